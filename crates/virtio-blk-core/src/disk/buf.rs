@@ -1,0 +1,249 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The data of one operation: host memory segments and what keeps them mapped.
+
+use std::cell::UnsafeCell;
+use std::fmt;
+use std::sync::Arc;
+
+/// Anything whose existence keeps a buffer's memory mapped: a guard on guest memory, an allocation.
+pub trait KeepAlive: Send + Sync + 'static {}
+impl<T: Send + Sync + 'static> KeepAlive for T {}
+
+/// An ordered list of host memory segments, together with an owner of that memory.
+///
+/// The memory may be shared with a guest that changes it at any moment. It is therefore only ever
+/// copied or handed to the kernel, never borrowed as a slice. Methods take `&self` also where they
+/// write: the buffer is a window on memory that others see.
+pub struct IoBuf {
+    segments: Vec<libc::iovec>,
+    len: usize,
+    keep: Option<Arc<dyn KeepAlive>>,
+}
+
+// SAFETY: the segments point to memory that `keep` holds mapped from any thread, and every access is a
+// raw copy that assumes other writers.
+unsafe impl Send for IoBuf {}
+
+/// Heap memory that is only accessed through raw pointers.
+struct Owned(UnsafeCell<Box<[u8]>>);
+// SAFETY: nothing but raw copies reach the content, see `IoBuf`.
+unsafe impl Send for Owned {}
+// SAFETY: as above.
+unsafe impl Sync for Owned {}
+
+impl Default for IoBuf {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl IoBuf {
+    /// An empty buffer; allocates nothing.
+    pub const fn new() -> Self {
+        Self {
+            segments: Vec::new(),
+            len: 0,
+            keep: None,
+        }
+    }
+
+    /// A buffer of its own memory, of one segment, with `data` as content.
+    pub fn from_vec(data: Vec<u8>) -> Self {
+        let len = data.len();
+        let owned = Arc::new(Owned(UnsafeCell::new(data.into_boxed_slice())));
+        let mut buf = Self::new();
+        // SAFETY: no reference into the box exists; the pointer stays valid as the box is never moved
+        // out of nor replaced.
+        let base = unsafe { (*owned.0.get()).as_mut_ptr() };
+        buf.keep = Some(owned);
+        // SAFETY: `base` is valid for `len` bytes while `keep` lives.
+        unsafe { buf.push(base, len) };
+        buf
+    }
+
+    /// A buffer of its own memory with `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
+        Self::from_vec(vec![0; len])
+    }
+
+    /// Forgets the segments, keeping the allocation of the list and the owner of the memory.
+    pub fn clear(&mut self) {
+        self.segments.clear();
+        self.len = 0;
+    }
+
+    /// Takes over an owner of the memory that later `push` calls refer to. Segments must have been
+    /// cleared: they lose their owner.
+    pub fn set_keep(&mut self, keep: Arc<dyn KeepAlive>) {
+        debug_assert!(self.segments.is_empty());
+        self.clear();
+        self.keep = Some(keep);
+    }
+
+    /// Gives up the memory: segments and owner.
+    pub fn release(&mut self) {
+        self.clear();
+        self.keep = None;
+    }
+
+    /// Appends a segment. Adjacent segments are merged, empty ones left out.
+    ///
+    /// # Safety
+    /// `base` must be valid for reads and writes (or only the direction the operation uses) of `len`
+    /// bytes, from any thread, until the owner given with [`IoBuf::set_keep`] is dropped. The sum of
+    /// all lengths must not exceed `isize::MAX`.
+    #[inline]
+    pub unsafe fn push(&mut self, base: *mut u8, len: usize) {
+        if len == 0 {
+            return;
+        }
+        self.len += len;
+        if let Some(last) = self.segments.last_mut()
+            && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base
+        {
+            last.iov_len += len;
+            return;
+        }
+        self.segments.push(libc::iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        });
+    }
+
+    /// Bytes in all segments.
+    #[inline]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    #[inline]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The segments, as the kernel takes them. Valid while this buffer lives.
+    #[inline]
+    pub fn segments(&self) -> &[libc::iovec] {
+        &self.segments
+    }
+
+    /// Whether every segment's address and length is a multiple of `align`, a power of two in bytes.
+    pub fn is_aligned(&self, align: usize) -> bool {
+        let mask = align.wrapping_sub(1);
+        self.segments
+            .iter()
+            .all(|s| (s.iov_base as usize | s.iov_len) & mask == 0)
+    }
+
+    /// Appends to `out` the pieces that cover this buffer from byte `offset` on: at most `max_len`
+    /// bytes in at most `max_segments` pieces. Returns the bytes covered.
+    pub fn window(
+        &self,
+        offset: usize,
+        max_len: usize,
+        max_segments: usize,
+        out: &mut Vec<libc::iovec>,
+    ) -> usize {
+        let mut covered = 0;
+        let mut left = max_segments;
+        self.visit(offset, max_len, |base, len| {
+            if left == 0 {
+                return false;
+            }
+            left -= 1;
+            covered += len;
+            out.push(libc::iovec {
+                iov_base: base.cast(),
+                iov_len: len,
+            });
+            true
+        });
+        covered
+    }
+
+    /// Copies `data` into the buffer from byte `offset` on, as far as there is room. Returns the bytes
+    /// copied.
+    pub fn copy_in(&self, offset: usize, data: &[u8]) -> usize {
+        let mut done = 0;
+        self.visit(offset, data.len(), |base, len| {
+            if let Some(part) = data.get(done..done + len) {
+                // SAFETY: `base` is valid for `len` bytes (contract of `push`), `part` has `len` bytes
+                // and is not guest memory, so they cannot overlap.
+                unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), base, len) };
+                done += len;
+            }
+            true
+        });
+        done
+    }
+
+    /// Copies from the buffer, from byte `offset` on, into `data`, as far as there are bytes. Returns
+    /// the bytes copied.
+    pub fn copy_out(&self, offset: usize, data: &mut [u8]) -> usize {
+        let mut done = 0;
+        let room = data.len();
+        self.visit(offset, room, |base, len| {
+            if let Some(part) = data.get_mut(done..done + len) {
+                // SAFETY: as in `copy_in`, in the other direction.
+                unsafe { std::ptr::copy_nonoverlapping(base.cast_const(), part.as_mut_ptr(), len) };
+                done += len;
+            }
+            true
+        });
+        done
+    }
+
+    /// Sets `len` bytes from byte `offset` on to `value`, as far as there are bytes. Returns the bytes
+    /// set.
+    pub fn fill(&self, offset: usize, len: usize, value: u8) -> usize {
+        let mut done = 0;
+        self.visit(offset, len, |base, len| {
+            // SAFETY: `base` is valid for writes of `len` bytes (contract of `push`).
+            unsafe { std::ptr::write_bytes(base, value, len) };
+            done += len;
+            true
+        });
+        done
+    }
+
+    /// A copy of the content.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut data = vec![0; self.len];
+        self.copy_out(0, &mut data);
+        data
+    }
+
+    /// Calls `f` with each contiguous piece of `[offset, offset + len)` clipped to the buffer, until it
+    /// answers `false`.
+    #[inline]
+    fn visit(&self, offset: usize, len: usize, mut f: impl FnMut(*mut u8, usize) -> bool) {
+        let (mut skip, mut left) = (offset, len);
+        for segment in &self.segments {
+            if left == 0 {
+                return;
+            }
+            if skip >= segment.iov_len {
+                skip -= segment.iov_len;
+                continue;
+            }
+            let part = (segment.iov_len - skip).min(left);
+            if !f(segment.iov_base.cast::<u8>().wrapping_add(skip), part) {
+                return;
+            }
+            skip = 0;
+            left -= part;
+        }
+    }
+}
+
+impl fmt::Debug for IoBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoBuf")
+            .field("len", &self.len)
+            .field("segments", &self.segments.len())
+            .finish()
+    }
+}

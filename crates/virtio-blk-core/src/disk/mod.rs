@@ -1,0 +1,156 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What stores the blocks: the contract between a device and its medium.
+//!
+//! A [`Disk`] is the shared control side: what the medium can do ([`Caps`]), how it changes, and how to
+//! open a data path. An [`IoQueue`] is one owner's data path: owned operations ([`Op`]) go in, exactly
+//! one [`Completion`] comes out for each. The shape is completion based because only that is sound with
+//! io_uring and device DMA; a synchronous disk answers [`Submit::Done`] at once.
+//!
+//! Nothing here knows rings, requests or transports. Offsets and lengths are in **bytes** everywhere in
+//! this module; [`Caps`] counts sectors of 512 bytes where the virtio specification does.
+
+mod buf;
+mod caps;
+mod error;
+mod op;
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+pub use buf::{IoBuf, KeepAlive};
+pub use caps::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
+pub use error::DiskError;
+pub use op::{Completion, Lifetime, Op, OpKind, Token};
+
+/// Something that changed on a disk while it was in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiskEvent {
+    /// The capacity is now this many sectors of 512 bytes; [`Disk::caps`] already says so.
+    Resized {
+        /// New capacity in sectors.
+        capacity: u64,
+    },
+    /// The medium reported a failure that no single request stands for (a lost backing device).
+    MediaError,
+}
+
+/// Called for each [`DiskEvent`], from whatever thread noticed it. Must not block and must not call
+/// back into the disk other than through [`Disk::caps`].
+pub type DiskListener = Arc<dyn Fn(DiskEvent) + Send + Sync>;
+
+/// The control side of a medium, shared by the device and all its queues.
+///
+/// Methods take `&self` and may be called from any thread at any time, also while queues are busy.
+pub trait Disk: Send + Sync {
+    /// What the medium can do now.
+    ///
+    /// The implementer guarantees that everything advertised was probed, not assumed; that only
+    /// [`Caps::capacity`] changes after creation; and that the call is cheap (no I/O). The result
+    /// passes [`Caps::validate`].
+    fn caps(&self) -> Caps;
+
+    /// Opens a data path that takes at least `depth` operations at a time before it answers
+    /// [`Submit::Full`].
+    ///
+    /// At most [`Caps::max_queues`] may be open at once; the caller keeps that limit. The queue holds
+    /// what it needs of the disk: it may outlive every other handle.
+    ///
+    /// # Errors
+    /// The resource that could not be had (a file descriptor, an io_uring, memory).
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError>;
+
+    /// Looks at the medium again and takes over what changed (a file that was extended, a block device
+    /// that was resized). Listeners are told before it returns. May do I/O.
+    ///
+    /// # Errors
+    /// The medium could not be examined; what was known before stays in force.
+    fn refresh(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    /// Adds a listener for changes. It stays for the life of the disk; hold a `Weak` in it where that
+    /// matters. A disk that never changes ignores it.
+    fn listen(&self, listener: DiskListener) {
+        let _ = listener;
+    }
+}
+
+/// What became of an operation given to [`IoQueue::submit`].
+#[derive(Debug)]
+pub enum Submit {
+    /// Accepted: its [`Completion`] comes out of a later [`IoQueue::reap`].
+    Queued,
+    /// Finished already, well or badly. It will not come out of [`IoQueue::reap`].
+    Done(Completion),
+    /// No room: nothing happened, the operation is handed back untouched. There is room again after
+    /// some completion was reaped.
+    Full(Op),
+}
+
+/// How the owner of an [`IoQueue`] learns that [`IoQueue::reap`] has something.
+#[derive(Debug)]
+pub enum Wait<'a> {
+    /// When this descriptor polls readable. Level triggered: it stays readable until `reap` took
+    /// everything; the owner never reads from it.
+    Fd(BorrowedFd<'a>),
+    /// There is no notification: call `reap` again and again while operations are in flight.
+    Poll,
+    /// Never: every `submit` answers [`Submit::Done`] (or `Full`).
+    Inline,
+}
+
+/// One owner's data path into a [`Disk`].
+///
+/// **Exactly once.** Every operation for which `submit` did not answer [`Submit::Full`] yields exactly
+/// one [`Completion`], through `Done` or through `reap`. Operations complete in any order; there is no
+/// ordering between operations in flight, also not between overlapping ones.
+///
+/// **All or nothing.** `Ok` means the whole buffer was transferred; short transfers and `EINTR` are the
+/// queue's business. After an error the affected range holds old data, new data or a mix (a failed
+/// read: the buffer's content is undefined).
+///
+/// **Ownership.** An accepted operation's buffer belongs to the queue until its completion hands it
+/// back. Dropping the queue blocks until the medium no longer touches any buffer (by cancelling or by
+/// waiting), then drops the operations without completing them.
+///
+/// **Hostile operations.** Offsets, lengths and alignment come from a guest. The caller has checked
+/// that `offset + len` lies inside the capacity it last saw; an implementer must still answer an
+/// operation outside its medium with [`DiskError::OutOfRange`] (a disk may shrink), a write to a
+/// read-only medium with [`DiskError::ReadOnly`], a kind it does not offer with
+/// [`DiskError::Unsupported`], and must never panic, loop without bound or allocate in proportion to
+/// an operation's length.
+pub trait IoQueue: Send {
+    /// Hands an operation over. Where batching pays, the work may wait until `flush_batch`.
+    fn submit(&mut self, op: Op) -> Submit;
+
+    /// Starts everything that was submitted since the last call. The owner calls it after each batch
+    /// of submissions.
+    ///
+    /// # Errors
+    /// The queue itself is broken (not one operation): the owner must stop using it, and drops it.
+    fn flush_batch(&mut self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    /// Moves finished operations to the end of `done`, without waiting. Returns how many.
+    ///
+    /// # Errors
+    /// As for [`IoQueue::flush_batch`]. Completions already appended to `done` are valid.
+    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError>;
+
+    /// How to learn that `reap` has something. The kind never changes during the life of a queue.
+    fn wait(&self) -> Wait<'_>;
+
+    /// Asks for an operation to finish early, as far as that is possible. It still completes exactly
+    /// once: with [`DiskError::Cancelled`] if it was stopped, else with its result. Unknown tokens are
+    /// ignored.
+    fn cancel(&mut self, token: Token) {
+        let _ = token;
+    }
+}
+
+#[cfg(test)]
+mod tests;
