@@ -151,7 +151,7 @@ impl Caps {
         if self.capacity > MAX_CAPACITY {
             return refuse("capacity is beyond 2^63 bytes");
         }
-        if self.capacity_bytes() % u64::from(guest_block) != 0 {
+        if !self.capacity_bytes().is_multiple_of(u64::from(guest_block)) {
             return refuse("capacity is not a multiple of guest_block");
         }
         if self.topology.physical_block_exp > 16 {
