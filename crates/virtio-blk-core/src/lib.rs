@@ -2,4 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
 
+pub mod device;
 pub mod disk;
+pub mod memory;
+pub mod request;
+pub mod ring;
+pub mod runner;
+pub mod spec;

@@ -74,10 +74,19 @@ impl IoBuf {
         self.len = 0;
     }
 
-    /// Takes over an owner of the memory that later `push` calls refer to. Segments must have been
-    /// cleared: they lose their owner.
+    /// Empties the buffer and makes `keep` the owner of the memory that later `push` calls refer to.
+    /// Costs no atomic operation when it already is.
+    #[inline]
+    pub fn ensure_keep(&mut self, keep: &Arc<dyn KeepAlive>) {
+        self.clear();
+        match &self.keep {
+            Some(held) if Arc::ptr_eq(held, keep) => {}
+            _ => self.keep = Some(keep.clone()),
+        }
+    }
+
+    /// Empties the buffer and makes `keep` the owner of the memory that later `push` calls refer to.
     pub fn set_keep(&mut self, keep: Arc<dyn KeepAlive>) {
-        debug_assert!(self.segments.is_empty());
         self.clear();
         self.keep = Some(keep);
     }

@@ -18,6 +18,7 @@ mod op;
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use buf::{IoBuf, KeepAlive};
 pub use caps::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
@@ -143,6 +144,12 @@ pub trait IoQueue: Send {
 
     /// How to learn that `reap` has something. The kind never changes during the life of a queue.
     fn wait(&self) -> Wait<'_>;
+
+    /// When `reap` should be called next although nothing told so: a layer that holds operations back
+    /// says until when. `None`: never.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
 
     /// Asks for an operation to finish early, as far as that is possible. It still completes exactly
     /// once: with [`DiskError::Cancelled`] if it was stopped, else with its result. Unknown tokens are

@@ -1,0 +1,188 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device a driver sees: features, configuration space, cache mode, serial number, live resize, and
+//! the start of queues. Knows no transport: that calls these methods from its registers or messages.
+//!
+//! A transport
+//! 1. shows [`Device::offered`] (plus its own bits, given in [`Options::transport_features`]),
+//! 2. passes on what the driver acknowledges with [`Device::accept`], reads and writes of the
+//!    configuration space, and resets,
+//! 3. starts each enabled queue with [`Device::start_queue`] at DRIVER_OK (not before: checklist 4), and
+//! 4. tells the driver when its config listener is called.
+//!
+//! [`StatusRegister`] does the bookkeeping of the status byte for transports that have one.
+
+mod config;
+mod features;
+mod options;
+mod saved;
+mod start;
+mod status;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use config::ConfigError;
+pub use features::NegotiationError;
+pub use options::{Options, OptionsError};
+pub use saved::{RestoreError, SavedDevice, SavedQueue};
+pub use start::StartError;
+pub use status::{StatusChange, StatusRegister};
+
+use crate::disk::{Caps, Disk, DiskEvent};
+use crate::runner::Counters;
+
+/// Called after each change of the configuration space that the driver did not make. Must not block.
+pub type ConfigListener = Box<dyn Fn() + Send + Sync>;
+
+/// What changes while queues run; read by each of them for each request.
+#[derive(Debug)]
+pub(crate) struct Live {
+    capacity: AtomicU64,
+    writeback: AtomicBool,
+}
+
+impl Live {
+    /// Capacity in sectors.
+    #[inline]
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// The driver's cache mode.
+    #[inline]
+    pub(crate) fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+}
+
+/// A virtio-blk device over a [`Disk`]. Shared: all methods take `&self`.
+pub struct Device {
+    disk: Arc<dyn Disk>,
+    caps: Caps,
+    options: Options,
+    offered: u64,
+    accepted: AtomicU64,
+    live: Arc<Live>,
+    generation: AtomicU32,
+    listeners: Mutex<Vec<ConfigListener>>,
+    counters: Vec<Arc<Counters>>,
+}
+
+impl Device {
+    /// Makes a device. It listens to the disk's changes as long as it lives.
+    ///
+    /// # Errors
+    /// The options contradict each other or the disk's capabilities.
+    pub fn new(disk: Arc<dyn Disk>, options: Options) -> Result<Arc<Self>, OptionsError> {
+        let mut caps = disk.caps();
+        caps.validate().map_err(OptionsError::Disk)?;
+        options.validate(&caps)?;
+        if options.read_only {
+            caps.read_only = true;
+        }
+        let offered = features::offer(&caps, &options);
+        let device = Arc::new(Self {
+            caps,
+            offered,
+            accepted: AtomicU64::new(0),
+            live: Arc::new(Live {
+                capacity: AtomicU64::new(caps.capacity),
+                writeback: AtomicBool::new(true),
+            }),
+            generation: AtomicU32::new(0),
+            listeners: Mutex::new(Vec::new()),
+            counters: (0..options.queues).map(|_| Arc::default()).collect(),
+            options,
+            disk: disk.clone(),
+        });
+        device
+            .live
+            .writeback
+            .store(device.initial_writeback(), Ordering::Relaxed);
+        let weak = Arc::downgrade(&device);
+        disk.listen(Arc::new(move |event| {
+            if let Some(device) = weak.upgrade() {
+                device.disk_changed(event);
+            }
+        }));
+        // A change between `caps` and `listen` would go unseen.
+        device.take_capacity(device.disk.caps().capacity);
+        Ok(device)
+    }
+
+    /// The disk below.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Capacity in sectors of 512 bytes, as the driver sees it now.
+    pub fn capacity(&self) -> u64 {
+        self.live.capacity()
+    }
+
+    /// The counters of a queue; they go on over restarts of the queue. `None` beyond the last queue.
+    pub fn counters(&self, queue: u16) -> Option<&Arc<Counters>> {
+        self.counters.get(usize::from(queue))
+    }
+
+    /// Adds a listener for changes of the configuration space.
+    pub fn listen(&self, listener: ConfigListener) {
+        self.lock_listeners().push(listener);
+    }
+
+    /// Forgets what was negotiated, as a device reset does (checklist 5). The transport has stopped all
+    /// queues.
+    pub fn reset(&self) {
+        self.accepted.store(0, Ordering::Release);
+        self.live
+            .writeback
+            .store(self.initial_writeback(), Ordering::Relaxed);
+    }
+
+    fn disk_changed(&self, event: DiskEvent) {
+        if let DiskEvent::Resized { capacity } = event {
+            self.take_capacity(capacity);
+        }
+    }
+
+    fn take_capacity(&self, capacity: u64) {
+        if self.live.capacity.swap(capacity, Ordering::Relaxed) != capacity {
+            self.config_changed();
+        }
+    }
+
+    fn config_changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        for listener in self.lock_listeners().iter() {
+            listener();
+        }
+    }
+
+    fn lock_listeners(&self) -> std::sync::MutexGuard<'_, Vec<ConfigListener>> {
+        // A listener that panicked left the list as it was.
+        self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Device")
+            .field("capacity", &self.capacity())
+            .field("offered", &self.offered)
+            .field("accepted", &self.accepted())
+            .field("options", &self.options)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,76 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Starting queues.
+
+use virtio_queue::QueueState;
+
+use super::Device;
+use crate::disk::DiskError;
+use crate::memory::DeviceMemory;
+use crate::request::Rules;
+use crate::ring::RingError;
+use crate::runner::{QueueParts, QueueRunner, QueueSetup};
+use crate::spec::feature;
+
+/// Why a queue could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The device has no such queue.
+    #[error("queue {index} of a device with {queues}")]
+    Index {
+        /// As asked for.
+        index: u16,
+        /// How many there are.
+        queues: u16,
+    },
+    /// Features were not negotiated.
+    #[error("the driver's features were not accepted yet")]
+    NotNegotiated,
+    /// The driver's ring is not usable.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// The disk gave no data path.
+    #[error("the disk can't serve another queue: {0}")]
+    Disk(#[source] DiskError),
+}
+
+impl Device {
+    /// Starts queue `index` at `state`, which is validated: sizes, alignment, mapping. The result takes
+    /// nothing from the ring before its first [`QueueRunner::service`].
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing of the guest's was touched.
+    pub fn start_queue<M: DeviceMemory>(
+        &self,
+        index: u16,
+        setup: QueueSetup<M>,
+        state: &QueueState,
+    ) -> Result<QueueRunner<M>, StartError> {
+        let counters = self.counters(index).ok_or(StartError::Index {
+            index,
+            queues: self.options.queues,
+        })?;
+        let features = self.accepted();
+        if features & feature::VERSION_1 == 0 {
+            return Err(StartError::NotNegotiated);
+        }
+        let state = QueueState {
+            max_size: self.options.queue_size,
+            ..*state
+        };
+        let mut rules = Rules::new(&self.caps, features);
+        rules.capacity = self.capacity();
+        let parts = QueueParts {
+            io: self.disk.open_queue(state.size).map_err(StartError::Disk)?,
+            rules,
+            features,
+            live: self.live.clone(),
+            serial: self.options.serial_bytes(),
+            write_cache: self.write_cache(),
+            counters: counters.clone(),
+        };
+        Ok(QueueRunner::start(setup, parts, &state)?)
+    }
+}

@@ -1,0 +1,254 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Translation of guest ranges to host memory.
+
+use std::cell::Cell;
+use std::fmt;
+use std::mem::size_of;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryBackend, GuestMemoryRegion,
+    MemoryRegionAddress, Permissions,
+};
+
+use super::{DeviceMemory, Unmapped};
+use crate::disk::KeepAlive;
+
+/// One contiguous piece of guest memory. `last` is inclusive so that a region may end at 2^64.
+struct Region {
+    start: u64,
+    last: u64,
+    base: *mut u8,
+}
+
+/// The memory map a queue works on: a snapshot of the guest's, held mapped.
+pub struct GuestMap<M: GuestAddressSpace> {
+    space: M,
+    guard: Arc<M::T>,
+    keep: Arc<dyn KeepAlive>,
+    /// The regions of a plain memory map, by address; empty when lookups go through translation.
+    regions: Vec<Region>,
+    translated: bool,
+    /// Index of the region that was hit last.
+    hint: Cell<usize>,
+    generation: u64,
+}
+
+// SAFETY: the host addresses in `regions` belong to memory that `guard` keeps mapped for any thread.
+unsafe impl<M: DeviceMemory> Send for GuestMap<M> {}
+
+impl<M: DeviceMemory> GuestMap<M> {
+    /// Whether writes are tracked at all: a bitmap without state tracks nothing.
+    const TRACKS_DIRTY: bool = size_of::<<M::M as GuestMemory>::Bitmap>() != 0;
+
+    /// Takes a snapshot of `space`.
+    pub fn new(space: M) -> Self {
+        let guard = Arc::new(space.memory());
+        let keep: Arc<dyn KeepAlive> = guard.clone();
+        let mut map = Self {
+            space,
+            guard,
+            keep,
+            regions: Vec::new(),
+            translated: false,
+            hint: Cell::new(0),
+            generation: 1,
+        };
+        map.index();
+        map
+    }
+
+    /// Whether the address space has another memory map now than when the snapshot was taken. Cheap.
+    /// A translation that changed inside the same map can't be seen: its owner calls
+    /// [`GuestMap::renew`].
+    #[inline]
+    pub fn is_stale(&self) -> bool {
+        let now = self.space.memory();
+        !std::ptr::eq(now.deref(), self.guard.deref().deref())
+    }
+
+    /// Takes a new snapshot. Host addresses given out before stay mapped as long as their owner holds
+    /// the [`KeepAlive`] of that time.
+    pub fn renew(&mut self) {
+        self.guard = Arc::new(self.space.memory());
+        self.keep = self.guard.clone();
+        self.generation += 1;
+        self.index();
+    }
+
+    fn index(&mut self) {
+        self.regions.clear();
+        self.hint.set(0);
+        let Some(plain) = self.guard.deref().deref().physical_memory() else {
+            self.translated = true;
+            return;
+        };
+        self.translated = false;
+        for region in plain.iter() {
+            // A region without a host address can't be used by a device: leave a hole there.
+            if let Ok(base) = region.get_host_address(MemoryRegionAddress(0))
+                && region.len() > 0
+            {
+                self.regions.push(Region {
+                    start: region.start_addr().0,
+                    last: region.last_addr().0,
+                    base,
+                });
+            }
+        }
+        self.regions.sort_unstable_by_key(|r| r.start);
+    }
+
+    /// Counts snapshots: differs after each [`GuestMap::renew`].
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// What keeps every host address of this snapshot mapped.
+    #[inline]
+    pub fn keep(&self) -> &Arc<dyn KeepAlive> {
+        &self.keep
+    }
+
+    /// Calls `f` with the host address and length of each contiguous piece of `len` bytes of guest memory
+    /// from `addr` on, in order. The pieces add up to `len`. They stay mapped while [`GuestMap::keep`]'s
+    /// present value lives.
+    ///
+    /// # Errors
+    /// [`Unmapped`] if any part is not mapped for `access` or the range wraps; `f` may have been called
+    /// for pieces before that part.
+    #[inline]
+    pub fn translate(
+        &self,
+        addr: u64,
+        len: usize,
+        access: Permissions,
+        mut f: impl FnMut(*mut u8, usize),
+    ) -> Result<(), Unmapped> {
+        let unmapped = Unmapped {
+            addr,
+            len: len as u64,
+        };
+        if len == 0 {
+            return Ok(());
+        }
+        let last = addr.checked_add(len as u64 - 1).ok_or(unmapped)?;
+        if let Some(region) = self.regions.get(self.hint.get())
+            && addr >= region.start
+            && last <= region.last
+        {
+            f(
+                region.base.wrapping_add((addr - region.start) as usize),
+                len,
+            );
+            return Ok(());
+        }
+        if self.translated {
+            self.translate_indirectly(addr, len, access, f)
+        } else {
+            self.translate_over_regions(addr, last, f)
+        }
+        .ok_or(unmapped)
+    }
+
+    #[cold]
+    fn translate_over_regions(
+        &self,
+        mut addr: u64,
+        last: u64,
+        mut f: impl FnMut(*mut u8, usize),
+    ) -> Option<()> {
+        let mut index = self
+            .regions
+            .partition_point(|r| r.start <= addr)
+            .checked_sub(1)?;
+        self.hint.set(index);
+        loop {
+            let region = self.regions.get(index)?;
+            if addr < region.start || addr > region.last {
+                return None;
+            }
+            let end = last.min(region.last);
+            f(
+                region.base.wrapping_add((addr - region.start) as usize),
+                (end - addr) as usize + 1,
+            );
+            if end == last {
+                return Some(());
+            }
+            addr = end + 1;
+            index += 1;
+        }
+    }
+
+    fn translate_indirectly(
+        &self,
+        addr: u64,
+        len: usize,
+        access: Permissions,
+        mut f: impl FnMut(*mut u8, usize),
+    ) -> Option<()> {
+        let memory: &M::M = self.guard.deref().deref();
+        let mut covered = 0usize;
+        for slice in memory.get_slices(GuestAddress(addr), len, access).ok()? {
+            let slice = slice.ok()?;
+            covered = covered.checked_add(slice.len())?;
+            f(slice.ptr_guard_mut().as_ptr(), slice.len());
+        }
+        // vm-memory's IOTLB may answer a wrapping range with nothing and no error.
+        (covered == len).then_some(())
+    }
+
+    /// Copies `N` bytes from guest memory.
+    ///
+    /// # Errors
+    /// [`Unmapped`], as for [`GuestMap::translate`].
+    #[inline]
+    pub fn read_array<const N: usize>(&self, addr: u64) -> Result<[u8; N], Unmapped> {
+        let mut bytes = [0; N];
+        let mut done = 0;
+        self.translate(addr, N, Permissions::Read, |base, len| {
+            if let Some(part) = bytes.get_mut(done..done + len) {
+                // SAFETY: `base` is mapped for `len` bytes; `part` is our own memory of `len` bytes.
+                unsafe { std::ptr::copy_nonoverlapping(base.cast_const(), part.as_mut_ptr(), len) };
+                done += len;
+            }
+        })?;
+        Ok(bytes)
+    }
+
+    /// Notes that the device wrote `len` bytes from `addr` on. Ranges that are no longer mapped are
+    /// passed over. Costs nothing where the memory tracks nothing.
+    #[inline]
+    pub fn mark_dirty(&self, addr: u64, len: usize) {
+        if Self::TRACKS_DIRTY && len != 0 && addr.checked_add(len as u64 - 1).is_some() {
+            let memory: &M::M = self.guard.deref().deref();
+            if let Ok(slices) = memory.get_slices(GuestAddress(addr), len, Permissions::Write) {
+                for slice in slices.map_while(Result::ok) {
+                    slice.bitmap().mark_dirty(0, slice.len());
+                }
+            }
+        }
+    }
+
+    /// Whether [`GuestMap::mark_dirty`] has any effect.
+    #[inline]
+    pub const fn tracks_dirty(&self) -> bool {
+        Self::TRACKS_DIRTY
+    }
+}
+
+impl<M: GuestAddressSpace> fmt::Debug for GuestMap<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GuestMap")
+            .field("regions", &self.regions.len())
+            .field("translated", &self.translated)
+            .field("generation", &self.generation)
+            .finish()
+    }
+}

@@ -1,0 +1,46 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Guest memory resolved to host addresses, once per memory map instead of once per field.
+//!
+//! [`GuestMap`] translates ranges over any [`vm_memory::GuestMemory`]: a plain memory map through a table
+//! of its regions, a translated one (an IOMMU, an IOTLB) through its own lookup, behind checks that keep
+//! addresses from wrapping. `RingArea` is a ring structure resolved for repeated access.
+
+mod area;
+mod map;
+
+use vm_memory::{GuestAddressSpace, GuestMemory};
+
+pub(crate) use area::{RingArea, read_16};
+pub use map::GuestMap;
+pub use vm_memory::Permissions;
+
+/// Guest memory that a device can use: an address space whose guard keeps the memory mapped and can
+/// travel with an operation to other threads.
+///
+/// Implemented for all that qualifies: `Arc<GuestMemoryMmap>`, `GuestMemoryAtomic<…>`,
+/// `Arc<IommuMemory<…>>`. While a guard exists, every host address it gave out stays mapped; memory that
+/// is mapped on demand for each access (vm-memory's `xen` feature) does not do that and can't be used.
+pub trait DeviceMemory:
+    GuestAddressSpace<M: GuestMemory, T: Send + Sync + 'static> + Send + 'static
+{
+}
+
+impl<S> DeviceMemory for S where
+    S: GuestAddressSpace<M: GuestMemory, T: Send + Sync + 'static> + Send + 'static
+{
+}
+
+/// A guest range that is not mapped, not with the needed permission, or that wraps around.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("guest memory {addr:#x} (+{len:#x} bytes) is not mapped for this access")]
+pub struct Unmapped {
+    /// First guest address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Validation of requests: from a header and lengths in private memory to something that can be
+//! executed, or the status to answer. Pure functions: nothing here touches guest memory or a disk.
+//!
+//! Order of the checks (numbers: the project's checklist of virtio 1.4, 5.2): framing (26), read-only
+//! (35), unknown or not negotiated (29, 55, 64), lengths (31, 46), flags (47, 48), limits and range
+//! (32, 49, 50).
+
+mod range;
+
+pub use range::{Range, RangeKind, parse_ranges};
+
+use crate::disk::{Caps, EraseLimits, Lifetime, SECTOR_SIZE, ZeroLimits};
+use crate::spec::{RequestHeader, RequestStatus, RequestType, SEGMENT_SIZE, feature};
+
+/// Most segments of one discard, write-zeroes or secure-erase request, whatever the disk allows: they
+/// are copied to private memory.
+pub const MAX_SEGMENTS: u32 = 256;
+
+/// What requests are checked against: fixed while a queue runs, except for the capacity.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Capacity in sectors; follows live resizes.
+    pub capacity: u64,
+    /// Logical block in bytes.
+    pub block: u32,
+    /// Nothing may change the medium.
+    pub read_only: bool,
+    /// Limits, where the feature was negotiated.
+    pub discard: Option<EraseLimits>,
+    /// Limits, where the feature was negotiated.
+    pub write_zeroes: Option<ZeroLimits>,
+    /// Limits, where the feature was negotiated.
+    pub secure_erase: Option<EraseLimits>,
+    /// Lifetime was negotiated.
+    pub lifetime: bool,
+}
+
+impl Rules {
+    /// The rules of a disk under the driver's `features`.
+    pub fn new(caps: &Caps, features: u64) -> Self {
+        let has = |bit| features & bit != 0;
+        Self {
+            capacity: caps.capacity,
+            block: caps.align.guest_block,
+            read_only: caps.read_only,
+            discard: caps.discard.filter(|_| has(feature::DISCARD)),
+            write_zeroes: caps.write_zeroes.filter(|_| has(feature::WRITE_ZEROES)),
+            secure_erase: caps.secure_erase.filter(|_| has(feature::SECURE_ERASE)),
+            lifetime: caps.lifetime && has(feature::LIFETIME),
+        }
+    }
+
+    /// The one place for range maths: byte offset of `len` bytes from `sector` on, if they lie inside
+    /// the capacity and are whole blocks. Free of overflow.
+    #[inline]
+    fn locate(&self, sector: u64, len: u64) -> Result<u64, RequestStatus> {
+        let sectors = len / SECTOR_SIZE;
+        let whole = len.is_multiple_of(SECTOR_SIZE)
+            && sector <= self.capacity
+            && sectors <= self.capacity - sector;
+        // The capacity in bytes fits an i64 (`Caps::validate`), and so does any sector up to it.
+        let offset = sector.wrapping_mul(SECTOR_SIZE);
+        if whole && (offset | len) & (u64::from(self.block) - 1) == 0 {
+            Ok(offset)
+        } else {
+            Err(RequestStatus::IoErr)
+        }
+    }
+}
+
+/// A request that can be executed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Read `len` bytes at byte `offset` into the writable data.
+    Read {
+        /// Bytes from the start of the disk.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Write `len` bytes of the readable data at byte `offset`.
+    Write {
+        /// Bytes from the start of the disk.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Flush.
+    Flush,
+    /// Copy at most this many bytes of the serial number into the writable data.
+    GetId {
+        /// Bytes.
+        len: u32,
+    },
+    /// Copy the lifetime information into the writable data.
+    GetLifetime,
+    /// Read `len` bytes of segments from the readable data and hand them to [`parse_ranges`].
+    Ranges {
+        /// What to do with them.
+        kind: RangeKind,
+        /// Bytes, a multiple of [`SEGMENT_SIZE`], at most [`MAX_SEGMENTS`] of them.
+        len: u32,
+    },
+}
+
+/// Checks a request: `header`, the bytes `readable` behind it and the bytes `writable` before the status.
+///
+/// # Errors
+/// The status to answer.
+#[inline]
+pub fn parse(
+    header: &RequestHeader,
+    readable: u32,
+    writable: u32,
+    rules: &Rules,
+) -> Result<Request, RequestStatus> {
+    match header.kind {
+        RequestType::In => Ok(Request::Read {
+            offset: rules.locate(header.sector, u64::from(writable))?,
+            len: writable,
+        }),
+        RequestType::Out if rules.read_only => Err(RequestStatus::IoErr),
+        RequestType::Out => Ok(Request::Write {
+            offset: rules.locate(header.sector, u64::from(readable))?,
+            len: readable,
+        }),
+        RequestType::Flush => Ok(Request::Flush),
+        RequestType::GetId => Ok(Request::GetId {
+            len: writable.min(crate::spec::SERIAL_SIZE as u32),
+        }),
+        RequestType::GetLifetime if !rules.lifetime => Err(RequestStatus::Unsupp),
+        RequestType::GetLifetime if writable < Lifetime::SIZE as u32 => Err(RequestStatus::IoErr),
+        RequestType::GetLifetime => Ok(Request::GetLifetime),
+        RequestType::Discard => ranges(RangeKind::Discard, readable, rules),
+        RequestType::WriteZeroes => ranges(RangeKind::WriteZeroes, readable, rules),
+        RequestType::SecureErase => ranges(RangeKind::SecureErase, readable, rules),
+        RequestType::Unknown(_) => Err(RequestStatus::Unsupp),
+    }
+}
+
+fn ranges(kind: RangeKind, len: u32, rules: &Rules) -> Result<Request, RequestStatus> {
+    if rules.read_only {
+        return Err(RequestStatus::IoErr);
+    }
+    let (max_segments, _) = kind.limits(rules).ok_or(RequestStatus::Unsupp)?;
+    let count = len / SEGMENT_SIZE as u32;
+    if len == 0
+        || !len.is_multiple_of(SEGMENT_SIZE as u32)
+        || count > max_segments.min(MAX_SEGMENTS)
+    {
+        return Err(RequestStatus::IoErr);
+    }
+    Ok(Request::Ranges { kind, len })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,569 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The split virtqueue (virtio 1.4, 2.7).
+
+use std::num::Wrapping;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_queue::QueueState;
+
+use super::{Chain, ChainError, Popped, Ring, RingError, Segment};
+use crate::disk::KeepAlive;
+use crate::memory::{DeviceMemory, GuestMap, Permissions, RingArea, read_16};
+use crate::spec::feature;
+
+/// The largest queue size the specification allows, in descriptors.
+pub const MAX_QUEUE_SIZE: u16 = 32768;
+
+const DESC_F_NEXT: u16 = 1;
+const DESC_F_WRITE: u16 = 2;
+const DESC_F_INDIRECT: u16 = 4;
+const DESC_SIZE: usize = 16;
+
+const AVAIL_F_NO_INTERRUPT: u16 = 1;
+const USED_F_NO_NOTIFY: u16 = 1;
+/// Offset of `flags`, `idx` and the first entry, in the available and in the used ring.
+const FLAGS: usize = 0;
+const IDX: usize = 2;
+const ENTRIES: usize = 4;
+
+/// Bytes of an indirect table that can be addressed: a `next` field has 16 bits.
+const MAX_TABLE: usize = (u16::MAX as usize + 1) * DESC_SIZE;
+
+/// A descriptor, in private memory.
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    #[inline]
+    fn from_bytes(bytes: [u8; DESC_SIZE]) -> Self {
+        let value = u128::from_le_bytes(bytes);
+        Self {
+            addr: value as u64,
+            len: (value >> 64) as u32,
+            flags: (value >> 96) as u16,
+            next: (value >> 112) as u16,
+        }
+    }
+}
+
+/// The three structures in host memory.
+struct Areas {
+    desc: RingArea,
+    avail: RingArea,
+    used: RingArea,
+    /// Keeps the areas mapped.
+    _keep: Arc<dyn KeepAlive>,
+}
+
+/// The device side of a split virtqueue.
+pub struct SplitRing {
+    areas: Areas,
+    /// Addresses and maximum, as given at the start.
+    origin: QueueState,
+    size: u16,
+    event_idx: bool,
+    indirect: bool,
+    /// The next available entry to take.
+    next_avail: Wrapping<u16>,
+    /// The driver's available index as last seen.
+    seen_avail: Wrapping<u16>,
+    /// The next used entry to fill.
+    next_used: Wrapping<u16>,
+    /// The used index the driver sees.
+    published: Wrapping<u16>,
+    kicks_enabled: bool,
+    /// One bit per head the device has.
+    busy: Vec<u64>,
+    in_flight: u16,
+    /// Pieces of the indirect table being walked.
+    table: Vec<(*mut u8, usize)>,
+    latched: Option<RingError>,
+}
+
+// SAFETY: `table` only holds addresses during a call of `pop`.
+unsafe impl Send for SplitRing {}
+
+impl SplitRing {
+    /// Takes over a queue at `state`, with the driver's `features` (of which INDIRECT_DESC and
+    /// EVENT_IDX matter here). The state is validated: it may come from a hostile driver or snapshot.
+    ///
+    /// # Errors
+    /// [`RingError`]: not ready, bad size, misaligned or unmapped structures.
+    pub fn new<M: DeviceMemory>(
+        map: &GuestMap<M>,
+        state: &QueueState,
+        features: u64,
+    ) -> Result<Self, RingError> {
+        if !state.ready {
+            return Err(RingError::NotReady);
+        }
+        let max = state.max_size.min(MAX_QUEUE_SIZE);
+        if !state.size.is_power_of_two() || state.size > max {
+            return Err(RingError::Size {
+                size: state.size,
+                max,
+            });
+        }
+        let event_idx = features & feature::RING_EVENT_IDX != 0;
+        let areas = Areas::resolve(map, state, event_idx)?;
+        Ok(Self {
+            areas,
+            origin: QueueState {
+                event_idx_enabled: event_idx,
+                ..*state
+            },
+            size: state.size,
+            event_idx,
+            indirect: features & feature::RING_INDIRECT_DESC != 0,
+            next_avail: Wrapping(state.next_avail),
+            seen_avail: Wrapping(state.next_avail),
+            next_used: Wrapping(state.next_used),
+            published: Wrapping(state.next_used),
+            // Unknown what an earlier device left in `flags`: the first `enable_kicks` stores it.
+            kicks_enabled: false,
+            busy: vec![0; usize::from(state.size).div_ceil(64)],
+            in_flight: 0,
+            table: Vec::new(),
+            latched: None,
+        })
+    }
+
+    /// The used index in guest memory: what a device that only knows the addresses goes on from.
+    ///
+    /// # Errors
+    /// As for [`SplitRing::new`].
+    pub fn used_index<M: DeviceMemory>(
+        map: &GuestMap<M>,
+        state: &QueueState,
+    ) -> Result<u16, RingError> {
+        let areas = Areas::resolve(map, state, false)?;
+        areas
+            .used
+            .load_u16(IDX, Ordering::Acquire)
+            .ok_or(RingError::NotReady)
+    }
+
+    /// Takes over a head that an earlier device left in flight, as if `pop` had found it: for replaying
+    /// an in-flight log. The state must already count it as taken.
+    ///
+    /// # Errors
+    /// The latched [`RingError`] if the head is out of range or taken twice.
+    pub fn resume<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        chain: &mut Chain,
+    ) -> Result<Popped, RingError> {
+        self.check()?;
+        self.take(head)?;
+        chain.clear(head);
+        Ok(match self.walk(map, head, chain) {
+            Ok(()) => Popped::Chain,
+            Err(error) => Popped::Malformed(error),
+        })
+    }
+
+    #[inline]
+    fn check(&self) -> Result<(), RingError> {
+        match self.latched {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    #[cold]
+    fn latch(&mut self, error: RingError) -> RingError {
+        *self.latched.get_or_insert(error)
+    }
+
+    /// Marks a head as the device's.
+    #[inline]
+    fn take(&mut self, head: u16) -> Result<(), RingError> {
+        let bit = 1u64 << (head % 64);
+        match self.busy.get_mut(usize::from(head / 64)) {
+            Some(word) if head < self.size => {
+                if *word & bit != 0 {
+                    return Err(self.latch(RingError::HeadInFlight { head }));
+                }
+                *word |= bit;
+            }
+            _ => {
+                let size = self.size;
+                return Err(self.latch(RingError::HeadIndex { head, size }));
+            }
+        }
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// Gives a head back; `false` if the device does not have it.
+    #[inline]
+    fn give_back(&mut self, head: u16) -> bool {
+        let bit = 1u64 << (head % 64);
+        match self.busy.get_mut(usize::from(head / 64)) {
+            Some(word) if *word & bit != 0 => {
+                *word &= !bit;
+                self.in_flight -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    #[inline]
+    fn slot(&self, index: Wrapping<u16>) -> usize {
+        usize::from(index.0 & (self.size - 1))
+    }
+
+    /// Reads the chain from `head` on into `chain`, each descriptor once.
+    #[inline]
+    fn walk<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        chain: &mut Chain,
+    ) -> Result<(), ChainError> {
+        let mut index = head;
+        for _ in 0..self.size {
+            if index >= self.size {
+                return Err(ChainError::NextIndex);
+            }
+            let bytes = self
+                .areas
+                .desc
+                .read_16(usize::from(index) * DESC_SIZE)
+                .ok_or(ChainError::NextIndex)?;
+            let desc = Descriptor::from_bytes(bytes);
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                // The device ignores the WRITE flag here (virtio 1.4, 2.7.5.3.2).
+                if !self.indirect {
+                    return Err(ChainError::IndirectNotNegotiated);
+                }
+                if desc.flags & DESC_F_NEXT != 0 {
+                    return Err(ChainError::IndirectMisplaced);
+                }
+                return self.walk_table(map, &desc, chain);
+            }
+            append(chain, &desc)?;
+            if desc.flags & DESC_F_NEXT == 0 {
+                return Ok(());
+            }
+            index = desc.next;
+        }
+        Err(ChainError::TooLong)
+    }
+
+    fn walk_table<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        table: &Descriptor,
+        chain: &mut Chain,
+    ) -> Result<(), ChainError> {
+        let len = table.len as usize;
+        if len == 0 || !len.is_multiple_of(DESC_SIZE) {
+            return Err(ChainError::IndirectLength(table.len));
+        }
+        let count = (len / DESC_SIZE).min(MAX_TABLE / DESC_SIZE);
+        let pieces = &mut self.table;
+        pieces.clear();
+        map.translate(
+            table.addr,
+            count * DESC_SIZE,
+            Permissions::Read,
+            |base, len| {
+                pieces.push((base, len));
+            },
+        )?;
+        // The spec's limit on chains is the queue size, direct descriptors included; a table that the
+        // driver filled to its seg_max is allowed up to the queue size of its own.
+        let mut index = 0u16;
+        for _ in 0..self.size {
+            if usize::from(index) >= count {
+                return Err(ChainError::NextIndex);
+            }
+            let desc = Descriptor::from_bytes(read_entry(pieces, usize::from(index) * DESC_SIZE));
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                return Err(ChainError::IndirectMisplaced);
+            }
+            append(chain, &desc)?;
+            if desc.flags & DESC_F_NEXT == 0 {
+                return Ok(());
+            }
+            index = desc.next;
+        }
+        Err(ChainError::TooLong)
+    }
+
+    /// Marks what `publish` stored as dirty: entries from `from` on, and the index.
+    fn mark_published<M: DeviceMemory>(&self, map: &GuestMap<M>, from: Wrapping<u16>) {
+        let count = usize::from((self.next_used - from).0);
+        let first = self.slot(from);
+        let until_end = count.min(usize::from(self.size) - first);
+        let used = &self.areas.used;
+        map.mark_dirty(used.guest_addr(ENTRIES + first * 8), until_end * 8);
+        map.mark_dirty(used.guest_addr(ENTRIES), (count - until_end) * 8);
+        map.mark_dirty(used.guest_addr(IDX), 2);
+    }
+}
+
+/// Appends a descriptor's range to its stream.
+#[inline]
+fn append(chain: &mut Chain, desc: &Descriptor) -> Result<(), ChainError> {
+    let segment = Segment {
+        addr: desc.addr,
+        len: desc.len,
+    };
+    let writable = desc.flags & DESC_F_WRITE != 0;
+    if !writable && !chain.writable.is_empty() {
+        return Err(ChainError::ReadableAfterWritable);
+    }
+    if desc.len == 0 {
+        return Ok(());
+    }
+    let total = u64::from(chain.readable_len) + u64::from(chain.writable_len) + u64::from(desc.len);
+    if total > u64::from(u32::MAX) {
+        return Err(ChainError::TooLarge);
+    }
+    if writable {
+        chain.writable_len += desc.len;
+        chain.writable.push(segment);
+    } else {
+        chain.readable_len += desc.len;
+        chain.readable.push(segment);
+    }
+    Ok(())
+}
+
+/// Reads the 16 bytes at `offset` of a table in pieces. The table covers them (checked by the caller).
+#[inline]
+fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u8; DESC_SIZE] {
+    let mut entry = [0; DESC_SIZE];
+    let mut done = 0;
+    for &(base, len) in pieces {
+        if offset >= len {
+            offset -= len;
+            continue;
+        }
+        if done == 0 && len - offset >= DESC_SIZE {
+            // SAFETY: `base` is mapped for `len` bytes.
+            return unsafe { read_16(base.wrapping_add(offset)) };
+        }
+        let part = (len - offset).min(DESC_SIZE - done);
+        if let Some(target) = entry.get_mut(done..done + part) {
+            // SAFETY: `base` is mapped for `len` bytes; `target` is private.
+            unsafe {
+                std::ptr::copy_nonoverlapping(base.wrapping_add(offset), target.as_mut_ptr(), part)
+            };
+        }
+        done += part;
+        offset = 0;
+        if done == DESC_SIZE {
+            break;
+        }
+    }
+    entry
+}
+
+impl Areas {
+    fn resolve<M: DeviceMemory>(
+        map: &GuestMap<M>,
+        state: &QueueState,
+        event_idx: bool,
+    ) -> Result<Self, RingError> {
+        let size = usize::from(state.size);
+        let event = if event_idx { 2 } else { 0 };
+        let area = |what, addr: u64, len, access, align: usize| {
+            if !addr.is_multiple_of(align as u64) {
+                return Err(RingError::Misaligned {
+                    what,
+                    addr,
+                    align: align as u64,
+                });
+            }
+            RingArea::resolve(map, addr, len, access, align)
+                .map_err(|source| RingError::NotMapped { what, source })
+        };
+        Ok(Self {
+            desc: area(
+                "descriptor table",
+                state.desc_table,
+                size * DESC_SIZE,
+                Permissions::Read,
+                DESC_SIZE,
+            )?,
+            avail: area(
+                "available ring",
+                state.avail_ring,
+                ENTRIES + 2 * size + event,
+                Permissions::Read,
+                2,
+            )?,
+            used: area(
+                "used ring",
+                state.used_ring,
+                ENTRIES + 8 * size + event,
+                Permissions::ReadWrite,
+                4,
+            )?,
+            _keep: map.keep().clone(),
+        })
+    }
+}
+
+impl Ring for SplitRing {
+    #[inline]
+    fn pop<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        chain: &mut Chain,
+    ) -> Result<Popped, RingError> {
+        self.check()?;
+        if self.next_avail == self.seen_avail {
+            let idx = self
+                .areas
+                .avail
+                .load_u16(IDX, Ordering::Acquire)
+                .ok_or(RingError::NotReady)?;
+            if Wrapping(idx) == self.next_avail {
+                return Ok(Popped::Empty);
+            }
+            if (Wrapping(idx) - self.next_avail).0 > self.size {
+                let (next, size) = (self.next_avail.0, self.size);
+                return Err(self.latch(RingError::AvailIndex { next, idx, size }));
+            }
+            self.seen_avail = Wrapping(idx);
+        }
+        let entry = ENTRIES + 2 * self.slot(self.next_avail);
+        let head = self
+            .areas
+            .avail
+            .load_u16(entry, Ordering::Relaxed)
+            .ok_or(RingError::NotReady)?;
+        self.take(head)?;
+        self.next_avail += 1;
+        chain.clear(head);
+        Ok(match self.walk(map, head, chain) {
+            Ok(()) => Popped::Chain,
+            Err(error) => Popped::Malformed(error),
+        })
+    }
+
+    #[inline]
+    fn push(&mut self, head: u16, len: u32) {
+        if self.latched.is_some() || !self.give_back(head) {
+            return;
+        }
+        let entry = ENTRIES + 8 * self.slot(self.next_used);
+        let used = &self.areas.used;
+        used.store_u32(entry, u32::from(head));
+        used.store_u32(entry + 4, len);
+        self.next_used += 1;
+    }
+
+    #[inline]
+    fn publish<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<bool, RingError> {
+        self.check()?;
+        let old = self.published;
+        let new = self.next_used;
+        if old == new {
+            return Ok(false);
+        }
+        self.areas.used.store_u16(IDX, new.0, Ordering::Release);
+        self.published = new;
+        if map.tracks_dirty() {
+            self.mark_published(map, old);
+        }
+        // The index must be visible before the driver's wish is read, or a driver that goes to sleep
+        // in between is never woken.
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            let event = ENTRIES + 2 * usize::from(self.size);
+            let used_event = self
+                .areas
+                .avail
+                .load_u16(event, Ordering::Relaxed)
+                .unwrap_or(0);
+            Ok((new - Wrapping(used_event) - Wrapping(1)) < (new - old))
+        } else {
+            let flags = self
+                .areas
+                .avail
+                .load_u16(FLAGS, Ordering::Relaxed)
+                .unwrap_or(0);
+            Ok(flags & AVAIL_F_NO_INTERRUPT == 0)
+        }
+    }
+
+    #[inline]
+    fn enable_kicks(&mut self) -> Result<bool, RingError> {
+        self.check()?;
+        if self.event_idx {
+            let event = ENTRIES + 8 * usize::from(self.size);
+            self.areas
+                .used
+                .store_u16(event, self.next_avail.0, Ordering::Relaxed);
+        }
+        if !self.kicks_enabled {
+            self.kicks_enabled = true;
+            self.areas.used.store_u16(FLAGS, 0, Ordering::Relaxed);
+        }
+        // As in `publish`, with the roles exchanged.
+        fence(Ordering::SeqCst);
+        let idx = self
+            .areas
+            .avail
+            .load_u16(IDX, Ordering::Acquire)
+            .ok_or(RingError::NotReady)?;
+        Ok(Wrapping(idx) != self.next_avail)
+    }
+
+    fn has_available(&self) -> bool {
+        let idx = self.areas.avail.load_u16(IDX, Ordering::Relaxed);
+        self.latched.is_none() && idx.is_some_and(|idx| Wrapping(idx) != self.next_avail)
+    }
+
+    #[inline]
+    fn disable_kicks(&mut self) {
+        // With EVENT_IDX the stale event index says it, and flags must stay 0 (2.7.10.1).
+        if self.kicks_enabled && !self.event_idx && self.latched.is_none() {
+            self.kicks_enabled = false;
+            self.areas
+                .used
+                .store_u16(FLAGS, USED_F_NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+
+    fn remap<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<(), RingError> {
+        self.check()?;
+        match Areas::resolve(map, &self.origin, self.event_idx) {
+            Ok(areas) => {
+                self.areas = areas;
+                Ok(())
+            }
+            Err(error) => Err(self.latch(error)),
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        usize::from(self.in_flight)
+    }
+
+    fn state(&self) -> QueueState {
+        QueueState {
+            next_avail: self.next_avail.0,
+            next_used: self.next_used.0,
+            ..self.origin
+        }
+    }
+
+    fn latched(&self) -> Option<RingError> {
+        self.latched
+    }
+}

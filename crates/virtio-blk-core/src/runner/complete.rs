@@ -1,0 +1,139 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! From a completion to the used ring.
+
+use super::QueueRunner;
+use super::slab::Job;
+use crate::disk::{Completion, DiskError, IoBuf, Lifetime, Op, Token};
+use crate::memory::DeviceMemory;
+use crate::spec::{RequestStatus, RequestType};
+
+/// The used length after `written` bytes of data, in a chain of `writable` bytes with the status at its
+/// end: never more than was written from the first byte on without a gap (checklist 19).
+pub(super) const fn used_len(written: u32, writable: u32) -> u32 {
+    if written == writable - 1 {
+        writable
+    } else {
+        written
+    }
+}
+
+/// The status byte for a disk's error: the one place where they meet.
+fn status_of(error: &DiskError) -> RequestStatus {
+    match error {
+        DiskError::Unsupported => RequestStatus::Unsupp,
+        _ => RequestStatus::IoErr,
+    }
+}
+
+impl<M: DeviceMemory> QueueRunner<M> {
+    /// Takes a completion of the disk: goes on with the request's next range, or finishes it.
+    #[inline]
+    pub(super) fn complete(&mut self, completion: Completion) {
+        let Completion { token, result, buf } = completion;
+        let Some(slot) = self.slab.get(token) else {
+            self.counters.spurious_completions.add(1);
+            return;
+        };
+        let status = match &result {
+            Ok(()) => RequestStatus::Ok,
+            Err(error) => status_of(error),
+        };
+        match slot.job {
+            Job::Ranges { kind, fua } if status == RequestStatus::Ok => {
+                if let Some(next) = slot.ranges.pop() {
+                    let kind = next.op(kind, fua);
+                    self.submit(Op { token, kind, buf });
+                    return;
+                }
+            }
+            Job::Lifetime => {
+                let status = if status == RequestStatus::Ok {
+                    copy_lifetime(&buf, &slot.buf)
+                } else {
+                    status
+                };
+                return self.finish(token, status);
+            }
+            _ => slot.buf = buf,
+        }
+        self.finish(token, status);
+    }
+
+    /// Answers a request in flight and returns its chain.
+    #[inline]
+    pub(super) fn finish(&mut self, token: Token, status: RequestStatus) {
+        let Some(slot) = self.slab.get(token) else {
+            return;
+        };
+        let wire = match slot.job {
+            Job::Read => RequestType::In,
+            Job::Write => RequestType::Out,
+            Job::Flush => RequestType::Flush,
+            Job::Lifetime => RequestType::GetLifetime,
+            Job::Ranges { .. } => RequestType::Discard,
+        };
+        let written = match (slot.job, status) {
+            (Job::Read, RequestStatus::Ok) => slot.data_len,
+            // Whatever a failed read left behind must not reach the guest as data.
+            (Job::Read, _) => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
+            (Job::Lifetime, RequestStatus::Ok) => slot.data_len,
+            _ => 0,
+        };
+        // SAFETY: the address was translated from the map whose owner is in `slot.keep`.
+        unsafe { slot.status.host.write_volatile(status as u8) };
+        let len = used_len(written, slot.writable_len);
+        let (head, data_len) = (slot.head, slot.data_len);
+        slot.buf.clear();
+        slot.ranges.clear();
+        if self.map.tracks_dirty() {
+            self.map.mark_dirty(slot.status.guest, 1);
+            let mut left = written;
+            for segment in slot.dirty.drain(..) {
+                let part = segment.len.min(left);
+                self.map.mark_dirty(segment.addr, part as usize);
+                left -= part;
+            }
+        }
+        self.slab.release(token);
+        self.count(wire, data_len, status);
+        self.give_back(head, len);
+    }
+
+    #[inline]
+    pub(super) fn count(&self, wire: RequestType, data_len: u32, status: RequestStatus) {
+        let c = &self.counters;
+        let bytes = if status == RequestStatus::Ok {
+            u64::from(data_len)
+        } else {
+            c.errors.add(1);
+            0
+        };
+        match wire {
+            RequestType::In => {
+                c.reads.add(1);
+                c.read_bytes.add(bytes);
+            }
+            RequestType::Out => {
+                c.writes.add(1);
+                c.written_bytes.add(bytes);
+            }
+            RequestType::Flush => c.flushes.add(1),
+            RequestType::Discard | RequestType::WriteZeroes | RequestType::SecureErase => {
+                c.erases.add(1)
+            }
+            _ => c.others.add(1),
+        }
+    }
+}
+
+/// Copies lifetime information to the guest unless it holds values that are reserved (checklist 57).
+fn copy_lifetime(from: &IoBuf, to: &IoBuf) -> RequestStatus {
+    let mut bytes = [0; Lifetime::SIZE];
+    let whole = from.copy_out(0, &mut bytes) == bytes.len();
+    match Lifetime::from_bytes(bytes) {
+        Some(_) if whole && to.copy_in(0, &bytes) == bytes.len() => RequestStatus::Ok,
+        _ => RequestStatus::IoErr,
+    }
+}

@@ -1,0 +1,517 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One queue at work: chains from a ring become operations on a disk, completions go back.
+//!
+//! A [`QueueRunner`] has no thread and no event loop. Its embedder calls [`QueueRunner::service`] when the
+//! driver kicked, when the disk's [`Wait`] fires, or all the time; and [`QueueRunner::stop`] to get the
+//! queue's state back. [`QueueThread`] (feature `thread`) and [`QueueSubscriber`] (feature
+//! `event-manager`) are ready-made callers.
+//!
+//! Whatever the driver does, each chain taken is handed back exactly once, or named in
+//! [`Stopped::in_flight`].
+
+mod begin;
+mod complete;
+mod counters;
+mod log;
+mod slab;
+#[cfg(feature = "event-manager")]
+mod subscriber;
+#[cfg(feature = "thread")]
+mod thread;
+mod wait;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_queue::QueueState;
+
+pub use counters::{Counter, Counters};
+pub use log::InFlightLog;
+use slab::Slab;
+#[cfg(feature = "event-manager")]
+pub use subscriber::QueueSubscriber;
+#[cfg(feature = "thread")]
+pub use thread::{QueueThread, ThreadOptions};
+
+use crate::device::Live;
+use crate::disk::{Completion, DiskError, IoQueue, Op, Wait};
+use crate::memory::{DeviceMemory, GuestMap};
+use crate::request::{Range, Rules};
+use crate::ring::{Chain, Popped, Ring, RingError, SplitRing};
+
+/// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
+/// not block.
+pub type Notify = Box<dyn Fn() + Send>;
+
+/// What an embedder gives to [`crate::device::Device::start_queue`].
+pub struct QueueSetup<M: DeviceMemory> {
+    /// Guest memory; snapshots are taken from it whenever it changes.
+    pub memory: M,
+    /// How to notify the driver.
+    pub notify: Notify,
+    /// An in-flight log, where the transport has one.
+    pub log: Option<Box<dyn InFlightLog>>,
+    /// Heads that an earlier owner of the queue took and did not return ([`Stopped::in_flight`], or what
+    /// a log says), in the order in which they were taken. They are executed first. The state counts
+    /// them as taken.
+    pub replay: Vec<u16>,
+}
+
+impl<M: DeviceMemory> QueueSetup<M> {
+    /// A set-up without log and replay.
+    pub fn new(memory: M, notify: impl Fn() + Send + 'static) -> Self {
+        Self {
+            memory,
+            notify: Box::new(notify),
+            log: None,
+            replay: Vec::new(),
+        }
+    }
+}
+
+/// What [`QueueRunner::service`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Nothing to do until the next kick, or until the disk's [`Wait`] fires.
+    Idle,
+    /// There is more: call again, without waiting.
+    More,
+    /// As `Idle`, but call again at this instant at the latest.
+    WaitUntil(Instant),
+    /// The queue is broken ([`QueueRunner::error`]) and does nothing any more. The transport sets
+    /// DEVICE_NEEDS_RESET.
+    Fatal,
+}
+
+/// Why a queue broke.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// Ring and driver disagree.
+    #[error("the virtqueue is broken: {0}")]
+    Ring(#[from] RingError),
+    /// The disk's data path failed as a whole.
+    #[error("the disk's queue is broken: {0}")]
+    Disk(#[source] DiskError),
+}
+
+/// How to stop a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Wait until every request taken has been returned to the driver.
+    Drain,
+    /// Return nothing more. Requests are cancelled where the disk can; what was not returned is named in
+    /// [`Stopped::in_flight`], and may have been executed: the next owner executes it again.
+    HandOver,
+}
+
+/// What is left of a queue.
+#[derive(Debug)]
+pub struct Stopped {
+    /// Where to go on. Counts the heads in `in_flight` as taken.
+    pub state: QueueState,
+    /// Heads taken and not returned, in the order in which they were taken. Empty after a drain of a
+    /// sound queue.
+    pub in_flight: Vec<u16>,
+    /// Why the queue was broken, if it was.
+    pub error: Option<QueueError>,
+}
+
+/// Used entries are published at the latest after this many, so that the driver has work while the rest
+/// of a batch is executed.
+const PUBLISH_EVERY: usize = 16;
+
+/// One virtqueue, served from one disk queue.
+pub struct QueueRunner<M: DeviceMemory> {
+    map: GuestMap<M>,
+    ring: SplitRing,
+    io: Option<Box<dyn IoQueue>>,
+    rules: Rules,
+    live: Arc<Live>,
+    serial: [u8; crate::spec::SERIAL_SIZE],
+    write_cache: WriteCache,
+    notify: Notify,
+    log: Option<Box<dyn InFlightLog>>,
+    replay: std::vec::IntoIter<u16>,
+    counters: Arc<Counters>,
+    slab: Slab,
+    /// Operations that the disk had no room for, in reverse order of submission.
+    stalled: Vec<Op>,
+    /// Operations the disk has.
+    with_disk: usize,
+    /// Heads pushed and not yet published; only kept for the log.
+    returning: Vec<u16>,
+    pushed: usize,
+    intake: bool,
+    error: Option<QueueError>,
+    // Reused from call to call.
+    chain: Chain,
+    done: Vec<Completion>,
+    scratch: Vec<u8>,
+    spare_ranges: Vec<Range>,
+}
+
+/// How writes become stable (checklist 39 to 45).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteCache {
+    /// No volatile cache below, or the driver flushes: writes need nothing.
+    Back,
+    /// FLUSH was offered and the driver can't flush: each write is stable before it completes.
+    Through,
+    /// The driver switches with `writeback`.
+    Switchable,
+}
+
+/// What the device decides about a queue; see [`QueueSetup`] for the transport's part.
+pub(crate) struct QueueParts {
+    pub(crate) io: Box<dyn IoQueue>,
+    pub(crate) rules: Rules,
+    pub(crate) features: u64,
+    pub(crate) live: Arc<Live>,
+    pub(crate) serial: [u8; crate::spec::SERIAL_SIZE],
+    pub(crate) write_cache: WriteCache,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl<M: DeviceMemory> QueueRunner<M> {
+    pub(crate) fn start(
+        setup: QueueSetup<M>,
+        parts: QueueParts,
+        state: &QueueState,
+    ) -> Result<Self, RingError> {
+        let map = GuestMap::new(setup.memory);
+        let ring = SplitRing::new(&map, state, parts.features)?;
+        let runner = Self {
+            map,
+            ring,
+            io: Some(parts.io),
+            rules: parts.rules,
+            live: parts.live,
+            serial: parts.serial,
+            write_cache: parts.write_cache,
+            notify: setup.notify,
+            log: setup.log,
+            replay: setup.replay.into_iter(),
+            counters: parts.counters,
+            slab: Slab::new(state.size),
+            stalled: Vec::new(),
+            with_disk: 0,
+            returning: Vec::new(),
+            pushed: 0,
+            intake: true,
+            error: None,
+            chain: Chain::new(),
+            done: Vec::with_capacity(usize::from(state.size)),
+            scratch: Vec::new(),
+            spare_ranges: Vec::new(),
+        };
+        if state.next_used != 0 || state.next_avail != 0 {
+            // The earlier owner may have ended between its last used entry and the interrupt.
+            (runner.notify)();
+        }
+        Ok(runner)
+    }
+
+    /// Takes up to `budget` new requests, finishes what the disk is done with, publishes and notifies.
+    /// Never blocks, apart from what a synchronous disk does inside a request.
+    ///
+    /// The first call after a start scans the ring without waiting for a kick. Once it answered `Idle`
+    /// the driver has been asked to kick for the next buffer.
+    pub fn service(&mut self, budget: usize) -> Service {
+        if self.error.is_some() {
+            return Service::Fatal;
+        }
+        match self.try_service(budget) {
+            Ok(next) => next,
+            Err(error) => {
+                self.fail(error);
+                Service::Fatal
+            }
+        }
+    }
+
+    fn try_service(&mut self, budget: usize) -> Result<Service, QueueError> {
+        if self.map.is_stale() {
+            self.remap()?;
+        }
+        if self.with_disk != 0 {
+            self.reap()?;
+        }
+        if self.with_disk == 0 && !self.stalled.is_empty() {
+            self.submit_stalled()?;
+        }
+        let taken = self.take(budget)?;
+        if taken != 0 {
+            self.counters.batches.add(1);
+        }
+        self.publish()?;
+        if !self.stalled.is_empty() {
+            // With nothing in flight no event would bring us back.
+            return Ok(if self.with_disk == 0 {
+                Service::More
+            } else {
+                self.idle()
+            });
+        }
+        if self.replay.len() != 0
+            || self.intake && (taken == budget.max(1) || self.ring.enable_kicks()?)
+        {
+            return Ok(Service::More);
+        }
+        Ok(self.idle())
+    }
+
+    fn idle(&self) -> Service {
+        if self.in_flight() != 0
+            && let Some(at) = self.io.as_ref().and_then(|io| io.deadline())
+        {
+            return Service::WaitUntil(at);
+        }
+        Service::Idle
+    }
+
+    /// Takes new chains until the budget, the ring or the disk's room is used up. Answers how many.
+    fn take(&mut self, budget: usize) -> Result<usize, QueueError> {
+        if !self.stalled.is_empty() || !self.intake && self.replay.len() == 0 {
+            return Ok(0);
+        }
+        self.rules.capacity = self.live.capacity();
+        self.ring.disable_kicks();
+        let mut taken = 0;
+        while taken < budget {
+            let popped = match self.replay.next() {
+                Some(head) => self.ring.resume(&self.map, head, &mut self.chain)?,
+                None if self.intake => self.ring.pop(&self.map, &mut self.chain)?,
+                None => break,
+            };
+            if popped == Popped::Empty {
+                break;
+            }
+            taken += 1;
+            if let Some(log) = &mut self.log {
+                log.taken(self.chain.head());
+            }
+            match popped {
+                Popped::Chain => self.begin(),
+                _ => {
+                    self.counters.malformed.add(1);
+                    self.give_back(self.chain.head(), 0);
+                }
+            }
+            if self.pushed >= PUBLISH_EVERY {
+                self.publish()?;
+            }
+            if !self.stalled.is_empty() {
+                break;
+            }
+        }
+        if self.with_disk != 0 {
+            self.flush_batch()?;
+            self.reap()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush_batch(&mut self) -> Result<(), QueueError> {
+        match &mut self.io {
+            Some(io) => io.flush_batch().map_err(QueueError::Disk),
+            None => Ok(()),
+        }
+    }
+
+    /// Finishes what the disk is done with, and submits what it had no room for.
+    fn reap(&mut self) -> Result<(), QueueError> {
+        let Some(io) = &mut self.io else {
+            return Ok(());
+        };
+        let mut done = std::mem::take(&mut self.done);
+        let result = io.reap(&mut done);
+        for completion in done.drain(..) {
+            self.with_disk = self.with_disk.saturating_sub(1);
+            self.complete(completion);
+            if self.pushed >= PUBLISH_EVERY {
+                self.publish()?;
+            }
+        }
+        self.done = done;
+        let freed = result.map_err(QueueError::Disk)?;
+        if freed != 0 && !self.stalled.is_empty() {
+            self.submit_stalled()?;
+        }
+        Ok(())
+    }
+
+    fn submit_stalled(&mut self) -> Result<(), QueueError> {
+        while let Some(op) = self.stalled.pop() {
+            if !self.submit(op) {
+                break;
+            }
+        }
+        self.flush_batch()
+    }
+
+    /// Makes pushed heads visible and notifies the driver if it wants that.
+    #[inline]
+    fn publish(&mut self) -> Result<(), QueueError> {
+        if self.pushed == 0 {
+            return Ok(());
+        }
+        self.pushed = 0;
+        let used_idx = self.ring.state().next_used;
+        if let Some(log) = &mut self.log {
+            log.returning(&self.returning, used_idx);
+        }
+        let notify = self.ring.publish(&self.map)?;
+        if let Some(log) = &mut self.log {
+            log.returned(&self.returning, used_idx);
+            self.returning.clear();
+        }
+        if notify {
+            self.counters.interrupts.add(1);
+            (self.notify)();
+        }
+        Ok(())
+    }
+
+    /// Hands a head back to the driver, with the next `publish`.
+    #[inline]
+    fn give_back(&mut self, head: u16, len: u32) {
+        self.ring.push(head, len);
+        self.pushed += 1;
+        if self.log.is_some() {
+            self.returning.push(head);
+        }
+    }
+
+    /// Takes over a changed memory map or translation. Requests in flight keep the memory they have.
+    /// [`QueueRunner::service`] does this by itself when the address space hands out another map; the
+    /// owner of a translation (an IOMMU, an IOTLB) calls it after every change, before it answers the
+    /// one who asked for the change.
+    ///
+    /// # Errors
+    /// The ring is not mapped any more: the queue is broken.
+    pub fn remap(&mut self) -> Result<(), RingError> {
+        self.map.renew();
+        self.slab.release_memory();
+        let result = self.ring.remap(&self.map);
+        if let Err(error) = result {
+            self.error.get_or_insert(QueueError::Ring(error));
+        }
+        result
+    }
+
+    /// Opens or closes the intake. While it is closed `service` takes nothing new and finishes what is
+    /// in flight; kicks collect. When [`QueueRunner::in_flight`] is 0, a stop does not block.
+    pub fn set_intake(&mut self, open: bool) {
+        self.intake = open;
+    }
+
+    /// Requests taken and not yet returned to the driver.
+    pub fn in_flight(&self) -> usize {
+        self.ring.in_flight()
+    }
+
+    /// How to learn that the disk finished something. `Inline` also once the queue is broken.
+    pub fn wait(&self) -> Wait<'_> {
+        self.io.as_ref().map_or(Wait::Inline, |io| io.wait())
+    }
+
+    /// Whether a call of [`QueueRunner::service`] would find something: for callers that poll. Cheap, and
+    /// without an effect the driver could see.
+    pub fn has_work(&mut self) -> bool {
+        if self.error.is_some() {
+            return false;
+        }
+        if self.with_disk != 0 && !matches!(self.wait(), Wait::Inline) {
+            return true;
+        }
+        self.intake && self.ring.has_available()
+    }
+
+    /// The counters of this queue.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Why the queue is broken, if it is.
+    pub fn error(&self) -> Option<&QueueError> {
+        self.error.as_ref()
+    }
+
+    /// Ends the queue's work. No guest memory is touched after it returns. Blocks until the disk is done
+    /// with every buffer (`Drain`: with every request).
+    pub fn stop(mut self, mode: Stop) -> Stopped {
+        self.intake = false;
+        match mode {
+            Stop::Drain => self.drain(),
+            Stop::HandOver => self.cancel_all(),
+        }
+        // Dropping the disk's queue waits until no buffer is used any more.
+        self.io = None;
+        let in_flight = self
+            .slab
+            .busy()
+            .into_iter()
+            .filter_map(|token| self.slab.get(token).map(|slot| slot.head))
+            .chain(self.replay.by_ref())
+            .collect();
+        Stopped {
+            state: self.ring.state(),
+            in_flight,
+            error: self.error,
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.in_flight() != 0 || self.replay.len() != 0 {
+            match self.service(usize::from(u16::MAX)) {
+                Service::Fatal => break,
+                Service::More => {}
+                Service::WaitUntil(at) => self.wait_for_disk(Some(at)),
+                // The call may have returned the last request.
+                Service::Idle if self.in_flight() == 0 => {}
+                Service::Idle => self.wait_for_disk(None),
+            }
+        }
+    }
+
+    fn wait_for_disk(&self, deadline: Option<Instant>) {
+        match self.wait() {
+            Wait::Fd(fd) => wait::readable(fd, deadline),
+            Wait::Poll | Wait::Inline => std::thread::yield_now(),
+        }
+    }
+
+    fn cancel_all(&mut self) {
+        self.stalled.clear();
+        if let Some(io) = &mut self.io {
+            for token in self.slab.busy() {
+                io.cancel(token);
+            }
+        }
+    }
+
+    /// Notes the error. A broken disk queue fails what it had; a broken ring returns nothing any more.
+    #[cold]
+    fn fail(&mut self, error: QueueError) {
+        if let QueueError::Disk(_) = error {
+            self.io = None;
+            self.with_disk = 0;
+            self.stalled.clear();
+            for token in self.slab.busy() {
+                self.finish(token, crate::spec::RequestStatus::IoErr);
+            }
+            // The ring is sound; if it is not, its own error says more than the disk's.
+            if let Err(error) = self.publish() {
+                self.error = Some(error);
+                return;
+            }
+        }
+        self.error.get_or_insert(error);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The requests in flight, keyed by our own token and never by the guest's head.
+
+use std::sync::Arc;
+
+use crate::disk::{IoBuf, KeepAlive, Token};
+use crate::request::{Range, RangeKind};
+use crate::ring::Segment;
+
+/// What a request in flight is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Job {
+    Read,
+    Write,
+    Flush,
+    Lifetime,
+    Ranges { kind: RangeKind, fua: bool },
+}
+
+/// Where the status byte of a request goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StatusByte {
+    /// Host address, mapped while the slot's `keep` lives.
+    pub(super) host: *mut u8,
+    /// Guest address.
+    pub(super) guest: u64,
+}
+
+/// One request in flight. Its vectors and owners are reused by the next request in the slot.
+pub(super) struct Slot {
+    pub(super) busy: bool,
+    generation: u32,
+    pub(super) head: u16,
+    pub(super) job: Job,
+    /// Counts requests: the order in which they were taken.
+    pub(super) sequence: u64,
+    pub(super) status: StatusByte,
+    /// Keeps `status` mapped.
+    pub(super) keep: Option<Arc<dyn KeepAlive>>,
+    /// Bytes of data in the guest's buffers.
+    pub(super) data_len: u32,
+    /// Bytes of the whole writable part, status included.
+    pub(super) writable_len: u32,
+    /// The guest data. With the disk while a read or write runs.
+    pub(super) buf: IoBuf,
+    /// The writable part in guest addresses; only filled where dirty pages are tracked.
+    pub(super) dirty: Vec<Segment>,
+    /// Ranges not yet submitted, in reverse order.
+    pub(super) ranges: Vec<Range>,
+}
+
+// SAFETY: `status.host` is only used while `keep` holds its memory mapped, from whatever thread runs the
+// queue.
+unsafe impl Send for Slot {}
+
+/// Slots, with a list of the free ones. As many as the queue has descriptors: a queue can't have more
+/// chains in flight than that.
+pub(super) struct Slab {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    sequence: u64,
+}
+
+impl Slab {
+    pub(super) fn new(size: u16) -> Self {
+        let slot = || Slot {
+            busy: false,
+            generation: 0,
+            head: 0,
+            job: Job::Flush,
+            sequence: 0,
+            status: StatusByte {
+                host: std::ptr::null_mut(),
+                guest: 0,
+            },
+            keep: None,
+            data_len: 0,
+            writable_len: 0,
+            buf: IoBuf::new(),
+            dirty: Vec::new(),
+            ranges: Vec::new(),
+        };
+        Self {
+            slots: (0..size).map(|_| slot()).collect(),
+            free: (0..u32::from(size)).rev().collect(),
+            sequence: 0,
+        }
+    }
+
+    /// Reserves a slot. `None` only if more chains are in flight than the queue holds, which the ring
+    /// rules out.
+    #[inline]
+    pub(super) fn reserve(&mut self) -> Option<(Token, &mut Slot)> {
+        let index = self.free.pop()?;
+        let slot = self.slots.get_mut(index as usize)?;
+        slot.busy = true;
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.sequence = self.sequence;
+        self.sequence += 1;
+        let token = Token(u64::from(slot.generation) << 32 | u64::from(index));
+        Some((token, slot))
+    }
+
+    /// The busy slot of a token; `None` for a token that was never given out or is done.
+    #[inline]
+    pub(super) fn get(&mut self, token: Token) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut((token.0 & 0xffff_ffff) as usize)?;
+        (slot.busy && u64::from(slot.generation) == token.0 >> 32).then_some(slot)
+    }
+
+    /// Frees the slot of a token.
+    #[inline]
+    pub(super) fn release(&mut self, token: Token) {
+        if let Some(slot) = self.get(token) {
+            slot.busy = false;
+            self.free.push((token.0 & 0xffff_ffff) as u32);
+        }
+    }
+
+    /// The tokens of all busy slots, in the order in which they were taken.
+    pub(super) fn busy(&self) -> Vec<Token> {
+        let mut busy: Vec<(u64, Token)> = self
+            .slots
+            .iter()
+            .zip(0u64..)
+            .filter(|(slot, _)| slot.busy)
+            .map(|(slot, index)| {
+                (
+                    slot.sequence,
+                    Token(u64::from(slot.generation) << 32 | index),
+                )
+            })
+            .collect();
+        busy.sort_unstable_by_key(|(sequence, _)| *sequence);
+        busy.into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// Lets go of memory that idle slots keep mapped.
+    pub(super) fn release_memory(&mut self) {
+        for slot in self.slots.iter_mut().filter(|s| !s.busy) {
+            slot.keep = None;
+            slot.buf.release();
+        }
+    }
+}

@@ -1,0 +1,131 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A queue in an `event-manager` loop.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::{QueueRunner, Service, Stop, Stopped};
+use crate::disk::Wait;
+use crate::memory::DeviceMemory;
+
+/// New requests taken per event, before other subscribers get their turn.
+const BUDGET: usize = 256;
+
+/// Serves one queue from an `event_manager::EventManager`. Add it as a subscriber; the ring is scanned
+/// when it is initialised. To stop: remove it from the manager, then [`QueueSubscriber::stop`].
+pub struct QueueSubscriber<M: DeviceMemory> {
+    runner: Option<QueueRunner<M>>,
+    kick: EventFd,
+    /// Brings the loop back when a pass ended early.
+    again: EventFd,
+    timer: TimerFd,
+    on_fatal: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl<M: DeviceMemory> QueueSubscriber<M> {
+    /// A subscriber that serves `runner` when `kick` (non-blocking) or the disk fires. `on_fatal` is
+    /// called once when the queue broke.
+    ///
+    /// # Errors
+    /// No eventfd or timerfd could be had; the queue was dropped.
+    pub fn new(
+        runner: QueueRunner<M>,
+        kick: EventFd,
+        on_fatal: Box<dyn FnOnce() + Send>,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            runner: Some(runner),
+            kick,
+            again: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            timer: TimerFd::new().map_err(io::Error::from)?,
+            on_fatal: Some(on_fatal),
+        })
+    }
+
+    /// The queue, unless it was stopped.
+    pub fn runner(&mut self) -> Option<&mut QueueRunner<M>> {
+        self.runner.as_mut()
+    }
+
+    /// Stops the queue. `None` if it was stopped before.
+    pub fn stop(&mut self, mode: Stop) -> Option<Stopped> {
+        Some(self.runner.take()?.stop(mode))
+    }
+
+    fn disk_fd(&self) -> Option<RawFd> {
+        match self.runner.as_ref()?.wait() {
+            Wait::Fd(fd) => Some(fd.as_raw_fd()),
+            Wait::Poll | Wait::Inline => None,
+        }
+    }
+
+    fn serve(&mut self) {
+        let Some(runner) = &mut self.runner else {
+            return;
+        };
+        let next = runner.service(BUDGET);
+        let polled = matches!(runner.wait(), Wait::Poll) && runner.in_flight() != 0;
+        match next {
+            Service::Idle if !polled => {}
+            Service::Idle | Service::More => {
+                let _ = self.again.write(1);
+            }
+            Service::WaitUntil(at) => {
+                let left = at.saturating_duration_since(std::time::Instant::now());
+                // Zero would disarm it.
+                let left = left.max(std::time::Duration::from_micros(1));
+                if self.timer.reset(left, None).is_err() {
+                    let _ = self.again.write(1);
+                }
+            }
+            Service::Fatal => {
+                if let Some(tell) = self.on_fatal.take() {
+                    tell();
+                }
+            }
+        }
+    }
+}
+
+impl<M: DeviceMemory> MutEventSubscriber for QueueSubscriber<M> {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let fd = events.fd();
+        if fd == self.kick.as_raw_fd() {
+            let _ = self.kick.read();
+        } else if fd == self.again.as_raw_fd() {
+            let _ = self.again.read();
+        } else if fd == self.timer.as_raw_fd() {
+            let _ = self.timer.wait();
+        }
+        let disk_before = self.disk_fd();
+        self.serve();
+        // A broken disk queue closes its descriptor.
+        if let (Some(fd), None) = (disk_before, self.disk_fd()) {
+            let _ = ops.remove(Events::new_raw(fd, EventSet::IN));
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps) {
+        let fds = [
+            Some(self.kick.as_raw_fd()),
+            Some(self.again.as_raw_fd()),
+            Some(self.timer.as_raw_fd()),
+            self.disk_fd(),
+        ];
+        let mut added = true;
+        for fd in fds.into_iter().flatten() {
+            added &= ops.add(Events::new_raw(fd, EventSet::IN)).is_ok();
+        }
+        if !added && let Some(tell) = self.on_fatal.take() {
+            tell();
+            return;
+        }
+        let _ = self.again.write(1);
+    }
+}
