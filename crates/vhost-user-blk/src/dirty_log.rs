@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
-use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{MmapRegion, VolatileMemory};
+
+use crate::shared_file;
 
 /// Bytes of guest memory per bit (`VHOST_LOG_PAGE`).
 const PAGE: u64 = 4096;
@@ -27,9 +29,7 @@ impl DirtyLog {
     /// # Errors
     /// The file is shorter than that, or can't be mapped.
     pub(crate) fn replace(&self, file: File, offset: u64, size: u64) -> io::Result<()> {
-        let size = usize::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let region =
-            MmapRegion::from_file(FileOffset::new(file, offset), size).map_err(io::Error::other)?;
+        let region = shared_file::map(file, offset, size)?;
         *self.bits.write().unwrap_or_else(PoisonError::into_inner) = Some(region);
         Ok(())
     }

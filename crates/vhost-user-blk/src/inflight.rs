@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use virtio_blk_core::runner::InFlightLog;
-use vm_memory::{AtomicInteger, FileOffset, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicInteger, MmapRegion, VolatileMemory};
+
+use crate::shared_file;
 
 const HEADER: usize = 16;
 const ENTRY: usize = 16;
@@ -76,8 +78,7 @@ impl InFlightArea {
                 format!("an in-flight area of {size} bytes for {queues} queues of {queue_size}"),
             ));
         }
-        let region = MmapRegion::from_file(FileOffset::new(file, offset), needed)
-            .map_err(io::Error::other)?;
+        let region = shared_file::map(file, offset, needed as u64)?;
         Ok(Self {
             region: Arc::new(region),
             queue_size,

@@ -9,6 +9,7 @@ mod inflight;
 mod memory;
 mod server;
 mod session;
+mod shared_file;
 mod vring;
 
 pub use server::{Server, ServerError, ServerHandle, ServerOptions};

@@ -14,6 +14,7 @@ use vm_memory::{
 };
 
 use crate::dirty_log::{DirtyLog, LogBitmap};
+use crate::shared_file::check_range;
 
 /// Most regions a client may add.
 pub(crate) const MAX_SLOTS: u64 = 509;
@@ -32,6 +33,8 @@ pub(crate) enum MemoryError {
         len: u64,
         source: vm_memory::mmap::MmapRegionError,
     },
+    #[error("memory region at {addr:#x} can't be used: {source}")]
+    File { addr: u64, source: std::io::Error },
     #[error("memory region at {0:#x} reaches beyond the address space")]
     Range(u64),
     #[error("memory regions don't fit together: {0}")]
@@ -82,7 +85,8 @@ impl MemoryTable {
     ) -> Result<Arc<GuestRegionMmap<LogBitmap>>, MemoryError> {
         let (addr, len) = (region.guest_phys_addr, region.memory_size);
         let bitmap = LogBitmap::new(self.log.clone(), addr);
-        // The builder refuses a range beyond the file's end.
+        check_range(&file, region.mmap_offset, len)
+            .map_err(|source| MemoryError::File { addr, source })?;
         let mapped = usize::try_from(len)
             .map_err(|_| MemoryError::Range(addr))
             .and_then(|size| {
