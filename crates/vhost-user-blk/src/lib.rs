@@ -13,3 +13,4 @@ mod shared_file;
 mod vring;
 
 pub use server::{Server, ServerError, ServerHandle, ServerOptions};
+pub use session::protocol_feature_names;

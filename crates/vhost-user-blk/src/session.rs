@@ -29,6 +29,26 @@ const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// Bits of the feature word that belong to the protocol and not to the device.
 const PROTOCOL_BITS: u64 = PROTOCOL_FEATURES | LOG_ALL;
 
+/// The protocol features offered.
+fn offered() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+}
+
+/// The names of the vhost-user protocol features that every server offers.
+pub fn protocol_feature_names() -> Vec<String> {
+    offered()
+        .iter_names()
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
 /// An address of a region's start in the client, as the `postcopy` part of the protocol answers it.
 type RegionBase = u64;
 
@@ -254,18 +274,11 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::LOG_SHMFD
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::BACKEND_REQ
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-            | VhostUserProtocolFeatures::RESET_DEVICE
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS)
+        Ok(offered())
     }
 
     fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        let extra = features & !self.get_protocol_features()?.bits();
+        let extra = features & !offered().bits();
         if extra != 0 {
             return Err(failed(format!(
                 "protocol features {extra:#x} were not offered"
