@@ -36,7 +36,9 @@ pub enum AccessError {
         len: usize,
     },
     /// The range, or a part of it, is not there; part of it may have been copied.
-    #[error("cannot access {len} bytes of guest memory at {addr:#x}; check that the range is mapped")]
+    #[error(
+        "cannot access {len} bytes of guest memory at {addr:#x}; check that the range is mapped"
+    )]
     Memory {
         /// First byte.
         addr: u64,
@@ -70,7 +72,8 @@ pub trait Memory {
     ///
     /// # Errors
     /// [`AccessError`] if there is no memory, or `addr` is odd.
-    fn store_u16(&self, addr: GuestAddress, value: u16, order: Ordering) -> Result<(), AccessError>;
+    fn store_u16(&self, addr: GuestAddress, value: u16, order: Ordering)
+    -> Result<(), AccessError>;
 
     /// Loads a 16-bit number atomically. `addr` must be even.
     ///
@@ -120,7 +123,12 @@ impl<M: GuestMemory + ?Sized> Memory for M {
     }
 
     #[inline]
-    fn store_u16(&self, addr: GuestAddress, value: u16, order: Ordering) -> Result<(), AccessError> {
+    fn store_u16(
+        &self,
+        addr: GuestAddress,
+        value: u16,
+        order: Ordering,
+    ) -> Result<(), AccessError> {
         check(addr, 2)?;
         self.store(value.to_le(), addr, order)
             .map_err(failed(addr, 2))

@@ -162,9 +162,8 @@ impl Range {
 
     /// As it lies in memory.
     pub fn to_bytes(self) -> [u8; Self::LEN as usize] {
-        let value = u128::from(self.sector)
-            | u128::from(self.sectors) << 64
-            | u128::from(self.flags) << 96;
+        let value =
+            u128::from(self.sector) | u128::from(self.sectors) << 64 | u128::from(self.flags) << 96;
         value.to_le_bytes()
     }
 }

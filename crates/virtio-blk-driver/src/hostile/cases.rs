@@ -41,7 +41,12 @@ pub struct Case {
 
 /// All cases.
 pub fn cases() -> impl Iterator<Item = &'static Case> {
-    let groups = [chains::CASES, indirect::CASES, requests::CASES, rings::CASES];
+    let groups = [
+        chains::CASES,
+        indirect::CASES,
+        requests::CASES,
+        rings::CASES,
+    ];
     groups.into_iter().flatten()
 }
 

@@ -163,7 +163,11 @@ impl<'m> HostileRing<'m> {
     ///
     /// # Errors
     /// [`HostileError::Access`].
-    pub fn table_at(&mut self, addr: GuestAddress, list: &[Descriptor]) -> Result<(), HostileError> {
+    pub fn table_at(
+        &mut self,
+        addr: GuestAddress,
+        list: &[Descriptor],
+    ) -> Result<(), HostileError> {
         let bytes: Vec<u8> = linked(list, 0).flat_map(Descriptor::to_bytes).collect();
         self.mem.write_at(addr, &bytes)?;
         self.readable.push((addr, bytes.len() as u32));

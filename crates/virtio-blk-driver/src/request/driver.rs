@@ -193,7 +193,10 @@ where
     fn describe(&mut self, slot: &Slot, request: &Request<'_>, in_len: u32) {
         self.readable.clear();
         self.writable.clear();
-        let header = Segment::new(slot.header(), request.header_len.min(HEADER_LEN as u8).into());
+        let header = Segment::new(
+            slot.header(),
+            request.header_len.min(HEADER_LEN as u8).into(),
+        );
         if header.len > 0 {
             self.readable.push(header);
         }
@@ -201,10 +204,9 @@ where
             Out::None => {}
             Out::Segments(list) => self.readable.extend_from_slice(list),
             // Fits: checked against the slot's room.
-            _ => self.readable.push(Segment::new(
-                slot.data.addr,
-                request.out.slot_len() as u32,
-            )),
+            _ => self
+                .readable
+                .push(Segment::new(slot.data.addr, request.out.slot_len() as u32)),
         }
         match request.input {
             In::None => {}
@@ -243,7 +245,8 @@ where
         } = self.uses[usize::from(index)];
         let mut byte = [S_UNWRITTEN];
         if status {
-            self.mem.read_at(self.arena.slot(index).status(), &mut byte)?;
+            self.mem
+                .read_at(self.arena.slot(index).status(), &mut byte)?;
         }
         self.free.push_back(index);
         Ok(Some(Done {
@@ -294,7 +297,8 @@ where
     pub fn fill_data(&self, value: u8) -> Result<(), DriverError> {
         let bytes = vec![value; self.arena.config().data_len as usize];
         for index in 0..self.arena.config().slots {
-            self.mem.write_at(self.arena.slot(index).data.addr, &bytes)?;
+            self.mem
+                .write_at(self.arena.slot(index).data.addr, &bytes)?;
         }
         Ok(())
     }

@@ -120,7 +120,11 @@ mod tests {
         Segment::new(GuestAddress(addr), len)
     }
 
-    fn frame(framing: Framing<'_>, readable: &[Segment], writable: &[Segment]) -> [Vec<Segment>; 2] {
+    fn frame(
+        framing: Framing<'_>,
+        readable: &[Segment],
+        writable: &[Segment],
+    ) -> [Vec<Segment>; 2] {
         let (mut r, mut w) = (readable.to_vec(), writable.to_vec());
         framing.apply(&mut r, &mut w, &mut Vec::new());
         [r, w]
@@ -152,7 +156,11 @@ mod tests {
             writable: &[],
         };
         assert_eq!(
-            frame(framing, &[seg(0, 16), seg(100, 10)], &[seg(0, 5), seg(5, 1)]),
+            frame(
+                framing,
+                &[seg(0, 16), seg(100, 10)],
+                &[seg(0, 5), seg(5, 1)]
+            ),
             [
                 vec![seg(0, 4), seg(4, 0), seg(4, 12), seg(100, 3), seg(103, 7)],
                 vec![seg(0, 6)]

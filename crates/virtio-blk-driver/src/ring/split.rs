@@ -9,9 +9,7 @@ use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
 
 use super::{RingError, SplitLayout, Violation};
-use crate::wire::{
-    AVAIL_F_NO_INTERRUPT, DESC_LEN, Descriptor, USED_F_NO_NOTIFY,
-};
+use crate::wire::{AVAIL_F_NO_INTERRUPT, DESC_LEN, Descriptor, USED_F_NO_NOTIFY};
 use crate::{Memory, Segment};
 
 /// What driver and device agreed on for a ring, and where it starts.
@@ -45,8 +43,14 @@ impl Chain<'_> {
 
     /// The descriptors' content, without the links.
     fn descriptors(&self) -> impl Iterator<Item = Descriptor> {
-        let readable = self.readable.iter().map(|s| Descriptor::readable(s.addr, s.len));
-        let writable = self.writable.iter().map(|s| Descriptor::writable(s.addr, s.len));
+        let readable = self
+            .readable
+            .iter()
+            .map(|s| Descriptor::readable(s.addr, s.len));
+        let writable = self
+            .writable
+            .iter()
+            .map(|s| Descriptor::writable(s.addr, s.len));
         readable.chain(writable)
     }
 }
@@ -260,7 +264,11 @@ impl SplitDriver {
         if bytes > u64::from(u32::MAX) {
             return Err(RingError::TooManyBytes { bytes });
         }
-        let needed = if chain.indirect.is_some() { 1 } else { segments };
+        let needed = if chain.indirect.is_some() {
+            1
+        } else {
+            segments
+        };
         if needed > self.free {
             return Err(RingError::Full {
                 needed,
@@ -325,7 +333,11 @@ impl SplitDriver {
             return Err(RingError::IndirectNotNegotiated);
         }
         for (desc, next) in chain.descriptors().zip(1..) {
-            let desc = if next < segments { desc.then(next) } else { desc };
+            let desc = if next < segments {
+                desc.then(next)
+            } else {
+                desc
+            };
             // A sum that wraps can't be reached: the access before it would have failed.
             let at = table.0.wrapping_add(DESC_LEN * u64::from(next - 1));
             mem.write_at(GuestAddress(at), &desc.to_bytes())?;
@@ -354,7 +366,11 @@ impl SplitDriver {
         let count = self.avail - self.published;
         if count > 0 {
             // The chains must be visible before the index that covers them (virtio 1.4, 2.7.13.2).
-            mem.store_u16(self.layout.avail_idx(), self.avail as u16, Ordering::Release)?;
+            mem.store_u16(
+                self.layout.avail_idx(),
+                self.avail as u16,
+                Ordering::Release,
+            )?;
             self.published = self.avail;
         }
         Ok(count as u16)
@@ -538,7 +554,11 @@ impl SplitDriver {
         self.audit_avail(mem, self.layout.used_event(), self.used_event)?;
 
         let flags = mem.load_u16(self.layout.used_flags(), Ordering::Relaxed)?;
-        let allowed = if self.config.event_idx { 0 } else { USED_F_NO_NOTIFY };
+        let allowed = if self.config.event_idx {
+            0
+        } else {
+            USED_F_NO_NOTIFY
+        };
         if flags & !allowed != 0 {
             return Err(self.violation(Violation::UsedFlags { flags }));
         }
@@ -571,7 +591,8 @@ impl SplitDriver {
     }
 
     fn check_broken(&self) -> Result<(), RingError> {
-        self.broken.map_or(Ok(()), |violation| Err(violation.into()))
+        self.broken
+            .map_or(Ok(()), |violation| Err(violation.into()))
     }
 
     fn violation(&mut self, violation: Violation) -> RingError {

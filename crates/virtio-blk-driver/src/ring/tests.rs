@@ -1,8 +1,8 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -32,8 +32,11 @@ impl Bench {
         let mem = Arc::new(mem);
         let layout = space.layout(size).unwrap();
         // What lay there before must not matter.
-        mem.write_at(layout.desc(), &vec![0xa5; SplitLayout::footprint(size) as usize])
-            .unwrap();
+        mem.write_at(
+            layout.desc(),
+            &vec![0xa5; SplitLayout::footprint(size) as usize],
+        )
+        .unwrap();
         let ring = SplitDriver::new(&*mem, layout, config).unwrap();
         Self { mem, ring, space }
     }
@@ -131,10 +134,16 @@ fn contiguous_areas_are_aligned_tight_and_apart() {
         assert!(layout.used().0.is_multiple_of(4));
         // The last field of each area is inside the footprint, at its very end.
         assert_eq!(layout.used_event().0 + 2, avail_end);
-        assert_eq!(layout.avail_event().0 + 2, base.0 + SplitLayout::footprint(size));
+        assert_eq!(
+            layout.avail_event().0 + 2,
+            base.0 + SplitLayout::footprint(size)
+        );
         // Entries wrap.
         assert_eq!(layout.avail_at(size), layout.avail_at(0));
-        assert_eq!(layout.used_at(size.wrapping_sub(1)).0 + 8, layout.avail_event().0);
+        assert_eq!(
+            layout.used_at(size.wrapping_sub(1)).0 + 8,
+            layout.avail_event().0
+        );
     }
 }
 
@@ -200,7 +209,10 @@ fn a_new_ring_is_clean_and_starts_where_told() {
 
     let state = bench.ring.state();
     assert_eq!((state.next_avail, state.next_used), (0xfffe, 0xfffe));
-    assert_eq!((state.size, state.ready, state.event_idx_enabled), (8, true, true));
+    assert_eq!(
+        (state.size, state.ready, state.event_idx_enabled),
+        (8, true, true)
+    );
     assert_eq!(state.desc_table, layout.desc().0);
     assert_eq!(state.avail_ring, layout.avail().0);
     assert_eq!(state.used_ring, layout.used().0);
@@ -271,7 +283,10 @@ fn indirect_chains_take_one_descriptor() {
     let head = bench.ring.add(&*bench.mem, &chain, 1).unwrap();
     assert_eq!(bench.ring.free(), 3);
     let desc = bench.desc(layout.desc(), head);
-    assert_eq!((desc.addr, desc.len, desc.flags), (table, 64, DESC_F_INDIRECT));
+    assert_eq!(
+        (desc.addr, desc.len, desc.flags),
+        (table, 64, DESC_F_INDIRECT)
+    );
     let entries: Vec<_> = (0..4).map(|index| bench.desc(table, index)).collect();
     let flags: Vec<_> = entries.iter().map(|desc| desc.flags).collect();
     assert_eq!(flags, [DESC_F_NEXT, DESC_F_NEXT, DESC_F_NEXT, DESC_F_WRITE]);
@@ -302,11 +317,16 @@ fn bad_chains_are_refused_and_change_nothing() {
     assert!(matches!(add(chain(&[], &[], None)), Err(RingError::Empty)));
     assert!(matches!(
         add(chain(&five, &[], None)),
-        Err(RingError::TooLong { segments: 5, max: 4 })
+        Err(RingError::TooLong {
+            segments: 5,
+            max: 4
+        })
     ));
     assert!(matches!(
         add(chain(&huge, &[], None)),
-        Err(RingError::TooManyBytes { bytes: 0x1_0000_0000 })
+        Err(RingError::TooManyBytes {
+            bytes: 0x1_0000_0000
+        })
     ));
     assert!(matches!(
         add(chain(&huge[..1], &huge[1..], None)),
@@ -338,7 +358,11 @@ fn an_indirect_table_outside_memory_is_an_error() {
         ..RingConfig::default()
     };
     let mut bench = Bench::new(4, config);
-    for table in [bench.space.unmapped().0, u64::MAX - 20, bench.space.edge().0 - 16] {
+    for table in [
+        bench.space.unmapped().0,
+        u64::MAX - 20,
+        bench.space.edge().0 - 16,
+    ] {
         let chain = Chain {
             readable: &[seg(0x1000, 1), seg(0x1000, 1)],
             writable: &[],
@@ -347,7 +371,9 @@ fn an_indirect_table_outside_memory_is_an_error() {
         let result = bench.ring.add(&*bench.mem, &chain, 0);
         assert!(matches!(
             result,
-            Err(RingError::Memory(AccessError::Memory { .. } | AccessError::Wraps { .. }))
+            Err(RingError::Memory(
+                AccessError::Memory { .. } | AccessError::Wraps { .. }
+            ))
         ));
     }
     assert_eq!((bench.ring.free(), bench.ring.in_flight()), (4, 0));
@@ -528,7 +554,8 @@ fn kicks_follow_the_flags_without_event_index() {
     assert!(bench.ring.needs_kick(&*mem).unwrap());
     assert!(!bench.ring.needs_kick(&*mem).unwrap(), "once is enough");
     let flags = bench.ring.layout().used_flags();
-    mem.store_u16(flags, USED_F_NO_NOTIFY, Ordering::Relaxed).unwrap();
+    mem.store_u16(flags, USED_F_NO_NOTIFY, Ordering::Relaxed)
+        .unwrap();
     bench.add(1);
     bench.publish();
     assert!(!bench.ring.needs_kick(&*mem).unwrap());
@@ -560,7 +587,10 @@ fn kicks_follow_the_event_index() {
         bench.mem.store_u16(at, event, Ordering::Relaxed).unwrap();
         // Must be ignored.
         let flags = bench.ring.layout().used_flags();
-        bench.mem.store_u16(flags, USED_F_NO_NOTIFY, Ordering::Relaxed).unwrap();
+        bench
+            .mem
+            .store_u16(flags, USED_F_NO_NOTIFY, Ordering::Relaxed)
+            .unwrap();
         for cookie in 0..count {
             bench.add(cookie);
         }
@@ -604,10 +634,17 @@ fn interrupts_with_event_index() {
     assert!(!bench.ring.interrupt_after(&*mem, 3).unwrap());
     assert_eq!(bench.load(layout.used_event()), 0);
     for (index, due) in [(0xfffe, false), (0xffff, false), (0, true)] {
-        bench.use_one(index, heads[usize::from(index.wrapping_sub(0xfffe))].into(), 0);
+        bench.use_one(
+            index,
+            heads[usize::from(index.wrapping_sub(0xfffe))].into(),
+            0,
+        );
         assert_eq!(bench.ring.interrupt_due(&*mem).unwrap(), due, "{index:#x}");
     }
-    assert!(bench.ring.interrupt_after(&*mem, 3).unwrap(), "three are there");
+    assert!(
+        bench.ring.interrupt_after(&*mem, 3).unwrap(),
+        "three are there"
+    );
     assert!(!bench.ring.interrupt_after(&*mem, 4).unwrap());
     for cookie in 0..3 {
         assert_eq!(bench.poll().unwrap().unwrap().cookie, cookie);
@@ -618,7 +655,11 @@ fn interrupts_with_event_index() {
     bench.use_one(1, heads[3].into(), 0);
     assert!(!bench.ring.interrupt_due(&*mem).unwrap());
     assert_eq!(bench.load(layout.used_event()), 0, "far from the next one");
-    assert_eq!(bench.load(layout.avail_flags()), 0, "not used with event index");
+    assert_eq!(
+        bench.load(layout.avail_flags()),
+        0,
+        "not used with event index"
+    );
     bench.ring.audit(&*mem).unwrap();
 }
 

@@ -58,7 +58,10 @@ fn check(len: usize) -> Result<u64, TestMemoryError> {
 /// A bad length, or the host gave no memory.
 pub fn single(len: usize) -> Result<(GuestMemoryMmap<()>, Space), TestMemoryError> {
     let space = Space::new(&[(GuestAddress(BASE), check(len)?)]);
-    Ok((GuestMemoryMmap::from_ranges(&[(GuestAddress(BASE), len)])?, space))
+    Ok((
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(BASE), len)])?,
+        space,
+    ))
 }
 
 /// Three regions of `len` bytes in total. The space's first part spans two adjacent ones.
@@ -142,7 +145,8 @@ macro_rules! on_each_memory {
             $body
         }
         {
-            let (mem, mut $space) = $crate::testmem::fragmented($len, 1).expect("fragmented memory");
+            let (mem, mut $space) =
+                $crate::testmem::fragmented($len, 1).expect("fragmented memory");
             let $mem = ::std::sync::Arc::new(mem);
             $body
         }

@@ -15,7 +15,10 @@ fn lengths_are_checked() {
     for len in [0, PAGE, 2 * PAGE, LEN + 1] {
         assert!(matches!(single(len), Err(TestMemoryError::Length(l)) if l == len));
         assert!(matches!(gapped(len), Err(TestMemoryError::Length(_))));
-        assert!(matches!(fragmented(len, 0), Err(TestMemoryError::Length(_))));
+        assert!(matches!(
+            fragmented(len, 0),
+            Err(TestMemoryError::Length(_))
+        ));
     }
 }
 
@@ -56,7 +59,10 @@ fn accesses_that_wrap_are_errors_everywhere() {
         let _ = &mut space;
         let last = GuestAddress(u64::MAX);
         let wraps = |result: Result<(), AccessError>| {
-            assert!(matches!(result, Err(AccessError::Wraps { .. })), "{result:?}");
+            assert!(
+                matches!(result, Err(AccessError::Wraps { .. })),
+                "{result:?}"
+            );
         };
         wraps(mem.write_at(last, &[0; 2]));
         wraps(mem.read_at(last, &mut [0; 2]));

@@ -102,7 +102,9 @@ impl<'m> Model<'m> {
     fn desc(&self, table: u64, index: u64) -> Result<Descriptor, Broken> {
         let mut bytes = [0; 16];
         let addr = table.checked_add(16 * index).ok_or(Broken)?;
-        self.mem.read_at(GuestAddress(addr), &mut bytes).map_err(|_| Broken)?;
+        self.mem
+            .read_at(GuestAddress(addr), &mut bytes)
+            .map_err(|_| Broken)?;
         Ok(Descriptor::from_bytes(bytes))
     }
 
@@ -134,7 +136,11 @@ impl<'m> Model<'m> {
                 continue;
             }
             steps += 1;
-            let limit = if self.has(Flaw::NoLengthLimit) { 1000 } else { layout.size() };
+            let limit = if self.has(Flaw::NoLengthLimit) {
+                1000
+            } else {
+                layout.size()
+            };
             if steps > limit {
                 return Err(Broken);
             }
@@ -220,12 +226,12 @@ impl<'m> Model<'m> {
         let range = |len: u64| {
             let start = sector.checked_mul(512)?;
             let end = start.checked_add(len)?;
-            let good = len % 512 == 0 && end <= 64 * 512;
+            let good = len.is_multiple_of(512) && end <= 64 * 512;
             good.then_some(start as usize..end as usize)
         };
         match kind {
             T_IN => match range(data_in) {
-                Some(range) => self.scatter(chain, &self.disk[range].to_vec()),
+                Some(range) => self.scatter(chain, &self.disk[range]),
                 None => S_IOERR,
             },
             T_OUT => {
