@@ -145,6 +145,23 @@ fn every_broken_rule_is_caught() {
 }
 
 #[test]
+fn used_flags_are_for_queues_without_event_index() {
+    let with = |event_idx| Options {
+        event_idx,
+        ..Options::default()
+    };
+    assert!(failures(Flaw::SetsUsedFlags, with(false)).is_empty());
+    let failed = failures(Flaw::SetsUsedFlags, with(true));
+    assert!(!failed.is_empty());
+    for (name, mismatch) in failed {
+        assert!(
+            matches!(mismatch, Mismatch::UsedFlags(1)),
+            "{name}: {mismatch}"
+        );
+    }
+}
+
+#[test]
 fn order_of_use_is_the_devices_business() {
     assert!(failures(Flaw::UsesInReverse, Options::default()).is_empty());
 }

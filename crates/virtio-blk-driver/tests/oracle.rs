@@ -7,7 +7,8 @@
 mod common;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use common::ID;
 use common::oracle::Oracle;
@@ -269,5 +270,49 @@ fn a_device_can_be_replaced_when_drained() {
         assert!(driver.poll().unwrap().unwrap().is_ok());
         disk = device.disk;
         assert_eq!(disk[3 * 512..4 * 512], value);
+    }
+}
+
+/// Both halves on threads of their own, sleeping whenever the ring says they may. The limit is there
+/// for the test to end if one sleeps for ever.
+#[test]
+fn two_threads_never_wait_for_each_other() {
+    const LIMIT: Duration = Duration::from_secs(120);
+    for config in configs() {
+        let (mem, mut space) = testmem::single(LEN).unwrap();
+        let mut driver = space.driver(&mem, 16, config, ARENA).unwrap();
+        let mut device = Oracle::new(&mem, driver.state(), vec![0; 512]);
+        device.run();
+        let (kick, kicked) = mpsc::channel();
+        let (interrupt, interrupted) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                while kicked.recv().is_ok() {
+                    if device.run().1 {
+                        // The driver may be gone, with all its answers.
+                        let _ = interrupt.send(());
+                    }
+                }
+            });
+            let (mut sent, mut done) = (0, 0);
+            while done < 20_000 {
+                while sent < 20_000 && driver.submit(&Request::flush()).is_ok() {
+                    sent += 1;
+                    if driver.publish().unwrap() {
+                        kick.send(()).unwrap();
+                    }
+                }
+                while let Some(answer) = driver.poll().unwrap() {
+                    assert!(answer.is_ok());
+                    done += 1;
+                }
+                let (ring, mem) = driver.ring_mut();
+                if done < sent && !ring.enable_interrupts(mem).unwrap() {
+                    interrupted.recv_timeout(LIMIT).expect("an interrupt");
+                }
+            }
+            drop(kick);
+        });
+        assert_eq!(driver.in_flight(), 0);
     }
 }

@@ -119,6 +119,9 @@ pub enum Mismatch {
         /// What it should be.
         expected: u8,
     },
+    /// The used ring's flags are not 0 though event index is negotiated.
+    #[error("the used ring's flags are {0:#x}, with event index they must be 0")]
+    UsedFlags(u16),
     /// The device changed memory that it may only read.
     #[error("the device wrote to the {len} read-only bytes at {addr:#x}")]
     Touched {
@@ -243,7 +246,13 @@ impl Game<'_> {
         self.expect_health("after the next request", subject.service(), Health::Running)?;
         self.expect_used("after the next request", done + 1)?;
         let chain = self.take(done, &mut vec![after])?;
-        self.check(chain, Expect::Status(S_OK))
+        self.check(chain, Expect::Status(S_OK))?;
+        match self.ring.used_flags()? {
+            flags if self.ring.state.event_idx_enabled && flags != 0 => {
+                Err(Mismatch::UsedFlags(flags))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The queue stops: nothing comes back, except what was in flight before, at most once.

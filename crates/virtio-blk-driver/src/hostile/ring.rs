@@ -290,6 +290,15 @@ impl<'m> HostileRing<'m> {
         self.mem.load_u16(self.layout.used_idx(), Ordering::Acquire)
     }
 
+    /// The flags of the used ring.
+    ///
+    /// # Errors
+    /// [`AccessError`].
+    pub fn used_flags(&self) -> Result<u16, AccessError> {
+        let at = self.layout.used_flags();
+        self.mem.load_u16(at, Ordering::Relaxed)
+    }
+
     /// The used entry that `index` stands for: id and length.
     ///
     /// # Errors

@@ -6,8 +6,10 @@
 //! [`SplitLayout`] says where the three areas lie, [`SplitDriver`] puts chains in and takes them back,
 //! and checks on the way that the device keeps the rules ([`Violation`]).
 
+mod audit;
 mod error;
 mod layout;
+mod notify;
 mod split;
 
 pub use error::{LayoutError, RingError, Violation};

@@ -3,13 +3,14 @@
 
 //! The driver's half of a split virtqueue.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
 
+use super::notify::Armed;
 use super::{RingError, SplitLayout, Violation};
-use crate::wire::{AVAIL_F_NO_INTERRUPT, DESC_LEN, Descriptor, USED_F_NO_NOTIFY};
+use crate::wire::{DESC_LEN, Descriptor};
 use crate::{Memory, Segment};
 
 /// What driver and device agreed on for a ring, and where it starts.
@@ -79,15 +80,6 @@ struct Flight {
     index: u64,
 }
 
-/// When the device was asked to interrupt.
-#[derive(Clone, Copy, Debug)]
-struct Armed {
-    /// The used index at that time.
-    from: u16,
-    /// With event index: the entry after which to interrupt.
-    event: u16,
-}
-
 /// The driver's half of a split virtqueue.
 ///
 /// It holds no memory: every method takes the guest memory the ring lies in, always the same. It never
@@ -98,8 +90,8 @@ struct Armed {
 /// [`SplitDriver::enable_interrupts`] before waiting.
 #[derive(Debug)]
 pub struct SplitDriver {
-    layout: SplitLayout,
-    config: RingConfig,
+    pub(super) layout: SplitLayout,
+    pub(super) config: RingConfig,
     /// Links of the chains in flight and of the free list.
     next: Box<[u16]>,
     free_head: u16,
@@ -110,18 +102,18 @@ pub struct SplitDriver {
     /// Chains ever added and published, counted from the start index on. Wider than the ring's index,
     /// so that a chain the device keeps for long stays older than those that overtake it.
     avail: u64,
-    published: u64,
+    pub(super) published: u64,
     /// Available index published at the last `needs_kick`.
-    kicked: u16,
+    pub(super) kicked: u16,
     /// Used index: next to take, last seen.
-    used: u16,
+    pub(super) used: u16,
     seen: u16,
-    armed: Option<Armed>,
+    pub(super) armed: Option<Armed>,
     /// What we wrote, to compare with.
-    table: Box<[Descriptor]>,
-    entries: Box<[u16]>,
-    flags: u16,
-    used_event: u16,
+    pub(super) table: Box<[Descriptor]>,
+    pub(super) entries: Box<[u16]>,
+    pub(super) flags: u16,
+    pub(super) used_event: u16,
     broken: Option<Violation>,
 }
 
@@ -376,29 +368,6 @@ impl SplitDriver {
         Ok(count as u16)
     }
 
-    /// Whether the device wants a kick for what was published since the last call.
-    ///
-    /// # Errors
-    /// [`RingError::Memory`].
-    pub fn needs_kick<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<bool, RingError> {
-        let published = self.published as u16;
-        if published == self.kicked {
-            return Ok(false);
-        }
-        // The index must be out before we look whether the device asks to hear of it, or both sides
-        // may wait for each other (virtio 1.4, 2.7.13.3.1).
-        fence(Ordering::SeqCst);
-        let wanted = if self.config.event_idx {
-            let event = mem.load_u16(self.layout.avail_event(), Ordering::Relaxed)?;
-            crossed(event, self.kicked, published)
-        } else {
-            let flags = mem.load_u16(self.layout.used_flags(), Ordering::Relaxed)?;
-            flags & USED_F_NO_NOTIFY == 0
-        };
-        self.kicked = published;
-        Ok(wanted)
-    }
-
     /// Takes back the next chain the device is done with, in the order of the used ring.
     ///
     /// # Errors
@@ -420,7 +389,7 @@ impl SplitDriver {
     }
 
     /// The device's used index, checked.
-    fn load_used_idx<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<u16, RingError> {
+    pub(super) fn load_used_idx<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<u16, RingError> {
         let idx = mem.load_u16(self.layout.used_idx(), Ordering::Acquire)?;
         // Each published chain moves the used index by one, in whatever order they are used.
         let available = (self.published as u16).wrapping_sub(self.used);
@@ -463,145 +432,13 @@ impl SplitDriver {
         })
     }
 
-    /// Asks for an interrupt after the next used chain. Returns whether there are used chains already:
-    /// then poll instead of waiting.
-    ///
-    /// # Errors
-    /// [`RingError::Memory`], [`RingError::Violation`].
-    pub fn enable_interrupts<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<bool, RingError> {
-        self.interrupt_after(mem, 1)
-    }
-
-    /// Asks for an interrupt once `count` more chains are used (with event index; without, after each).
-    /// 0 counts as 1. Returns whether that many are used already.
-    ///
-    /// # Errors
-    /// As for [`SplitDriver::enable_interrupts`].
-    pub fn interrupt_after<M: Memory + ?Sized>(
-        &mut self,
-        mem: &M,
-        count: u16,
-    ) -> Result<bool, RingError> {
-        self.check_broken()?;
-        let distance = if self.config.event_idx {
-            count.saturating_sub(1)
-        } else {
-            0
-        };
-        let event = self.used.wrapping_add(distance);
-        if self.config.event_idx {
-            self.set_used_event(mem, event)?;
-        } else {
-            self.set_flags(mem, 0)?;
-        }
-        // What we ask for must be out before we look, or an interrupt may get lost in between.
-        fence(Ordering::SeqCst);
-        let idx = self.load_used_idx(mem)?;
-        self.armed = Some(Armed { from: idx, event });
-        Ok(idx.wrapping_sub(self.used) > distance)
-    }
-
-    /// Asks for no interrupts. The device may still send some.
-    ///
-    /// # Errors
-    /// [`RingError::Memory`].
-    pub fn disable_interrupts<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<(), RingError> {
-        self.armed = None;
-        if self.config.event_idx {
-            // The entry just taken: the furthest away there is.
-            self.set_used_event(mem, self.used.wrapping_sub(1))
-        } else {
-            self.set_flags(mem, AVAIL_F_NO_INTERRUPT)
-        }
-    }
-
-    /// Whether the device has used so much since interrupts were last enabled that it must have sent
-    /// an interrupt, or must do so now (virtio 1.4, 2.7.7.2). For tests that catch lost ones.
-    ///
-    /// # Errors
-    /// [`RingError::Memory`], [`RingError::Violation`].
-    pub fn interrupt_due<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<bool, RingError> {
-        self.check_broken()?;
-        let Some(Armed { from, event }) = self.armed else {
-            return Ok(false);
-        };
-        let idx = self.load_used_idx(mem)?;
-        Ok(if self.config.event_idx {
-            crossed(event, from, idx)
-        } else {
-            idx != from
-        })
-    }
-
-    /// Compares everything only the driver may write with what it wrote, and the used ring's flags with
-    /// what is allowed. Reads the whole ring: for tests and post-mortems.
-    ///
-    /// # Errors
-    /// [`RingError::Violation`] with the first difference, [`RingError::Memory`].
-    pub fn audit<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<(), RingError> {
-        self.check_broken()?;
-        for index in 0..self.layout.size() {
-            let mut bytes = [0; DESC_LEN as usize];
-            mem.read_at(self.layout.desc_at(index), &mut bytes)?;
-            if Descriptor::from_bytes(bytes) != self.table[usize::from(index)] {
-                return Err(self.violation(Violation::DescriptorChanged { index }));
-            }
-            let entry = self.entries[usize::from(index)];
-            self.audit_avail(mem, self.layout.avail_at(index), entry)?;
-        }
-        self.audit_avail(mem, self.layout.avail_flags(), self.flags)?;
-        self.audit_avail(mem, self.layout.avail_idx(), self.published as u16)?;
-        self.audit_avail(mem, self.layout.used_event(), self.used_event)?;
-
-        let flags = mem.load_u16(self.layout.used_flags(), Ordering::Relaxed)?;
-        let allowed = if self.config.event_idx {
-            0
-        } else {
-            USED_F_NO_NOTIFY
-        };
-        if flags & !allowed != 0 {
-            return Err(self.violation(Violation::UsedFlags { flags }));
-        }
-        Ok(())
-    }
-
-    fn audit_avail<M: Memory + ?Sized>(
-        &mut self,
-        mem: &M,
-        at: GuestAddress,
-        expected: u16,
-    ) -> Result<(), RingError> {
-        if mem.load_u16(at, Ordering::Relaxed)? == expected {
-            return Ok(());
-        }
-        let offset = at.0 - self.layout.avail().0;
-        Err(self.violation(Violation::AvailChanged { offset }))
-    }
-
-    fn set_flags<M: Memory + ?Sized>(&mut self, mem: &M, flags: u16) -> Result<(), RingError> {
-        mem.store_u16(self.layout.avail_flags(), flags, Ordering::Relaxed)?;
-        self.flags = flags;
-        Ok(())
-    }
-
-    fn set_used_event<M: Memory + ?Sized>(&mut self, mem: &M, event: u16) -> Result<(), RingError> {
-        mem.store_u16(self.layout.used_event(), event, Ordering::Relaxed)?;
-        self.used_event = event;
-        Ok(())
-    }
-
-    fn check_broken(&self) -> Result<(), RingError> {
+    pub(super) fn check_broken(&self) -> Result<(), RingError> {
         self.broken
             .map_or(Ok(()), |violation| Err(violation.into()))
     }
 
-    fn violation(&mut self, violation: Violation) -> RingError {
+    pub(super) fn violation(&mut self, violation: Violation) -> RingError {
         self.broken = Some(violation);
         violation.into()
     }
-}
-
-/// Whether an index that went from `old` to `new` passed the entry `event` (virtio 1.4, 2.7.10).
-const fn crossed(event: u16, old: u16, new: u16) -> bool {
-    new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

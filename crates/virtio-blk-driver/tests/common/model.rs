@@ -43,6 +43,7 @@ pub enum Flaw {
     WritesHeader,
     UnknownIsIoerr,
     UsesInReverse,
+    SetsUsedFlags,
 }
 
 struct Chain {
@@ -292,6 +293,9 @@ impl Subject for Model<'_> {
             return self.latch();
         }
         (self.avail, self.used) = (state.next_avail, state.next_used);
+        if self.has(Flaw::SetsUsedFlags) {
+            let _ = self.mem.store_u16(layout.used(), 1, Ordering::Relaxed);
+        }
         self.setup = Some((*setup, layout));
         Health::Running
     }
