@@ -46,7 +46,8 @@ verify() {
     shift
     fio --name=verify --filename="$device" --direct=1 --ioengine=libaio --bs=4k \
         --verify=crc32c --verify_fatal=1 --randrepeat=0 --group_reporting --minimal "$@" >/tmp/fio.log 2>&1 || {
-        cat /tmp/fio.log
+        tail -n 15 /tmp/fio.log
+        dmesg | tail -n 5
         fail "fio on $device: $*"
     }
     # It warns of overlapping jobs without looking whether they do; ours have a range each.

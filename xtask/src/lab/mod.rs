@@ -209,14 +209,16 @@ impl Bench<'_> {
     }
 
     fn server(&mut self) -> Result<Kind> {
-        if self.server.is_none() {
-            self.server = Some(match self.args.server.as_str() {
-                "vblk" => Kind::Vblk(self.build("vblk", None)?),
-                "qsd" => Kind::Qsd,
-                template => Kind::Custom(template.to_owned()),
-            });
+        if let Some(kind) = &self.server {
+            return Ok(kind.clone());
         }
-        Ok(self.server.clone().unwrap_or(Kind::Qsd))
+        let kind = match self.args.server.as_str() {
+            "vblk" => Kind::Vblk(self.build("vblk", None)?),
+            "qsd" => Kind::Qsd,
+            template => Kind::Custom(template.to_owned()),
+        };
+        self.server = Some(kind.clone());
+        Ok(kind)
     }
 
     fn guest_binaries(&self, names: &[String]) -> Result<Vec<PathBuf>> {
