@@ -142,12 +142,11 @@ impl Base {
         let busybox = core.join("usr/bin/busybox");
         fs::copy(sysroot.join("bin/busybox"), &busybox).on("write", &busybox)?;
 
-        let version = kernel_version(sysroot)?;
-        let kernel = sysroot.join(format!("boot/vmlinuz-{version}"));
-        fs::copy(&kernel, &self.kernel).on("copy", &kernel)?;
-        let into = core.join(format!("usr/lib/modules/{version}"));
+        let kernel = find_kernel(sysroot)?;
+        fs::copy(&kernel.image, &self.kernel).on("copy", &kernel.image)?;
+        let into = core.join("usr/lib/modules").join(&kernel.version);
         fs::create_dir_all(&into).on("create", &into)?;
-        copy_modules(sysroot, &version, &into)
+        copy_modules(&kernel.modules, &sysroot.join("bin/busybox"), &into)
     }
 }
 
@@ -168,28 +167,42 @@ fn unpack(lab: &Path, suite: &str, plan: &[Package], into: &Path) -> Result<()> 
     Ok(())
 }
 
-fn kernel_version(sysroot: &Path) -> Result<String> {
-    let boot = sysroot.join("boot");
-    fs::read_dir(&boot)
-        .on("read", &boot)?
-        .flatten()
-        .find_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            Some(name.strip_prefix("vmlinuz-")?.to_owned())
+/// A kernel in unpacked packages.
+struct Kernel {
+    version: String,
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+fn find_kernel(sysroot: &Path) -> Result<Kernel> {
+    let roots = [sysroot.join("lib/modules"), sysroot.join("usr/lib/modules")];
+    let directories = roots.iter().flat_map(fs::read_dir).flatten().flatten();
+    directories
+        .map(|directory| directory.path())
+        .find_map(|modules| {
+            let version = modules.file_name()?.to_str()?.to_owned();
+            // The newest packages have the image beside the modules.
+            let images = [
+                sysroot.join(format!("boot/vmlinuz-{version}")),
+                modules.join("vmlinuz"),
+            ];
+            let image = images.into_iter().find(|image| image.exists())?;
+            Some(Kernel {
+                version,
+                image,
+                modules,
+            })
         })
         .ok_or_else(|| Error::Missing {
             what: format!("no kernel image in the packages that {KERNEL_META} names"),
-            hint: "packages_of() in xtask/src/lab/base.rs must learn its new form".to_owned(),
+            hint: "find_kernel() in xtask/src/lab/base.rs must learn their new form".to_owned(),
         })
 }
 
-/// Copies the wanted modules and what they need, unpacked, side by side into `into`.
-fn copy_modules(sysroot: &Path, version: &str, into: &Path) -> Result<()> {
+/// Copies the wanted modules below `from` and what they need, unpacked, side by side into `into`.
+fn copy_modules(from: &Path, busybox: &Path, into: &Path) -> Result<()> {
     let mut files = BTreeMap::new();
-    for root in ["lib/modules", "usr/lib/modules"] {
-        find_modules(&sysroot.join(root).join(version), &mut files)?;
-    }
-    let busybox = sysroot.join("bin/busybox");
+    find_modules(from, &mut files)?;
     let mut graph = BTreeMap::new();
     let mut wanted: Vec<String> = MODULES.iter().map(ToString::to_string).collect();
     while let Some(module) = wanted.pop() {
@@ -197,7 +210,7 @@ fn copy_modules(sysroot: &Path, version: &str, into: &Path) -> Result<()> {
             continue;
         };
         let unpacked = into.join(format!("{module}.ko"));
-        unpack_module(&busybox, file, &unpacked)?;
+        unpack_module(busybox, file, &unpacked)?;
         let needed = depends(&fs::read(&unpacked).on("read", &unpacked)?);
         wanted.extend(needed.iter().cloned());
         graph.insert(module, needed);
@@ -232,9 +245,6 @@ fn unpack_module(busybox: &Path, file: &Path, into: &Path) -> Result<()> {
 
 /// All modules below `directory`, by canonical name.
 fn find_modules(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
-    if !directory.exists() {
-        return Ok(());
-    }
     for entry in fs::read_dir(directory).on("read", directory)? {
         let entry = entry.on("read", directory)?;
         let path = entry.path();
