@@ -39,6 +39,11 @@ if [ "$LAB_SERVER" != qsd ]; then
     # qemu-storage-daemon leaves both at their defaults.
     expect "write cache" "$(cat $disk/queue/write_cache)" "write back"
     expect "serial" "$(cat $disk/serial)" "$LAB_SERIAL"
+    echo "write through" >$disk/cache_type
+    expect "write cache, changed" "$(cat $disk/cache_type)" "write through"
+    verify /dev/vda --rw=randwrite --size=1M --iodepth=4
+    echo "write back" >$disk/cache_type
+    expect "write cache, changed back" "$(cat $disk/cache_type)" "write back"
 fi
 [ "$(cat $disk/queue/discard_max_bytes)" -ge 4096 ] || fail "no discard"
 [ "$(cat $disk/queue/write_zeroes_max_bytes)" -ge 4096 ] || fail "no write zeroes"

@@ -120,7 +120,7 @@ impl<'a> Vm<'a> {
                 let console = fs::read(&self.console).unwrap_or_default();
                 let console = String::from_utf8_lossy(&console);
                 Error::Vm {
-                    what: format!("{what}; the end of its console:\n{}", tail(&console, 25)),
+                    what: format!("{what}; the end of its console:\n{}", tail(&console, 40)),
                 }
             }
             other => other,
