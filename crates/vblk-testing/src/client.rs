@@ -6,14 +6,17 @@
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use blkio::{Blkio, Blkioq};
+use blkio::{Blkio, Blkioq, Errno};
 
 use crate::Error;
 
 /// How long requests in flight may make no progress. Generous: a busy machine must not fail a check.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a connection may be refused.
+const START: Duration = Duration::from_secs(10);
 
 /// How to connect.
 #[derive(Clone, Debug)]
@@ -133,8 +136,22 @@ fn connect(socket: &Path, read_only: bool) -> Result<Blkio, Error> {
     driver
         .set_bool("read-only", read_only)
         .map_err(Error::driver("read-only"))?;
-    driver.connect().map_err(Error::driver("connect"))?;
-    Ok(driver)
+    let started = Instant::now();
+    loop {
+        match driver.connect() {
+            Ok(()) => return Ok(driver),
+            // A server's socket is there a moment before it listens.
+            Err(e) if e.errno() == Errno::CONNREFUSED && started.elapsed() < START => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(source) => {
+                return Err(Error::Driver {
+                    step: "connect",
+                    source,
+                });
+            }
+        }
+    }
 }
 
 fn properties(driver: &Blkio) -> Result<Properties, Error> {
@@ -209,7 +226,7 @@ impl Queue {
             .do_io(&mut self.completions, 1, Some(&mut patience), None);
         let count = match result {
             Ok(count) => count,
-            Err(e) if e.errno() == blkio::Errno::TIME => {
+            Err(e) if e.errno() == Errno::TIME => {
                 return Err(Error::Lost {
                     queue: self.index,
                     in_flight,

@@ -144,6 +144,7 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
         },
         disk,
         queues: args.queues,
+        queue_size: args.queue_size,
         read_only: false,
     })?;
     config.socket = server.socket();

@@ -48,6 +48,8 @@ pub struct Config {
     pub disk: Disk,
     /// Queues.
     pub queues: usize,
+    /// Most entries of a queue. The peer takes any number.
+    pub queue_size: u16,
     /// Whether the disk is read-only.
     pub read_only: bool,
 }
@@ -172,7 +174,8 @@ fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
         .arg(disk)
         .arg("--socket")
         .arg(socket)
-        .args(["--queues", &config.queues.to_string()]);
+        .args(["--queues", &config.queues.to_string()])
+        .args(["--queue-size", &config.queue_size.to_string()]);
     if config.read_only {
         command.arg("--read-only");
     }

@@ -28,6 +28,7 @@ fn serve(disk: Disk, read_only: bool) -> Server {
         program: program(),
         disk,
         queues: 4,
+        queue_size: 512,
         read_only,
     })
     .unwrap()
