@@ -337,7 +337,9 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let result = io.reap(&mut done);
         for completion in done.drain(..) {
             self.with_disk = self.with_disk.saturating_sub(1);
-            self.complete(completion);
+            if let Some(next) = self.complete(completion) {
+                self.submit(next);
+            }
             if self.pushed >= PUBLISH_EVERY {
                 self.publish()?;
             }

@@ -32,6 +32,14 @@ pub struct RawDisk {
     plan: Plan,
 }
 
+/// Whether disks of this process can use io_uring.
+///
+/// # Errors
+/// Why not, in words that say what to change.
+pub fn io_uring_support() -> Result<(), String> {
+    engine::available()
+}
+
 impl RawDisk {
     /// Opens, locks and examines the file.
     ///

@@ -114,11 +114,11 @@ impl Plan {
 
 /// Whether io_uring can be used by this process, or why not.
 #[cfg(feature = "io-uring")]
-fn available() -> Result<(), String> {
+pub(super) fn available() -> Result<(), String> {
     uring::available()
 }
 
 #[cfg(not(feature = "io-uring"))]
-fn available() -> Result<(), String> {
+pub(super) fn available() -> Result<(), String> {
     Err("this program was built without the feature `io-uring`".into())
 }
