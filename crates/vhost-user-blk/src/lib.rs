@@ -1,3 +1,16 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
+
+mod config_channel;
+mod dirty_log;
+mod event;
+mod inflight;
+mod memory;
+mod server;
+mod session;
+mod shared_file;
+mod vring;
+
+pub use server::{Server, ServerError, ServerHandle, ServerOptions};
+pub use session::protocol_feature_names;

@@ -1,3 +1,16 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "test-util")]
+pub mod hostile;
+mod memory;
+pub mod request;
+pub mod ring;
+mod rng;
+#[cfg(feature = "test-util")]
+pub mod testmem;
+pub mod wire;
+
+pub use memory::{AccessError, Memory, Segment};

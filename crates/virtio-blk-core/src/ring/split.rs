@@ -281,10 +281,10 @@ impl SplitRing {
                 pieces.push((base, len));
             },
         )?;
-        // The spec's limit on chains is the queue size, direct descriptors included; a table that the
-        // driver filled to its seg_max is allowed up to the queue size of its own.
+        // Drivers fill tables up to seg_max, which follows from the device's maximum and not from the
+        // size they chose for the queue.
         let mut index = 0u16;
-        for _ in 0..self.size {
+        for _ in 0..self.origin.max_size.max(self.size) {
             if usize::from(index) >= count {
                 return Err(ChainError::NextIndex);
             }

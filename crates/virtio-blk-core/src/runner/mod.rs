@@ -95,7 +95,14 @@ pub enum QueueError {
     /// The disk's data path failed as a whole.
     #[error("the disk's queue is broken: {0}")]
     Disk(#[source] DiskError),
+    /// An event loop does not take the queue's descriptors (`QueueSubscriber` only).
+    #[error("the event loop can't watch the queue: {0}")]
+    Watch(#[source] std::io::Error),
 }
+
+/// Told why a queue broke, once, on the thread that noticed. Must not block.
+#[cfg(any(feature = "thread", feature = "event-manager"))]
+pub type OnFatal = Box<dyn FnOnce(&QueueError) + Send>;
 
 /// How to stop a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::{QueueRunner, Service, Stop, Stopped};
+use super::{OnFatal, QueueError, QueueRunner, Service, Stop, Stopped};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
 
@@ -25,7 +25,7 @@ pub struct QueueSubscriber<M: DeviceMemory> {
     /// Brings the loop back when a pass ended early.
     again: EventFd,
     timer: TimerFd,
-    on_fatal: Option<Box<dyn FnOnce() + Send>>,
+    on_fatal: Option<OnFatal>,
 }
 
 impl<M: DeviceMemory> QueueSubscriber<M> {
@@ -34,11 +34,7 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
     ///
     /// # Errors
     /// No eventfd or timerfd could be had; the queue was dropped.
-    pub fn new(
-        runner: QueueRunner<M>,
-        kick: EventFd,
-        on_fatal: Box<dyn FnOnce() + Send>,
-    ) -> io::Result<Self> {
+    pub fn new(runner: QueueRunner<M>, kick: EventFd, on_fatal: OnFatal) -> io::Result<Self> {
         Ok(Self {
             runner: Some(runner),
             kick,
@@ -85,8 +81,8 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
                 }
             }
             Service::Fatal => {
-                if let Some(tell) = self.on_fatal.take() {
-                    tell();
+                if let (Some(tell), Some(error)) = (self.on_fatal.take(), runner.error()) {
+                    tell(error);
                 }
             }
         }
@@ -118,13 +114,12 @@ impl<M: DeviceMemory> MutEventSubscriber for QueueSubscriber<M> {
             Some(self.timer.as_raw_fd()),
             self.disk_fd(),
         ];
-        let mut added = true;
         for fd in fds.into_iter().flatten() {
-            added &= ops.add(Events::new_raw(fd, EventSet::IN)).is_ok();
-        }
-        if !added && let Some(tell) = self.on_fatal.take() {
-            tell();
-            return;
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN))
+                && let Some(tell) = self.on_fatal.take()
+            {
+                return tell(&QueueError::Watch(io::Error::other(error)));
+            }
         }
         let _ = self.again.write(1);
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::wait::poll_timeout;
-use super::{QueueRunner, Service, Stop, Stopped};
+use super::{OnFatal, QueueRunner, Service, Stop, Stopped};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
 
@@ -28,7 +28,7 @@ pub struct ThreadOptions {
     /// for that time.
     pub poll: Duration,
     /// Called once, on the thread, when the queue broke.
-    pub on_fatal: Box<dyn FnOnce() + Send>,
+    pub on_fatal: OnFatal,
 }
 
 type Call<M> = Box<dyn FnOnce(&mut QueueRunner<M>) + Send>;
@@ -130,7 +130,7 @@ struct Worker<M: DeviceMemory> {
     kick: EventFd,
     control: Arc<Control<M>>,
     poll: Duration,
-    on_fatal: Option<Box<dyn FnOnce() + Send>>,
+    on_fatal: Option<OnFatal>,
 }
 
 impl<M: DeviceMemory> Worker<M> {
@@ -150,8 +150,8 @@ impl<M: DeviceMemory> Worker<M> {
                 Service::Idle => self.sleep(None, true),
                 Service::WaitUntil(at) => self.sleep(Some(at), true),
                 Service::Fatal => {
-                    if let Some(tell) = self.on_fatal.take() {
-                        tell();
+                    if let (Some(tell), Some(error)) = (self.on_fatal.take(), self.runner.error()) {
+                        tell(error);
                     }
                     self.sleep(None, false);
                 }

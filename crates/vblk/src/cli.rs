@@ -1,0 +1,128 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use virtio_blk_disks::DiskSpec;
+
+const DISK_HELP: &str = "\
+A DISK names its format, always:
+  raw:PATH[,OPTION…]         a file or block device
+      readonly=on|off        open it read-only (off)
+      direct=on|off          bypass the page cache (off)
+      engine=auto|io_uring|sync  how to do I/O (auto: probe, and take the best)
+      discard=on|off         pass discards to the host (on)
+      block=BYTES            logical block size that the guest sees (probed)
+      lock=on|off            lock the file against other users (on)
+  memory:SIZE                memory, gone when vblk ends
+  null:SIZE[,zero=on|off]    stores nothing; for benchmarks
+SIZE takes K, M, G, T (binary). A comma in PATH is written twice.";
+
+const ROOT_EXAMPLES: &str = "\
+Examples:
+  Serve an image to QEMU:
+    vblk serve vhost-user --disk raw:disk.img --socket /tmp/vblk.sock
+    qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on \\
+      -machine q35,memory-backend=mem -chardev socket,id=c,path=/tmp/vblk.sock,reconnect-ms=1000 \\
+      -device vhost-user-blk-pci,chardev=c
+  Look at an image as a guest would see it:
+    vblk disk info raw:disk.img
+
+Exit status: 0 done, 1 failed, 2 wrong command line, 128+N killed by a second signal N.";
+
+/// Serve disk images to virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "vblk", version, after_help = ROOT_EXAMPLES, max_term_width = 110)]
+pub struct Cli {
+    /// Print machine-readable JSON instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say more on standard error (repeat for more; or set VBLK_LOG).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a disk until SIGTERM or SIGINT.
+    #[command(subcommand)]
+    Serve(ServeCommand),
+    /// Examine disks.
+    #[command(subcommand)]
+    Disk(DiskCommand),
+    /// List what this build and this host offer.
+    Features(FeaturesArgs),
+}
+
+/// How to serve.
+#[derive(Debug, Subcommand)]
+pub enum ServeCommand {
+    /// To a VMM, over a vhost-user socket.
+    #[command(after_help = DISK_HELP)]
+    VhostUser(VhostUserArgs),
+}
+
+/// Options of `serve vhost-user`.
+#[derive(Debug, Args)]
+pub struct VhostUserArgs {
+    /// The disk to serve; see below.
+    #[arg(long, value_name = "DISK")]
+    pub disk: DiskSpec,
+    /// Unix socket to listen on. Replaced if its server is dead.
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Queues to offer [default: one per CPU of this host].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub queues: Option<u16>,
+    /// Largest size of a queue, in requests: a power of two.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub queue_size: u16,
+    /// Let the guest only read.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Serial number that the guest sees, at most 20 bytes.
+    #[arg(long, value_name = "S", default_value = "")]
+    pub serial: String,
+    /// Look for new requests this many microseconds before sleeping: faster, and burns a CPU for that time.
+    #[arg(long, value_name = "µs", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub poll: u64,
+}
+
+impl VhostUserArgs {
+    /// The polling time.
+    pub fn poll(&self) -> Duration {
+        Duration::from_micros(self.poll)
+    }
+}
+
+/// What to do with a disk.
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Show capacity, block sizes and abilities as they were probed.
+    #[command(after_help = DISK_HELP)]
+    Info(InfoArgs),
+}
+
+/// Options of `disk info`.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// The disk; see below. It is opened read-only.
+    #[arg(value_name = "DISK")]
+    pub disk: DiskSpec,
+}
+
+/// Options of `features`.
+#[derive(Debug, Args)]
+pub struct FeaturesArgs {
+    /// Show what a device over this disk offers, too.
+    #[arg(long, value_name = "DISK")]
+    pub disk: Option<DiskSpec>,
+}

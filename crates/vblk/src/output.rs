@@ -1,0 +1,85 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Results on standard output: aligned text, or one JSON object a line.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::Value;
+
+/// Prints `value`, an object, as text or as JSON.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn print(value: &impl Serialize, json: bool) -> io::Result<()> {
+    let value = serde_json::to_value(value)?;
+    let mut out = io::stdout().lock();
+    if json {
+        writeln!(out, "{value}")?;
+    } else if let Value::Object(fields) = &value {
+        let width = fields.keys().map(String::len).max().unwrap_or(0);
+        for (name, field) in fields {
+            let name = name.replace('_', " ");
+            writeln!(out, "{name:width$}  {}", text(field))?;
+        }
+    }
+    out.flush()
+}
+
+/// A value as a person reads it.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "no".to_owned(),
+        Value::Bool(true) => "yes".to_owned(),
+        Value::Bool(false) => "no".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Array(items) => items.iter().map(text).collect::<Vec<_>>().join(" "),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, field)| format!("{} {}", name.replace('_', " "), text(field)))
+            .collect::<Vec<_>>()
+            .join(", "),
+    }
+}
+
+/// Bytes in the largest binary unit that leaves at least one, e.g. `1.5 GiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut scaled = bytes as f64;
+    let mut unit = "bytes";
+    for next in UNITS {
+        if scaled < 1024.0 {
+            break;
+        }
+        scaled /= 1024.0;
+        unit = next;
+    }
+    let digits = if unit == "bytes" || scaled >= 100.0 || scaled.fract() == 0.0 {
+        0
+    } else {
+        1
+    };
+    format!("{scaled:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_read_well() {
+        assert_eq!(size(0), "0 bytes");
+        assert_eq!(size(1023), "1023 bytes");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(8 << 30), "8 GiB");
+        assert_eq!(size(u64::MAX), "16 EiB");
+    }
+
+    #[test]
+    fn values_read_well() {
+        let value = serde_json::json!({"a_b": true, "list": [1, "x"], "none": null});
+        assert_eq!(text(&value), "a b yes, list 1 x, none no");
+    }
+}

@@ -1,0 +1,253 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The socket, and one client after another.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use virtio_blk_core::device::Device;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::config_channel::ConfigChannel;
+use crate::session::Session;
+
+/// Why a server could not be set up or go on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Another process listens on the socket.
+    #[error("{0} is in use by another server: stop it, or give another path")]
+    InUse(PathBuf),
+    /// The path exists and is no socket.
+    #[error("{0} exists and is not a socket: give another path")]
+    NotASocket(PathBuf),
+    /// The socket can't be made.
+    #[error("can't listen on {path}: {source}")]
+    Bind {
+        /// The socket's path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Waiting for clients failed.
+    #[error("can't accept clients: {0}")]
+    Accept(#[source] io::Error),
+}
+
+/// How a server treats its queues.
+#[derive(Clone, Debug, Default)]
+pub struct ServerOptions {
+    /// How long a queue's thread looks for new work before it sleeps; zero: not at all.
+    pub poll: Duration,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stopping: AtomicBool,
+    wake: EventFd,
+    /// The present client's connection, to cut it.
+    client: Mutex<Option<UnixStream>>,
+    clients: AtomicU64,
+}
+
+impl Shared {
+    fn client(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops a server and tells how it is, from any thread.
+#[derive(Clone, Debug)]
+pub struct ServerHandle(Arc<Shared>);
+
+impl ServerHandle {
+    /// Makes [`Server::run`] return, after the present client's requests were finished. Returns at once.
+    pub fn stop(&self) {
+        self.0.stopping.store(true, Ordering::Release);
+        // The counter can't overflow within a process's life.
+        let _ = self.0.wake.write(1);
+        if let Some(client) = self.0.client().as_ref() {
+            let _ = client.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Whether a client is connected.
+    pub fn is_connected(&self) -> bool {
+        self.0.client().is_some()
+    }
+
+    /// Clients served so far, the present one included.
+    pub fn clients(&self) -> u64 {
+        self.0.clients.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves a device to vhost-user clients, one after another, on a unix socket.
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+    device: Arc<Device>,
+    options: ServerOptions,
+    shared: Arc<Shared>,
+    channel: Arc<ConfigChannel>,
+}
+
+impl Server {
+    /// Listens on `path`. A socket that a dead server left is replaced.
+    ///
+    /// # Errors
+    /// [`ServerError`]; the path is as it was.
+    pub fn bind(
+        path: &Path,
+        device: Arc<Device>,
+        options: ServerOptions,
+    ) -> Result<Self, ServerError> {
+        let bind_error = |source| ServerError::Bind {
+            path: path.to_owned(),
+            source,
+        };
+        let listener = match UnixListener::bind(path) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                let meta = std::fs::symlink_metadata(path).map_err(bind_error)?;
+                if !meta.file_type().is_socket() {
+                    return Err(ServerError::NotASocket(path.to_owned()));
+                }
+                match UnixStream::connect(path) {
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                    Ok(_) => return Err(ServerError::InUse(path.to_owned())),
+                    Err(error) => return Err(bind_error(error)),
+                }
+                std::fs::remove_file(path).map_err(bind_error)?;
+                UnixListener::bind(path).map_err(bind_error)?
+            }
+            other => other.map_err(bind_error)?,
+        };
+        listener.set_nonblocking(true).map_err(bind_error)?;
+        let channel = Arc::new(ConfigChannel::default());
+        let weak = Arc::downgrade(&channel);
+        device.listen(Box::new(move || {
+            if let Some(channel) = weak.upgrade() {
+                channel.notify();
+            }
+        }));
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(bind_error)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            device,
+            options,
+            shared: Arc::new(Shared {
+                stopping: AtomicBool::new(false),
+                wake,
+                client: Mutex::new(None),
+                clients: AtomicU64::new(0),
+            }),
+            channel,
+        })
+    }
+
+    /// A handle to stop this server.
+    pub fn handle(&self) -> ServerHandle {
+        ServerHandle(self.shared.clone())
+    }
+
+    /// Serves until [`ServerHandle::stop`]. When it returns, no request is in flight and no memory of a
+    /// client is mapped.
+    ///
+    /// # Errors
+    /// Clients can't be accepted any more. What goes wrong with one client ends that client's session,
+    /// is logged, and the next one is served.
+    pub fn run(&self) -> Result<(), ServerError> {
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            let mut fds = [
+                PollFd::new(&self.listener, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.wake_fd(), PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(ServerError::Accept(error.into())),
+            }
+            match self.listener.accept() {
+                Ok((stream, _)) => self.serve(stream),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock
+                    | io::ErrorKind::ConnectionAborted
+                    | io::ErrorKind::Interrupted => {}
+                    _ => return Err(ServerError::Accept(error)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn wake_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        use std::os::fd::{AsRawFd, BorrowedFd};
+        // SAFETY: the eventfd is open as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.shared.wake.as_raw_fd()) }
+    }
+
+    fn serve(&self, stream: UnixStream) {
+        let control = stream
+            .set_nonblocking(false)
+            .and_then(|()| Ok((stream.try_clone()?, stream.try_clone()?)));
+        let (control, peek) = match control {
+            Ok(clones) => clones,
+            Err(error) => return log::error!("client refused: {error}"),
+        };
+        *self.shared.client() = Some(control);
+        self.shared.clients.fetch_add(1, Ordering::Relaxed);
+        // `stop` may have come before the connection was known to it.
+        if !self.shared.stopping.load(Ordering::Acquire) {
+            log::info!("client connected");
+            self.converse(stream, &peek);
+            log::info!("client gone");
+        }
+        self.channel.close();
+        *self.shared.client() = None;
+    }
+
+    /// Handles messages until the connection ends. All queues are stopped when it returns.
+    fn converse(&self, stream: UnixStream, peek: &UnixStream) {
+        let session = Arc::new(Mutex::new(Session::new(
+            self.device.clone(),
+            self.options.poll,
+        )));
+        let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+        loop {
+            let acks = session
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .acks();
+            match self.channel.intercept(peek, acks) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => return log::debug!("connection lost: {error}"),
+            }
+            match handler.handle_request() {
+                Ok(()) => {}
+                Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return,
+                Err(VhostError::SocketRetry(_)) => {}
+                // The client was told and may go on; without acknowledgements it would not know.
+                Err(VhostError::ReqHandlerError(error)) if acks => {
+                    log::warn!("request refused: {error}")
+                }
+                Err(error) => return log::warn!("client sent away: {error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

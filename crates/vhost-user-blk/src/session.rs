@@ -1,0 +1,411 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The vhost-user protocol with one client.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use virtio_blk_core::device::Device;
+
+use crate::dirty_log::DirtyLog;
+use crate::event;
+use crate::inflight::InFlightArea;
+use crate::memory::{MAX_SLOTS, MemoryTable};
+use crate::vring::{Addresses, Vring, VringContext};
+
+const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
+
+/// Bits of the feature word that belong to the protocol and not to the device.
+const PROTOCOL_BITS: u64 = PROTOCOL_FEATURES | LOG_ALL;
+
+/// The protocol features offered.
+fn offered() -> VhostUserProtocolFeatures {
+    VhostUserProtocolFeatures::MQ
+        | VhostUserProtocolFeatures::LOG_SHMFD
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+        | VhostUserProtocolFeatures::RESET_DEVICE
+        | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+}
+
+/// The names of the vhost-user protocol features that every server offers.
+pub fn protocol_feature_names() -> Vec<String> {
+    offered()
+        .iter_names()
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// An address of a region's start in the client, as the `postcopy` part of the protocol answers it.
+type RegionBase = u64;
+
+/// The state of the protocol with one client. Dropping it stops all queues, drained.
+pub(crate) struct Session {
+    device: Arc<Device>,
+    poll: Duration,
+    features: u64,
+    protocol_features: u64,
+    table: MemoryTable,
+    log: Arc<DirtyLog>,
+    in_flight: Option<InFlightArea>,
+    vrings: Vec<Vring>,
+}
+
+/// The protocol's word for a failure of ours; the client sees it where it asked for an acknowledgement.
+fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::ReqHandlerError(io::Error::other(error))
+}
+
+fn unsupported<T>(what: &'static str) -> Result<T> {
+    Err(Error::InvalidOperation(what))
+}
+
+impl Session {
+    pub(crate) fn new(device: Arc<Device>, poll: Duration) -> Self {
+        let log = Arc::new(DirtyLog::default());
+        Self {
+            vrings: (0..device.options().queues)
+                .map(|_| Vring::default())
+                .collect(),
+            device,
+            poll,
+            features: 0,
+            protocol_features: 0,
+            table: MemoryTable::new(log.clone()),
+            log,
+            in_flight: None,
+        }
+    }
+
+    /// Whether the client can be told of a failed request.
+    pub(crate) fn acks(&self) -> bool {
+        self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring> {
+        let queues = self.vrings.len();
+        usize::try_from(index)
+            .ok()
+            .and_then(|index| self.vrings.get_mut(index))
+            .ok_or_else(|| failed(format!("queue {index} of a device with {queues}")))
+    }
+
+    /// Starts every queue that has become ready.
+    fn start_ready(&mut self) -> Result<()> {
+        let context = VringContext {
+            device: &self.device,
+            table: &self.table,
+            in_flight: self.in_flight.as_ref(),
+            poll: self.poll,
+            needs_enable: self.features & PROTOCOL_FEATURES != 0,
+        };
+        for (vring, index) in self.vrings.iter_mut().zip(0..) {
+            if let Err(error) = vring.start(index, &context) {
+                log::error!("queue {index} can't be started: {error}");
+                vring.signal_error();
+                return Err(failed(error));
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_all(&mut self) {
+        for vring in &mut self.vrings {
+            vring.close();
+        }
+    }
+
+    fn memory_changed(&mut self) -> Result<()> {
+        for vring in &self.vrings {
+            vring.remap();
+        }
+        self.start_ready()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.stop_all();
+        self.device.reset();
+    }
+}
+
+impl VhostUserBackendReqHandlerMut for Session {
+    fn set_owner(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        self.reset_device()
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        for vring in &mut self.vrings {
+            vring.close();
+            *vring = Vring::default();
+        }
+        self.features = 0;
+        self.log.enable(false);
+        self.device.reset();
+        Ok(())
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        Ok(self.device.offered() | PROTOCOL_BITS)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let device_features = features & !PROTOCOL_BITS;
+        // Sent again while queues run, to switch the log of a migration on and off.
+        if device_features != self.device.accepted() || self.device.accepted() == 0 {
+            if self.vrings.iter().any(Vring::is_running) {
+                return Err(failed("features can't change while queues run"));
+            }
+            self.device.accept(device_features).map_err(failed)?;
+        }
+        self.features = features;
+        self.log.enable(features & LOG_ALL != 0);
+        self.start_ready()
+    }
+
+    fn set_mem_table(
+        &mut self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<RegionBase>>> {
+        self.table.set(regions, files).map_err(failed)?;
+        self.memory_changed()?;
+        Ok(None)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        let max = self.device.options().queue_size;
+        let vring = self.vring(index)?;
+        let size = u16::try_from(num)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= max)
+            .ok_or_else(|| failed(format!("queue size {num}: a power of two up to {max}")))?;
+        if vring.is_running() && size != vring.size {
+            return Err(failed("the queue size can't change while the queue runs"));
+        }
+        vring.size = size;
+        self.start_ready()
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        let addresses = Addresses {
+            descriptor,
+            available,
+            used,
+        };
+        let vring = self.vring(index)?;
+        // Sent again with the log's flag set. The used ring is logged with the memory it lies in.
+        if vring.addresses != Some(addresses) {
+            vring.stop();
+            vring.addresses = Some(addresses);
+        }
+        self.start_ready()
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        let vring = self.vring(index)?;
+        if vring.is_running() {
+            return Err(failed("the base can't change while the queue runs"));
+        }
+        vring.base =
+            u16::try_from(base).map_err(|_| failed(format!("base {base} of a split queue")))?;
+        self.start_ready()
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        let vring = self.vring(index)?;
+        vring.close();
+        Ok(VhostUserVringState::new(index, u32::from(vring.base)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let vring = self.vring(u32::from(index))?;
+        let file =
+            file.ok_or_else(|| failed("queues without a kick descriptor are not supported"))?;
+        event::check(&file).map_err(failed)?;
+        vring.stop();
+        vring.set_kick(Some(file));
+        self.start_ready()
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let vring = self.vring(u32::from(index))?;
+        if let Some(file) = &file {
+            event::check(file).map_err(failed)?;
+        }
+        vring.set_call(file);
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        let vring = self.vring(u32::from(index))?;
+        if let Some(file) = &file {
+            event::check(file).map_err(failed)?;
+        }
+        vring.set_err(file);
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(offered())
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        let extra = features & !offered().bits();
+        if extra != 0 {
+            return Err(failed(format!(
+                "protocol features {extra:#x} were not offered"
+            )));
+        }
+        self.protocol_features = features;
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(self.vrings.len() as u64)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        let vring = self.vring(index)?;
+        vring.enabled = enable;
+        if !enable {
+            vring.stop();
+        }
+        self.start_ready()
+    }
+
+    fn get_config(
+        &mut self,
+        offset: u32,
+        size: u32,
+        _flags: VhostUserConfigFlags,
+    ) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; size as usize];
+        self.device.read_config(u64::from(offset), &mut bytes);
+        Ok(bytes)
+    }
+
+    fn set_config(
+        &mut self,
+        offset: u32,
+        bytes: &[u8],
+        _flags: VhostUserConfigFlags,
+    ) -> Result<()> {
+        self.device
+            .write_config(u64::from(offset), bytes)
+            .map_err(failed)
+    }
+
+    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        let options = self.device.options();
+        if wanted.num_queues > options.queues || wanted.queue_size > options.queue_size {
+            return Err(failed(format!(
+                "in-flight area for {} queues of {}: the device has {} of {}",
+                { wanted.num_queues },
+                { wanted.queue_size },
+                options.queues,
+                options.queue_size
+            )));
+        }
+        let (area, file, size) =
+            InFlightArea::create(wanted.num_queues, wanted.queue_size).map_err(failed)?;
+        self.in_flight = Some(area);
+        let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
+        Ok((reply, file))
+    }
+
+    fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
+        if self.vrings.iter().any(Vring::is_running) {
+            return Err(failed("the in-flight area can't change while queues run"));
+        }
+        let opened = InFlightArea::open(
+            file,
+            area.mmap_offset,
+            area.mmap_size,
+            area.num_queues,
+            area.queue_size,
+        );
+        self.in_flight = Some(opened.map_err(failed)?);
+        Ok(())
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_SLOTS)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<RegionBase>> {
+        self.table.add(region, file).map_err(failed)?;
+        self.memory_changed()?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        self.table.remove(region).map_err(failed)?;
+        self.memory_changed()
+    }
+
+    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
+        self.log
+            .replace(file, log.mmap_offset, log.mmap_size)
+            .map_err(failed)
+    }
+
+    // Parts of the protocol that are not offered.
+
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        unsupported("a block device has no GPU socket")
+    }
+
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        unsupported("shared objects are not offered")
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        unsupported("device state transfer is not offered")
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        unsupported("device state transfer is not offered")
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        unsupported("shared memory regions are not offered")
+    }
+}
