@@ -1,0 +1,173 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Whole queues, driven as a guest would: the driver half on one side, a scripted disk on the other.
+
+mod hostile;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Request, Token};
+use virtio_blk_driver::ring::RingConfig;
+use virtio_blk_driver::testmem::Space;
+use vm_memory::GuestMemory;
+
+use super::*;
+use crate::device::{Device, Options};
+use crate::disk::{Caps, EraseLimits, ZeroLimits};
+use crate::spec::feature;
+use crate::testdisk::{Mode, TestDisk, WaitKind};
+
+/// Sectors of the disks here.
+const SECTORS: u64 = 128;
+const SERIAL: &str = "serial number 16";
+/// Enough for a queue of 16 and its requests, three times.
+const MEMORY: usize = 384 * 1024;
+const ARENA: ArenaConfig = ArenaConfig {
+    slots: 16,
+    data_len: 8192,
+    data_align: 512,
+    table_len: 32,
+};
+
+/// Everything a disk can do.
+fn caps() -> Caps {
+    let erase = EraseLimits {
+        max_sectors: 64,
+        max_segments: 8,
+        alignment: 1,
+    };
+    Caps {
+        flush: true,
+        discard: Some(erase),
+        write_zeroes: Some(ZeroLimits {
+            max_sectors: 64,
+            max_segments: 8,
+            may_unmap: true,
+        }),
+        secure_erase: Some(erase),
+        lifetime: true,
+        ..Caps::basic(SECTORS)
+    }
+}
+
+/// A disk whose sector `n` is full of bytes `n`.
+fn disk(mode: Mode, wait: WaitKind) -> TestDisk {
+    let disk = TestDisk::new(caps()).with_mode(mode, wait);
+    for sector in 0..SECTORS as usize {
+        disk.set_content(sector * 512, &[sector as u8; 512]);
+    }
+    disk
+}
+
+/// A device over `disk` whose driver took every feature.
+fn device(disk: &TestDisk) -> Arc<Device> {
+    let options = Options {
+        serial: SERIAL.to_owned(),
+        ..Options::default()
+    };
+    let device = Device::new(Arc::new(disk.clone()), options).unwrap();
+    device.accept(device.offered()).unwrap();
+    device
+}
+
+/// One queue with both halves.
+struct Rig<M: GuestMemory + Send + Sync + 'static> {
+    mem: Arc<M>,
+    disk: TestDisk,
+    device: Arc<Device>,
+    driver: Driver<Arc<M>>,
+    runner: QueueRunner<Arc<M>>,
+    irqs: Arc<AtomicU64>,
+}
+
+impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
+    /// A rig whose ring has `event_idx` and starts at `start`.
+    fn with(mem: &Arc<M>, space: &mut Space, disk: TestDisk, event_idx: bool, start: u16) -> Self {
+        let config = RingConfig {
+            event_idx,
+            indirect: true,
+            start,
+        };
+        let device = device(&disk);
+        let mut features = device.offered();
+        if !event_idx {
+            features &= !feature::RING_EVENT_IDX;
+        }
+        device.accept(features).unwrap();
+        let driver = space.driver(mem.clone(), 16, config, ARENA).unwrap();
+        let irqs = Arc::new(AtomicU64::new(0));
+        let setup = QueueSetup::new(mem.clone(), counting(&irqs));
+        let runner = device.start_queue(0, setup, &driver.state()).unwrap();
+        Self {
+            mem: mem.clone(),
+            disk,
+            device,
+            driver,
+            runner,
+            irqs,
+        }
+    }
+
+    fn new(mem: &Arc<M>, space: &mut Space, disk: TestDisk) -> Self {
+        Self::with(mem, space, disk, true, 0)
+    }
+
+    fn submit(&mut self, request: &Request<'_>) -> Token {
+        let token = self.driver.submit(request).unwrap();
+        self.driver.publish().unwrap();
+        token
+    }
+
+    /// Lets the device work until it has nothing to do, without waiting for anything.
+    fn settle(&mut self) -> Service {
+        for _ in 0..10_000 {
+            match self.runner.service(64) {
+                Service::More => {}
+                other => return other,
+            }
+        }
+        panic!("the device does not come to rest");
+    }
+
+    /// The answers there are.
+    fn answers(&mut self) -> Vec<Done> {
+        std::iter::from_fn(|| self.driver.poll().unwrap()).collect()
+    }
+
+    /// Asks one thing of a device that answers without help.
+    fn ask(&mut self, request: &Request<'_>) -> Done {
+        let token = self.submit(request);
+        assert_eq!(self.settle(), Service::Idle);
+        // What completed at the end of the pass.
+        assert_eq!(self.settle(), Service::Idle);
+        let answers = self.answers();
+        assert_eq!(answers.len(), 1, "one answer to {request:?}");
+        assert_eq!(answers[0].token, token);
+        answers[0]
+    }
+
+    fn data(&self, done: Done, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.driver.read_data(done.token, 0, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// The device wrote nothing it must not write.
+    fn audit(&mut self) {
+        let (ring, mem) = self.driver.ring_mut();
+        ring.audit(mem).unwrap();
+    }
+
+    fn irqs(&self) -> u64 {
+        self.irqs.load(Ordering::SeqCst)
+    }
+}
+
+fn counting(irqs: &Arc<AtomicU64>) -> impl Fn() + Send + 'static {
+    let irqs = irqs.clone();
+    move || {
+        irqs.fetch_add(1, Ordering::SeqCst);
+    }
+}
