@@ -151,7 +151,7 @@ pub struct Range {
     /// First sector of 512 bytes.
     pub sector: u64,
     /// Sectors of 512 bytes.
-    pub sectors: u32,
+    pub num_sectors: u32,
     /// [`RANGE_F_UNMAP`]; other bits are reserved.
     pub flags: u32,
 }
@@ -162,8 +162,9 @@ impl Range {
 
     /// As it lies in memory.
     pub fn to_bytes(self) -> [u8; Self::LEN as usize] {
-        let value =
-            u128::from(self.sector) | u128::from(self.sectors) << 64 | u128::from(self.flags) << 96;
+        let value = u128::from(self.sector)
+            | u128::from(self.num_sectors) << 64
+            | u128::from(self.flags) << 96;
         value.to_le_bytes()
     }
 }
@@ -196,7 +197,7 @@ mod tests {
         );
         let range = Range {
             sector: 0x0807_0605_0403_0201,
-            sectors: 0x0c0b_0a09,
+            num_sectors: 0x0c0b_0a09,
             flags: RANGE_F_UNMAP,
         };
         assert_eq!(

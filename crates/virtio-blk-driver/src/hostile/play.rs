@@ -15,6 +15,7 @@ use crate::{AccessError, Memory};
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
     /// Addresses, size and position of the queue, as a hostile driver set them.
+    /// `max_size` is the size that the device has to offer.
     pub state: QueueState,
     /// `VIRTIO_F_INDIRECT_DESC` is negotiated.
     pub indirect: bool,

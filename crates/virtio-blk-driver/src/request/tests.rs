@@ -154,7 +154,7 @@ fn requests_look_as_the_specification_says() {
     let ranges = [
         Range {
             sector: 5,
-            sectors: 6,
+            num_sectors: 6,
             flags: 1,
         },
         Range::default(),
