@@ -206,22 +206,30 @@ impl<M: DeviceMemory> QueueRunner<M> {
         });
     }
 
-    /// Gives an operation to the disk. `false` if there was no room: it waits in `stalled`.
+    /// Gives an operation to the disk, and the ones that follow from it as long as they are done at once.
+    /// `false` if there was no room: it waits in `stalled`.
     #[inline]
-    pub(super) fn submit(&mut self, op: Op) -> bool {
-        let Some(io) = &mut self.io else {
-            self.complete(op.complete(Err(crate::disk::DiskError::Cancelled)));
-            return true;
-        };
-        match io.submit(op) {
-            Submit::Done(completion) => self.complete(completion),
-            Submit::Queued => self.with_disk += 1,
-            Submit::Full(op) => {
-                self.stalled.push(op);
-                return false;
+    pub(super) fn submit(&mut self, mut op: Op) -> bool {
+        loop {
+            let submitted = match &mut self.io {
+                Some(io) => io.submit(op),
+                None => Submit::Done(op.complete(Err(crate::disk::DiskError::Cancelled))),
+            };
+            match submitted {
+                Submit::Done(completion) => match self.complete(completion) {
+                    Some(next) => op = next,
+                    None => return true,
+                },
+                Submit::Queued => {
+                    self.unflushed = true;
+                    return true;
+                }
+                Submit::Full(op) => {
+                    self.stalled.push(op);
+                    return false;
+                }
             }
         }
-        true
     }
 
     /// Answers a request that was refused before it reached the disk. Data the driver expects to be

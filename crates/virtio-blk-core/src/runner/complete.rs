@@ -28,37 +28,40 @@ fn status_of(error: &DiskError) -> RequestStatus {
 }
 
 impl<M: DeviceMemory> QueueRunner<M> {
-    /// Takes a completion of the disk: goes on with the request's next range, or finishes it.
+    /// Takes a completion of the disk. Answers the request's next operation, or finishes the request.
     #[inline]
-    pub(super) fn complete(&mut self, completion: Completion) {
+    pub(super) fn complete(&mut self, completion: Completion) -> Option<Op> {
         let Completion { token, result, buf } = completion;
         let Some(slot) = self.slab.get(token) else {
             self.counters.spurious_completions.add(1);
-            return;
+            return None;
         };
-        let status = match &result {
+        let mut status = match &result {
             Ok(()) => RequestStatus::Ok,
             Err(error) => status_of(error),
         };
         match slot.job {
-            Job::Ranges { kind, fua } if status == RequestStatus::Ok => {
-                if let Some(next) = slot.ranges.pop() {
-                    let kind = next.op(kind, fua);
-                    self.submit(Op { token, kind, buf });
-                    return;
+            Job::Ranges { kind, fua } => {
+                if status == RequestStatus::Ok
+                    && let Some(next) = slot.ranges.pop()
+                {
+                    return Some(Op {
+                        // Of its own, so that a completion that is repeated is not taken for the next.
+                        token: slot.renew(token),
+                        kind: next.op(kind, fua),
+                        buf,
+                    });
                 }
             }
             Job::Lifetime => {
-                let status = if status == RequestStatus::Ok {
-                    copy_lifetime(&buf, &slot.buf)
-                } else {
-                    status
-                };
-                return self.finish(token, status);
+                if status == RequestStatus::Ok {
+                    status = copy_lifetime(&buf, &slot.buf);
+                }
             }
-            _ => slot.buf = buf,
+            Job::Read | Job::Write | Job::Flush => slot.buf = buf,
         }
         self.finish(token, status);
+        None
     }
 
     /// Answers a request in flight and returns its chain.

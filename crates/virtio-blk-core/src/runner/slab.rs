@@ -9,6 +9,9 @@ use crate::disk::{IoBuf, KeepAlive, Token};
 use crate::request::{Range, RangeKind};
 use crate::ring::Segment;
 
+/// The part of a token that says which slot; the rest is the slot's generation.
+const INDEX: u64 = 0xffff_ffff;
+
 /// What a request in flight is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
@@ -49,6 +52,14 @@ pub(super) struct Slot {
     pub(super) dirty: Vec<Segment>,
     /// Ranges not yet submitted, in reverse order.
     pub(super) ranges: Vec<Range>,
+}
+
+impl Slot {
+    /// Another token for the request, in place of `token`, which names nothing any more.
+    pub(super) fn renew(&mut self, token: Token) -> Token {
+        self.generation = self.generation.wrapping_add(1);
+        Token(u64::from(self.generation) << 32 | token.0 & INDEX)
+    }
 }
 
 // SAFETY: `status.host` is only used while `keep` holds its memory mapped, from whatever thread runs the
@@ -106,7 +117,7 @@ impl Slab {
     /// The busy slot of a token; `None` for a token that was never given out or is done.
     #[inline]
     pub(super) fn get(&mut self, token: Token) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut((token.0 & 0xffff_ffff) as usize)?;
+        let slot = self.slots.get_mut((token.0 & INDEX) as usize)?;
         (slot.busy && u64::from(slot.generation) == token.0 >> 32).then_some(slot)
     }
 
@@ -115,8 +126,14 @@ impl Slab {
     pub(super) fn release(&mut self, token: Token) {
         if let Some(slot) = self.get(token) {
             slot.busy = false;
-            self.free.push((token.0 & 0xffff_ffff) as u32);
+            self.free.push((token.0 & INDEX) as u32);
         }
+    }
+
+    /// How many slots are busy.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 
     /// The tokens of all busy slots, in the order in which they were taken.

@@ -145,6 +145,11 @@ impl TestDisk {
         self.lock().held.len()
     }
 
+    /// Completions that wait for a `reap`.
+    pub fn ready(&self) -> usize {
+        self.lock().ready()
+    }
+
     /// Completes the `count` oldest operations that wait. Answers how many there were.
     pub fn release(&self, count: usize) -> usize {
         let mut state = self.lock();

@@ -85,6 +85,10 @@ impl State {
         held + self.queue(id).map_or(0, |q| q.batch.len() + q.ready.len())
     }
 
+    pub(super) fn ready(&self) -> usize {
+        self.queues.iter().flatten().map(|q| q.ready.len()).sum()
+    }
+
     pub(super) fn submit(&mut self, id: usize, op: Op) -> Submit {
         if self.load(id) >= self.room {
             self.log.push(Event::Refused);
