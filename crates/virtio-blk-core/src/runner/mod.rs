@@ -243,9 +243,9 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if self.map.is_stale() {
             self.remap()?;
         }
-        if self.with_disk() != 0 {
-            self.reap()?;
-        }
+        // Also with nothing in flight: the disk may ring for what was collected before it rang, and rings
+        // until it is asked.
+        self.reap()?;
         if self.with_disk() == 0 && !self.stalled.is_empty() {
             self.submit_stalled()?;
         }

@@ -3,6 +3,7 @@
 
 //! Whole queues, driven as a guest would: the driver half on one side, a scripted disk on the other.
 
+mod disks;
 mod hostile;
 mod requests;
 
@@ -130,6 +131,11 @@ impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
         let token = self.driver.submit(request).unwrap();
         self.driver.publish().unwrap();
         token
+    }
+
+    /// As `submit`, with one descriptor of the ring.
+    fn queue(&mut self, request: &Request<'_>) -> Token {
+        self.submit(&request.indirect(true))
     }
 
     /// Lets the device work until it has nothing to do, without waiting for anything.
