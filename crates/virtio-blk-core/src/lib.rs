@@ -9,3 +9,5 @@ pub mod request;
 pub mod ring;
 pub mod runner;
 pub mod spec;
+#[cfg(feature = "test-util")]
+pub mod testdisk;

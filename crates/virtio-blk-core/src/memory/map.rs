@@ -147,13 +147,21 @@ impl<M: DeviceMemory> GuestMap<M> {
         if len == 0 {
             return Ok(());
         }
-        let last = addr.checked_add(len as u64 - 1).ok_or(unmapped)?;
+        let last = self.last(addr, len).ok_or(unmapped)?;
         if let Some(base) = self.host(addr, len) {
             f(base, len);
             return Ok(());
         }
         self.translate_slowly(addr, last, access, &mut f)
             .ok_or(unmapped)
+    }
+
+    /// The last byte of a range that is not empty and does not wrap.
+    #[inline]
+    fn last(&self, addr: u64, len: usize) -> Option<u64> {
+        let last = addr.checked_add(len as u64 - 1)?;
+        // vm-memory's IOTLB adds the whole length, which overflows at the very end.
+        (last != u64::MAX || !self.translated).then_some(last)
     }
 
     /// The host address of a range that lies in the region that was hit last, as nearly all do. `None`
@@ -226,7 +234,7 @@ impl<M: DeviceMemory> GuestMap<M> {
             covered = covered.checked_add(slice.len())?;
             f(slice.ptr_guard_mut().as_ptr(), slice.len());
         }
-        // vm-memory's IOTLB may answer a wrapping range with nothing and no error.
+        // vm-memory promises this, but an IOMMU of another's making may break it.
         (covered == len).then_some(())
     }
 
@@ -252,7 +260,7 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// passed over. Costs nothing where the memory tracks nothing.
     #[inline]
     pub fn mark_dirty(&self, addr: u64, len: usize) {
-        if Self::TRACKS_DIRTY && len != 0 && addr.checked_add(len as u64 - 1).is_some() {
+        if Self::TRACKS_DIRTY && len != 0 && self.last(addr, len).is_some() {
             let memory: &M::M = self.guard.deref().deref();
             if let Ok(slices) = memory.get_slices(GuestAddress(addr), len, Permissions::Write) {
                 for slice in slices.map_while(Result::ok) {

@@ -5,8 +5,9 @@
 //!
 //! [`Ring`] is what a queue runner needs of any layout; [`SplitRing`] is the split layout. A ring resolves
 //! its structures once into host memory, reads every descriptor exactly once into private memory, caps
-//! chains at the queue size, publishes used entries in batches with one index store, and **latches** the
-//! first fatal error: from then on every call answers it and nothing is read or written any more.
+//! chains at the queue size (with an indirect table: at the largest size the queue could have),
+//! publishes used entries in batches with one index store, and **latches** the first fatal error: from
+//! then on every call answers it and nothing is read or written any more.
 //!
 //! What a driver can do wrong falls in two kinds. A [`ChainError`] concerns one chain: its head is
 //! known, so it is handed back with length 0 and the queue goes on. A [`RingError`] means that ring and

@@ -68,6 +68,9 @@ pub struct SplitRing {
     /// Addresses and maximum, as given at the start.
     origin: QueueState,
     size: u16,
+    /// Most descriptors of a chain with an indirect table: the largest size this queue could have.
+    /// Drivers fill tables up to seg_max, which follows from that and not from the size they chose.
+    limit: u16,
     event_idx: bool,
     indirect: bool,
     /// The next available entry to take.
@@ -120,6 +123,7 @@ impl SplitRing {
                 ..*state
             },
             size: state.size,
+            limit: max,
             event_idx,
             indirect: features & feature::RING_INDIRECT_DESC != 0,
             next_avail: Wrapping(state.next_avail),
@@ -231,7 +235,7 @@ impl SplitRing {
         chain: &mut Chain,
     ) -> Result<(), ChainError> {
         let mut index = head;
-        for _ in 0..self.size {
+        for direct in 0..self.size {
             if index >= self.size {
                 return Err(ChainError::NextIndex);
             }
@@ -249,7 +253,7 @@ impl SplitRing {
                 if desc.flags & DESC_F_NEXT != 0 {
                     return Err(ChainError::IndirectMisplaced);
                 }
-                return self.walk_table(map, &desc, chain);
+                return self.walk_table(map, &desc, self.limit - direct, chain);
             }
             append(chain, &desc)?;
             if desc.flags & DESC_F_NEXT == 0 {
@@ -264,6 +268,7 @@ impl SplitRing {
         &mut self,
         map: &GuestMap<M>,
         table: &Descriptor,
+        limit: u16,
         chain: &mut Chain,
     ) -> Result<(), ChainError> {
         let len = table.len as usize;
@@ -281,10 +286,8 @@ impl SplitRing {
                 pieces.push((base, len));
             },
         )?;
-        // Drivers fill tables up to seg_max, which follows from the device's maximum and not from the
-        // size they chose for the queue.
         let mut index = 0u16;
-        for _ in 0..self.origin.max_size.max(self.size) {
+        for _ in 0..limit {
             if usize::from(index) >= count {
                 return Err(ChainError::NextIndex);
             }

@@ -231,7 +231,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
                     None => return true,
                 },
                 Submit::Queued => {
-                    self.with_disk += 1;
+                    self.unflushed = true;
                     return true;
                 }
                 Submit::Full(op) => {

@@ -60,8 +60,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 if status == RequestStatus::Ok
                     && let Some(next) = slot.ranges.pop()
                 {
-                    let kind = next.op(kind, fua);
-                    return Some(Op { token, kind, buf });
+                    return Some(Op {
+                        // Of its own, so that a completion that is repeated is not taken for the next.
+                        token: slot.renew(token),
+                        kind: next.op(kind, fua),
+                        buf,
+                    });
                 }
             }
         }

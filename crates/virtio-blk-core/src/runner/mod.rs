@@ -146,8 +146,10 @@ pub struct QueueRunner<M: DeviceMemory> {
     slab: Slab,
     /// Operations that the disk had no room for, in reverse order of submission.
     stalled: Vec<Op>,
-    /// Operations the disk has.
-    with_disk: usize,
+    /// The disk finishes everything inside `submit`: there is nothing to reap.
+    inline: bool,
+    /// Operations were submitted since the last `flush_batch`.
+    unflushed: bool,
     /// Heads pushed and not yet published; only kept for the log.
     returning: Vec<u16>,
     pushed: usize,
@@ -190,6 +192,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     ) -> Result<Self, RingError> {
         let map = GuestMap::new(setup.memory);
         let ring = SplitRing::new(&map, state, parts.features)?;
+        let inline = matches!(parts.io.wait(), Wait::Inline);
         let runner = Self {
             map,
             ring,
@@ -204,7 +207,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
             counters: parts.counters,
             slab: Slab::new(state.size),
             stalled: Vec::new(),
-            with_disk: 0,
+            inline,
+            unflushed: false,
             returning: Vec::new(),
             pushed: 0,
             intake: true,
@@ -243,10 +247,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if self.map.is_stale() {
             self.remap()?;
         }
-        if self.with_disk != 0 {
-            self.reap()?;
-        }
-        if self.with_disk == 0 && !self.stalled.is_empty() {
+        // Also with nothing in flight: the disk may ring for what was collected before it rang, and rings
+        // until it is asked.
+        self.reap()?;
+        if self.with_disk() == 0 && !self.stalled.is_empty() {
             self.submit_stalled()?;
         }
         let taken = self.take(budget)?;
@@ -256,7 +260,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.publish()?;
         if !self.stalled.is_empty() {
             // With nothing in flight no event would bring us back.
-            return Ok(if self.with_disk == 0 {
+            return Ok(if self.with_disk() == 0 {
                 Service::More
             } else {
                 self.idle()
@@ -314,29 +318,48 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 break;
             }
         }
-        if self.with_disk != 0 {
-            self.flush_batch()?;
+        self.flush_batch()?;
+        if self.with_disk() != 0 {
             self.reap()?;
         }
         Ok(taken)
     }
 
+    /// Operations the disk has: every request in flight has one, with the disk or waiting for room.
+    #[inline]
+    fn with_disk(&self) -> usize {
+        self.slab.len() - self.stalled.len()
+    }
+
+    /// Tells the disk to start what it was given since the last call.
+    #[inline]
     fn flush_batch(&mut self) -> Result<(), QueueError> {
         match &mut self.io {
-            Some(io) => io.flush_batch().map_err(QueueError::Disk),
-            None => Ok(()),
+            Some(io) if std::mem::take(&mut self.unflushed) => {
+                io.flush_batch().map_err(QueueError::Disk)
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Finishes what the disk is done with, and submits what it had no room for.
+    /// Finishes what the disk is done with, goes on with requests of several operations, and submits
+    /// what it had no room for.
+    #[inline]
     fn reap(&mut self) -> Result<(), QueueError> {
+        if self.inline && self.with_disk() == 0 {
+            return Ok(());
+        }
+        self.reap_queued()
+    }
+
+    fn reap_queued(&mut self) -> Result<(), QueueError> {
         let Some(io) = &mut self.io else {
             return Ok(());
         };
         let mut done = std::mem::take(&mut self.done);
         let result = io.reap(&mut done);
+        let freed = !done.is_empty();
         for completion in done.drain(..) {
-            self.with_disk = self.with_disk.saturating_sub(1);
             if let Some(next) = self.complete(completion) {
                 self.submit(next);
             }
@@ -345,11 +368,11 @@ impl<M: DeviceMemory> QueueRunner<M> {
             }
         }
         self.done = done;
-        let freed = result.map_err(QueueError::Disk)?;
-        if freed != 0 && !self.stalled.is_empty() {
+        result.map_err(QueueError::Disk)?;
+        if freed && !self.stalled.is_empty() {
             self.submit_stalled()?;
         }
-        Ok(())
+        self.flush_batch()
     }
 
     fn submit_stalled(&mut self) -> Result<(), QueueError> {
@@ -433,7 +456,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if self.error.is_some() {
             return false;
         }
-        if self.with_disk != 0 && !matches!(self.wait(), Wait::Inline) {
+        if self.with_disk() != 0 && !self.inline {
             return true;
         }
         self.intake && self.ring.has_available()
@@ -507,7 +530,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     fn fail(&mut self, error: QueueError) {
         if let QueueError::Disk(_) = error {
             self.io = None;
-            self.with_disk = 0;
+            self.unflushed = false;
             self.stalled.clear();
             for token in self.slab.busy() {
                 self.finish(token, crate::spec::RequestStatus::IoErr);

@@ -11,6 +11,9 @@ use crate::request::{Range, RangeKind};
 use crate::ring::Segment;
 use crate::spec::RequestType;
 
+/// The part of a token that says which slot; the rest is the slot's generation.
+const INDEX: u64 = 0xffff_ffff;
+
 /// What a request in flight is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
@@ -85,6 +88,12 @@ impl Slot {
 }
 
 impl Slot {
+    /// Another token for the request, in place of `token`, which names nothing any more.
+    pub(super) fn renew(&mut self, token: Token) -> Token {
+        self.generation = self.generation.wrapping_add(1);
+        Token(u64::from(self.generation) << 32 | token.0 & INDEX)
+    }
+
     /// Takes the buffer back from the disk.
     #[inline(always)]
     pub(super) fn put_back(&mut self, buf: IoBuf) {
@@ -162,6 +171,12 @@ impl Slab {
         }
     }
 
+    /// How many slots are busy.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// The tokens of all busy slots, in the order in which they were taken.
     pub(super) fn busy(&self) -> Vec<Token> {
         let mut busy: Vec<(u64, Token)> = self
@@ -190,8 +205,8 @@ impl Slab {
     }
 }
 
-/// The index part of a token; the rest is the slot's generation.
+/// The index part of a token.
 #[inline]
 const fn index(token: Token) -> usize {
-    (token.0 & 0xffff_ffff) as usize
+    (token.0 & INDEX) as usize
 }

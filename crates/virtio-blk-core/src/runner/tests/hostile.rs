@@ -1,0 +1,143 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The table of malformed queues, against the whole device.
+
+use virtio_blk_driver::hostile::{self, Health, Setup, Subject};
+use virtio_blk_driver::testmem;
+
+use super::*;
+
+/// A device under test.
+struct Victim<M: GuestMemory + Send + Sync + 'static> {
+    mem: Arc<M>,
+    disk: TestDisk,
+    size: u16,
+    event_idx: bool,
+    runner: Option<QueueRunner<Arc<M>>>,
+}
+
+impl<M: GuestMemory + Send + Sync + 'static> Victim<M> {
+    fn serve(&mut self) -> Health {
+        let Some(runner) = &mut self.runner else {
+            return Health::Latched;
+        };
+        for _ in 0..1000 {
+            match runner.service(5) {
+                Service::More => {}
+                Service::Fatal => {
+                    assert!(runner.error().is_some());
+                    return Health::Latched;
+                }
+                _ if self.disk.held() != 0 || runner.in_flight() == 0 => return Health::Running,
+                _ => {}
+            }
+        }
+        panic!("the device does not come to rest");
+    }
+}
+
+impl<M: GuestMemory + Send + Sync + 'static> Subject for Victim<M> {
+    fn start(&mut self, setup: &Setup) -> Health {
+        if setup.deferred {
+            self.disk.set_mode(Mode::Held);
+        }
+        let options = Options {
+            queue_size: self.size,
+            ..Options::default()
+        };
+        let device = Device::new(Arc::new(self.disk.clone()), options).unwrap();
+        let mut features = device.offered();
+        if !self.event_idx {
+            features &= !feature::RING_EVENT_IDX;
+        }
+        if !setup.indirect {
+            features &= !feature::RING_INDIRECT_DESC;
+        }
+        device.accept(features).unwrap();
+        match device.start_queue(0, QueueSetup::new(self.mem.clone(), || {}), &setup.state) {
+            Ok(runner) => {
+                self.runner = Some(runner);
+                Health::Running
+            }
+            Err(_) => Health::Latched,
+        }
+    }
+
+    fn service(&mut self) -> Health {
+        self.disk.release(usize::MAX);
+        self.serve()
+    }
+}
+
+/// Plays every case on fresh memory.
+fn play_all<M: GuestMemory + Send + Sync + 'static>(
+    make: impl Fn() -> (M, Space),
+    mode: Mode,
+    wait: WaitKind,
+) {
+    let mut failed = Vec::new();
+    for case in hostile::cases() {
+        for event_idx in [false, true] {
+            for start in [0, 65_530] {
+                let (mem, space) = make();
+                let mem = Arc::new(mem);
+                let disk = TestDisk::new(Caps::basic(64)).with_mode(mode, wait);
+                let options = hostile::Options {
+                    size: 16,
+                    start,
+                    event_idx,
+                };
+                let mut victim = Victim {
+                    mem: mem.clone(),
+                    disk,
+                    size: 16,
+                    event_idx,
+                    runner: None,
+                };
+                if let Err(error) = hostile::play(case, &*mem, space, options, &mut victim) {
+                    failed.push(format!("{}: {error} ({options:?})", case.name));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+const LEN: usize = 128 * 1024;
+
+#[test]
+fn item_18_23_25_26_malformed_queues_in_plain_memory() {
+    play_all(
+        || testmem::single(LEN).unwrap(),
+        Mode::Inline,
+        WaitKind::Inline,
+    );
+}
+
+#[test]
+fn item_18_23_25_26_malformed_queues_in_several_regions() {
+    play_all(
+        || testmem::gapped(LEN).unwrap(),
+        Mode::AtFlush,
+        WaitKind::Fd,
+    );
+}
+
+#[test]
+fn item_18_23_25_26_malformed_queues_behind_an_iommu() {
+    play_all(
+        || testmem::fragmented(LEN, 7).unwrap(),
+        Mode::Inline,
+        WaitKind::Inline,
+    );
+}
+
+#[test]
+fn item_18_23_25_26_malformed_queues_behind_a_careless_iommu() {
+    play_all(
+        || testmem::fragmented_naive(LEN, 8).unwrap(),
+        Mode::AtFlush,
+        WaitKind::Poll,
+    );
+}

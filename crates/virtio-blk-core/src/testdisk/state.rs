@@ -1,0 +1,233 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What is behind the handles.
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use super::{Break, Event, Mode, WaitKind, ring};
+use crate::disk::{
+    Caps, Completion, DiskError, DiskListener, IoBuf, Lifetime, Op, OpKind, Submit, Token,
+};
+
+/// Decides which operations fail.
+pub(super) type Fault = Box<dyn FnMut(&OpKind) -> Option<DiskError> + Send>;
+
+/// One open queue.
+struct Queue {
+    bell: UnixStream,
+    /// Submitted, and waiting for `flush_batch`.
+    batch: Vec<Op>,
+    ready: Vec<Completion>,
+}
+
+pub(super) struct State {
+    pub(super) caps: Caps,
+    pub(super) data: Vec<u8>,
+    pub(super) mode: Mode,
+    pub(super) wait: WaitKind,
+    pub(super) room: usize,
+    pub(super) deadline: Option<Instant>,
+    pub(super) lifetime: [u8; Lifetime::SIZE],
+    pub(super) fault: Option<Fault>,
+    pub(super) broken: Option<Break>,
+    pub(super) closed: bool,
+    pub(super) log: Vec<Event>,
+    pub(super) depths: Vec<u16>,
+    pub(super) listeners: Vec<DiskListener>,
+    /// Operations that the test releases, oldest first, with their queue.
+    pub(super) held: VecDeque<(usize, Op)>,
+    /// The token of the latest operation.
+    pub(super) last: Option<Token>,
+    queues: Vec<Option<Queue>>,
+}
+
+impl State {
+    pub(super) fn new(caps: Caps) -> Self {
+        Self {
+            caps,
+            data: vec![0; caps.capacity_bytes() as usize],
+            mode: Mode::Inline,
+            wait: WaitKind::Inline,
+            room: usize::MAX,
+            deadline: None,
+            lifetime: [0; Lifetime::SIZE],
+            fault: None,
+            broken: None,
+            closed: false,
+            log: Vec::new(),
+            depths: Vec::new(),
+            listeners: Vec::new(),
+            held: VecDeque::new(),
+            last: None,
+            queues: Vec::new(),
+        }
+    }
+
+    pub(super) fn open(&mut self, bell: UnixStream) -> usize {
+        self.queues.push(Some(Queue {
+            bell,
+            batch: Vec::new(),
+            ready: Vec::new(),
+        }));
+        self.queues.len() - 1
+    }
+
+    fn queue(&mut self, id: usize) -> Option<&mut Queue> {
+        self.queues.get_mut(id)?.as_mut()
+    }
+
+    /// Operations a queue has.
+    fn load(&mut self, id: usize) -> usize {
+        let held = self.held.iter().filter(|(queue, _)| *queue == id).count();
+        held + self.queue(id).map_or(0, |q| q.batch.len() + q.ready.len())
+    }
+
+    pub(super) fn ready(&self) -> usize {
+        self.queues.iter().flatten().map(|q| q.ready.len()).sum()
+    }
+
+    pub(super) fn submit(&mut self, id: usize, op: Op) -> Submit {
+        if self.load(id) >= self.room {
+            self.log.push(Event::Refused);
+            return Submit::Full(op);
+        }
+        self.last = Some(op.token);
+        self.log.push(Event::Submitted {
+            kind: op.kind,
+            len: op.buf.len(),
+        });
+        match self.mode {
+            Mode::Inline => return Submit::Done(self.run(op)),
+            Mode::Held => self.held.push_back((id, op)),
+            Mode::AtFlush => {
+                if let Some(queue) = self.queue(id) {
+                    queue.batch.push(op);
+                }
+            }
+        }
+        Submit::Queued
+    }
+
+    pub(super) fn flush(&mut self, id: usize) -> Result<(), DiskError> {
+        self.log.push(Event::Flushed);
+        self.check_broken(Break::Flush)?;
+        let batch = self.queue(id).map(|q| std::mem::take(&mut q.batch));
+        for op in batch.into_iter().flatten() {
+            let completion = self.run(op);
+            self.hand_out(id, completion);
+        }
+        Ok(())
+    }
+
+    pub(super) fn release_at(&mut self, index: usize) -> bool {
+        let Some((id, op)) = self.held.remove(index) else {
+            return false;
+        };
+        let completion = self.run(op);
+        self.hand_out(id, completion);
+        true
+    }
+
+    pub(super) fn invent(&mut self, token: Token) {
+        for id in 0..self.queues.len() {
+            let completion = Completion {
+                token,
+                result: Ok(()),
+                buf: IoBuf::new(),
+            };
+            self.hand_out(id, completion);
+        }
+    }
+
+    fn hand_out(&mut self, id: usize, completion: Completion) {
+        if let Some(queue) = self.queue(id) {
+            queue.ready.push(completion);
+            ring(&queue.bell);
+        }
+    }
+
+    pub(super) fn take_ready(&mut self, id: usize, done: &mut Vec<Completion>) -> usize {
+        self.queue(id).map_or(0, |queue| {
+            let count = queue.ready.len();
+            done.append(&mut queue.ready);
+            count
+        })
+    }
+
+    pub(super) fn check_broken(&mut self, call: Break) -> Result<(), DiskError> {
+        if self.broken != Some(call) {
+            return Ok(());
+        }
+        self.broken = None;
+        Err(DiskError::from_errno(libc::EIO))
+    }
+
+    pub(super) fn cancel(&mut self, id: usize, token: Token) {
+        self.log.push(Event::Cancelled);
+        let place = |(queue, op): &(usize, Op)| *queue == id && op.token == token;
+        if let Some((_, op)) = self
+            .held
+            .iter()
+            .position(place)
+            .and_then(|index| self.held.remove(index))
+        {
+            self.hand_out(id, op.complete(Err(DiskError::Cancelled)));
+        }
+    }
+
+    pub(super) fn close(&mut self, id: usize) {
+        let load = self.load(id);
+        self.log.push(Event::Dropped(load));
+        self.held.retain(|(queue, _)| *queue != id);
+        if let Some(slot) = self.queues.get_mut(id) {
+            *slot = None;
+        }
+    }
+
+    fn run(&mut self, op: Op) -> Completion {
+        let failed = self.fault.as_mut().and_then(|fault| fault(&op.kind));
+        let result = match failed {
+            Some(error) => Err(error),
+            None => self.execute(&op),
+        };
+        op.complete(result)
+    }
+
+    fn execute(&mut self, op: &Op) -> Result<(), DiskError> {
+        let buf = &op.buf;
+        if op.kind.is_write() && self.caps.read_only {
+            return Err(DiskError::ReadOnly);
+        }
+        let Some((offset, len)) = op.kind.range(buf.len() as u64) else {
+            if op.kind == OpKind::Lifetime {
+                buf.copy_in(0, &self.lifetime);
+            }
+            return Ok(());
+        };
+        if !self.caps.contains(offset, len) {
+            return Err(DiskError::OutOfRange);
+        }
+        let first = offset as usize;
+        let range = self
+            .data
+            .get_mut(first..first + len as usize)
+            .ok_or(DiskError::OutOfRange)?;
+        match op.kind {
+            OpKind::Read { .. } => {
+                buf.copy_in(0, range);
+            }
+            OpKind::Write { .. } => {
+                buf.copy_out(0, range);
+            }
+            OpKind::WriteZeroes { .. } => range.fill(0),
+            // Recognisable, and not zeroes: nobody may rely on those.
+            OpKind::Discard { .. } => range.fill(0xd1),
+            OpKind::SecureErase { .. } => range.fill(0x5e),
+            OpKind::Flush | OpKind::Lifetime => {}
+        }
+        Ok(())
+    }
+}
