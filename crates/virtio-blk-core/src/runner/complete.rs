@@ -99,6 +99,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 left -= part;
             }
         }
+        // Memory of an earlier map must not stay mapped for the next request of the slot.
+        slot.release_other(self.map.keep());
         self.slab.release(token);
         self.count(wire, data_len, status);
         self.give_back(head, len);

@@ -55,6 +55,15 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// Lets go of the request's memory, unless it is that of `keep`, which the next one will need.
+    #[inline]
+    pub(super) fn release_other(&mut self, keep: &Arc<dyn KeepAlive>) {
+        if self.keep.as_ref().is_none_or(|held| !Arc::ptr_eq(held, keep)) {
+            self.keep = None;
+            self.buf.release();
+        }
+    }
+
     /// Another token for the request, in place of `token`, which names nothing any more.
     pub(super) fn renew(&mut self, token: Token) -> Token {
         self.generation = self.generation.wrapping_add(1);
