@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use virtio_queue::QueueState;
 
 use super::{Device, NegotiationError};
-use crate::ring::MAX_QUEUE_SIZE;
+use crate::ring::{MAX_QUEUE_SIZE, are_distinct};
 use crate::spec::feature;
 
 /// The version this code writes.
@@ -197,12 +197,7 @@ impl Device {
         if taken != queue.in_flight.len() || taken > usize::from(queue.size) {
             return Err("the indices do not agree with the requests in flight");
         }
-        let mut heads = queue.in_flight.clone();
-        heads.sort_unstable();
-        heads.dedup();
-        if heads.len() != queue.in_flight.len()
-            || heads.last().is_some_and(|&head| head >= queue.size)
-        {
+        if !are_distinct(&queue.in_flight, queue.size) {
             return Err("a head in flight is out of range or named twice");
         }
         Ok(())

@@ -37,11 +37,13 @@ pub enum StartError {
 }
 
 impl Device {
-    /// Starts queue `index` at `state`, which is validated: sizes, alignment, mapping. The result takes
-    /// nothing from the ring before its first [`QueueRunner::service`].
+    /// Starts queue `index` at `state`, which is validated together with the heads to replay: sizes,
+    /// alignment, mapping. The result takes nothing from the ring before its first
+    /// [`QueueRunner::service`]. Where the queue was used before, the driver is notified once.
     ///
     /// # Errors
-    /// [`StartError`]; nothing of the guest's was touched.
+    /// [`StartError`]; nothing of the guest's was touched. The disk was only asked for a data path if the
+    /// ring is usable.
     pub fn start_queue<M: DeviceMemory>(
         &self,
         index: u16,
@@ -63,7 +65,6 @@ impl Device {
         let mut rules = Rules::new(&self.caps, features);
         rules.capacity = self.capacity();
         let parts = QueueParts {
-            io: self.disk.open_queue(state.size).map_err(StartError::Disk)?,
             rules,
             features,
             live: self.live.clone(),
@@ -71,6 +72,8 @@ impl Device {
             write_cache: self.write_cache(),
             counters: counters.clone(),
         };
-        Ok(QueueRunner::start(setup, parts, &state)?)
+        QueueRunner::start(setup, parts, &state, || {
+            self.disk.open_queue(state.size).map_err(StartError::Disk)
+        })
     }
 }

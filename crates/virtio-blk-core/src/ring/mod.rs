@@ -75,12 +75,31 @@ pub enum RingError {
         /// Queue size.
         size: u16,
     },
+    /// The requests to replay are not some of those that were taken.
+    #[error(
+        "{count} heads to replay in a queue of {size}: {taken} were taken, each named at most once"
+    )]
+    Replay {
+        /// Heads given.
+        count: usize,
+        /// Heads taken and not returned, by the queue's indices.
+        taken: u16,
+        /// Queue size.
+        size: u16,
+    },
     /// A head was made available again before it was used.
     #[error("descriptor {head} was made available while the device still had it")]
     HeadInFlight {
         /// The driver's head.
         head: u16,
     },
+}
+
+/// Whether `heads` are different heads of a queue of `size`.
+pub(crate) fn are_distinct(heads: &[u16], size: u16) -> bool {
+    let mut heads = heads.to_vec();
+    heads.sort_unstable();
+    heads.is_sorted_by(|a, b| a < b) && heads.last().is_none_or(|&head| head < size)
 }
 
 /// What is wrong with one chain. The queue itself is sound.

@@ -99,6 +99,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
             self.map.mark_dirty(slot.status.guest, 1);
             mark_written(&self.map, &slot.dirty, written);
         }
+        // Memory of an earlier map must not stay mapped for the next request of the slot.
+        slot.release_other(&self.map);
         self.slab.release(token);
         self.count(job.wire(), data_len, status);
         self.give_back(head, len);

@@ -39,7 +39,7 @@ use crate::device::Live;
 use crate::disk::{Completion, DiskError, IoQueue, Op, Wait};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::request::{Range, Rules};
-use crate::ring::{Chain, Popped, Ring, RingError, SplitRing};
+use crate::ring::{Chain, Popped, Ring, RingError, SplitRing, are_distinct};
 
 /// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
 /// not block.
@@ -175,7 +175,6 @@ pub(crate) enum WriteCache {
 
 /// What the device decides about a queue; see [`QueueSetup`] for the transport's part.
 pub(crate) struct QueueParts {
-    pub(crate) io: Box<dyn IoQueue>,
     pub(crate) rules: Rules,
     pub(crate) features: u64,
     pub(crate) live: Arc<Live>,
@@ -185,18 +184,27 @@ pub(crate) struct QueueParts {
 }
 
 impl<M: DeviceMemory> QueueRunner<M> {
-    pub(crate) fn start(
+    /// Starts at `state`. `open` is asked for the disk's queue once everything else is known to be good.
+    pub(crate) fn start<E: From<RingError>>(
         setup: QueueSetup<M>,
         parts: QueueParts,
         state: &QueueState,
-    ) -> Result<Self, RingError> {
+        open: impl FnOnce() -> Result<Box<dyn IoQueue>, E>,
+    ) -> Result<Self, E> {
         let map = GuestMap::new(setup.memory);
         let ring = SplitRing::new(&map, state, parts.features)?;
-        let inline = matches!(parts.io.wait(), Wait::Inline);
+        let (count, size) = (setup.replay.len(), state.size);
+        let taken = state.next_avail.wrapping_sub(state.next_used);
+        // More would come back than the driver gave.
+        if count > usize::from(taken) || !are_distinct(&setup.replay, size) {
+            return Err(RingError::Replay { count, taken, size }.into());
+        }
+        let io = open()?;
+        let inline = matches!(io.wait(), Wait::Inline);
         let runner = Self {
             map,
             ring,
-            io: Some(parts.io),
+            io: Some(io),
             rules: parts.rules,
             live: parts.live,
             serial: parts.serial,

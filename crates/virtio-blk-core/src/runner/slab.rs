@@ -88,6 +88,21 @@ impl Slot {
 }
 
 impl Slot {
+    /// Lets go of the request's memory, unless it is the map's present one, which the next will need.
+    #[inline(always)]
+    pub(super) fn release_other<M: DeviceMemory>(&mut self, map: &GuestMap<M>) {
+        if self.map_generation != map.generation() {
+            self.release_memory();
+        }
+    }
+
+    #[cold]
+    fn release_memory(&mut self) {
+        self.keep = None;
+        self.map_generation = 0;
+        self.buf.release();
+    }
+
     /// Another token for the request, in place of `token`, which names nothing any more.
     pub(super) fn renew(&mut self, token: Token) -> Token {
         self.generation = self.generation.wrapping_add(1);
@@ -198,9 +213,7 @@ impl Slab {
     /// Lets go of memory that idle slots keep mapped.
     pub(super) fn release_memory(&mut self) {
         for slot in self.slots.iter_mut().filter(|s| !s.busy) {
-            slot.keep = None;
-            slot.map_generation = 0;
-            slot.buf.release();
+            slot.release_memory();
         }
     }
 }

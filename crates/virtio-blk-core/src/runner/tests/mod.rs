@@ -5,7 +5,9 @@
 
 mod disks;
 mod hostile;
+mod remap;
 mod requests;
+mod stop;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
