@@ -73,9 +73,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    fs::create_dir_all(&target).on("create", &target)?;
+    let target = target.canonicalize().on("find", &target)?;
     let lab = target.join("lab");
     fs::create_dir_all(&lab).on("create", &lab)?;
-    let lab = lab.canonicalize().on("find", &lab)?;
     qemu::ensure(&lab)?;
     let base = Base::prepare(&lab, &args.kernel, args.update)?;
     let mut bench = Bench {
@@ -235,7 +236,9 @@ impl Bench<'_> {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
             .current_dir(&self.root)
-            .args(["build", "--quiet", "--package", package]);
+            .args(["build", "--quiet", "--package", package])
+            .arg("--target-dir")
+            .arg(&self.target);
         let mut directory = self.target.clone();
         if let Some(target) = target {
             command.args(["--target", target]);

@@ -46,7 +46,7 @@ pub fn output_with_input(command: &mut Command, input: &str) -> Result<String> {
     Err(Error::Tool {
         command: shown,
         status: output.status.to_string(),
-        stderr: tail(&stderr, 6),
+        stderr: tail(&stderr, 25),
     })
 }
 
