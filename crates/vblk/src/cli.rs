@@ -83,7 +83,7 @@ pub struct VhostUserArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub queues: Option<u16>,
     /// Largest size of a queue, in requests: a power of two.
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 1024)]
     pub queue_size: u16,
     /// Let the guest only read.
     #[arg(long)]
@@ -114,7 +114,7 @@ pub enum DiskCommand {
 /// Options of `disk info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// The disk; see below. It is opened read-only.
+    /// The disk; see below. It is not locked, and nothing is written.
     #[arg(value_name = "DISK")]
     pub disk: DiskSpec,
 }

@@ -8,6 +8,8 @@ use std::error::Error;
 use serde::Serialize;
 use virtio_blk_core::disk::{Caps, EraseLimits, SECTOR_SIZE, ZeroLimits};
 
+use virtio_blk_disks::DiskSpec;
+
 use crate::cli::InfoArgs;
 use crate::output;
 
@@ -95,7 +97,12 @@ impl Info {
 /// Shows what was probed of a disk. Abilities are those of the disk when it is served writable, where it
 /// can be.
 pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
-    let disk = args.disk.open(false).or_else(|_| args.disk.open(true))?;
+    let mut spec = args.disk.clone();
+    if let DiskSpec::Raw(options) = &mut spec {
+        // An image in use can be looked at.
+        *options = options.clone().lock(false);
+    }
+    let disk = spec.open(false).or_else(|_| spec.open(true))?;
     output::print(&Info::new(args.disk.to_string(), &disk.caps()), json)?;
     Ok(())
 }

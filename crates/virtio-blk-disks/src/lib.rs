@@ -1,3 +1,17 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
+
+mod admit;
+pub mod fault;
+mod listeners;
+pub mod memory;
+pub mod null;
+pub mod raw;
+pub mod spec;
+
+pub use fault::{FaultDisk, FaultPlan};
+pub use memory::MemoryDisk;
+pub use null::NullDisk;
+pub use raw::{Engine, RawDisk, RawOptions};
+pub use spec::DiskSpec;

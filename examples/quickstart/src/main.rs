@@ -7,7 +7,6 @@
 //! Everything runs in one process, without privileges. What it prints was checked byte by byte.
 
 use std::error::Error;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -30,20 +29,28 @@ const CHUNK: u32 = 64 << 10;
 const SECTORS: u64 = CHUNK as u64 / 512;
 const CHUNKS: u64 = DISK / CHUNK as u64;
 const DEPTH: u16 = 32;
+const QUEUE_SIZE: u16 = 128;
 
 fn main() -> Outcome<()> {
     // Guest memory, as the VMM made it for its guest.
-    let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)])?);
+    let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&[(
+        GuestAddress(0),
+        16 << 20,
+    )])?);
 
     // A disk, and the device over it. The device offers what the disk was probed for.
     let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK)?);
     let options = Options {
-        queue_size: 64,
+        queue_size: QUEUE_SIZE,
         serial: "quickstart".into(),
         ..Options::default()
     };
     let device = Device::new(disk, options)?;
-    println!("device    {} MiB, offers {}", DISK >> 20, device.offered_names().join(" "));
+    println!(
+        "device    {} MiB, offers {}",
+        DISK >> 20,
+        device.offered_names().join(" ")
+    );
 
     // What the guest's driver does through the VMM's transport: negotiate, lay out a queue, go.
     let features = device.offered();
@@ -51,10 +58,11 @@ fn main() -> Outcome<()> {
     for bits in [status::ACKNOWLEDGE, status::DRIVER, status::FEATURES_OK] {
         register.write(bits, features, &device);
     }
-    let layout = SplitLayout::contiguous(GuestAddress(0x10_0000), 64)?;
+    let layout = SplitLayout::contiguous(QUEUE_SIZE, GuestAddress(0x10_0000))?;
     let config = RingConfig {
         event_idx: true,
         indirect: true,
+        start: 0,
     };
     let slots = ArenaConfig {
         slots: DEPTH,
@@ -64,7 +72,10 @@ fn main() -> Outcome<()> {
     let arena = Arena::new(GuestAddress(0x20_0000), slots)?;
     let driver = Driver::new(memory.clone(), layout, config, arena)?;
     let change = register.write(status::DRIVER_OK, features, &device);
-    assert!(change == StatusChange::Start, "a driver that did it right is let in");
+    assert!(
+        change == StatusChange::Start,
+        "a driver that did it right is let in"
+    );
 
     // At DRIVER_OK the VMM starts the queue. Its interrupt would be an irqfd; here it counts.
     let interrupts = Arc::new(AtomicU64::new(0));
@@ -73,32 +84,19 @@ fn main() -> Outcome<()> {
         count.fetch_add(1, Ordering::Relaxed);
     });
     let queue = device.start_queue(0, setup, &driver.state())?;
-    let mut machine = Machine { driver, queue, kicks: 0 };
+    let mut machine = Machine {
+        driver,
+        queue,
+        kicks: 0,
+    };
 
     // The guest at work.
-    machine.stage("write", 0..CHUNKS, |chunk, data| {
-        data.fill(pattern(chunk));
-        Request::write(chunk * SECTORS, data)
-    }, |_, _, _| true)?;
-    machine.stage("read", 0..CHUNKS, read, |driver, done, chunk| {
-        holds(driver, done, pattern(chunk))
-    })?;
-    let half = wire::Range {
-        sector: 0,
-        num_sectors: (DISK / 1024) as u32,
-        flags: 0,
-    };
-    let discard = [half];
-    machine.stage("discard", 0..1, |_, _| Request::discard(&discard), |_, _, _| true)?;
-    let zero = [wire::Range {
-        flags: wire::FLAG_UNMAP,
-        ..half
-    }];
-    machine.stage("zero", 0..1, |_, _| Request::write_zeroes(&zero), |_, _, _| true)?;
-    machine.stage("read", 0..CHUNKS, read, |driver, done, chunk| {
-        holds(driver, done, if chunk < CHUNKS / 2 { 0 } else { pattern(chunk) })
-    })?;
-    machine.stage("flush", 0..1, |_, _| Request::flush(), |_, _, _| true)?;
+    machine.run("write", Work::Write, CHUNKS)?;
+    machine.run("read", Work::Read(pattern), CHUNKS)?;
+    machine.run("discard", Work::DiscardHalf, 1)?;
+    machine.run("zero", Work::ZeroHalf, 1)?;
+    machine.run("read", Work::Read(half_zeroed), CHUNKS)?;
+    machine.run("flush", Work::Flush, 1)?;
 
     // Stop: nothing is in flight when it returns, and the state says where to go on.
     let kicks = machine.kicks;
@@ -110,24 +108,79 @@ fn main() -> Outcome<()> {
         stopped.in_flight.len(),
         interrupts.load(Ordering::Relaxed),
     );
-    for (name, value) in counters.snapshot().into_iter().filter(|(_, value)| *value != 0) {
+    for (name, value) in counters
+        .snapshot()
+        .into_iter()
+        .filter(|(_, value)| *value != 0)
+    {
         println!("counter   {name} {value}");
     }
     Ok(())
 }
 
+/// What every byte of a chunk is after the first stage.
 fn pattern(chunk: u64) -> u8 {
     (chunk * 37 + 11) as u8 | 1
 }
 
-fn read(chunk: u64, _: &mut [u8]) -> Request<'_> {
-    Request::read(chunk * SECTORS, CHUNK)
+/// What it is once the first half was zeroed.
+fn half_zeroed(chunk: u64) -> u8 {
+    if chunk < CHUNKS / 2 {
+        0
+    } else {
+        pattern(chunk)
+    }
 }
 
-/// Whether a finished read brought `value` in every byte.
-fn holds(driver: &Driver<Memory>, done: &Done, value: u8) -> bool {
-    let mut data = vec![0; CHUNK as usize];
-    driver.read_data(done.token, 0, &mut data).is_ok() && data.iter().all(|byte| *byte == value)
+/// What the guest asks for.
+#[derive(Clone, Copy)]
+enum Work {
+    Write,
+    /// Read, and expect every byte of a chunk to be this.
+    Read(fn(u64) -> u8),
+    DiscardHalf,
+    ZeroHalf,
+    Flush,
+}
+
+const HALF: wire::Range = wire::Range {
+    sector: 0,
+    num_sectors: (DISK / 1024) as u32,
+    flags: 0,
+};
+const HALF_UNMAP: wire::Range = wire::Range {
+    flags: wire::RANGE_F_UNMAP,
+    ..HALF
+};
+
+impl Work {
+    /// The request for a chunk; `data` holds what a write writes.
+    fn request(self, chunk: u64, data: &mut [u8]) -> Request<'_> {
+        let sector = chunk * SECTORS;
+        match self {
+            Self::Write => {
+                data.fill(pattern(chunk));
+                Request::write(sector, data)
+            }
+            Self::Read(_) => Request::read(sector, CHUNK),
+            Self::DiscardHalf => Request::discard(&[HALF]),
+            Self::ZeroHalf => Request::write_zeroes(&[HALF_UNMAP]),
+            Self::Flush => Request::flush(),
+        }
+    }
+
+    /// Whether an answer is right.
+    fn check(self, driver: &Driver<Memory>, done: &Done, chunk: u64, data: &mut [u8]) -> bool {
+        done.is_ok()
+            && match self {
+                Self::Read(expected) => {
+                    let expected = expected(chunk);
+                    driver.read_data(done.token, 0, data).is_ok()
+                        && data.iter().all(|byte| *byte == expected)
+                }
+                _ => true,
+            }
+    }
 }
 
 /// Guest and VMM in one thread.
@@ -138,24 +191,18 @@ struct Machine {
 }
 
 impl Machine {
-    /// Runs one request per chunk, [`DEPTH`] at a time, and checks each answer.
-    fn stage(
-        &mut self,
-        name: &str,
-        chunks: Range<u64>,
-        mut request: impl for<'a> FnMut(u64, &'a mut [u8]) -> Request<'a>,
-        check: impl Fn(&Driver<Memory>, &Done, u64) -> bool,
-    ) -> Outcome<()> {
+    /// Runs `count` requests, [`DEPTH`] at a time, and checks each answer.
+    fn run(&mut self, name: &str, work: Work, count: u64) -> Outcome<()> {
         let start = Instant::now();
         let mut data = vec![0; CHUNK as usize];
         let mut flying = Vec::new();
-        let mut next = chunks.clone();
+        let mut chunks = 0..count;
         let mut finished = 0;
-        while finished < chunks.end - chunks.start {
+        while finished < count {
             // The guest fills its ring and kicks.
             while flying.len() < usize::from(DEPTH) {
-                let Some(chunk) = next.next() else { break };
-                let token = self.driver.submit(&request(chunk, &mut data))?;
+                let Some(chunk) = chunks.next() else { break };
+                let token = self.driver.submit(&work.request(chunk, &mut data))?;
                 flying.push((token, chunk));
             }
             self.kicks += u64::from(self.driver.publish()?);
@@ -165,21 +212,24 @@ impl Machine {
             while let Some(done) = self.driver.poll()? {
                 let at = flying.iter().position(|(token, _)| *token == done.token);
                 let (_, chunk) = flying.swap_remove(at.ok_or("an answer to no request")?);
-                if !done.is_ok() || !check(&self.driver, &done, chunk) {
-                    return Err(format!("{name}: chunk {chunk} failed, status {}", done.status).into());
+                if !work.check(&self.driver, &done, chunk, &mut data) {
+                    return Err(
+                        format!("{name}: chunk {chunk} failed, status {}", done.status).into(),
+                    );
                 }
                 finished += 1;
             }
         }
         let seconds = start.elapsed().as_secs_f64();
-        let mib = (finished * u64::from(CHUNK)) as f64 / f64::from(1 << 20);
-        match finished {
-            1 => println!("{name:<9} ok, {:.0} µs", seconds * 1e6),
-            _ => println!(
-                "{name:<9} {finished} requests of {} KiB ok, {:.0} MiB/s",
+        if count == 1 {
+            println!("{name:<9} ok, {:.0} µs", seconds * 1e6);
+        } else {
+            let mib = (count * u64::from(CHUNK)) as f64 / f64::from(1 << 20);
+            println!(
+                "{name:<9} {count} requests of {} KiB ok, {:.0} MiB/s",
                 CHUNK >> 10,
                 mib / seconds
-            ),
+            );
         }
         Ok(())
     }

@@ -16,10 +16,46 @@ impl<T: Send + Sync + 'static> KeepAlive for T {}
 /// The memory may be shared with a guest that changes it at any moment. It is therefore only ever
 /// copied or handed to the kernel, never borrowed as a slice. Methods take `&self` also where they
 /// write: the buffer is a window on memory that others see.
-pub struct IoBuf {
+///
+/// It is one pointer wide, because it moves with its operation from hand to hand; what it points to is
+/// reused from one operation to the next.
+pub struct IoBuf(Option<Box<Inner>>);
+
+#[derive(Default)]
+pub(crate) struct Inner {
     segments: Vec<libc::iovec>,
     len: usize,
     keep: Option<Arc<dyn KeepAlive>>,
+}
+
+impl Inner {
+    /// See [`IoBuf::push`].
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    pub(crate) unsafe fn push(&mut self, base: *mut u8, len: usize) {
+        if len == 0 {
+            return;
+        }
+        self.len += len;
+        if let Some(last) = self.segments.last_mut()
+            && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base
+        {
+            last.iov_len += len;
+            return;
+        }
+        self.segments.push(libc::iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        });
+    }
+
+    /// Segments so far.
+    #[inline]
+    pub(crate) fn count(&self) -> usize {
+        self.segments.len()
+    }
 }
 
 // SAFETY: the segments point to memory that `keep` holds mapped from any thread, and every access is a
@@ -42,11 +78,17 @@ impl Default for IoBuf {
 impl IoBuf {
     /// An empty buffer; allocates nothing.
     pub const fn new() -> Self {
-        Self {
-            segments: Vec::new(),
-            len: 0,
-            keep: None,
-        }
+        Self(None)
+    }
+
+    fn inner(&mut self) -> &mut Inner {
+        self.0.get_or_insert_default()
+    }
+
+    /// Whether there is anything to drop.
+    #[inline]
+    pub(crate) const fn is_allocated(&self) -> bool {
+        self.0.is_some()
     }
 
     /// A buffer of its own memory, of one segment, with `data` as content.
@@ -57,7 +99,7 @@ impl IoBuf {
         // SAFETY: no reference into the box exists; the pointer stays valid as the box is never moved
         // out of nor replaced.
         let base = unsafe { (*owned.0.get()).as_mut_ptr() };
-        buf.keep = Some(owned);
+        buf.set_keep(owned);
         // SAFETY: `base` is valid for `len` bytes while `keep` lives.
         unsafe { buf.push(base, len) };
         buf
@@ -69,32 +111,43 @@ impl IoBuf {
     }
 
     /// Forgets the segments, keeping the allocation of the list and the owner of the memory.
+    #[inline]
     pub fn clear(&mut self) {
-        self.segments.clear();
-        self.len = 0;
+        if let Some(inner) = &mut self.0 {
+            inner.segments.clear();
+            inner.len = 0;
+        }
     }
 
-    /// Empties the buffer and makes `keep` the owner of the memory that later `push` calls refer to.
-    /// Costs no atomic operation when it already is.
-    #[inline]
-    pub fn ensure_keep(&mut self, keep: &Arc<dyn KeepAlive>) {
-        self.clear();
-        match &self.keep {
-            Some(held) if Arc::ptr_eq(held, keep) => {}
-            _ => self.keep = Some(keep.clone()),
+    /// Empties the buffer, makes `keep` the owner of what is pushed next, and answers where to push.
+    /// Costs no atomic operation when `keep` is the owner already.
+    #[inline(always)]
+    pub(crate) fn refill(&mut self, keep: &Arc<dyn KeepAlive>) -> &mut Inner {
+        let inner = match &mut self.0 {
+            Some(inner) => inner,
+            empty => empty.insert(Box::default()),
+        };
+        inner.segments.clear();
+        inner.len = 0;
+        if !inner
+            .keep
+            .as_ref()
+            .is_some_and(|held| Arc::ptr_eq(held, keep))
+        {
+            inner.keep = Some(keep.clone());
         }
+        inner
     }
 
     /// Empties the buffer and makes `keep` the owner of the memory that later `push` calls refer to.
     pub fn set_keep(&mut self, keep: Arc<dyn KeepAlive>) {
         self.clear();
-        self.keep = Some(keep);
+        self.inner().keep = Some(keep);
     }
 
-    /// Gives up the memory: segments and owner.
+    /// Gives up the memory: segments, their list and the owner.
     pub fn release(&mut self) {
-        self.clear();
-        self.keep = None;
+        self.0 = None;
     }
 
     /// Appends a segment. Adjacent segments are merged, empty ones left out.
@@ -103,46 +156,33 @@ impl IoBuf {
     /// `base` must be valid for reads and writes (or only the direction the operation uses) of `len`
     /// bytes, from any thread, until the owner given with [`IoBuf::set_keep`] is dropped. The sum of
     /// all lengths must not exceed `isize::MAX`.
-    #[inline]
     pub unsafe fn push(&mut self, base: *mut u8, len: usize) {
-        if len == 0 {
-            return;
-        }
-        self.len += len;
-        if let Some(last) = self.segments.last_mut()
-            && last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base
-        {
-            last.iov_len += len;
-            return;
-        }
-        self.segments.push(libc::iovec {
-            iov_base: base.cast(),
-            iov_len: len,
-        });
+        // SAFETY: the same contract.
+        unsafe { self.inner().push(base, len) };
     }
 
     /// Bytes in all segments.
     #[inline]
-    pub const fn len(&self) -> usize {
-        self.len
+    pub fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |inner| inner.len)
     }
 
     /// Whether there are no bytes.
     #[inline]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// The segments, as the kernel takes them. Valid while this buffer lives.
     #[inline]
     pub fn segments(&self) -> &[libc::iovec] {
-        &self.segments
+        self.0.as_ref().map_or(&[], |inner| &inner.segments)
     }
 
     /// Whether every segment's address and length is a multiple of `align`, a power of two in bytes.
     pub fn is_aligned(&self, align: usize) -> bool {
         let mask = align.wrapping_sub(1);
-        self.segments
+        self.segments()
             .iter()
             .all(|s| (s.iov_base as usize | s.iov_len) & mask == 0)
     }
@@ -220,7 +260,7 @@ impl IoBuf {
 
     /// A copy of the content.
     pub fn to_vec(&self) -> Vec<u8> {
-        let mut data = vec![0; self.len];
+        let mut data = vec![0; self.len()];
         self.copy_out(0, &mut data);
         data
     }
@@ -230,7 +270,7 @@ impl IoBuf {
     #[inline]
     fn visit(&self, offset: usize, len: usize, mut f: impl FnMut(*mut u8, usize) -> bool) {
         let (mut skip, mut left) = (offset, len);
-        for segment in &self.segments {
+        for segment in self.segments() {
             if left == 0 {
                 return;
             }
@@ -251,8 +291,8 @@ impl IoBuf {
 impl fmt::Debug for IoBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IoBuf")
-            .field("len", &self.len)
-            .field("segments", &self.segments.len())
+            .field("len", &self.len())
+            .field("segments", &self.segments().len())
             .finish()
     }
 }

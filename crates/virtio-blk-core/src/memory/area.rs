@@ -74,7 +74,7 @@ impl RingArea {
         self.addr.wrapping_add(offset as u64)
     }
 
-    /// The host address of `size` bytes at `offset`, if they lie inside one piece.
+    /// The host address of `size` bytes at `offset`. The caller keeps offsets inside the area.
     #[inline]
     fn at(&self, offset: usize, size: usize) -> Option<*mut u8> {
         if offset + size <= self.first_len {
@@ -125,29 +125,28 @@ impl RingArea {
         Some(())
     }
 
-    /// Copies 16 bytes at `offset` to private memory, each byte read once. `None`: outside the area.
+    /// Copies 16 bytes at `offset` to private memory, each byte read once, as two little-endian numbers.
+    /// `None`: outside the area.
     #[inline]
-    pub(crate) fn read_16(&self, offset: usize) -> Option<[u8; 16]> {
+    pub(crate) fn read_16(&self, offset: usize) -> Option<[u64; 2]> {
         let ptr = self.at(offset, 16)?;
         // SAFETY: `ptr` is mapped for 16 bytes.
         Some(unsafe { read_16(ptr) })
     }
 }
 
-/// Copies 16 bytes from `ptr`, of any alignment, each byte read exactly once.
+/// Copies 16 bytes from `ptr`, of any alignment, each byte read exactly once, as two little-endian
+/// numbers.
 ///
 /// # Safety
 /// `ptr` must be valid for reads of 16 bytes. Other writers are allowed: any mix of old and new bytes
 /// may result.
 #[inline]
-pub(crate) unsafe fn read_16(ptr: *const u8) -> [u8; 16] {
+pub(crate) unsafe fn read_16(ptr: *const u8) -> [u64; 2] {
     #[derive(Clone, Copy)]
     #[repr(C, packed)]
     struct Words([u64; 2]);
     // SAFETY: valid for 16 bytes by contract; `Words` has alignment 1. A volatile read is never repeated.
-    let Words([a, b]) = unsafe { ptr.cast::<Words>().read_volatile() };
-    let mut bytes = [0; 16];
-    bytes[..8].copy_from_slice(&a.to_ne_bytes());
-    bytes[8..].copy_from_slice(&b.to_ne_bytes());
-    bytes
+    let Words(words) = unsafe { ptr.cast::<Words>().read_volatile() };
+    words.map(u64::from_le)
 }

@@ -19,10 +19,20 @@ use super::{DeviceMemory, Unmapped};
 use crate::disk::KeepAlive;
 
 /// One contiguous piece of guest memory. `last` is inclusive so that a region may end at 2^64.
+#[derive(Clone, Copy)]
 struct Region {
     start: u64,
     last: u64,
     base: *mut u8,
+}
+
+impl Region {
+    /// A region that holds no range.
+    const NONE: Self = Self {
+        start: 1,
+        last: 0,
+        base: std::ptr::null_mut(),
+    };
 }
 
 /// The memory map a queue works on: a snapshot of the guest's, held mapped.
@@ -33,8 +43,8 @@ pub struct GuestMap<M: GuestAddressSpace> {
     /// The regions of a plain memory map, by address; empty when lookups go through translation.
     regions: Vec<Region>,
     translated: bool,
-    /// Index of the region that was hit last.
-    hint: Cell<usize>,
+    /// The region that was hit last.
+    hint: Cell<Region>,
     generation: u64,
 }
 
@@ -55,7 +65,7 @@ impl<M: DeviceMemory> GuestMap<M> {
             keep,
             regions: Vec::new(),
             translated: false,
-            hint: Cell::new(0),
+            hint: Cell::new(Region::NONE),
             generation: 1,
         };
         map.index();
@@ -82,7 +92,7 @@ impl<M: DeviceMemory> GuestMap<M> {
 
     fn index(&mut self) {
         self.regions.clear();
-        self.hint.set(0);
+        self.hint.set(Region::NONE);
         let Some(plain) = self.guard.deref().deref().physical_memory() else {
             self.translated = true;
             return;
@@ -122,7 +132,7 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// # Errors
     /// [`Unmapped`] if any part is not mapped for `access` or the range wraps; `f` may have been called
     /// for pieces before that part.
-    #[inline]
+    #[inline(always)]
     pub fn translate(
         &self,
         addr: u64,
@@ -138,22 +148,12 @@ impl<M: DeviceMemory> GuestMap<M> {
             return Ok(());
         }
         let last = self.last(addr, len).ok_or(unmapped)?;
-        if let Some(region) = self.regions.get(self.hint.get())
-            && addr >= region.start
-            && last <= region.last
-        {
-            f(
-                region.base.wrapping_add((addr - region.start) as usize),
-                len,
-            );
+        if let Some(base) = self.host(addr, len) {
+            f(base, len);
             return Ok(());
         }
-        if self.translated {
-            self.translate_indirectly(addr, len, access, f)
-        } else {
-            self.translate_over_regions(addr, last, f)
-        }
-        .ok_or(unmapped)
+        self.translate_slowly(addr, last, access, &mut f)
+            .ok_or(unmapped)
     }
 
     /// The last byte of a range that is not empty and does not wrap.
@@ -164,20 +164,46 @@ impl<M: DeviceMemory> GuestMap<M> {
         (last != u64::MAX || !self.translated).then_some(last)
     }
 
+    /// The host address of a range that lies in the region that was hit last, as nearly all do. `None`
+    /// says nothing: [`GuestMap::translate`] knows.
+    #[inline(always)]
+    pub(crate) fn host(&self, addr: u64, len: usize) -> Option<*mut u8> {
+        let region = self.hint.get();
+        // Without overflow, for `len` from 1 on: `Region::NONE` has no room for any.
+        let offset = addr.wrapping_sub(region.start);
+        let room = region.last.wrapping_sub(region.start);
+        let found = addr >= region.start && addr <= region.last && len as u64 - 1 <= room - offset;
+        found.then(|| region.base.wrapping_add(offset as usize))
+    }
+
     #[cold]
+    fn translate_slowly(
+        &self,
+        addr: u64,
+        last: u64,
+        access: Permissions,
+        f: &mut dyn FnMut(*mut u8, usize),
+    ) -> Option<()> {
+        if self.translated {
+            self.translate_indirectly(addr, (last - addr) as usize + 1, access, f)
+        } else {
+            self.translate_over_regions(addr, last, f)
+        }
+    }
+
     fn translate_over_regions(
         &self,
         mut addr: u64,
         last: u64,
-        mut f: impl FnMut(*mut u8, usize),
+        f: &mut dyn FnMut(*mut u8, usize),
     ) -> Option<()> {
         let mut index = self
             .regions
             .partition_point(|r| r.start <= addr)
             .checked_sub(1)?;
-        self.hint.set(index);
         loop {
-            let region = self.regions.get(index)?;
+            let region = *self.regions.get(index)?;
+            self.hint.set(region);
             if addr < region.start || addr > region.last {
                 return None;
             }
@@ -199,7 +225,7 @@ impl<M: DeviceMemory> GuestMap<M> {
         addr: u64,
         len: usize,
         access: Permissions,
-        mut f: impl FnMut(*mut u8, usize),
+        f: &mut dyn FnMut(*mut u8, usize),
     ) -> Option<()> {
         let memory: &M::M = self.guard.deref().deref();
         let mut covered = 0usize;

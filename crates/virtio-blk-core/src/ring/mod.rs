@@ -76,7 +76,9 @@ pub enum RingError {
         size: u16,
     },
     /// The requests to replay are not some of those that were taken.
-    #[error("{count} heads to replay in a queue of {size}: {taken} were taken, each named at most once")]
+    #[error(
+        "{count} heads to replay in a queue of {size}: {taken} were taken, each named at most once"
+    )]
     Replay {
         /// Heads given.
         count: usize,

@@ -41,14 +41,14 @@ struct Descriptor {
 }
 
 impl Descriptor {
+    /// From the two little-endian halves of a descriptor.
     #[inline]
-    fn from_bytes(bytes: [u8; DESC_SIZE]) -> Self {
-        let value = u128::from_le_bytes(bytes);
+    fn new([addr, rest]: [u64; 2]) -> Self {
         Self {
-            addr: value as u64,
-            len: (value >> 64) as u32,
-            flags: (value >> 96) as u16,
-            next: (value >> 112) as u16,
+            addr,
+            len: rest as u32,
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
         }
     }
 }
@@ -227,7 +227,7 @@ impl SplitRing {
     }
 
     /// Reads the chain from `head` on into `chain`, each descriptor once.
-    #[inline]
+    #[inline(always)]
     fn walk<M: DeviceMemory>(
         &mut self,
         map: &GuestMap<M>,
@@ -239,12 +239,12 @@ impl SplitRing {
             if index >= self.size {
                 return Err(ChainError::NextIndex);
             }
-            let bytes = self
+            let halves = self
                 .areas
                 .desc
                 .read_16(usize::from(index) * DESC_SIZE)
                 .ok_or(ChainError::NextIndex)?;
-            let desc = Descriptor::from_bytes(bytes);
+            let desc = Descriptor::new(halves);
             if desc.flags & DESC_F_INDIRECT != 0 {
                 // The device ignores the WRITE flag here (virtio 1.4, 2.7.5.3.2).
                 if !self.indirect {
@@ -257,7 +257,7 @@ impl SplitRing {
             }
             append(chain, &desc)?;
             if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
+                return chain.check_len();
             }
             index = desc.next;
         }
@@ -291,13 +291,13 @@ impl SplitRing {
             if usize::from(index) >= count {
                 return Err(ChainError::NextIndex);
             }
-            let desc = Descriptor::from_bytes(read_entry(pieces, usize::from(index) * DESC_SIZE));
+            let desc = Descriptor::new(read_entry(pieces, usize::from(index) * DESC_SIZE));
             if desc.flags & DESC_F_INDIRECT != 0 {
                 return Err(ChainError::IndirectMisplaced);
             }
             append(chain, &desc)?;
             if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
+                return chain.check_len();
             }
             index = desc.next;
         }
@@ -317,7 +317,7 @@ impl SplitRing {
 }
 
 /// Appends a descriptor's range to its stream.
-#[inline]
+#[inline(always)]
 fn append(chain: &mut Chain, desc: &Descriptor) -> Result<(), ChainError> {
     let segment = Segment {
         addr: desc.addr,
@@ -330,15 +330,12 @@ fn append(chain: &mut Chain, desc: &Descriptor) -> Result<(), ChainError> {
     if desc.len == 0 {
         return Ok(());
     }
-    let total = u64::from(chain.readable_len) + u64::from(chain.writable_len) + u64::from(desc.len);
-    if total > u64::from(u32::MAX) {
-        return Err(ChainError::TooLarge);
-    }
+    // At most 2^16 lengths of 32 bits: no overflow.
     if writable {
-        chain.writable_len += desc.len;
+        chain.writable_len += u64::from(desc.len);
         chain.writable.push(segment);
     } else {
-        chain.readable_len += desc.len;
+        chain.readable_len += u64::from(desc.len);
         chain.readable.push(segment);
     }
     Ok(())
@@ -346,7 +343,7 @@ fn append(chain: &mut Chain, desc: &Descriptor) -> Result<(), ChainError> {
 
 /// Reads the 16 bytes at `offset` of a table in pieces. The table covers them (checked by the caller).
 #[inline]
-fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u8; DESC_SIZE] {
+fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u64; 2] {
     let mut entry = [0; DESC_SIZE];
     let mut done = 0;
     for &(base, len) in pieces {
@@ -371,7 +368,9 @@ fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u8; DESC_SIZE]
             break;
         }
     }
-    entry
+    let (low, high) = entry.split_at(8);
+    let half = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+    [half(low), half(high)]
 }
 
 impl Areas {
@@ -421,7 +420,7 @@ impl Areas {
 }
 
 impl Ring for SplitRing {
-    #[inline]
+    #[inline(always)]
     fn pop<M: DeviceMemory>(
         &mut self,
         map: &GuestMap<M>,
@@ -458,7 +457,7 @@ impl Ring for SplitRing {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, head: u16, len: u32) {
         if self.latched.is_some() || !self.give_back(head) {
             return;
@@ -470,7 +469,7 @@ impl Ring for SplitRing {
         self.next_used += 1;
     }
 
-    #[inline]
+    #[inline(always)]
     fn publish<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<bool, RingError> {
         self.check()?;
         let old = self.published;

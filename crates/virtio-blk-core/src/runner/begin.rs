@@ -3,9 +3,9 @@
 
 //! From a chain to an operation on the disk.
 
-use super::slab::{Job, StatusByte};
+use super::slab::{Job, Slot, StatusByte};
 use super::{QueueRunner, WriteCache};
-use crate::disk::{IoBuf, Lifetime, Op, OpKind, Submit};
+use crate::disk::{DiskError, IoBuf, Lifetime, Op, OpKind, Submit, Token};
 use crate::memory::{DeviceMemory, GuestMap, Permissions, Unmapped};
 use crate::request::{Range, RangeKind, Request, parse, parse_ranges};
 use crate::ring::{Chain, Segment};
@@ -17,92 +17,101 @@ const MAX_HOST_SEGMENTS: usize = 16 * 1024;
 
 impl<M: DeviceMemory> QueueRunner<M> {
     /// Executes the request in `self.chain`, or answers it at once.
+    ///
+    /// Header and status are cut off first, wherever they lie; what remains of the chain is the data, as
+    /// two lists of whole segments.
+    #[inline(always)]
     pub(super) fn begin(&mut self) {
-        let writable_len = self.chain.writable_len();
-        let Some(status) = self.status_byte() else {
+        let Some(status) = self.cut_status() else {
             // No place for a status: hand the chain back, the queue is sound (checklist 25).
             self.counters.malformed.add(1);
             return self.give_back(self.chain.head(), 0);
         };
-        let header = match self.header() {
+        let header = match self.cut_header() {
             Ok(header) => header,
-            Err(refused) => return self.answer(status, RequestType::Unknown(0), refused, 0),
+            Err(refused) => return self.refuse(status, RequestType::Unknown(0), refused),
         };
-        let readable = self.chain.readable_len() - HEADER_SIZE as u32;
-        let request = match parse(&header, readable, writable_len - 1, &self.rules) {
-            Ok(request) => request,
-            Err(refused) => return self.refuse(status, header.kind, refused),
-        };
-        match request {
-            Request::Read { len: 0, .. } => self.answer(status, header.kind, RequestStatus::Ok, 0),
-            Request::Write { len: 0, .. } => self.answer(status, header.kind, RequestStatus::Ok, 0),
-            Request::Read { offset, len } => {
-                self.transfer(status, Job::Read, OpKind::Read { offset }, len)
+        let (readable, writable) = (self.chain.readable_len(), self.chain.writable_len());
+        match parse(&header, readable, writable, &self.rules) {
+            Ok(Request::Read { offset, len }) if len != 0 => {
+                self.transfer(status, Job::Read, OpKind::Read { offset });
             }
-            Request::Write { offset, len } => {
+            Ok(Request::Write { offset, len }) if len != 0 => {
                 let fua = self.write_through();
-                self.transfer(status, Job::Write, OpKind::Write { offset, fua }, len);
+                self.transfer(status, Job::Write, OpKind::Write { offset, fua });
             }
-            Request::Flush => self.transfer(status, Job::Flush, OpKind::Flush, 0),
-            Request::GetLifetime => self.transfer(
-                status,
-                Job::Lifetime,
-                OpKind::Lifetime,
-                Lifetime::SIZE as u32,
-            ),
-            Request::GetId { len } => {
-                let mut buf = IoBuf::new();
-                let serial = self.serial;
-                let (result, written) =
-                    match fill(&mut buf, &self.map, writable(&self.chain), 0, len) {
-                        Ok(()) => (RequestStatus::Ok, buf.copy_in(0, &serial) as u32),
-                        Err(_) => (RequestStatus::IoErr, 0),
-                    };
-                self.answer(status, header.kind, result, written);
-            }
-            Request::Ranges { kind, len } => self.ranges(status, header.kind, kind, len),
+            Ok(Request::Flush) => self.transfer(status, Job::Flush, OpKind::Flush),
+            Ok(request) => self.begin_rare(status, header.kind, request),
+            Err(refused) => self.refuse(status, header.kind, refused),
         }
     }
 
-    /// The last writable byte of the chain.
-    #[inline]
-    fn status_byte(&self) -> Option<StatusByte> {
-        let last = self.chain.writable().last()?;
-        let guest = last.addr.checked_add(u64::from(last.len) - 1)?;
-        let mut host = std::ptr::null_mut();
-        self.map
-            .translate(guest, 1, Permissions::Write, |base, _| host = base)
-            .ok()?;
+    #[cold]
+    fn begin_rare(&mut self, status: StatusByte, wire: RequestType, request: Request) {
+        match request {
+            Request::GetLifetime => self.transfer(status, Job::Lifetime, OpKind::Lifetime),
+            Request::Ranges { kind, len } => self.ranges(status, wire, kind, len),
+            Request::GetId { len } => {
+                let mut buf = IoBuf::new();
+                let serial = self.serial;
+                let serial = serial.get(..len as usize).unwrap_or(&serial);
+                let (result, written) = match fill(
+                    &mut buf,
+                    &self.map,
+                    self.chain.writable(),
+                    Permissions::Write,
+                ) {
+                    Ok(()) => (RequestStatus::Ok, buf.copy_in(0, serial) as u32),
+                    Err(_) => (RequestStatus::IoErr, 0),
+                };
+                self.answer(status, wire, result, written);
+            }
+            // Of no data: there is nothing to do.
+            Request::Read { .. } | Request::Write { .. } | Request::Flush => {
+                self.answer(status, wire, RequestStatus::Ok, 0);
+            }
+        }
+    }
+
+    /// Takes the last writable byte off the chain.
+    #[inline(always)]
+    fn cut_status(&mut self) -> Option<StatusByte> {
+        let guest = self.chain.cut_last_writable()?;
+        let host = match self.map.host(guest, 1) {
+            Some(host) => host,
+            None => {
+                let mut host = std::ptr::null_mut();
+                self.map
+                    .translate(guest, 1, Permissions::Write, |base, _| host = base)
+                    .ok()?;
+                host
+            }
+        };
         Some(StatusByte { host, guest })
     }
 
-    /// The first 16 readable bytes, wherever they lie, read once.
-    #[inline]
-    fn header(&self) -> Result<RequestHeader, RequestStatus> {
-        let segments = self.chain.readable();
-        let first = segments.first().ok_or(RequestStatus::IoErr)?;
-        let bytes = if first.len as usize >= HEADER_SIZE {
-            self.map
-                .read_array(first.addr)
-                .map_err(|_| RequestStatus::IoErr)?
-        } else {
-            if self.chain.readable_len() < HEADER_SIZE as u32 {
-                return Err(RequestStatus::IoErr);
-            }
-            let mut bytes = [0; HEADER_SIZE];
-            let mut buf = IoBuf::new();
-            fill(
-                &mut buf,
-                &self.map,
-                readable(&self.chain),
-                0,
-                HEADER_SIZE as u32,
-            )
-            .map_err(|_| RequestStatus::IoErr)?;
-            buf.copy_out(0, &mut bytes);
-            bytes
+    /// Takes the first 16 readable bytes off the chain, read once.
+    #[inline(always)]
+    fn cut_header(&mut self) -> Result<RequestHeader, RequestStatus> {
+        let bytes = match self.chain.cut_first_readable(HEADER_SIZE as u32) {
+            Some(guest) => self.map.read_array(guest),
+            None => self.gather_header(),
         };
-        Ok(RequestHeader::from_bytes(&bytes))
+        bytes
+            .map(|bytes| RequestHeader::from_bytes(&bytes))
+            .map_err(|_| RequestStatus::IoErr)
+    }
+
+    /// A header that is spread over several segments.
+    #[cold]
+    fn gather_header(&mut self) -> Result<[u8; HEADER_SIZE], Unmapped> {
+        let mut bytes = [0; HEADER_SIZE];
+        for byte in &mut bytes {
+            let guest = self.chain.cut_first_readable(1);
+            let guest = guest.ok_or(Unmapped { addr: 0, len: 1 })?;
+            [*byte] = self.map.read_array(guest)?;
+        }
+        Ok(bytes)
     }
 
     /// Whether a write must be stable before it completes, now.
@@ -115,26 +124,33 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
     }
 
-    /// Starts a request that is one operation with `len` bytes of data.
-    #[inline]
-    fn transfer(&mut self, status: StatusByte, job: Job, kind: OpKind, len: u32) {
-        let writable_len = self.chain.writable_len();
-        let head = self.chain.head();
-        let Some((token, slot)) = self.slab.reserve() else {
-            return self.give_back(head, 0);
+    /// Starts a request that is one operation on the chain's data.
+    #[inline(always)]
+    fn transfer(&mut self, status: StatusByte, job: Job, kind: OpKind) {
+        let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
+        else {
+            return self.give_back(self.chain.head(), 0);
         };
-        slot.head = head;
-        slot.job = job;
-        slot.status = status;
-        slot.data_len = len;
-        slot.writable_len = writable_len;
-        hold(&mut slot.keep, &self.map);
-        let (stream, skip) = match job {
-            Job::Write => (readable(&self.chain), HEADER_SIZE as u32),
-            _ => (writable(&self.chain), 0),
+        let mapped = match job {
+            Job::Write => {
+                slot.data_len = self.chain.readable_len();
+                fill(
+                    &mut slot.buf,
+                    &self.map,
+                    self.chain.readable(),
+                    Permissions::Read,
+                )
+            }
+            _ => {
+                slot.data_len = self.chain.writable_len();
+                fill(
+                    &mut slot.buf,
+                    &self.map,
+                    self.chain.writable(),
+                    Permissions::Write,
+                )
+            }
         };
-        let mapped = fill(&mut slot.buf, &self.map, stream, skip, len);
-        note_dirty(&mut slot.dirty, &self.map, &self.chain);
         if mapped.is_err() {
             slot.buf.clear();
             return self.finish(token, RequestStatus::IoErr);
@@ -153,9 +169,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if fill(
             &mut buf,
             &self.map,
-            readable(&self.chain),
-            HEADER_SIZE as u32,
-            len,
+            self.chain.readable(),
+            Permissions::Read,
         )
         .is_err()
         {
@@ -173,7 +188,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let fua = self.write_through();
         match (parsed, ranges.pop()) {
             (Err(refused), _) => self.refuse(status, wire, refused),
-            (Ok(()), None) => self.refuse(status, wire, RequestStatus::Ok),
+            (Ok(()), None) => self.answer(status, wire, RequestStatus::Ok, 0),
             (Ok(()), Some(first)) => self.first_range(status, kind, fua, first, ranges),
         }
     }
@@ -186,17 +201,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
         first: Range,
         rest: Vec<Range>,
     ) {
-        let head = self.chain.head();
-        let Some((token, slot)) = self.slab.reserve() else {
-            return self.give_back(head, 0);
+        let job = Job::Ranges { kind, fua };
+        let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
+        else {
+            return self.give_back(self.chain.head(), 0);
         };
-        slot.head = head;
-        slot.job = Job::Ranges { kind, fua };
-        slot.status = status;
         slot.data_len = 0;
-        slot.writable_len = self.chain.writable_len();
-        hold(&mut slot.keep, &self.map);
-        note_dirty(&mut slot.dirty, &self.map, &self.chain);
         slot.buf.clear();
         self.spare_ranges = std::mem::replace(&mut slot.ranges, rest);
         self.submit(Op {
@@ -206,16 +216,16 @@ impl<M: DeviceMemory> QueueRunner<M> {
         });
     }
 
-    /// Gives an operation to the disk, and the ones that follow from it as long as they are done at once.
-    /// `false` if there was no room: it waits in `stalled`.
-    #[inline]
+    /// Gives an operation to the disk, and what follows from it. `false` if there was no room: it waits
+    /// in `stalled`.
+    #[inline(always)]
     pub(super) fn submit(&mut self, mut op: Op) -> bool {
         loop {
-            let submitted = match &mut self.io {
+            let answer = match &mut self.io {
                 Some(io) => io.submit(op),
-                None => Submit::Done(op.complete(Err(crate::disk::DiskError::Cancelled))),
+                None => Submit::Done(op.complete(Err(DiskError::Cancelled))),
             };
-            match submitted {
+            match answer {
                 Submit::Done(completion) => match self.complete(completion) {
                     Some(next) => op = next,
                     None => return true,
@@ -234,16 +244,23 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Answers a request that was refused before it reached the disk. Data the driver expects to be
     /// written reads as zeroes, so that the status lies inside the used length (checklist 20).
-    fn refuse(&mut self, status: StatusByte, wire: RequestType, result: RequestStatus) {
+    #[cold]
+    fn refuse(&mut self, status: StatusByte, wire: RequestType, refused: RequestStatus) {
         let mut written = 0;
-        let data = self.chain.writable_len() - 1;
-        if wire == RequestType::In && data != 0 {
+        if wire == RequestType::In {
             let mut buf = IoBuf::new();
-            if fill(&mut buf, &self.map, writable(&self.chain), 0, data).is_ok() {
-                written = buf.fill(0, data as usize, 0) as u32;
+            if fill(
+                &mut buf,
+                &self.map,
+                self.chain.writable(),
+                Permissions::Write,
+            )
+            .is_ok()
+            {
+                written = buf.fill(0, buf.len(), 0) as u32;
             }
         }
-        self.answer(status, wire, result, written);
+        self.answer(status, wire, refused, written);
     }
 
     /// Writes the status of the chain at hand and returns it. `written`: bytes of data written from the
@@ -258,95 +275,65 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.count(wire, 0, result);
         // SAFETY: translated a moment ago from the map that `self` holds.
         unsafe { status.host.write_volatile(result as u8) };
-        let writable_len = self.chain.writable_len();
-        let len = super::complete::used_len(written, writable_len);
         if self.map.tracks_dirty() {
             self.map.mark_dirty(status.guest, 1);
-            let mut left = written;
-            for segment in self.chain.writable() {
-                let part = segment.len.min(left);
-                self.map.mark_dirty(segment.addr, part as usize);
-                left -= part;
-            }
+            super::complete::mark_written(&self.map, self.chain.writable(), written);
         }
+        let len = super::complete::used_len(written, self.chain.writable_len());
         self.give_back(self.chain.head(), len);
     }
 }
 
-/// Makes `keep` an owner of the map's present memory.
-#[inline]
-fn hold<M: DeviceMemory>(
-    keep: &mut Option<std::sync::Arc<dyn crate::disk::KeepAlive>>,
+/// Reserves a slot for the request in `chain`. `None` if there are more in flight than the queue has
+/// descriptors, which the ring rules out.
+#[inline(always)]
+fn reserve<'a, M: DeviceMemory>(
+    slab: &'a mut super::slab::Slab,
     map: &GuestMap<M>,
-) {
-    match keep {
-        Some(held) if std::sync::Arc::ptr_eq(held, map.keep()) => {}
-        _ => *keep = Some(map.keep().clone()),
-    }
-}
-
-/// Notes the writable part for the dirty bitmap, where there is one.
-#[inline]
-fn note_dirty<M: DeviceMemory>(dirty: &mut Vec<Segment>, map: &GuestMap<M>, chain: &Chain) {
+    chain: &Chain,
+    status: StatusByte,
+    job: Job,
+) -> Option<(Token, &'a mut Slot)> {
+    let (token, slot) = slab.reserve()?;
+    slot.head = chain.head();
+    slot.job = job;
+    slot.status = status;
+    slot.writable_len = chain.writable_len();
+    slot.hold(map);
     if map.tracks_dirty() {
-        dirty.clear();
-        dirty.extend_from_slice(chain.writable());
+        slot.dirty.clear();
+        slot.dirty.extend_from_slice(chain.writable());
     }
+    Some((token, slot))
 }
 
-/// The stream the device reads.
-#[inline]
-fn readable(chain: &Chain) -> (&[Segment], Permissions) {
-    (chain.readable(), Permissions::Read)
-}
-
-/// The stream the device writes.
-#[inline]
-fn writable(chain: &Chain) -> (&[Segment], Permissions) {
-    (chain.writable(), Permissions::Write)
-}
-
-/// Translates bytes `skip..skip + len` of a stream into `buf`, together with the owner of the memory.
-#[inline]
+/// Translates segments into `buf`, together with the owner of the memory.
+#[inline(always)]
 fn fill<M: DeviceMemory>(
     buf: &mut IoBuf,
     map: &GuestMap<M>,
-    (segments, access): (&[Segment], Permissions),
-    mut skip: u32,
-    len: u32,
+    segments: &[Segment],
+    access: Permissions,
 ) -> Result<(), Unmapped> {
-    buf.ensure_keep(map.keep());
-    let mut left = len;
-    for segment in segments {
-        if left == 0 {
-            break;
-        }
-        if skip >= segment.len {
-            skip -= segment.len;
+    let target = buf.refill(map.keep());
+    for &Segment { addr, len } in segments {
+        if let Some(base) = map.host(addr, len as usize) {
+            // SAFETY: `base` is mapped for `len` bytes while `map.keep()` lives, which `buf` owns. The
+            // sum is below 2^32.
+            unsafe { target.push(base, len as usize) };
             continue;
         }
-        let addr = segment.addr.wrapping_add(u64::from(skip));
-        let part = (segment.len - skip).min(left);
-        skip = 0;
-        left -= part;
-        let unmapped = Unmapped {
-            addr: segment.addr,
-            len: u64::from(segment.len),
-        };
-        if addr < segment.addr {
-            return Err(unmapped);
-        }
         let mut room = true;
-        map.translate(addr, part as usize, access, |base, len| {
-            room = room && buf.segments().len() < MAX_HOST_SEGMENTS;
+        map.translate(addr, len as usize, access, |base, len| {
+            room = room && target.count() < MAX_HOST_SEGMENTS;
             if room {
-                // SAFETY: `base` is mapped for `len` bytes while `map.keep()` lives, which `buf` owns.
-                // The sum is below 2^32.
-                unsafe { buf.push(base, len) };
+                // SAFETY: as above.
+                unsafe { target.push(base, len) };
             }
         })?;
         if !room {
-            return Err(unmapped);
+            let len = u64::from(len);
+            return Err(Unmapped { addr, len });
         }
     }
     Ok(())

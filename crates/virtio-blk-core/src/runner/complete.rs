@@ -6,16 +6,24 @@
 use super::QueueRunner;
 use super::slab::Job;
 use crate::disk::{Completion, DiskError, IoBuf, Lifetime, Op, Token};
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, GuestMap};
+use crate::ring::Segment;
 use crate::spec::{RequestStatus, RequestType};
 
-/// The used length after `written` bytes of data, in a chain of `writable` bytes with the status at its
-/// end: never more than was written from the first byte on without a gap (checklist 19).
+/// The used length after `written` bytes of `writable` data with the status behind them: never more than
+/// was written from the first byte on without a gap (checklist 19).
+#[inline]
 pub(super) const fn used_len(written: u32, writable: u32) -> u32 {
-    if written == writable - 1 {
-        writable
-    } else {
-        written
+    written + (written == writable) as u32
+}
+
+/// Marks the first `written` bytes of a chain's writable data as dirty.
+pub(super) fn mark_written<M: DeviceMemory>(map: &GuestMap<M>, data: &[Segment], written: u32) {
+    let mut left = written;
+    for segment in data {
+        let part = segment.len.min(left);
+        map.mark_dirty(segment.addr, part as usize);
+        left -= part;
     }
 }
 
@@ -28,8 +36,9 @@ fn status_of(error: &DiskError) -> RequestStatus {
 }
 
 impl<M: DeviceMemory> QueueRunner<M> {
-    /// Takes a completion of the disk. Answers the request's next operation, or finishes the request.
-    #[inline]
+    /// Takes a completion of the disk: finishes the request, or answers its next operation.
+    #[inline(always)]
+    #[must_use]
     pub(super) fn complete(&mut self, completion: Completion) -> Option<Op> {
         let Completion { token, result, buf } = completion;
         let Some(slot) = self.slab.get(token) else {
@@ -41,6 +50,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
             Err(error) => status_of(error),
         };
         match slot.job {
+            Job::Read | Job::Write | Job::Flush => slot.put_back(buf),
+            Job::Lifetime => {
+                if status == RequestStatus::Ok {
+                    status = copy_lifetime(&buf, &slot.buf);
+                }
+            }
             Job::Ranges { kind, fua } => {
                 if status == RequestStatus::Ok
                     && let Some(next) = slot.ranges.pop()
@@ -53,60 +68,45 @@ impl<M: DeviceMemory> QueueRunner<M> {
                     });
                 }
             }
-            Job::Lifetime => {
-                if status == RequestStatus::Ok {
-                    status = copy_lifetime(&buf, &slot.buf);
-                }
-            }
-            Job::Read | Job::Write | Job::Flush => slot.buf = buf,
         }
         self.finish(token, status);
         None
     }
 
     /// Answers a request in flight and returns its chain.
-    #[inline]
+    #[inline(always)]
     pub(super) fn finish(&mut self, token: Token, status: RequestStatus) {
         let Some(slot) = self.slab.get(token) else {
             return;
         };
-        let wire = match slot.job {
-            Job::Read => RequestType::In,
-            Job::Write => RequestType::Out,
-            Job::Flush => RequestType::Flush,
-            Job::Lifetime => RequestType::GetLifetime,
-            Job::Ranges { .. } => RequestType::Discard,
-        };
-        let written = match (slot.job, status) {
-            (Job::Read, RequestStatus::Ok) => slot.data_len,
+        let ok = status == RequestStatus::Ok;
+        let written = match slot.job {
+            Job::Read if ok => slot.data_len,
             // Whatever a failed read left behind must not reach the guest as data.
-            (Job::Read, _) => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
-            (Job::Lifetime, RequestStatus::Ok) => slot.data_len,
-            _ => 0,
+            Job::Read => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
+            Job::Lifetime if ok => Lifetime::SIZE as u32,
+            Job::Ranges { .. } => {
+                slot.ranges.clear();
+                0
+            }
+            Job::Lifetime | Job::Write | Job::Flush => 0,
         };
-        // SAFETY: the address was translated from the map whose owner is in `slot.keep`.
+        // SAFETY: the address was translated from the map whose owner the slot holds.
         unsafe { slot.status.host.write_volatile(status as u8) };
         let len = used_len(written, slot.writable_len);
-        let (head, data_len) = (slot.head, slot.data_len);
-        slot.buf.clear();
-        slot.ranges.clear();
+        let (head, job, data_len) = (slot.head, slot.job, slot.data_len);
         if self.map.tracks_dirty() {
             self.map.mark_dirty(slot.status.guest, 1);
-            let mut left = written;
-            for segment in slot.dirty.drain(..) {
-                let part = segment.len.min(left);
-                self.map.mark_dirty(segment.addr, part as usize);
-                left -= part;
-            }
+            mark_written(&self.map, &slot.dirty, written);
         }
         // Memory of an earlier map must not stay mapped for the next request of the slot.
-        slot.release_other(self.map.keep());
+        slot.release_other(&self.map);
         self.slab.release(token);
-        self.count(wire, data_len, status);
+        self.count(job.wire(), data_len, status);
         self.give_back(head, len);
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn count(&self, wire: RequestType, data_len: u32, status: RequestStatus) {
         let c = &self.counters;
         let bytes = if status == RequestStatus::Ok {

@@ -146,6 +146,8 @@ pub struct QueueRunner<M: DeviceMemory> {
     slab: Slab,
     /// Operations that the disk had no room for, in reverse order of submission.
     stalled: Vec<Op>,
+    /// The disk finishes everything inside `submit`: there is nothing to reap.
+    inline: bool,
     /// Operations were submitted since the last `flush_batch`.
     unflushed: bool,
     /// Heads pushed and not yet published; only kept for the log.
@@ -197,10 +199,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if count > usize::from(taken) || !are_distinct(&setup.replay, size) {
             return Err(RingError::Replay { count, taken, size }.into());
         }
+        let io = open()?;
+        let inline = matches!(io.wait(), Wait::Inline);
         let runner = Self {
             map,
             ring,
-            io: Some(open()?),
+            io: Some(io),
             rules: parts.rules,
             live: parts.live,
             serial: parts.serial,
@@ -211,6 +215,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             counters: parts.counters,
             slab: Slab::new(state.size),
             stalled: Vec::new(),
+            inline,
             unflushed: false,
             returning: Vec::new(),
             pushed: 0,
@@ -335,6 +340,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     /// Tells the disk to start what it was given since the last call.
+    #[inline]
     fn flush_batch(&mut self) -> Result<(), QueueError> {
         match &mut self.io {
             Some(io) if std::mem::take(&mut self.unflushed) => {
@@ -346,7 +352,15 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Finishes what the disk is done with, goes on with requests of several operations, and submits
     /// what it had no room for.
+    #[inline]
     fn reap(&mut self) -> Result<(), QueueError> {
+        if self.inline && self.with_disk() == 0 {
+            return Ok(());
+        }
+        self.reap_queued()
+    }
+
+    fn reap_queued(&mut self) -> Result<(), QueueError> {
         let Some(io) = &mut self.io else {
             return Ok(());
         };
@@ -450,7 +464,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if self.error.is_some() {
             return false;
         }
-        if self.with_disk() != 0 && !matches!(self.wait(), Wait::Inline) {
+        if self.with_disk() != 0 && !self.inline {
             return true;
         }
         self.intake && self.ring.has_available()

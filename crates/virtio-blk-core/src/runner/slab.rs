@@ -6,8 +6,10 @@
 use std::sync::Arc;
 
 use crate::disk::{IoBuf, KeepAlive, Token};
+use crate::memory::{DeviceMemory, GuestMap};
 use crate::request::{Range, RangeKind};
 use crate::ring::Segment;
+use crate::spec::RequestType;
 
 /// The part of a token that says which slot; the rest is the slot's generation.
 const INDEX: u64 = 0xffff_ffff;
@@ -20,6 +22,20 @@ pub(super) enum Job {
     Flush,
     Lifetime,
     Ranges { kind: RangeKind, fua: bool },
+}
+
+impl Job {
+    /// The request type it counts as.
+    #[inline]
+    pub(super) const fn wire(self) -> RequestType {
+        match self {
+            Self::Read => RequestType::In,
+            Self::Write => RequestType::Out,
+            Self::Flush => RequestType::Flush,
+            Self::Lifetime => RequestType::GetLifetime,
+            Self::Ranges { .. } => RequestType::Discard,
+        }
+    }
 }
 
 /// Where the status byte of a request goes.
@@ -40,28 +56,51 @@ pub(super) struct Slot {
     /// Counts requests: the order in which they were taken.
     pub(super) sequence: u64,
     pub(super) status: StatusByte,
-    /// Keeps `status` mapped.
-    pub(super) keep: Option<Arc<dyn KeepAlive>>,
+    /// Keeps `status` mapped, with the generation of the map it is from.
+    keep: Option<Arc<dyn KeepAlive>>,
+    map_generation: u64,
     /// Bytes of data in the guest's buffers.
     pub(super) data_len: u32,
-    /// Bytes of the whole writable part, status included.
+    /// Bytes of the writable data, without the status.
     pub(super) writable_len: u32,
     /// The guest data. With the disk while a read or write runs.
     pub(super) buf: IoBuf,
-    /// The writable part in guest addresses; only filled where dirty pages are tracked.
+    /// The writable data in guest addresses; only filled where dirty pages are tracked.
     pub(super) dirty: Vec<Segment>,
     /// Ranges not yet submitted, in reverse order.
     pub(super) ranges: Vec<Range>,
 }
 
+// SAFETY: `status.host` is only used while `keep` holds its memory mapped, from whatever thread runs the
+// queue.
+unsafe impl Send for Slot {}
+
 impl Slot {
-    /// Lets go of the request's memory, unless it is that of `keep`, which the next one will need.
-    #[inline]
-    pub(super) fn release_other(&mut self, keep: &Arc<dyn KeepAlive>) {
-        if self.keep.as_ref().is_none_or(|held| !Arc::ptr_eq(held, keep)) {
-            self.keep = None;
-            self.buf.release();
+    /// Keeps the map's present memory while the request runs.
+    #[inline(always)]
+    pub(super) fn hold<M: DeviceMemory>(&mut self, map: &GuestMap<M>) {
+        // Generations start at 1.
+        if self.map_generation != map.generation() {
+            self.keep = Some(map.keep().clone());
+            self.map_generation = map.generation();
         }
+    }
+}
+
+impl Slot {
+    /// Lets go of the request's memory, unless it is the map's present one, which the next will need.
+    #[inline(always)]
+    pub(super) fn release_other<M: DeviceMemory>(&mut self, map: &GuestMap<M>) {
+        if self.map_generation != map.generation() {
+            self.release_memory();
+        }
+    }
+
+    #[cold]
+    fn release_memory(&mut self) {
+        self.keep = None;
+        self.map_generation = 0;
+        self.buf.release();
     }
 
     /// Another token for the request, in place of `token`, which names nothing any more.
@@ -69,11 +108,18 @@ impl Slot {
         self.generation = self.generation.wrapping_add(1);
         Token(u64::from(self.generation) << 32 | token.0 & INDEX)
     }
-}
 
-// SAFETY: `status.host` is only used while `keep` holds its memory mapped, from whatever thread runs the
-// queue.
-unsafe impl Send for Slot {}
+    /// Takes the buffer back from the disk.
+    #[inline(always)]
+    pub(super) fn put_back(&mut self, buf: IoBuf) {
+        let old = std::mem::replace(&mut self.buf, buf);
+        if old.is_allocated() {
+            drop(old);
+        } else {
+            std::mem::forget(old);
+        }
+    }
+}
 
 /// Slots, with a list of the free ones. As many as the queue has descriptors: a queue can't have more
 /// chains in flight than that.
@@ -96,6 +142,7 @@ impl Slab {
                 guest: 0,
             },
             keep: None,
+            map_generation: 0,
             data_len: 0,
             writable_len: 0,
             buf: IoBuf::new(),
@@ -111,7 +158,7 @@ impl Slab {
 
     /// Reserves a slot. `None` only if more chains are in flight than the queue holds, which the ring
     /// rules out.
-    #[inline]
+    #[inline(always)]
     pub(super) fn reserve(&mut self) -> Option<(Token, &mut Slot)> {
         let index = self.free.pop()?;
         let slot = self.slots.get_mut(index as usize)?;
@@ -124,18 +171,18 @@ impl Slab {
     }
 
     /// The busy slot of a token; `None` for a token that was never given out or is done.
-    #[inline]
+    #[inline(always)]
     pub(super) fn get(&mut self, token: Token) -> Option<&mut Slot> {
-        let slot = self.slots.get_mut((token.0 & INDEX) as usize)?;
+        let slot = self.slots.get_mut(index(token))?;
         (slot.busy && u64::from(slot.generation) == token.0 >> 32).then_some(slot)
     }
 
-    /// Frees the slot of a token.
-    #[inline]
+    /// Frees a busy slot.
+    #[inline(always)]
     pub(super) fn release(&mut self, token: Token) {
-        if let Some(slot) = self.get(token) {
+        if let Some(slot) = self.slots.get_mut(index(token)) {
             slot.busy = false;
-            self.free.push((token.0 & INDEX) as u32);
+            self.free.push(index(token) as u32);
         }
     }
 
@@ -166,8 +213,13 @@ impl Slab {
     /// Lets go of memory that idle slots keep mapped.
     pub(super) fn release_memory(&mut self) {
         for slot in self.slots.iter_mut().filter(|s| !s.busy) {
-            slot.keep = None;
-            slot.buf.release();
+            slot.release_memory();
         }
     }
+}
+
+/// The index part of a token.
+#[inline]
+const fn index(token: Token) -> usize {
+    (token.0 & INDEX) as usize
 }

@@ -13,10 +13,7 @@ use crate::disk::Token as DiskToken;
 use crate::testdisk::{Break, Event};
 
 /// A rig in one region of memory.
-fn rig(
-    mode: Mode,
-    wait: WaitKind,
-) -> Rig<vm_memory::GuestMemoryMmap<()>> {
+fn rig(mode: Mode, wait: WaitKind) -> Rig<vm_memory::GuestMemoryMmap<()>> {
     let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
     Rig::new(&Arc::new(mem), &mut space, disk(mode, wait))
 }

@@ -117,7 +117,11 @@ fn item_18_23_25_26_malformed_queues_in_plain_memory() {
 
 #[test]
 fn item_18_23_25_26_malformed_queues_in_several_regions() {
-    play_all(|| testmem::gapped(LEN).unwrap(), Mode::AtFlush, WaitKind::Fd);
+    play_all(
+        || testmem::gapped(LEN).unwrap(),
+        Mode::AtFlush,
+        WaitKind::Fd,
+    );
 }
 
 #[test]

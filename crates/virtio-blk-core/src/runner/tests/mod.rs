@@ -170,7 +170,10 @@ impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
     fn run(&mut self) {
         assert_eq!(self.settle(), Service::Idle);
         while self.runner.in_flight() != 0 {
-            assert!(self.disk_rings(), "nothing would ever call the device again");
+            assert!(
+                self.disk_rings(),
+                "nothing would ever call the device again"
+            );
             assert_eq!(self.settle(), Service::Idle);
         }
     }

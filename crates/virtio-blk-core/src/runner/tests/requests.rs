@@ -155,7 +155,10 @@ fn item_20_failed_reads_are_zero_filled() {
                     assert_eq!(rig.data(done, len as usize), vec![0; len as usize]);
                 }
             }
-            assert_eq!(rig.runner.counters().errors.get(), 3 * framings().count() as u64);
+            assert_eq!(
+                rig.runner.counters().errors.get(),
+                3 * framings().count() as u64
+            );
         });
     }
 }
@@ -196,7 +199,12 @@ fn item_19_failed_writes_and_erasures_report_the_status_only() {
 fn item_31_32_nothing_of_a_bad_transfer_reaches_the_disk() {
     on_each_memory!(MEMORY, |mem, space| {
         let mut rig = Rig::new(&mem, &mut space, disk(Mode::Inline, WaitKind::Inline));
-        for (sector, len) in [(SECTORS, 512), (SECTORS - 1, 1024), (u64::MAX, 512), (0, 100)] {
+        for (sector, len) in [
+            (SECTORS, 512),
+            (SECTORS - 1, 1024),
+            (u64::MAX, 512),
+            (0, 100),
+        ] {
             let bytes = vec![9; len];
             let done = rig.ask(&Request::write(sector, &bytes));
             assert_eq!((done.status, done.len), (S_IOERR, 1));
@@ -297,7 +305,10 @@ fn item_57_reserved_lifetime_values_do_not_reach_the_driver() {
             let request = Request::get_lifetime().with_input(In::Len(10));
             let done = rig.ask(&request);
             assert_eq!((done.status, done.len), (S_OK, 6));
-            assert_eq!(rig.data(done, 10), [1, 0, 1, 0, 1, 0, 0xaa, 0xaa, 0xaa, 0xaa]);
+            assert_eq!(
+                rig.data(done, 10),
+                [1, 0, 1, 0, 1, 0, 0xaa, 0xaa, 0xaa, 0xaa]
+            );
         }
     });
 }
@@ -346,7 +357,12 @@ fn item_46_53_ranges_run_in_order() {
     for (mode, wait) in KINDS {
         on_each_memory!(MEMORY, |mem, space| {
             let mut rig = Rig::new(&mem, &mut space, disk(mode, wait));
-            let ranges = [range(4, 1, 1), range(2, 2, 0), range(9, 0, 0), range(8, 1, 1)];
+            let ranges = [
+                range(4, 1, 1),
+                range(2, 2, 0),
+                range(9, 0, 0),
+                range(8, 1, 1),
+            ];
             let done = rig.ask(&Request::write_zeroes(&ranges));
             assert_eq!((done.status, done.len), (S_OK, 1));
             let zeroes = |sector: u64, sectors: u64, unmap| OpKind::WriteZeroes {
@@ -377,8 +393,7 @@ fn item_16_58_more_segments_than_the_ring_has_descriptors() {
         // The device may have 256; the driver chose 16, and fills a table up to seg_max.
         assert_eq!(device.config().seg_max, 254);
         let layout = space.layout(16).unwrap();
-        let mut driver =
-            virtio_blk_driver::ring::SplitDriver::new(&*mem, layout, config).unwrap();
+        let mut driver = virtio_blk_driver::ring::SplitDriver::new(&*mem, layout, config).unwrap();
         let mut runner = device
             .start_queue(0, QueueSetup::new(mem.clone(), || {}), &driver.state())
             .unwrap();
@@ -398,12 +413,19 @@ fn item_16_58_more_segments_than_the_ring_has_descriptors() {
         let desc = virtio_blk_driver::wire::Descriptor::indirect(table, 256 * 16);
         mem.write_slice(&desc.to_bytes(), driver.layout().desc())
             .unwrap();
-        mem.write_slice(&1u16.to_le_bytes(), GuestAddress(driver.layout().avail().0 + 2))
-            .unwrap();
+        mem.write_slice(
+            &1u16.to_le_bytes(),
+            GuestAddress(driver.layout().avail().0 + 2),
+        )
+        .unwrap();
         while runner.service(8) == Service::More {}
         let mut used = [0; 12];
         mem.read_slice(&mut used, driver.layout().used()).unwrap();
-        assert_eq!(used[2..], [1, 0, 0, 0, 0, 0, 1, 0xfe, 0, 0], "all of 127 sectors");
+        assert_eq!(
+            used[2..],
+            [1, 0, 0, 0, 0, 0, 1, 0xfe, 0, 0],
+            "all of 127 sectors"
+        );
         let mut byte = [9];
         mem.read_slice(&mut byte, status).unwrap();
         assert_eq!(byte[0], S_OK);

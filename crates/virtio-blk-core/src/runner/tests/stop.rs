@@ -128,7 +128,10 @@ fn a_hand_over_names_what_was_taken_and_the_next_owner_goes_on() {
             let stopped = rig.runner.stop(Stop::HandOver);
             assert!(stopped.error.is_none());
             assert_eq!(stopped.in_flight.len(), taken);
-            let counted = stopped.state.next_avail.wrapping_sub(stopped.state.next_used);
+            let counted = stopped
+                .state
+                .next_avail
+                .wrapping_sub(stopped.state.next_used);
             assert_eq!(usize::from(counted), taken);
             let log = rig.disk.take_log();
             let cancelled = log.iter().filter(|e| **e == Event::Cancelled).count();
@@ -145,7 +148,11 @@ fn a_hand_over_names_what_was_taken_and_the_next_owner_goes_on() {
                 ..QueueSetup::new(mem.clone(), counting(&rig.irqs))
             };
             rig.runner = rig.device.start_queue(0, setup, &stopped.state).unwrap();
-            assert_eq!(rig.irqs.load(Ordering::SeqCst), irqs + 1, "told once to look");
+            assert_eq!(
+                rig.irqs.load(Ordering::SeqCst),
+                irqs + 1,
+                "told once to look"
+            );
             rig.run();
             let mut done = first;
             done.extend(rig.answers());
@@ -159,7 +166,10 @@ fn a_hand_over_names_what_was_taken_and_the_next_owner_goes_on() {
                 let content = rig.disk.content(sector * 512, 512);
                 assert_eq!(content, [sector as u8 + 100; 512]);
             }
-            assert_eq!(rig.runner.stop(Stop::Drain).state.next_used, 65_533u16.wrapping_add(6));
+            assert_eq!(
+                rig.runner.stop(Stop::Drain).state.next_used,
+                65_533u16.wrapping_add(6)
+            );
         }
     });
 }
@@ -324,7 +334,10 @@ fn the_log_hears_of_every_head_in_time() {
         log: Some(Box::new(log)),
         ..QueueSetup::new(rig.mem.clone(), || {})
     };
-    rig.runner = rig.device.start_queue(0, setup, &rig.driver.state()).unwrap();
+    rig.runner = rig
+        .device
+        .start_queue(0, setup, &rig.driver.state())
+        .unwrap();
     let take = || std::mem::take(&mut *lines.lock().unwrap());
 
     for sector in 0..3 {

@@ -1,0 +1,22 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Checks a vhost-user-blk server from the outside, with a driver that shares no code with `vblk`.
+//!
+//! The driver is the `blkio` crate. [`verify`] runs random operations on several queues and compares
+//! every byte with a [`model`] that knows what is in flight; [`server`] starts the server to look at,
+//! ours or `qemu-storage-daemon`. Not published: for this workspace's tests,
+//! `cargo xtask verify` and `cargo xtask bench`.
+
+pub mod client;
+mod error;
+
+pub mod model;
+pub mod pattern;
+pub mod server;
+pub mod verify;
+
+pub use error::Error;
+
+/// Bytes of a sector, the unit of the virtio-blk protocol whatever the disk's block size is.
+pub const SECTOR: usize = 512;

@@ -1,0 +1,217 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Starting a server to look at.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Error;
+
+/// How long a server may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Which program serves.
+#[derive(Clone, Debug)]
+pub enum Program {
+    /// `vblk` at this path.
+    Vblk(PathBuf),
+    /// `qemu-storage-daemon` from the search path: the peer.
+    QemuStorageDaemon,
+}
+
+/// What it serves.
+#[derive(Clone, Debug)]
+pub enum Disk {
+    /// A raw image.
+    Raw {
+        /// The file.
+        path: PathBuf,
+        /// The program's own name for the way it does I/O; its default if there is none.
+        engine: Option<String>,
+    },
+    /// Memory of that many bytes. Only `vblk` has it.
+    Memory(u64),
+    /// Nothing of that many bytes: reads give zeroes, writes are forgotten.
+    Null(u64),
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which program.
+    pub program: Program,
+    /// What it serves.
+    pub disk: Disk,
+    /// Queues.
+    pub queues: usize,
+    /// Most entries of a queue. The peer takes any number.
+    pub queue_size: u16,
+    /// Whether the disk is read-only.
+    pub read_only: bool,
+}
+
+/// A running server. Dropping it kills the process.
+pub struct Server {
+    child: Child,
+    /// Holds the socket.
+    dir: tempfile::TempDir,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("pid", &self.child.id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Starts a server and waits until its socket is there.
+    ///
+    /// # Errors
+    /// It can't be started, ends at once, or has no socket after a minute.
+    pub fn start(config: &Config) -> Result<Self, Error> {
+        let dir = tempfile::tempdir().map_err(Error::io("temporary directory"))?;
+        let socket = dir.path().join("socket");
+        let mut command = command(config, &socket)?;
+        let child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(Error::io(format!("{command:?}")))?;
+        let mut server = Self { child, dir };
+        let started = Instant::now();
+        while !socket.exists() {
+            if let Some(status) = server.poll()? {
+                return Err(Error::Server(format!(
+                    "{command:?} ended with {status} before it listened"
+                )));
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(Error::Server(format!(
+                    "{command:?} does not listen after {PATIENCE:?}"
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(server)
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to end with SIGTERM, and waits.
+    ///
+    /// # Errors
+    /// It ends with another status than 0, or not within a minute.
+    pub fn stop(mut self) -> Result<(), Error> {
+        // SAFETY: a signal to our own child, which has not been waited for.
+        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGTERM) };
+        let started = Instant::now();
+        loop {
+            match self.poll()? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => {
+                    return Err(Error::Server(format!("ended with {status} on SIGTERM")));
+                }
+                None if started.elapsed() > PATIENCE => {
+                    return Err(Error::Server(format!(
+                        "still there {PATIENCE:?} after SIGTERM"
+                    )));
+                }
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
+        }
+    }
+
+    fn poll(&mut self) -> Result<Option<ExitStatus>, Error> {
+        self.child.try_wait().map_err(Error::io("server"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nothing is left to do about a failure: it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn command(config: &Config, socket: &Path) -> Result<Command, Error> {
+    match &config.program {
+        Program::Vblk(program) => Ok(vblk(program, config, socket)),
+        Program::QemuStorageDaemon => qemu_storage_daemon(config, socket),
+    }
+}
+
+fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
+    let mut disk = OsString::new();
+    match &config.disk {
+        Disk::Raw { path, engine } => {
+            disk.push("raw:");
+            disk.push(path);
+            if let Some(engine) = engine {
+                disk.push(",engine=");
+                disk.push(engine);
+            }
+        }
+        Disk::Memory(len) => disk.push(format!("memory:{len}")),
+        Disk::Null(len) => disk.push(format!("null:{len}")),
+    }
+    let mut command = Command::new(program);
+    command
+        .args(["serve", "vhost-user", "--disk"])
+        .arg(disk)
+        .arg("--socket")
+        .arg(socket)
+        .args(["--queues", &config.queues.to_string()])
+        .args(["--queue-size", &config.queue_size.to_string()]);
+    if config.read_only {
+        command.arg("--read-only");
+    }
+    command
+}
+
+fn qemu_storage_daemon(config: &Config, socket: &Path) -> Result<Command, Error> {
+    let mut blockdev = OsString::from("node-name=disk,");
+    match &config.disk {
+        Disk::Raw { path, engine } => {
+            blockdev.push("driver=file,discard=unmap,filename=");
+            blockdev.push(path);
+            if let Some(engine) = engine {
+                blockdev.push(",aio=");
+                blockdev.push(engine);
+            }
+        }
+        Disk::Memory(_) => {
+            return Err(Error::Config(
+                "qemu-storage-daemon has no memory disk; use a raw file on a tmpfs".into(),
+            ));
+        }
+        Disk::Null(len) => blockdev.push(format!("driver=null-co,size={len},read-zeroes=on")),
+    }
+    let writable = if config.read_only { "off" } else { "on" };
+    let mut export = OsString::from(format!(
+        "type=vhost-user-blk,id=export,node-name=disk,writable={writable},num-queues={},\
+         addr.type=unix,addr.path=",
+        config.queues
+    ));
+    export.push(socket);
+    let mut command = Command::new("qemu-storage-daemon");
+    command
+        .arg("--blockdev")
+        .arg(blockdev)
+        .arg("--export")
+        .arg(export);
+    Ok(command)
+}

@@ -1,0 +1,149 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What one I/O costs: random 4 KiB reads and writes through an `IoQueue`.
+//!
+//! ```text
+//! cargo run --release -p virtio-blk-disks --example raw_speed -- DISK [I/Os per run]
+//! ```
+//!
+//! `DISK` as for `DiskSpec`, for example `raw:/var/tmp/test.img,engine=sync` (at least 4 KiB, its
+//! content is overwritten) or `null:1G`. Per run: I/Os per second, and the CPU time of the whole
+//! process, kernel threads of io_uring included, per I/O. The file is read once before, so that
+//! without `direct=on` it is in the page cache as far as memory allows.
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
+use virtio_blk_disks::DiskSpec;
+
+const BLOCK: usize = 4096;
+
+/// User and system time of this process so far.
+fn cpu_time() -> Result<Duration, Box<dyn Error>> {
+    // SAFETY: `rusage` is plain data.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is valid.
+    if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let time = |value: libc::timeval| {
+        Duration::from_secs(value.tv_sec as u64) + Duration::from_micros(value.tv_usec as u64)
+    };
+    Ok(time(usage.ru_utime) + time(usage.ru_stime))
+}
+
+/// Waits until `reap` has something.
+fn wait(queue: &dyn IoQueue) {
+    if let Wait::Fd(fd) = queue.wait() {
+        use std::os::fd::AsRawFd;
+        let mut poll = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid entry. Interruptions do no harm: the caller asks again.
+        unsafe { libc::poll(&raw mut poll, 1, -1) };
+    }
+}
+
+/// An aligned buffer, so that direct I/O needs no copy.
+fn aligned() -> IoBuf {
+    #[repr(align(4096))]
+    struct Page([u8; BLOCK]);
+    let page = std::sync::Arc::new(Page([1; BLOCK]));
+    let base = page.0.as_ptr().cast_mut();
+    let mut buf = IoBuf::new();
+    buf.set_keep(page);
+    // SAFETY: the page lives as long as the buffer and nothing else refers to it.
+    unsafe { buf.push(base, BLOCK) };
+    buf
+}
+
+fn run(disk: &dyn Disk, write: bool, depth: usize, count: u64) -> Result<(), Box<dyn Error>> {
+    let mut queue = disk.open_queue(depth as u16)?;
+    let blocks = disk.caps().capacity_bytes() / BLOCK as u64;
+    let mut buffers: Vec<IoBuf> = (0..depth).map(|_| aligned()).collect();
+    let mut done = Vec::new();
+    let (mut sent, mut finished, mut inline, mut state) = (0_u64, 0_u64, 0_u64, 1_u64);
+    let (wall, cpu) = (Instant::now(), cpu_time()?);
+    while finished < count {
+        while sent < count
+            && let Some(buf) = buffers.pop()
+        {
+            state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+            let offset = ((u128::from(state) * u128::from(blocks)) >> 64) as u64 * BLOCK as u64;
+            let kind = if write {
+                OpKind::Write { offset, fua: false }
+            } else {
+                OpKind::Read { offset }
+            };
+            let token = Token(sent);
+            sent += 1;
+            match queue.submit(Op { token, kind, buf }) {
+                Submit::Queued => {}
+                Submit::Done(completion) => {
+                    inline += 1;
+                    done.push(completion);
+                }
+                Submit::Full(_) => return Err("a queue was full below its depth".into()),
+            }
+        }
+        queue.flush_batch()?;
+        if queue.reap(&mut done)? == 0 && done.is_empty() {
+            wait(&*queue);
+        }
+        for completion in done.drain(..) {
+            completion.result?;
+            buffers.push(completion.buf);
+            finished += 1;
+        }
+    }
+    let (wall, cpu) = (wall.elapsed(), cpu_time()? - cpu);
+    println!(
+        "{:5} depth {depth:3}: {:9.0} IOPS, {:6.2} us CPU per I/O, {:3} % inline",
+        if write { "write" } else { "read" },
+        count as f64 / wall.as_secs_f64(),
+        cpu.as_secs_f64() * 1e6 / count as f64,
+        inline * 100 / count,
+    );
+    Ok(())
+}
+
+/// Reads the whole disk once.
+fn warm(disk: &dyn Disk) -> Result<(), Box<dyn Error>> {
+    let mut queue = disk.open_queue(1)?;
+    let bytes = disk.caps().capacity_bytes().min(4 << 30);
+    for offset in (0..bytes).step_by(1 << 20) {
+        let len = (bytes - offset).min(1 << 20) as usize;
+        let op = Op {
+            token: Token(0),
+            kind: OpKind::Read { offset },
+            buf: IoBuf::zeroed(len),
+        };
+        let mut done = Vec::new();
+        if let Submit::Done(completion) = queue.submit(op) {
+            done.push(completion);
+        }
+        queue.flush_batch()?;
+        while done.is_empty() && queue.reap(&mut done)? == 0 {
+            wait(&*queue);
+        }
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = std::env::args().skip(1);
+    let spec: DiskSpec = args.next().ok_or("usage: raw_speed DISK [I/Os]")?.parse()?;
+    let count = args.next().map_or(Ok(400_000), |text| text.parse())?;
+    let disk = spec.open(false)?;
+    warm(&*disk)?;
+    println!("{spec}");
+    for depth in [1, 32] {
+        run(&*disk, false, depth, count)?;
+        run(&*disk, true, depth, count)?;
+    }
+    Ok(())
+}

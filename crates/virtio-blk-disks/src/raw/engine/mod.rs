@@ -1,0 +1,124 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Ways to make a job's system calls. Each is an `IoQueue` around the same [`super::job::Job`].
+
+mod sync;
+#[cfg(feature = "io-uring")]
+mod uring;
+
+use std::sync::Arc;
+
+use virtio_blk_core::disk::{DiskError, IoQueue};
+
+use super::error::OpenError;
+use super::medium::Medium;
+use super::options::Engine;
+
+/// What an io_uring queue does inside `submit` instead.
+#[cfg(feature = "io-uring")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Inline {
+    /// Reads that the page cache can answer.
+    reads: bool,
+    /// Writes into the page cache.
+    writes: bool,
+}
+
+/// The engine chosen for a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// System calls only.
+    Sync,
+    /// An io_uring for everything.
+    #[cfg(feature = "io-uring")]
+    Ring,
+    /// The page cache inside `submit`, an io_uring for the rest.
+    #[cfg(feature = "io-uring")]
+    Mixed,
+}
+
+impl Plan {
+    /// Chooses an engine.
+    ///
+    /// # Errors
+    /// io_uring was asked for by name and is not available.
+    pub fn choose(wanted: Engine, medium: &Medium) -> Result<Self, OpenError> {
+        match (wanted, available()) {
+            (Engine::Sync, _) | (Engine::Auto, Err(_)) => Ok(Self::Sync),
+            (Engine::IoUring, Err(why)) => Err(OpenError::Engine {
+                path: medium.path.clone(),
+                why,
+            }),
+            #[cfg(feature = "io-uring")]
+            (Engine::IoUring, Ok(())) => Ok(Self::Ring),
+            #[cfg(feature = "io-uring")]
+            (Engine::Auto, Ok(())) => Ok(if medium.is_direct() {
+                Self::Ring
+            } else if super::sys::is_in_memory(&medium.file) {
+                Self::Sync
+            } else {
+                Self::Mixed
+            }),
+            #[cfg(not(feature = "io-uring"))]
+            (Engine::IoUring | Engine::Auto, Ok(())) => Ok(Self::Sync),
+        }
+    }
+
+    /// The engine in the words of the options.
+    pub const fn engine(self) -> Engine {
+        match self {
+            Self::Sync => Engine::Sync,
+            #[cfg(feature = "io-uring")]
+            Self::Ring => Engine::IoUring,
+            #[cfg(feature = "io-uring")]
+            Self::Mixed => Engine::Auto,
+        }
+    }
+
+    /// Opens a queue for `depth` operations at a time.
+    ///
+    /// # Errors
+    /// The ring could not be had. The mixture does without it then.
+    pub fn open_queue(
+        self,
+        medium: &Arc<Medium>,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let sync = || Box::new(sync::SyncQueue::new(medium.clone()));
+        match self {
+            Self::Sync => Ok(sync()),
+            #[cfg(feature = "io-uring")]
+            Self::Ring => {
+                let inline = Inline {
+                    reads: false,
+                    writes: false,
+                };
+                let queue = uring::RingQueue::new(medium.clone(), depth, inline)?;
+                Ok(Box::new(queue))
+            }
+            #[cfg(feature = "io-uring")]
+            Self::Mixed => {
+                let inline = Inline {
+                    reads: true,
+                    writes: true,
+                };
+                match uring::RingQueue::new(medium.clone(), depth, inline) {
+                    Ok(queue) => Ok(Box::new(queue)),
+                    Err(_) => Ok(sync()),
+                }
+            }
+        }
+    }
+}
+
+/// Whether io_uring can be used by this process, or why not.
+#[cfg(feature = "io-uring")]
+pub(super) fn available() -> Result<(), String> {
+    uring::available()
+}
+
+#[cfg(not(feature = "io-uring"))]
+pub(super) fn available() -> Result<(), String> {
+    Err("this program was built without the feature `io-uring`".into())
+}

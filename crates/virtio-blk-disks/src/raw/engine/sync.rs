@@ -1,0 +1,79 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The engine of plain system calls: every operation is finished when `submit` returns.
+
+use std::sync::Arc;
+
+use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Op, Submit, Wait};
+
+use crate::raw::bounce::Pool;
+use crate::raw::job::{Call, Job, Step};
+use crate::raw::medium::Medium;
+use crate::raw::sys;
+
+/// A data path of plain system calls.
+pub(super) struct SyncQueue {
+    medium: Arc<Medium>,
+    pool: Pool,
+}
+
+impl SyncQueue {
+    pub fn new(medium: Arc<Medium>) -> Self {
+        // One job at a time needs one chunk.
+        let pool = Pool::new(medium.bounce_align(), 1);
+        Self { medium, pool }
+    }
+}
+
+/// Makes one call, waiting for its end.
+fn call(medium: &Medium, call: Call<'_>) -> i32 {
+    match call {
+        // SAFETY: the job keeps the segments valid until it is told the outcome.
+        Call::Read { segments, offset } => unsafe {
+            sys::preadv2(&medium.file, segments, offset, 0)
+        },
+        Call::Write {
+            segments,
+            offset,
+            dsync,
+        } => {
+            let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+            // SAFETY: as above.
+            unsafe { sys::pwritev2(&medium.file, segments, offset, flags) }
+        }
+        Call::Sync => sys::fdatasync(&medium.file),
+        Call::Allocate { mode, offset, len } => {
+            sys::fallocate(&medium.file, mode.flags(), offset, len)
+        }
+        Call::Erase { how, offset, len } => sys::erase(&medium.file, how, offset, len),
+    }
+}
+
+impl IoQueue for SyncQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        if let Err(error) = self.medium.admit(&op) {
+            return Submit::Done(op.complete(Err(error)));
+        }
+        let mut job = Job::new(op, &self.medium);
+        let result = loop {
+            let outcome = match job.step(&self.medium, &mut self.pool) {
+                Step::Call(next) => call(&self.medium, next),
+                Step::Done(result) => break result,
+                // Cannot be: the only chunk is free between jobs.
+                Step::Wait => break Err(DiskError::from_errno(libc::ENOMEM)),
+            };
+            job.apply(&self.medium, outcome);
+        };
+        job.release(&mut self.pool);
+        Submit::Done(job.op.complete(result))
+    }
+
+    fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        Ok(0)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait::Inline
+    }
+}

@@ -1,0 +1,462 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The io_uring engine: one ring per queue.
+//!
+//! The ring's own descriptor is what the owner waits on: it polls readable while the completion ring
+//! holds anything. `SINGLE_ISSUER` and `DEFER_TASKRUN` are not used on purpose: a queue is `Send`, and
+//! with them a queue that was moved to, or dropped on, another thread could never learn that the
+//! kernel is done with its buffers. What they save was not measurable here.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Op, Submit, Token, Wait};
+
+use super::Inline;
+use crate::raw::bounce::Pool;
+use crate::raw::job::{Call, Job, Step};
+use crate::raw::medium::Medium;
+use crate::raw::sys;
+
+/// Most aligned chunks of one queue: 2 MiB as a rule.
+const CHUNKS: usize = 8;
+/// Marks the completions of cancellation requests.
+const CANCEL: u64 = u64::MAX;
+/// The one registered file.
+const FILE: types::Fixed = types::Fixed(0);
+/// How often in a row the kernel may refuse to take anything before the queue counts as broken.
+const MAX_REFUSALS: u32 = 1000;
+
+/// Sets up a ring, with the newer flags if the kernel knows them.
+fn set_up(depth: u32) -> io::Result<IoUring> {
+    let entries = depth.next_power_of_two();
+    // Room for a cancellation beside each operation. The kernel caps it; what does not fit is kept in
+    // the kernel until there is room.
+    let completions = entries.saturating_mul(2);
+    let mut builder = IoUring::builder();
+    builder.setup_clamp().setup_cqsize(completions);
+    builder
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all();
+    match builder.build(entries) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::builder()
+            .setup_clamp()
+            .setup_cqsize(completions)
+            .build(entries),
+        result => result,
+    }
+}
+
+/// Whether this process can use io_uring with all we need, or why not.
+pub(super) fn available() -> Result<(), String> {
+    let ring = set_up(1).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel has no io_uring".to_owned(),
+        Some(libc::EPERM | libc::EACCES) => {
+            "this process may not use io_uring: look at the sysctl \
+             kernel.io_uring_disabled and at the seccomp profile"
+                .to_owned()
+        }
+        Some(libc::ENOMEM) => {
+            "no memory for a ring: look at the limit of locked memory, `ulimit -l`".to_owned()
+        }
+        _ => format!("setting up a ring failed: {error}"),
+    })?;
+    let mut probe = Probe::new();
+    ring.submitter()
+        .register_probe(&mut probe)
+        .map_err(|error| format!("asking for the operations of io_uring failed: {error}"))?;
+    for (code, name) in [
+        (opcode::Readv::CODE, "READV"),
+        (opcode::Writev::CODE, "WRITEV"),
+        (opcode::Read::CODE, "READ"),
+        (opcode::Write::CODE, "WRITE"),
+        (opcode::Fsync::CODE, "FSYNC"),
+        (opcode::Fallocate::CODE, "FALLOCATE"),
+        (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
+    ] {
+        if !probe.is_supported(code) {
+            return Err(format!("the kernel's io_uring lacks the operation {name}"));
+        }
+    }
+    Ok(())
+}
+
+/// A data path through a ring of its own.
+pub(super) struct RingQueue {
+    ring: IoUring,
+    medium: Arc<Medium>,
+    inline: Inline,
+    pool: Pool,
+    /// Jobs by number. The number goes through the kernel.
+    slots: Vec<Option<Job>>,
+    free: Vec<u32>,
+    /// Most jobs.
+    limit: usize,
+    /// Jobs whose next call is due.
+    ready: VecDeque<u32>,
+    /// Jobs that need aligned memory, which others hold.
+    waiting: VecDeque<u32>,
+    /// Entries put into the ring whose completion was not seen.
+    pending: usize,
+}
+
+/// How far a job got.
+enum Driven {
+    /// It is over.
+    Done(Result<(), DiskError>),
+    /// This has to go through the ring.
+    Entry(squeue::Entry),
+    /// It waits for aligned memory.
+    Wait,
+}
+
+/// The ring's form of a call. `None` for one that can only be made directly.
+fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
+    Some(match *call {
+        Call::Read { segments, offset } => match segments {
+            [one] if u32::try_from(one.iov_len).is_ok() => {
+                opcode::Read::new(FILE, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(offset)
+                    .build()
+            }
+            _ => opcode::Readv::new(FILE, segments.as_ptr(), segments.len() as u32)
+                .offset(offset)
+                .build(),
+        },
+        Call::Write {
+            segments,
+            offset,
+            dsync,
+        } => {
+            let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+            match segments {
+                [one] if u32::try_from(one.iov_len).is_ok() => {
+                    opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build()
+                }
+                _ => opcode::Writev::new(FILE, segments.as_ptr(), segments.len() as u32)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
+        Call::Sync => opcode::Fsync::new(FILE)
+            .flags(types::FsyncFlags::DATASYNC)
+            .build(),
+        Call::Allocate { mode, offset, len } => opcode::Fallocate::new(FILE, len)
+            .offset(offset)
+            .mode(mode.flags())
+            .build(),
+        Call::Erase { .. } => return None,
+    })
+}
+
+/// Takes a job as far as it gets without the ring.
+fn drive(job: &mut Job, medium: &Medium, pool: &mut Pool, inline: Inline) -> Driven {
+    loop {
+        let call = match job.step(medium, pool) {
+            Step::Done(result) => return Driven::Done(result),
+            Step::Wait => return Driven::Wait,
+            Step::Call(call) => call,
+        };
+        let made = match call {
+            Call::Erase { how, offset, len } => Some(sys::erase(&medium.file, how, offset, len)),
+            Call::Read { segments, offset } if inline.reads && medium.can.nowait.get() => {
+                // SAFETY: the job keeps the segments valid until it is told the outcome.
+                match unsafe { sys::preadv2(&medium.file, segments, offset, libc::RWF_NOWAIT) } {
+                    code if code == -libc::EAGAIN => None,
+                    code if code == -libc::EOPNOTSUPP => {
+                        medium.can.nowait.lost();
+                        None
+                    }
+                    outcome => Some(outcome),
+                }
+            }
+            Call::Write {
+                segments,
+                offset,
+                dsync: false,
+            } if inline.writes => {
+                // SAFETY: as above.
+                Some(unsafe { sys::pwritev2(&medium.file, segments, offset, 0) })
+            }
+            _ => None,
+        };
+        match (made, entry(&call)) {
+            (Some(outcome), _) => job.apply(medium, outcome),
+            (None, Some(entry)) => return Driven::Entry(entry),
+            (None, None) => job.apply(medium, -libc::ENOSYS),
+        }
+    }
+}
+
+impl RingQueue {
+    /// Opens a ring for `depth` jobs at a time.
+    ///
+    /// # Errors
+    /// The ring could not be set up.
+    pub fn new(medium: Arc<Medium>, depth: u16, inline: Inline) -> Result<Self, DiskError> {
+        let depth = depth.max(1);
+        let ring = set_up(depth.into())?;
+        ring.submitter()
+            .register_files(&[medium.file.as_raw_fd()])?;
+        Ok(Self {
+            ring,
+            pool: Pool::new(medium.bounce_align(), CHUNKS),
+            medium,
+            inline,
+            slots: Vec::new(),
+            free: Vec::new(),
+            limit: depth.into(),
+            ready: VecDeque::new(),
+            waiting: VecDeque::new(),
+            pending: 0,
+        })
+    }
+
+    /// Whether an entry can be pushed, after making room if need be.
+    fn room(&mut self) -> Result<bool, DiskError> {
+        if !self.ring.submission().is_full() {
+            return Ok(true);
+        }
+        self.enter()?;
+        Ok(!self.ring.submission().is_full())
+    }
+
+    /// Puts an entry into the ring. The caller made sure of room.
+    fn push(&mut self, entry: squeue::Entry, data: u64) -> bool {
+        // SAFETY: what the entry points to is owned by a job in `slots` (or by the medium), and stays
+        // there until the entry's completion was seen; dropping the queue waits for that.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(data)) }.is_ok();
+        self.pending += usize::from(pushed);
+        pushed
+    }
+
+    /// Gives the kernel everything that was pushed. What it can't take now stays in the ring.
+    fn enter(&mut self) -> Result<(), DiskError> {
+        let mut refusals = 0;
+        loop {
+            let (submitter, mut queue, _) = self.ring.split();
+            queue.sync();
+            if queue.is_empty() {
+                return Ok(());
+            }
+            let left = queue.len();
+            drop(queue);
+            match submitter.submit() {
+                Ok(0) => {}
+                Ok(_) => continue,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    Some(libc::EAGAIN | libc::EBUSY) => {}
+                    _ => return Err(error.into()),
+                },
+            }
+            // Out of memory or of room for completions. A completion that is on its way will bring the
+            // owner back here; without one, only trying again can help.
+            if self.pending > left {
+                return Ok(());
+            }
+            refusals += 1;
+            if refusals == MAX_REFUSALS {
+                return Err(DiskError::from_errno(libc::EBUSY));
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Finishes a job.
+    fn finish(&mut self, number: u32, result: Result<(), DiskError>, done: &mut Vec<Completion>) {
+        if let Some(mut job) = self
+            .slots
+            .get_mut(number as usize)
+            .and_then(|slot| slot.take())
+        {
+            job.release(&mut self.pool);
+            self.free.push(number);
+            done.push(job.op.complete(result));
+        }
+    }
+
+    /// Keeps a job. Returns its number.
+    fn store(&mut self, job: Job) -> u32 {
+        if let Some(number) = self.free.pop() {
+            self.slots[number as usize] = Some(job);
+            return number;
+        }
+        self.slots.push(Some(job));
+        (self.slots.len() - 1) as u32
+    }
+
+    /// Takes what the kernel finished out of the ring.
+    fn collect(&mut self, done: &mut Vec<Completion>) {
+        loop {
+            let Some(entry) = self.ring.completion().next() else {
+                return;
+            };
+            self.pending -= 1;
+            let number = entry.user_data();
+            if number == CANCEL {
+                continue;
+            }
+            let Some(Some(job)) = self.slots.get_mut(number as usize) else {
+                continue;
+            };
+            job.apply(&self.medium, entry.result());
+            match job.result() {
+                Some(result) => self.finish(number as u32, result, done),
+                None => self.ready.push_back(number as u32),
+            }
+        }
+    }
+
+    /// Lets jobs that have more to do go on.
+    fn go_on(&mut self, done: &mut Vec<Completion>) -> Result<(), DiskError> {
+        let never = Inline {
+            reads: false,
+            writes: false,
+        };
+        while !(self.ready.is_empty() && self.waiting.is_empty()) && self.room()? {
+            let (number, waited) = match self.ready.pop_front() {
+                Some(number) => (number, false),
+                None => match self.waiting.pop_front() {
+                    Some(number) => (number, true),
+                    None => break,
+                },
+            };
+            let Some(Some(job)) = self.slots.get_mut(number as usize) else {
+                continue;
+            };
+            match drive(job, &self.medium, &mut self.pool, never) {
+                Driven::Done(result) => self.finish(number, result, done),
+                Driven::Entry(entry) => {
+                    self.push(entry, number.into());
+                }
+                Driven::Wait if waited => {
+                    self.waiting.push_front(number);
+                    break;
+                }
+                Driven::Wait => self.waiting.push_back(number),
+            }
+        }
+        self.enter()
+    }
+}
+
+impl IoQueue for RingQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        if let Err(error) = self.medium.admit(&op) {
+            return Submit::Done(op.complete(Err(error)));
+        }
+        if self.free.is_empty() && self.slots.len() == self.limit {
+            return Submit::Full(op);
+        }
+        // A ring that takes nothing: `flush_batch` or `reap` will say so.
+        if !matches!(self.room(), Ok(true)) {
+            return Submit::Full(op);
+        }
+        let mut job = Job::new(op, &self.medium);
+        match drive(&mut job, &self.medium, &mut self.pool, self.inline) {
+            Driven::Done(result) => {
+                job.release(&mut self.pool);
+                return Submit::Done(job.op.complete(result));
+            }
+            Driven::Entry(entry) => {
+                let number = self.store(job);
+                self.push(entry, number.into());
+            }
+            Driven::Wait => {
+                let number = self.store(job);
+                self.waiting.push_back(number);
+            }
+        }
+        Submit::Queued
+    }
+
+    fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.enter()
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        let before = done.len();
+        {
+            let (submitter, queue, completions) = self.ring.split();
+            let held_back = queue.cq_overflow() || (completions.is_empty() && queue.taskrun());
+            drop(queue);
+            drop(completions);
+            if held_back {
+                // Completions that the kernel keeps until we enter it. Failing to is no error: they
+                // stay, and the descriptor stays readable.
+                let _ = submitter.submit();
+            }
+        }
+        self.collect(done);
+        // Once only: what this finishes at once makes the descriptor readable again, and a long job
+        // can't keep the owner here.
+        self.go_on(done)?;
+        Ok(done.len() - before)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        // SAFETY: the ring's descriptor is open as long as `self`.
+        Wait::Fd(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+    }
+
+    fn cancel(&mut self, token: Token) {
+        let found = self
+            .slots
+            .iter_mut()
+            .enumerate()
+            .find_map(|(number, slot)| {
+                let job = slot.as_mut().filter(|job| job.op.token == token)?;
+                job.cancelled = true;
+                Some(number as u64)
+            });
+        // The entry comes after the job's in the ring, and before any that reuses the number.
+        if let Some(number) = found
+            && matches!(self.room(), Ok(true))
+        {
+            self.push(opcode::AsyncCancel::new(number).build(), CANCEL);
+            // An error will show at the next `flush_batch` or `reap`.
+            let _ = self.enter();
+        }
+    }
+}
+
+impl Drop for RingQueue {
+    fn drop(&mut self) {
+        if self.pending > 0 && matches!(self.room(), Ok(true)) {
+            let all = types::CancelBuilder::any();
+            self.push(opcode::AsyncCancel2::new(all).build(), CANCEL);
+        }
+        while self.pending > 0 {
+            match self.ring.submit_and_wait(1) {
+                Ok(_) => {}
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN | libc::EBUSY) => std::thread::yield_now(),
+                    _ => {
+                        // Nobody can tell when the kernel is done: the memory must stay for good.
+                        std::mem::forget(std::mem::take(&mut self.slots));
+                        std::mem::forget(self.medium.clone());
+                        return;
+                    }
+                },
+            }
+            self.pending -= self.ring.completion().count();
+        }
+        // Closing a ring lets go of its files some time later only. Whoever opens the image next would
+        // find it locked until then.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
+#[cfg(test)]
+mod tests;

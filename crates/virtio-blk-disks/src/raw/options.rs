@@ -1,0 +1,96 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! How a file is to be used as a disk.
+
+use std::path::{Path, PathBuf};
+
+/// How the I/O is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Engine {
+    /// What is best for the file on this host, see [`super::RawDisk::engine`].
+    #[default]
+    Auto,
+    /// An io_uring per queue, for every operation.
+    IoUring,
+    /// System calls that block the caller of `submit` until they are finished.
+    Sync,
+}
+
+/// How a file or block device is to be used as a disk: what [`super::RawDisk::open`] takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawOptions {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) direct: bool,
+    pub(crate) engine: Engine,
+    pub(crate) discard: bool,
+    pub(crate) block: Option<u32>,
+    pub(crate) lock: bool,
+}
+
+impl RawOptions {
+    /// The file at `path`, writable, through the page cache, with discard and a lock.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            direct: false,
+            engine: Engine::Auto,
+            discard: true,
+            block: None,
+            lock: true,
+        }
+    }
+
+    /// Whether the disk is read-only (default: no).
+    #[must_use]
+    pub fn read_only(mut self, yes: bool) -> Self {
+        self.read_only = yes;
+        self
+    }
+
+    /// Whether I/O goes past the page cache, `O_DIRECT` (default: no).
+    #[must_use]
+    pub fn direct(mut self, yes: bool) -> Self {
+        self.direct = yes;
+        self
+    }
+
+    /// How the I/O is made (default: [`Engine::Auto`]).
+    #[must_use]
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Whether discards, and write-zeroes that allow it, give space back to the host where it can take
+    /// it (default: yes).
+    #[must_use]
+    pub fn discard(mut self, yes: bool) -> Self {
+        self.discard = yes;
+        self
+    }
+
+    /// The logical block size in bytes that the guest sees: a power of two from 512 to 2 MiB. By
+    /// default the smallest one the host takes: 512 through the page cache, the host's own unit for
+    /// direct I/O and block devices.
+    #[must_use]
+    pub fn block_size(mut self, bytes: Option<u32>) -> Self {
+        self.block = bytes;
+        self
+    }
+
+    /// Whether the file is locked against other users, shared if read-only (default: yes).
+    #[must_use]
+    pub fn lock(mut self, yes: bool) -> Self {
+        self.lock = yes;
+        self
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}

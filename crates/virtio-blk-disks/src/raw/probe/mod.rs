@@ -1,0 +1,270 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Opens a file and finds out what it can do, without changing it.
+
+mod block;
+mod direct;
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::Duration;
+
+use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
+
+use super::error::OpenError;
+use super::job::Mode;
+use super::medium::{Abilities, Ability, Medium};
+use super::options::RawOptions;
+use super::sys;
+use block::{BlockQueue, SYSFS};
+
+/// Most segments in one erasing request.
+const MAX_ERASE_SEGMENTS: u32 = 32;
+/// Most sectors in one segment where the host does the work: 2 GiB.
+const MAX_ERASE_SECTORS: u32 = 1 << 22;
+/// Where the hole for trying out is punched, in bytes beyond the end of the file.
+const PUNCH_DISTANCE: u64 = 1 << 20;
+/// How often, and how far apart, a lock is tried. A process that was killed keeps its locks until the
+/// kernel has taken its io_urings apart, which happens some milliseconds after its end.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// The largest block a guest can be told, in bytes.
+const MAX_BLOCK: u32 = 1 << 21;
+/// The largest physical block taken from a file's preferred I/O size, which means less.
+const MAX_FILE_PHYSICAL: u32 = 64 << 10;
+
+/// Opens, locks and examines a file.
+pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
+    let path = options.path();
+    let (file, metadata) = open_file(options)?;
+    let is_device = metadata.file_type().is_block_device();
+    if options.lock {
+        lock(&file, !options.read_only, path)?;
+    }
+    let device = if is_device {
+        let info = sys::block_info(&file)
+            .map_err(|source| OpenError::io("ask the block device", path, source))?;
+        Some(info)
+    } else {
+        None
+    };
+    let direct = if options.direct {
+        direct::align(&file, device.as_ref(), path)?
+    } else {
+        direct::Align::NONE
+    };
+    let least = device
+        .map_or(0, |info| info.logical)
+        .max(direct.offset)
+        .max(SECTOR_SIZE as u32);
+    let guest_block = choose_block(options.block, least, path)?;
+    let bytes =
+        size(&file, is_device).map_err(|source| OpenError::io("find the size of", path, source))?;
+    let capacity = usable_size(bytes, guest_block, is_device, path)? / SECTOR_SIZE;
+
+    let mut caps = Caps {
+        align: Alignments {
+            guest_block,
+            host_offset: direct.offset,
+            host_memory: direct.memory,
+        },
+        topology: device.map_or_else(
+            || file_topology(guest_block, metadata.blksize()),
+            |info| block::topology(guest_block, &info),
+        ),
+        read_only: options.read_only,
+        flush: true,
+        ..Caps::basic(capacity)
+    };
+    let mut punch = false;
+    if !options.read_only {
+        if options.discard {
+            caps.discard = match device {
+                Some(_) => BlockQueue::read(Path::new(SYSFS), metadata.rdev()).discard_limits(),
+                None => can_punch(&file, bytes).then(|| EraseLimits {
+                    max_sectors: MAX_ERASE_SECTORS,
+                    max_segments: MAX_ERASE_SEGMENTS,
+                    alignment: sectors(metadata.blksize()),
+                }),
+            };
+            punch = caps.discard.is_some();
+        }
+        if device.is_some() && sys::can_secure_erase(&file) {
+            caps.secure_erase = Some(caps.discard.unwrap_or(EraseLimits {
+                max_sectors: MAX_ERASE_SECTORS,
+                max_segments: MAX_ERASE_SEGMENTS,
+                alignment: guest_block / SECTOR_SIZE as u32,
+            }));
+        }
+        caps.write_zeroes = Some(ZeroLimits {
+            max_sectors: MAX_ERASE_SECTORS,
+            max_segments: MAX_ERASE_SEGMENTS,
+            may_unmap: punch,
+        });
+    }
+    caps.validate().map_err(|error| OpenError::Block {
+        path: path.to_owned(),
+        block: guest_block,
+        why: error.to_string(),
+    })?;
+    let can = Abilities {
+        punch: Ability::new(punch),
+        zero_range: Ability::new(true),
+        dsync: Ability::new(true),
+        nowait: Ability::new(true),
+    };
+    let path = path.to_owned();
+    Ok(Medium::new(
+        file,
+        path,
+        caps,
+        can,
+        options.direct,
+        is_device,
+    ))
+}
+
+/// Opens the file and makes sure it is of a kind that can be a disk.
+fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
+    let path = options.path();
+    let direct = if options.direct { libc::O_DIRECT } else { 0 };
+    // O_NONBLOCK: opening a pipe must not wait for somebody at its other end.
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(direct | libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) if options.direct => OpenError::NoDirect {
+                path: path.to_owned(),
+            },
+            _ => OpenError::io("open", path, source),
+        })?;
+    let metadata = file
+        .metadata()
+        .map_err(|source| OpenError::io("examine", path, source))?;
+    let kind = metadata.file_type();
+    let found = if kind.is_file() || kind.is_block_device() {
+        sys::make_blocking(&file)
+            .map_err(|source| OpenError::io("set the flags of", path, source))?;
+        return Ok((file, metadata));
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else {
+        "a special file"
+    };
+    Err(OpenError::Kind {
+        path: path.to_owned(),
+        found,
+    })
+}
+
+/// Locks the file.
+fn lock(file: &File, exclusive: bool, path: &Path) -> Result<(), OpenError> {
+    for _ in 0..LOCK_TRIES {
+        match sys::lock(file, exclusive) {
+            Ok(()) => return Ok(()),
+            Err(source) => match source.raw_os_error() {
+                Some(libc::EAGAIN | libc::EACCES) => std::thread::sleep(LOCK_PAUSE),
+                _ => {
+                    return Err(OpenError::NoLocks {
+                        path: path.to_owned(),
+                        source,
+                    });
+                }
+            },
+        }
+    }
+    Err(OpenError::Locked {
+        path: path.to_owned(),
+    })
+}
+
+/// The size of the file in bytes.
+pub(super) fn size(file: &File, is_device: bool) -> io::Result<u64> {
+    if is_device {
+        sys::block_size_bytes(file)
+    } else {
+        Ok(file.metadata()?.len())
+    }
+}
+
+/// The part of the size that makes whole blocks. A device's size can't be changed by its user, so what
+/// is beyond its last whole block is left out; a file's is refused.
+pub(super) fn usable_size(
+    size: u64,
+    block: u32,
+    is_device: bool,
+    path: &Path,
+) -> Result<u64, OpenError> {
+    let odd = size % u64::from(block);
+    if odd != 0 && !is_device {
+        return Err(OpenError::OddSize {
+            path: path.to_owned(),
+            size,
+            block,
+        });
+    }
+    Ok(size - odd)
+}
+
+/// The guest's block size: what was asked for, if it is possible, else the least possible.
+fn choose_block(asked: Option<u32>, least: u32, path: &Path) -> Result<u32, OpenError> {
+    let Some(block) = asked else {
+        return Ok(least);
+    };
+    let refuse = |why: String| {
+        Err(OpenError::Block {
+            path: path.to_owned(),
+            block,
+            why,
+        })
+    };
+    if !block.is_power_of_two() || !(SECTOR_SIZE as u32..=MAX_BLOCK).contains(&block) {
+        return refuse(format!(
+            "use a power of two from {SECTOR_SIZE} to {MAX_BLOCK}"
+        ));
+    }
+    if block < least {
+        return refuse(format!(
+            "the host takes I/O in units of {least} bytes here: use block={least} or more, or a file \
+             through the page cache (direct=off)"
+        ));
+    }
+    Ok(block)
+}
+
+/// Whether holes can be punched: tried beyond the end of the file, where there is no data.
+fn can_punch(file: &File, size: u64) -> bool {
+    let offset = size.next_multiple_of(PUNCH_DISTANCE) + PUNCH_DISTANCE;
+    sys::fallocate(file, Mode::PunchHole.flags(), offset, 4096) == 0
+}
+
+/// Whole sectors in `bytes`, at least one.
+fn sectors(bytes: u64) -> u32 {
+    u32::try_from(bytes / SECTOR_SIZE).unwrap_or(1).max(1)
+}
+
+/// Hints for a file: its preferred I/O size stands for the physical block.
+fn file_topology(guest_block: u32, preferred: u64) -> Topology {
+    let physical = u32::try_from(preferred)
+        .ok()
+        .filter(|size| size.is_power_of_two() && *size <= MAX_FILE_PHYSICAL)
+        .map_or(guest_block, |size| size.max(guest_block));
+    Topology {
+        physical_block_exp: (physical / guest_block).ilog2() as u8,
+        alignment_offset: 0,
+        min_io_size: u16::try_from(physical / guest_block).unwrap_or(1),
+        opt_io_size: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The system calls of the raw disk, one safe function each where that is possible.
+//!
+//! Results of I/O are in the kernel's own form, a count or a negated `errno`, because io_uring answers
+//! in that form too and both go through the same state machine.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// `ioctl` request numbers are `int` on musl and `unsigned long` elsewhere.
+type Request = libc::Ioctl;
+
+/// Device size in bytes, as a `u64`.
+const BLKGETSIZE64: Request = 0x8008_1272_u32 as Request;
+/// Discard a byte range, given as two `u64`.
+const BLKDISCARD: Request = 0x1277;
+/// Securely discard a byte range, given as two `u64`.
+const BLKSECDISCARD: Request = 0x127D;
+/// Offset of the first aligned block in bytes, as an `int`.
+const BLKALIGNOFF: Request = 0x127A;
+
+/// What a call may do to a byte range of a block device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Erase {
+    /// `BLKDISCARD`.
+    Discard,
+    /// `BLKSECDISCARD`.
+    Secure,
+}
+
+/// A count, or the negated `errno` of the call that just failed.
+fn outcome(result: libc::ssize_t) -> i32 {
+    if result >= 0 {
+        // The kernel moves at most 2^31 - 4096 bytes per call.
+        result as i32
+    } else {
+        -last_errno()
+    }
+}
+
+/// The calling thread's `errno`.
+fn last_errno() -> i32 {
+    io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO)
+}
+
+/// `preadv2`.
+///
+/// # Safety
+/// The segments must be valid for writes for the length of the call.
+pub(super) unsafe fn preadv2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
+    // SAFETY: the descriptor is open, the segments are valid by the caller's word.
+    outcome(unsafe {
+        libc::preadv2(
+            file.as_raw_fd(),
+            iov.as_ptr(),
+            iov.len() as libc::c_int,
+            offset as libc::off_t,
+            flags,
+        )
+    })
+}
+
+/// `pwritev2`.
+///
+/// # Safety
+/// The segments must be valid for reads for the length of the call.
+pub(super) unsafe fn pwritev2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
+    // SAFETY: as in `preadv2`.
+    outcome(unsafe {
+        libc::pwritev2(
+            file.as_raw_fd(),
+            iov.as_ptr(),
+            iov.len() as libc::c_int,
+            offset as libc::off_t,
+            flags,
+        )
+    })
+}
+
+/// `fdatasync`: 0 or a negated `errno`.
+pub(super) fn fdatasync(file: &File) -> i32 {
+    // SAFETY: the descriptor is open.
+    outcome(unsafe { libc::fdatasync(file.as_raw_fd()) } as libc::ssize_t)
+}
+
+/// `fallocate`: 0 or a negated `errno`.
+pub(super) fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> i32 {
+    // SAFETY: the descriptor is open; no memory is involved.
+    outcome(unsafe {
+        libc::fallocate(
+            file.as_raw_fd(),
+            mode,
+            offset as libc::off_t,
+            len as libc::off_t,
+        )
+    } as libc::ssize_t)
+}
+
+/// Discards a range of a block device: 0 or a negated `errno`.
+pub(super) fn erase(file: &File, how: Erase, offset: u64, len: u64) -> i32 {
+    let range = [offset, len];
+    let request = match how {
+        Erase::Discard => BLKDISCARD,
+        Erase::Secure => BLKSECDISCARD,
+    };
+    // SAFETY: both requests read two u64 from the pointer.
+    outcome(unsafe { libc::ioctl(file.as_raw_fd(), request, range.as_ptr()) } as libc::ssize_t)
+}
+
+/// Whether a block device can erase securely.
+///
+/// The kernel (from 5.19 on) looks at the ability before it looks at the range, and a misaligned range
+/// is never erased: so asking for one is a question without consequences.
+pub(super) fn can_secure_erase(file: &File) -> bool {
+    erase(file, Erase::Secure, 1, 1) == -libc::EINVAL
+}
+
+/// What a block device says about itself; all in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct BlockInfo {
+    pub size: u64,
+    pub logical: u32,
+    pub physical: u32,
+    pub io_min: u32,
+    pub io_opt: u32,
+    pub align_offset: u32,
+}
+
+/// Asks a block device about itself.
+pub(super) fn block_info(file: &File) -> io::Result<BlockInfo> {
+    let int = |request: Request| -> io::Result<u32> {
+        let mut value: libc::c_int = 0;
+        // SAFETY: each of the requests below writes one int through the pointer.
+        if unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut value) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(u32::try_from(value).unwrap_or(0))
+    };
+    Ok(BlockInfo {
+        size: block_size_bytes(file)?,
+        logical: int(libc::BLKSSZGET)?,
+        physical: int(libc::BLKPBSZGET)?,
+        io_min: int(libc::BLKIOMIN)?,
+        io_opt: int(libc::BLKIOOPT)?,
+        align_offset: int(BLKALIGNOFF)?,
+    })
+}
+
+/// The size of a block device in bytes.
+pub(super) fn block_size_bytes(file: &File) -> io::Result<u64> {
+    let mut size: u64 = 0;
+    // SAFETY: the request writes one u64 through the pointer.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKGETSIZE64, &raw mut size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(size)
+}
+
+/// Whether the file lives in memory (tmpfs, ramfs, hugetlbfs), where I/O never waits for a device.
+pub(super) fn is_in_memory(file: &File) -> bool {
+    const TMPFS: u32 = 0x0102_1994;
+    const RAMFS: u32 = 0x8584_58F6;
+    const HUGETLBFS: u32 = 0x9584_58F6;
+    // SAFETY: `statfs` is plain data.
+    let mut info: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the pointer valid.
+    let failed = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut info) } < 0;
+    // The field's type differs between targets; the number fits 32 bits in all of them.
+    !failed && [TMPFS, RAMFS, HUGETLBFS].contains(&(info.f_type as u32))
+}
+
+/// Alignments for direct I/O as the kernel tells them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum DioAlign {
+    /// It tells: memory and offset alignment in bytes.
+    Known { memory: u32, offset: u32 },
+    /// It tells that this file can't do direct I/O.
+    Never,
+    /// It doesn't tell (Linux before 6.1, or a file system that leaves it out).
+    Untold,
+}
+
+/// `statx` with `STATX_DIOALIGN`.
+pub(super) fn dio_align(file: &File) -> DioAlign {
+    // SAFETY: `statx` is plain data.
+    let mut info: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the descriptor is open, the path empty and terminated, the result pointer valid.
+    let failed = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            &raw mut info,
+        )
+    } < 0;
+    if failed || info.stx_mask & libc::STATX_DIOALIGN == 0 {
+        return DioAlign::Untold;
+    }
+    match (info.stx_dio_mem_align, info.stx_dio_offset_align) {
+        (0, _) | (_, 0) => DioAlign::Never,
+        (memory, offset) => DioAlign::Known { memory, offset },
+    }
+}
+
+/// Puts an open-file-description lock on the whole file, without waiting.
+pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<()> {
+    // SAFETY: `flock` is plain data.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = if exclusive {
+        libc::F_WRLCK
+    } else {
+        libc::F_RDLCK
+    } as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: the descriptor is open, the pointer valid.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Takes `O_NONBLOCK` off again: io_uring would answer `EAGAIN` instead of waiting.
+pub(super) fn make_blocking(file: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open.
+    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    let set = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) };
+    if set < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}

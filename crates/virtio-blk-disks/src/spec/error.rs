@@ -1,0 +1,73 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What is wrong with the name of a disk.
+
+/// What is wrong with the name of a disk. Each message quotes the offending word and says what could
+/// stand there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// No format before a colon.
+    #[error(
+        "`{text}` names no format: write raw:{text} for a raw image or a block device, memory:SIZE or \
+         null:SIZE. The format is never guessed from the content, because a guest could then choose it"
+    )]
+    NoFormat {
+        /// The whole text.
+        text: String,
+    },
+    /// A format we don't have.
+    #[error(
+        "unknown disk format `{format}`: use raw, memory or null (a bare path needs raw: before it)"
+    )]
+    Format {
+        /// The word before the colon.
+        format: String,
+    },
+    /// Nothing after the colon.
+    #[error("`{format}:` lacks its {what}: write {format}:{what}")]
+    Missing {
+        /// The format.
+        format: &'static str,
+        /// `PATH` or `SIZE`.
+        what: &'static str,
+    },
+    /// An option the format doesn't have.
+    #[error(
+        "unknown option `{option}` for {format}: {allowed}. A comma in a path is written twice"
+    )]
+    Option {
+        /// The word before the equals sign.
+        option: String,
+        /// The format.
+        format: &'static str,
+        /// The options there are.
+        allowed: &'static str,
+    },
+    /// An option given twice.
+    #[error("the option `{option}` is given twice")]
+    Twice {
+        /// The option.
+        option: String,
+    },
+    /// A value that the option can't have.
+    #[error("`{value}` is no value for {option}: use {allowed}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// The word after the equals sign.
+        value: String,
+        /// The values there are.
+        allowed: &'static str,
+    },
+    /// Not a size.
+    #[error(
+        "`{value}` is no disk size: use a multiple of 512 bytes below 2^63, such as 512, 64K, 10M, 8G \
+         or 1T"
+    )]
+    Size {
+        /// The word.
+        value: String,
+    },
+}

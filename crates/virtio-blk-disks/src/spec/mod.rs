@@ -1,0 +1,134 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Disks by name: the syntax of command lines.
+//!
+//! | disk | syntax |
+//! |---|---|
+//! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off]` |
+//! | memory | `memory:SIZE` |
+//! | nothing | `null:SIZE[,zero=on\|off]` |
+//!
+//! `SIZE` is a number of bytes, or of binary units with one of the letters K, M, G, T, P after it. A
+//! comma in `PATH` is written twice. The format of an image is always given and never guessed: guessing
+//! would let a guest choose it by what it writes.
+
+mod error;
+mod parse;
+mod size;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use virtio_blk_core::disk::{Disk, DiskError};
+
+use crate::{Engine, MemoryDisk, NullDisk, RawDisk, RawOptions};
+pub use error::SpecError;
+use size::Size;
+
+/// A disk by name. `Display` writes what `FromStr` reads; see the [module](self) for the syntax.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DiskSpec {
+    /// A file or block device.
+    Raw(RawOptions),
+    /// Memory.
+    Memory {
+        /// Bytes, a multiple of 512.
+        bytes: u64,
+    },
+    /// Nothing.
+    Null {
+        /// Bytes, a multiple of 512.
+        bytes: u64,
+        /// Reads give zeroes, see [`NullDisk::zero_fill`].
+        zero: bool,
+    },
+}
+
+impl DiskSpec {
+    /// Makes the disk. It is read-only if `read_only` says so or the specification does.
+    ///
+    /// # Errors
+    /// [`DiskError::Config`] or [`DiskError::Io`], naming the file where there is one.
+    pub fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        Ok(match self {
+            Self::Raw(options) => {
+                let options = options.clone();
+                let read_only = read_only || options.read_only;
+                Arc::new(RawDisk::open(&options.read_only(read_only))?)
+            }
+            Self::Memory { bytes } => {
+                let disk = MemoryDisk::new(*bytes)?;
+                Arc::new(if read_only { disk.read_only()? } else { disk })
+            }
+            Self::Null { bytes, zero } => {
+                Arc::new(NullDisk::new(*bytes)?.zero_fill(*zero).read_only(read_only))
+            }
+        })
+    }
+}
+
+impl FromStr for DiskSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        parse::spec(text)
+    }
+}
+
+/// The word for a switch.
+const fn switch(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+/// The word for an engine.
+const fn engine(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Auto => "auto",
+        Engine::IoUring => "io_uring",
+        Engine::Sync => "sync",
+    }
+}
+
+impl fmt::Display for DiskSpec {
+    /// Leaves out what is as by default.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw(options) => {
+                let path = options.path.to_string_lossy().replace(',', ",,");
+                write!(f, "raw:{path}")?;
+                let usual = RawOptions::new("");
+                for (name, value, default) in [
+                    ("readonly", options.read_only, usual.read_only),
+                    ("direct", options.direct, usual.direct),
+                    ("discard", options.discard, usual.discard),
+                    ("lock", options.lock, usual.lock),
+                ] {
+                    if value != default {
+                        write!(f, ",{name}={}", switch(value))?;
+                    }
+                }
+                if options.engine != usual.engine {
+                    write!(f, ",engine={}", engine(options.engine))?;
+                }
+                if let Some(bytes) = options.block {
+                    write!(f, ",block={bytes}")?;
+                }
+                Ok(())
+            }
+            Self::Memory { bytes } => write!(f, "memory:{}", Size(*bytes)),
+            Self::Null { bytes, zero } => {
+                write!(f, "null:{}", Size(*bytes))?;
+                if !zero {
+                    write!(f, ",zero={}", switch(*zero))?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

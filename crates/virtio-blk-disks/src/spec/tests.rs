@@ -1,0 +1,196 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(text: &str) -> Result<DiskSpec, SpecError> {
+    text.parse()
+}
+
+/// The message for a text that must be refused.
+fn refusal(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+#[test]
+fn every_option_is_read() {
+    let spec =
+        parse("raw:/a/b.img,direct=on,engine=io_uring,discard=off,block=4096,lock=off,readonly=on");
+    let expected = RawOptions::new("/a/b.img")
+        .direct(true)
+        .engine(Engine::IoUring)
+        .discard(false)
+        .block_size(Some(4096))
+        .lock(false)
+        .read_only(true);
+    assert_eq!(spec, Ok(DiskSpec::Raw(expected)));
+    assert_eq!(
+        parse("raw:x,engine=sync"),
+        Ok(DiskSpec::Raw(RawOptions::new("x").engine(Engine::Sync)))
+    );
+    let null = DiskSpec::Null {
+        bytes: 1 << 40,
+        zero: false,
+    };
+    assert_eq!(parse("null:1T,zero=off"), Ok(null));
+}
+
+#[test]
+fn sizes_have_binary_units() {
+    for (text, bytes) in [
+        ("0", 0),
+        ("512", 512),
+        ("64K", 64 << 10),
+        ("64k", 64 << 10),
+        ("10M", 10 << 20),
+        ("8G", 8 << 30),
+        ("1T", 1 << 40),
+        ("2P", 2 << 50),
+    ] {
+        assert_eq!(
+            parse(&format!("memory:{text}")),
+            Ok(DiskSpec::Memory { bytes }),
+            "{text}"
+        );
+    }
+    for text in [
+        "1",
+        "513",
+        "K",
+        "-512",
+        "+512",
+        "1.5G",
+        "8GB",
+        "9000P",
+        "0x200",
+        "ß",
+        "512 ",
+        "99999999999999999999",
+    ] {
+        let message = refusal(&format!("memory:{text}"));
+        assert!(message.contains(&format!("`{text}`")), "{message}");
+        assert!(message.contains("64K"), "{message}");
+    }
+}
+
+#[test]
+fn a_bare_path_is_refused_with_the_right_spelling() {
+    for path in ["/var/lib/disk.img", "disk.qcow2", "/a:b/c", "./x:1"] {
+        let message = refusal(path);
+        assert!(message.contains(&format!("raw:{path}")), "{message}");
+        assert!(message.contains("never guessed"), "{message}");
+    }
+}
+
+#[test]
+fn mistakes_are_named_with_what_is_allowed() {
+    for (text, parts) in [
+        ("qcow2:x", &["`qcow2`", "raw, memory or null"][..]),
+        ("raw:x,dierct=on", &["`dierct`", "direct", "engine"]),
+        ("raw:x,", &["``", "engine"]),
+        ("raw:x,direct=yes", &["`yes`", "direct", "on or off"]),
+        ("raw:x,direct", &["``", "on or off"]),
+        ("raw:x,engine=aio", &["`aio`", "auto, io_uring or sync"]),
+        ("raw:x,block=1000", &["`1000`", "power of two"]),
+        ("raw:x,block=256", &["`256`", "512"]),
+        ("raw:x,lock=on,lock=off", &["`lock`", "twice"]),
+        ("raw:", &["PATH", "raw:"]),
+        ("raw:,direct=on", &["PATH"]),
+        ("memory:", &["SIZE"]),
+        ("memory:1M,zero=on", &["`zero`", "none"]),
+        ("null:1M,zero=1", &["`1`", "zero"]),
+        ("null:1M,fill=on", &["`fill`", "zero"]),
+    ] {
+        let message = refusal(text);
+        for part in parts {
+            assert!(message.contains(part), "{text}: {message} lacks {part}");
+        }
+    }
+}
+
+#[test]
+fn a_comma_in_a_path_is_written_twice() {
+    for (text, path) in [
+        ("raw:a,,b", "a,b"),
+        ("raw:a,,", "a,"),
+        ("raw:,,a", ",a"),
+        ("raw:a,,,,b", "a,,b"),
+        ("raw:a,,,lock=off", "a,"),
+        ("raw:a:b", "a:b"),
+    ] {
+        let DiskSpec::Raw(options) = parse(text).unwrap() else {
+            panic!("{text}");
+        };
+        assert_eq!(options.path.to_str(), Some(path), "{text}");
+    }
+}
+
+#[test]
+fn opening_makes_the_disk() {
+    let disk = parse("memory:1M").unwrap().open(true).unwrap();
+    assert!(disk.caps().read_only);
+    assert_eq!(disk.caps().capacity, 2048);
+    let disk = parse("null:8G").unwrap().open(false).unwrap();
+    assert!(!disk.caps().read_only);
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a,b.img");
+    std::fs::write(&path, [0; 4096]).unwrap();
+    let text = DiskSpec::Raw(RawOptions::new(&path)).to_string();
+    assert!(text.contains("a,,b.img"));
+    let spec = parse(&text).unwrap();
+    assert!(spec.open(true).unwrap().caps().read_only);
+    let disk = spec.open(false).unwrap();
+    assert!(!disk.caps().read_only);
+    assert_eq!(disk.caps().capacity, 8);
+    drop(disk);
+    let spec = parse(&format!("{text},readonly=on")).unwrap();
+    assert!(spec.open(false).unwrap().caps().read_only);
+}
+
+fn any_spec() -> impl Strategy<Value = DiskSpec> {
+    let bytes = (0..=i64::MAX as u64 / 512).prop_map(|sectors| sectors * 512);
+    let engine = prop_oneof![
+        Just(Engine::Auto),
+        Just(Engine::IoUring),
+        Just(Engine::Sync)
+    ];
+    let block = proptest::option::of((9_u32..=21).prop_map(|exp| 1 << exp));
+    let raw = (
+        "[a-z,=:/ ]{1,12}",
+        any::<(bool, bool, bool, bool)>(),
+        engine,
+        block,
+    )
+        .prop_map(|(path, (a, b, c, d), engine, block)| {
+            DiskSpec::Raw(
+                RawOptions::new(path)
+                    .read_only(a)
+                    .direct(b)
+                    .discard(c)
+                    .lock(d)
+                    .engine(engine)
+                    .block_size(block),
+            )
+        });
+    prop_oneof![
+        raw,
+        bytes.clone().prop_map(|bytes| DiskSpec::Memory { bytes }),
+        (bytes, any::<bool>()).prop_map(|(bytes, zero)| DiskSpec::Null { bytes, zero }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn display_and_parse_are_inverse(spec in any_spec()) {
+        let text = spec.to_string();
+        prop_assert_eq!(parse(&text), Ok(spec), "{}", text);
+    }
+
+    #[test]
+    fn no_text_makes_it_panic(text in "(raw:|memory:|null:|)[ -~ß]{0,30}") {
+        let _ = parse(&text);
+    }
+}

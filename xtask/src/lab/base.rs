@@ -1,0 +1,324 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The part of the lab that is the same for each script: kernel, modules, tools. Built once for each set
+//! of package versions.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, BufWriter};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::apt::Apt;
+use super::cpio;
+use super::error::{Context, Error, Result};
+use super::modules::{canonical, depends, modules_dep};
+use super::packages::{Package, is_kernel, is_tool_or_library};
+use super::process::output;
+use super::tools::copy_tools;
+
+/// Where the tools in the guest come from. Independent of the kernel's suite and of the host.
+const TOOLS_SUITE: &str = "bookworm";
+const KERNEL_META: &str = "linux-image-cloud-amd64";
+const TOOL_PACKAGES: [&str; 10] = [
+    "busybox-static",
+    "dash",
+    "e2fsprogs",
+    "fdisk",
+    "fio",
+    "iproute2",
+    "kmod",
+    "mount",
+    "util-linux",
+    "zlib1g",
+];
+/// Loadable modules that scripts may ask for; what these need comes along. One that the kernel doesn't
+/// have as a module (built in, or not built) is passed over.
+const MODULES: [&str; 15] = [
+    "crc32c_intel",
+    "irqbypass",
+    "kvm",
+    "kvm_amd",
+    "loop",
+    "null_blk",
+    "ublk_drv",
+    "vdpa",
+    "vduse",
+    "vhost",
+    "vhost_iotlb",
+    "vhost_vdpa",
+    "virtio_blk",
+    "virtio_mmio",
+    "virtio_vdpa",
+];
+/// Changes whenever the code here builds something else from the same packages.
+const LAYOUT: u32 = 2;
+
+/// The built parts.
+pub struct Base {
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// Initramfs with busybox and the modules.
+    pub core: PathBuf,
+    /// Initramfs, to be added to the core, with the tools and their libraries.
+    pub tools: PathBuf,
+    /// The trees that these two archives were made from.
+    pub trees: [PathBuf; 2],
+}
+
+impl Base {
+    /// Finds or builds the base with a kernel from `suite`.
+    ///
+    /// Works without a network once it has run, until `update` asks to look for newer packages.
+    ///
+    /// # Errors
+    /// What apt or dpkg says.
+    pub fn prepare(lab: &Path, suite: &str, update: bool) -> Result<Self> {
+        let plan = plan(lab, suite, update)?;
+        let directory = lab
+            .join("base")
+            .join(format!("{:016x}", digest(&(&plan, MODULES, LAYOUT))));
+        let base = Self {
+            kernel: directory.join("vmlinuz"),
+            core: directory.join("core.cpio"),
+            tools: directory.join("tools.cpio"),
+            trees: [directory.join("core"), directory.join("tools")],
+        };
+        let done = directory.join("done");
+        if !done.exists() {
+            eprintln!("lab: building {}", directory.display());
+            if directory.exists() {
+                fs::remove_dir_all(&directory).on("remove", &directory)?;
+            }
+            let sysroot = directory.join("packages");
+            unpack(lab, suite, &plan, &sysroot)?;
+            base.build(&sysroot)?;
+            fs::remove_dir_all(&sysroot).on("remove", &sysroot)?;
+            fs::write(&done, "").on("write", &done)?;
+        }
+        Ok(base)
+    }
+
+    fn build(&self, sysroot: &Path) -> Result<()> {
+        let [core, tools] = &self.trees;
+        self.build_core(sysroot)?;
+        copy_tools(sysroot, tools)?;
+        for (tree, into, console) in [(core, &self.core, true), (tools, &self.tools, false)] {
+            let file = File::create(into).on("create", into)?;
+            archive(tree, file, console).on("write", into)?;
+        }
+        Ok(())
+    }
+
+    fn build_core(&self, sysroot: &Path) -> Result<()> {
+        let core = &self.trees[0];
+        for name in [
+            "dev",
+            "etc",
+            "mnt",
+            "proc",
+            "root",
+            "run",
+            "sys",
+            "tmp",
+            "busybox",
+            "usr/bin",
+            "usr/sbin",
+            "usr/lib",
+            "usr/lib64",
+        ] {
+            let path = core.join(name);
+            fs::create_dir_all(&path).on("create", &path)?;
+        }
+        for name in ["bin", "sbin", "lib", "lib64"] {
+            let path = core.join(name);
+            symlink(format!("usr/{name}"), &path).on("create", &path)?;
+        }
+        let mtab = core.join("etc/mtab");
+        symlink("/proc/mounts", &mtab).on("create", &mtab)?;
+        let busybox = core.join("usr/bin/busybox");
+        fs::copy(sysroot.join("bin/busybox"), &busybox).on("write", &busybox)?;
+
+        let kernel = find_kernel(sysroot)?;
+        fs::copy(&kernel.image, &self.kernel).on("copy", &kernel.image)?;
+        let into = core.join("usr/lib/modules").join(&kernel.version);
+        fs::create_dir_all(&into).on("create", &into)?;
+        copy_modules(&kernel.modules, &sysroot.join("bin/busybox"), &into)
+    }
+}
+
+fn unpack(lab: &Path, suite: &str, plan: &[Package], into: &Path) -> Result<()> {
+    let packages = lab.join("packages");
+    if plan
+        .iter()
+        .any(|package| !packages.join(package.file_name()).exists())
+    {
+        let apt = Apt::update(&lab.join("apt"), &suites(suite))?;
+        apt.download(plan, &packages)?;
+    }
+    fs::create_dir_all(into).on("create", into)?;
+    for package in plan {
+        let file = packages.join(package.file_name());
+        output(Command::new("dpkg-deb").arg("-x").arg(file).arg(into))?;
+    }
+    Ok(())
+}
+
+/// A kernel in unpacked packages.
+struct Kernel {
+    version: String,
+    image: PathBuf,
+    modules: PathBuf,
+}
+
+fn find_kernel(sysroot: &Path) -> Result<Kernel> {
+    let roots = [sysroot.join("lib/modules"), sysroot.join("usr/lib/modules")];
+    let directories = roots.iter().flat_map(fs::read_dir).flatten().flatten();
+    directories
+        .map(|directory| directory.path())
+        .find_map(|modules| {
+            let version = modules.file_name()?.to_str()?.to_owned();
+            // The newest packages have the image beside the modules.
+            let images = [
+                sysroot.join(format!("boot/vmlinuz-{version}")),
+                modules.join("vmlinuz"),
+            ];
+            let image = images.into_iter().find(|image| image.exists())?;
+            Some(Kernel {
+                version,
+                image,
+                modules,
+            })
+        })
+        .ok_or_else(|| Error::Missing {
+            what: format!("no kernel image in the packages that {KERNEL_META} names"),
+            hint: "find_kernel() in xtask/src/lab/base.rs must learn their new form".to_owned(),
+        })
+}
+
+/// Copies the wanted modules below `from` and what they need, unpacked, side by side into `into`.
+fn copy_modules(from: &Path, busybox: &Path, into: &Path) -> Result<()> {
+    let mut files = BTreeMap::new();
+    find_modules(from, &mut files)?;
+    let mut graph = BTreeMap::new();
+    let mut wanted: Vec<String> = MODULES.iter().map(ToString::to_string).collect();
+    while let Some(module) = wanted.pop() {
+        let Some(file) = files.get(&module).filter(|_| !graph.contains_key(&module)) else {
+            continue;
+        };
+        let unpacked = into.join(format!("{module}.ko"));
+        unpack_module(busybox, file, &unpacked)?;
+        let needed = depends(&fs::read(&unpacked).on("read", &unpacked)?);
+        wanted.extend(needed.iter().cloned());
+        graph.insert(module, needed);
+    }
+    let list = into.join("modules.dep");
+    fs::write(&list, modules_dep(&graph)).on("write", &list)
+}
+
+fn unpack_module(busybox: &Path, file: &Path, into: &Path) -> Result<()> {
+    let applet = match file.extension().and_then(|extension| extension.to_str()) {
+        Some("xz") => "xzcat",
+        Some("gz") => "zcat",
+        _ => "cat",
+    };
+    let out = File::create(into).on("create", into)?;
+    let mut command = Command::new(busybox);
+    let status = command
+        .arg(applet)
+        .arg(file)
+        .stdout(out)
+        .status()
+        .on("unpack", file)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Tool {
+        command: format!("busybox {applet} {}", file.display()),
+        status: status.to_string(),
+        stderr: String::new(),
+    })
+}
+
+/// All modules below `directory`, by canonical name.
+fn find_modules(directory: &Path, files: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory).on("read", directory)? {
+        let entry = entry.on("read", directory)?;
+        let path = entry.path();
+        if entry.file_type().on("examine", &path)?.is_dir() {
+            find_modules(&path, files)?;
+        } else if let Some((name, "ko" | "ko.xz" | "ko.gz")) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.split_once('.'))
+        {
+            files.insert(canonical(name), path);
+        }
+    }
+    Ok(())
+}
+
+/// Writes the archive of a tree, if wanted with the console device that the kernel opens as its first
+/// process's standard files, before /dev is mounted.
+///
+/// # Errors
+/// Those of reading the tree and writing the file.
+pub fn archive(tree: &Path, file: File, with_console: bool) -> io::Result<()> {
+    let mut writer = cpio::Writer::new(BufWriter::new(file));
+    writer.tree(tree)?;
+    if with_console {
+        writer.character_device("dev/console", 5, 1)?;
+    }
+    writer.finish()?;
+    Ok(())
+}
+
+fn suites(kernel: &str) -> Vec<&str> {
+    let mut suites = vec![TOOLS_SUITE];
+    if kernel != TOOLS_SUITE {
+        suites.push(kernel);
+    }
+    suites
+}
+
+/// The packages to use: as noted by an earlier run, or as resolved now.
+fn plan(lab: &Path, suite: &str, update: bool) -> Result<Vec<Package>> {
+    let wish = digest(&(suite, TOOL_PACKAGES, KERNEL_META));
+    let file = lab.join(format!("plan-{suite}-{wish:016x}"));
+    if !update && let Ok(text) = fs::read_to_string(&file) {
+        return Ok(text.lines().filter_map(Package::parse).collect());
+    }
+    eprintln!("lab: looking for packages in {TOOLS_SUITE} and {suite}");
+    let apt = Apt::update(&lab.join("apt"), &suites(suite))?;
+    let mut packages = packages_of(&apt, suite)?;
+    packages.sort();
+    packages.dedup();
+    let text: String = packages
+        .iter()
+        .map(|package| format!("{package}\n"))
+        .collect();
+    apt.download(&packages, &lab.join("packages"))?;
+    fs::write(&file, text).on("write", &file)?;
+    Ok(packages)
+}
+
+fn packages_of(apt: &Apt, suite: &str) -> Result<Vec<Package>> {
+    let tools = apt.closure(TOOLS_SUITE, &TOOL_PACKAGES)?;
+    let kernel = apt.closure(suite, &[KERNEL_META])?;
+    let tools = tools
+        .into_iter()
+        .filter(|p| is_tool_or_library(p, &TOOL_PACKAGES));
+    let kernel = kernel
+        .into_iter()
+        .filter(|p| is_kernel(p) && p.name != KERNEL_META);
+    Ok(tools.chain(kernel).collect())
+}
+
+fn digest(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}

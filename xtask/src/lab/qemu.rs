@@ -1,0 +1,205 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The emulator: whether it is there, how it is started, and its control connection.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::apt::install_on_host;
+use super::error::{Context, Error, Result};
+use super::process::output;
+use super::script::Machine;
+use super::sources::system_codename;
+
+const PROGRAM: &str = "qemu-system-x86_64";
+/// Older ones corrupt flags in nested guests and know no `reconnect-ms`.
+const OLDEST: u32 = 10;
+
+/// Makes sure that a usable QEMU is there; installs it where this is root on Debian.
+///
+/// # Errors
+/// [`Error::Missing`] that says how to install it.
+pub fn ensure(lab: &Path) -> Result<()> {
+    let found = major_version();
+    if found.is_some_and(|version| version >= OLDEST) {
+        return Ok(());
+    }
+    let why = match found {
+        Some(version) => format!("QEMU is version {version}, {OLDEST} is needed"),
+        None => format!("no {PROGRAM}"),
+    };
+    eprintln!("lab: {why}");
+    let codename = system_codename().unwrap_or_default();
+    // Debian 12 has 7.2; later releases have a good one themselves.
+    let suite = if codename == "bookworm" {
+        "bookworm-backports"
+    } else {
+        &codename
+    };
+    // One version of both: another qemu-system beside it would take qemu-storage-daemon away.
+    install_on_host(
+        &lab.join("host-apt"),
+        suite,
+        &["qemu-system-x86", "qemu-utils"],
+        &why,
+    )?;
+    match major_version() {
+        Some(version) if version >= OLDEST => Ok(()),
+        _ => Err(Error::Missing {
+            what: format!("{suite} has no QEMU {OLDEST}"),
+            hint: "install a newer one by hand".to_owned(),
+        }),
+    }
+}
+
+fn major_version() -> Option<u32> {
+    parse_version(&output(Command::new(PROGRAM).arg("--version")).ok()?)
+}
+
+/// The major version in the answer to `--version`.
+pub fn parse_version(text: &str) -> Option<u32> {
+    let rest = text.strip_prefix("QEMU emulator version ")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// The files and sockets of one machine.
+pub struct Paths<'a> {
+    /// The kernel image.
+    pub kernel: &'a Path,
+    /// The initramfs.
+    pub initramfs: &'a Path,
+    /// Where the kernel's console goes.
+    pub console: &'a Path,
+    /// The directory of the sockets: `log`, `host`, `qmp` (we listen), `disk` (the server listens).
+    pub sockets: &'a Path,
+}
+
+/// The command line of the machine.
+pub fn command(machine: &Machine, accelerator: &str, paths: &Paths<'_>) -> Command {
+    let mut append =
+        "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off"
+            .to_owned();
+    if machine.disk.as_ref().is_some_and(|disk| disk.root) {
+        append.push_str(" lab.root=/dev/vda1");
+    }
+    let memory = format!("{}M", machine.memory);
+    let socket = |name: &str| paths.sockets.join(name).display().to_string();
+    let mut command = Command::new(PROGRAM);
+    command
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .args(["-accel", accelerator])
+        .args([
+            "-cpu",
+            if accelerator.starts_with("tcg") {
+                "max,+svm"
+            } else {
+                "host"
+            },
+        ])
+        .args(["-smp", &machine.cpus.to_string(), "-m", &memory])
+        // vhost-user maps the guest's memory, so it must be shared and have a file descriptor.
+        .args([
+            "-object",
+            &format!("memory-backend-memfd,id=mem,size={memory},share=on"),
+        ])
+        .args(["-M", "q35,memory-backend=mem"])
+        .arg("-kernel")
+        .arg(paths.kernel)
+        .arg("-initrd")
+        .arg(paths.initramfs)
+        .args(["-append", &append])
+        .args(["-serial", &format!("file:{}", paths.console.display())])
+        .args(["-chardev", &format!("socket,id=qmp,path={}", socket("qmp"))])
+        .args(["-mon", "chardev=qmp,mode=control"])
+        .args(["-device", "virtio-serial-pci"]);
+    for port in ["log", "host"] {
+        command
+            .args([
+                "-chardev",
+                &format!("socket,id={port},path={}", socket(port)),
+            ])
+            .args([
+                "-device",
+                &format!("virtserialport,chardev={port},name=lab.{port}"),
+            ]);
+    }
+    if let Some(disk) = &machine.disk {
+        command
+            .args([
+                "-chardev",
+                &format!("socket,id=disk,path={},reconnect-ms=100", socket("disk")),
+            ])
+            .args([
+                "-device",
+                &format!("vhost-user-blk-pci,chardev=disk,num-queues={}", disk.queues),
+            ]);
+    }
+    command
+}
+
+/// QEMU's control connection.
+pub struct Monitor {
+    stream: BufReader<UnixStream>,
+}
+
+impl Monitor {
+    /// Takes QEMU's call on `listener` and greets it.
+    ///
+    /// # Errors
+    /// QEMU doesn't speak its protocol within ten seconds.
+    pub fn accept(listener: &UnixListener, path: &Path) -> Result<Self> {
+        let (stream, _) = listener.accept().on("accept on", path)?;
+        stream.set_nonblocking(false).on("set up", path)?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .on("set up", path)?;
+        let mut monitor = Self {
+            stream: BufReader::new(stream),
+        };
+        monitor.execute("{\"execute\":\"qmp_capabilities\"}")?;
+        Ok(monitor)
+    }
+
+    /// Decides what a reboot of the guest is: an expected one resets the machine, any other (a kernel
+    /// panic) ends QEMU.
+    ///
+    /// # Errors
+    /// QEMU refuses or is gone.
+    pub fn allow_reboot(&mut self, allow: bool) -> Result<()> {
+        let action = if allow { "reset" } else { "shutdown" };
+        self.execute(&format!(
+            "{{\"execute\":\"set-action\",\"arguments\":{{\"reboot\":\"{action}\"}}}}"
+        ))
+    }
+
+    fn execute(&mut self, command: &str) -> Result<()> {
+        let failed = |what: String| Error::Vm {
+            what: format!("QEMU's monitor, asked {command}: {what}"),
+        };
+        writeln!(self.stream.get_mut(), "{command}").map_err(|e| failed(e.to_string()))?;
+        loop {
+            let mut line = String::new();
+            let length = self
+                .stream
+                .read_line(&mut line)
+                .map_err(|e| failed(e.to_string()))?;
+            if length == 0 || line.starts_with("{\"error\"") {
+                return Err(failed(line));
+            }
+            // The greeting and events come in between.
+            if line.starts_with("{\"return\"") {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One run of a machine: its output, its requests to the host, its end.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::error::{Context, Error, Result};
+use super::process::{self, tail};
+use super::qemu::{self, Monitor, Paths};
+use super::script::Machine;
+use super::server::Server;
+
+const TICK: Duration = Duration::from_millis(20);
+
+enum Event {
+    /// The guest's command connection; comes first.
+    Connected(UnixStream),
+    /// A line on it.
+    Request(String),
+    /// The script's output has ended.
+    LogEnded,
+}
+
+/// A machine that runs one script.
+pub struct Vm<'a> {
+    machine: &'a Machine,
+    child: Child,
+    monitor: Monitor,
+    events: Receiver<Event>,
+    replies: Option<UnixStream>,
+    server: Option<&'a mut Server>,
+    console: PathBuf,
+    boots: u32,
+    reboot_announced: bool,
+    status: Option<u8>,
+}
+
+impl<'a> Vm<'a> {
+    /// Starts the machine. What the script prints goes to standard output and to the file `log`.
+    ///
+    /// # Errors
+    /// QEMU can't be started or ends at once; its own words are in the error.
+    pub fn start(
+        machine: &'a Machine,
+        accelerator: &str,
+        paths: &Paths<'_>,
+        log: &Path,
+        server: Option<&'a mut Server>,
+    ) -> Result<Self> {
+        let listen = |name: &str| {
+            let path = paths.sockets.join(name);
+            UnixListener::bind(&path).on("listen on", &path)
+        };
+        let (qmp, log_listener, host_listener) = (listen("qmp")?, listen("log")?, listen("host")?);
+        let mut command = qemu::command(machine, accelerator, paths);
+        let mut child = process::spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()))?;
+        let monitor = match connect(&qmp, &paths.sockets.join("qmp"), &mut child) {
+            Ok(monitor) => monitor,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
+        let (sender, events) = channel();
+        let file = File::create(log).on("create", log)?;
+        let log_sender = sender.clone();
+        thread::spawn(move || {
+            // A failure here shows as missing output; the run itself goes on.
+            let _ = copy_log(&log_listener, file);
+            let _ = log_sender.send(Event::LogEnded);
+        });
+        thread::spawn(move || {
+            let _ = receive_requests(&host_listener, &sender);
+        });
+        Ok(Self {
+            machine,
+            child,
+            monitor,
+            events,
+            replies: None,
+            server,
+            console: paths.console.to_owned(),
+            boots: 0,
+            reboot_announced: false,
+            status: None,
+        })
+    }
+
+    /// Serves the guest until QEMU ends and returns the script's status.
+    ///
+    /// # Errors
+    /// The deadline, a guest that ended without a status, a disk server that died. With the last lines of
+    /// the kernel's console.
+    pub fn finish(mut self) -> Result<u8> {
+        let deadline = Instant::now() + self.machine.timeout;
+        let result = self.serve(deadline);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // What the script printed last must be out before the verdict is.
+        let end = Instant::now() + Duration::from_secs(2);
+        while let Ok(event) = self
+            .events
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
+            if matches!(event, Event::LogEnded) {
+                break;
+            }
+        }
+        result.map_err(|error| match error {
+            Error::Vm { what } => {
+                let console = fs::read(&self.console).unwrap_or_default();
+                let console = String::from_utf8_lossy(&console);
+                Error::Vm {
+                    what: format!("{what}; the end of its console:\n{}", tail(&console, 40)),
+                }
+            }
+            other => other,
+        })
+    }
+
+    fn serve(&mut self, deadline: Instant) -> Result<u8> {
+        loop {
+            match self.events.recv_timeout(TICK) {
+                Ok(Event::Connected(stream)) => self.replies = Some(stream),
+                Ok(Event::Request(line)) => self.answer(&line)?,
+                Ok(Event::LogEnded) | Err(RecvTimeoutError::Timeout) => {}
+                // Both threads ended with QEMU; it is waited for below.
+                Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
+            }
+            if let Some(server) = &mut self.server {
+                server.check()?;
+            }
+            if let Some(status) = self.child.try_wait().on("wait for", Path::new("QEMU"))? {
+                return self.status.ok_or_else(|| Error::Vm {
+                    what: format!(
+                        "ended ({status}) before the script did{}",
+                        said(&mut self.child)
+                    ),
+                });
+            }
+            if Instant::now() > deadline {
+                return Err(Error::Vm {
+                    what: format!("not done after {} s", self.machine.timeout.as_secs()),
+                });
+            }
+        }
+    }
+
+    /// Does what one line asks and answers `ok [RESULT]` or `error WHY`.
+    fn answer(&mut self, line: &str) -> Result<()> {
+        let reply = match self.perform(line) {
+            Ok(result) => format!("ok {result}\n"),
+            // The script decides whether that is the end.
+            Err(error @ (Error::Server { .. } | Error::Script { .. })) => {
+                format!("error {}\n", error.to_string().replace('\n', " | "))
+            }
+            Err(error) => return Err(error),
+        };
+        if let Some(stream) = &mut self.replies {
+            stream
+                .write_all(reply.as_bytes())
+                .on("answer", Path::new("the guest"))?;
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, line: &str) -> Result<String> {
+        let (command, argument) = line.split_once(' ').unwrap_or((line, ""));
+        let refuse = |what: &str| {
+            Err(Error::Script {
+                script: format!("host {line}"),
+                what: what.to_owned(),
+            })
+        };
+        match (command, &mut self.server) {
+            ("boot", _) => {
+                if self.boots > 0 && !self.reboot_announced {
+                    return Err(Error::Vm {
+                        what: "rebooted unasked".to_owned(),
+                    });
+                }
+                self.boots += 1;
+                self.reboot_announced = false;
+                self.monitor.allow_reboot(false)?;
+                Ok(self.boots.to_string())
+            }
+            ("reboot", _) => {
+                self.reboot_announced = true;
+                self.monitor.allow_reboot(true)?;
+                Ok(String::new())
+            }
+            ("exit", _) => match argument.parse() {
+                Ok(status) => {
+                    self.status = Some(status);
+                    Ok(String::new())
+                }
+                Err(_) => refuse("not a status"),
+            },
+            ("resize", Some(server)) => match argument.parse::<u64>() {
+                Ok(mib) if mib <= 1 << 20 => server.resize(mib << 20).map(|()| String::new()),
+                _ => refuse("not a size in MiB"),
+            },
+            ("allocated", Some(server)) => Ok(server.allocated()?.to_string()),
+            ("crash", Some(server)) => server.crash().map(|()| String::new()),
+            ("restart", Some(server)) => server.restart().map(|()| String::new()),
+            ("resize" | "allocated" | "crash" | "restart", None) => {
+                refuse("the script's header asks for no disk")
+            }
+            _ => refuse("unknown"),
+        }
+    }
+}
+
+fn connect(listener: &UnixListener, path: &Path, child: &mut Child) -> Result<Monitor> {
+    listener.set_nonblocking(true).on("set up", path)?;
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        match Monitor::accept(listener, path) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {}
+            other => return other,
+        }
+        if let Some(status) = child.try_wait().on("wait for", Path::new("QEMU"))? {
+            return Err(Error::Vm {
+                what: format!("QEMU didn't start ({status}){}", said(child)),
+            });
+        }
+        if Instant::now() > end {
+            return Err(Error::Vm {
+                what: "QEMU doesn't open its monitor".to_owned(),
+            });
+        }
+        thread::sleep(TICK);
+    }
+}
+
+/// What an ended QEMU wrote to its standard error.
+fn said(child: &mut Child) -> String {
+    let mut text = String::new();
+    if let Some(stderr) = &mut child.stderr {
+        let _ = stderr.read_to_string(&mut text);
+    }
+    match text.trim_end() {
+        "" => String::new(),
+        text => format!("; QEMU said:\n{}", tail(text, 10)),
+    }
+}
+
+fn copy_log(listener: &UnixListener, mut file: File) -> io::Result<()> {
+    let (mut stream, _) = listener.accept()?;
+    let mut buffer = [0; 4096];
+    loop {
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        out.write_all(&buffer[..length])?;
+        out.flush()?;
+        file.write_all(&buffer[..length])?;
+    }
+}
+
+fn receive_requests(listener: &UnixListener, events: &Sender<Event>) -> io::Result<()> {
+    let (stream, _) = listener.accept()?;
+    // A send fails only after the receiver is gone, and then the connection is about to end too.
+    let _ = events.send(Event::Connected(stream.try_clone()?));
+    for line in BufReader::new(stream).lines() {
+        let _ = events.send(Event::Request(line?));
+    }
+    Ok(())
+}
