@@ -5,8 +5,7 @@ use super::*;
 use crate::spec::feature::*;
 
 /// What every device offers.
-const ALWAYS: u64 =
-    VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC | SEG_MAX | BLK_SIZE | TOPOLOGY;
+const ALWAYS: u64 = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC | SEG_MAX | BLK_SIZE | TOPOLOGY;
 
 fn offered(caps: Caps, options: Options) -> u64 {
     device(caps, options).offered()
@@ -25,8 +24,7 @@ fn item_01_version_1_is_offered_whatever_is_asked() {
 fn item_03_only_what_the_disk_can_do_is_offered() {
     let plain = Caps::basic(8);
     assert_eq!(offered(plain, Options::default()), ALWAYS);
-    let everything =
-        ALWAYS | FLUSH | CONFIG_WCE | DISCARD | WRITE_ZEROES | SECURE_ERASE | LIFETIME;
+    let everything = ALWAYS | FLUSH | CONFIG_WCE | DISCARD | WRITE_ZEROES | SECURE_ERASE | LIFETIME;
     assert_eq!(offered(full(), Options::default()), everything);
     for (caps, bits) in [
         (
@@ -81,7 +79,10 @@ fn item_14_61_legacy_and_zoned_bits_are_not_offered() {
     let bits = offered(full(), Options::default());
     let legacy = 1 | 1 << 7 | 1 << 24 | 1 << 27;
     assert_eq!(bits & (legacy | ZONED), 0);
-    assert_eq!(bits & (RING_PACKED | IN_ORDER | RING_RESET | ACCESS_PLATFORM), 0);
+    assert_eq!(
+        bits & (RING_PACKED | IN_ORDER | RING_RESET | ACCESS_PLATFORM),
+        0
+    );
 }
 
 #[test]
@@ -150,7 +151,10 @@ fn transports_add_and_hide_bits() {
         ..Options::default()
     };
     let bits = offered(Caps::basic(8), options);
-    assert_eq!(bits, ALWAYS & !RING_EVENT_IDX | ACCESS_PLATFORM | RING_RESET);
+    assert_eq!(
+        bits,
+        ALWAYS & !RING_EVENT_IDX | ACCESS_PLATFORM | RING_RESET
+    );
 }
 
 #[test]

@@ -51,7 +51,13 @@ fn json_round_trip() {
     let text = serde_json::to_string(&state).unwrap();
     let back: SavedDevice = serde_json::from_str(&text).unwrap();
     assert_eq!(back, state);
-    for broken in ["{}", "[]", "null", r#"{"version":-1}"#, &text[..text.len() - 1]] {
+    for broken in [
+        "{}",
+        "[]",
+        "null",
+        r#"{"version":-1}"#,
+        &text[..text.len() - 1],
+    ] {
         assert!(serde_json::from_str::<SavedDevice>(broken).is_err());
     }
 }
@@ -144,7 +150,13 @@ fn hostile_state_is_refused_and_changes_nothing() {
     let error = refused(&|s| s.block_size = 4096);
     assert!(matches!(error, RestoreError::BlockSize { saved: 4096, .. }));
     let error = refused(&|s| s.queues.push(queue()));
-    assert_eq!(error, RestoreError::Queues { saved: 3, device: 2 });
+    assert_eq!(
+        error,
+        RestoreError::Queues {
+            saved: 3,
+            device: 2
+        }
+    );
 
     for size in [0, 3, 15, 512, 32768, u16::MAX] {
         bad_queue(&|q| q.size = size);
