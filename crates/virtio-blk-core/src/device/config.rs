@@ -75,7 +75,7 @@ impl Device {
     /// Counts changes of the configuration space that the driver did not make. A transport with a
     /// generation field shows (the low bits of) it; reads between two equal values are consistent.
     pub fn config_generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
+        *super::lock(&self.generation)
     }
 
     /// Reads the configuration space from byte `offset` on, at any offset and of any width. Bytes beyond

@@ -20,8 +20,8 @@ mod saved;
 mod start;
 mod status;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use config::ConfigError;
 pub use features::NegotiationError;
@@ -65,7 +65,9 @@ pub struct Device {
     offered: u64,
     accepted: AtomicU64,
     live: Arc<Live>,
-    generation: AtomicU32,
+    /// Counts changes of the configuration space. Locked while one happens: whoever read the old value
+    /// before a change reads the new one after it.
+    generation: Mutex<u32>,
     listeners: Mutex<Vec<ConfigListener>>,
     counters: Vec<Arc<Counters>>,
 }
@@ -91,7 +93,7 @@ impl Device {
                 capacity: AtomicU64::new(caps.capacity),
                 writeback: AtomicBool::new(true),
             }),
-            generation: AtomicU32::new(0),
+            generation: Mutex::new(0),
             listeners: Mutex::new(Vec::new()),
             counters: (0..options.queues).map(|_| Arc::default()).collect(),
             options,
@@ -108,7 +110,7 @@ impl Device {
             }
         }));
         // A change between `caps` and `listen` would go unseen.
-        device.take_capacity(device.disk.caps().capacity);
+        device.take_capacity();
         Ok(device)
     }
 
@@ -134,7 +136,7 @@ impl Device {
 
     /// Adds a listener for changes of the configuration space.
     pub fn listen(&self, listener: ConfigListener) {
-        self.lock_listeners().push(listener);
+        lock(&self.listeners).push(listener);
     }
 
     /// Forgets what was negotiated, as a device reset does (checklist 5). The transport has stopped all
@@ -147,30 +149,46 @@ impl Device {
     }
 
     fn disk_changed(&self, event: DiskEvent) {
-        if let DiskEvent::Resized { capacity } = event {
-            self.take_capacity(capacity);
+        if let DiskEvent::Resized { .. } = event {
+            self.take_capacity();
         }
     }
 
-    fn take_capacity(&self, capacity: u64) {
-        if self.live.capacity.swap(capacity, Ordering::Relaxed) != capacity {
-            self.config_changed();
+    /// Takes the disk's present capacity over. It is asked for under the lock and not taken from an
+    /// event, so that of several changes at a time the last one stays.
+    fn take_capacity(&self) {
+        let changed = {
+            let mut generation = lock(&self.generation);
+            let caps = self.disk.caps();
+            // Nothing may be computed with a capacity that `Caps::validate` would refuse.
+            let changed = caps.validate().is_ok()
+                && self.live.capacity.swap(caps.capacity, Ordering::Relaxed) != caps.capacity;
+            *generation = generation.wrapping_add(u32::from(changed));
+            changed
+        };
+        if changed {
+            self.tell_listeners();
         }
     }
 
     fn config_changed(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-        for listener in self.lock_listeners().iter() {
+        {
+            let mut generation = lock(&self.generation);
+            *generation = generation.wrapping_add(1);
+        }
+        self.tell_listeners();
+    }
+
+    fn tell_listeners(&self) {
+        for listener in lock(&self.listeners).iter() {
             listener();
         }
     }
+}
 
-    fn lock_listeners(&self) -> std::sync::MutexGuard<'_, Vec<ConfigListener>> {
-        // A listener that panicked left the list as it was.
-        self.listeners
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
+/// Locks; whoever panicked with it left the content whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl std::fmt::Debug for Device {

@@ -4,7 +4,7 @@
 //! A queue in an `event-manager` loop.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -22,6 +22,9 @@ const BUDGET: usize = 256;
 pub struct QueueSubscriber<M: DeviceMemory> {
     runner: Option<QueueRunner<M>>,
     kick: EventFd,
+    /// The disk's descriptor: one of our own, as the disk's is closed when its queue breaks, and a closed
+    /// descriptor can't be taken out of the loop any more.
+    disk: Option<OwnedFd>,
     /// Brings the loop back when a pass ended early.
     again: EventFd,
     timer: TimerFd,
@@ -33,11 +36,16 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
     /// called once when the queue broke.
     ///
     /// # Errors
-    /// No eventfd or timerfd could be had; the queue was dropped.
+    /// No descriptor could be had; the queue was dropped.
     pub fn new(runner: QueueRunner<M>, kick: EventFd, on_fatal: OnFatal) -> io::Result<Self> {
+        let disk = match runner.wait() {
+            Wait::Fd(fd) => Some(fd.try_clone_to_owned()?),
+            Wait::Poll | Wait::Inline => None,
+        };
         Ok(Self {
             runner: Some(runner),
             kick,
+            disk,
             again: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             timer: TimerFd::new().map_err(io::Error::from)?,
             on_fatal: Some(on_fatal),
@@ -54,22 +62,19 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
         Some(self.runner.take()?.stop(mode))
     }
 
-    fn disk_fd(&self) -> Option<RawFd> {
-        match self.runner.as_ref()?.wait() {
-            Wait::Fd(fd) => Some(fd.as_raw_fd()),
-            Wait::Poll | Wait::Inline => None,
-        }
-    }
-
-    fn serve(&mut self) {
+    /// Serves the queue. `false` once that has no sense any more.
+    fn serve(&mut self) -> bool {
         let Some(runner) = &mut self.runner else {
-            return;
+            return false;
         };
         let next = runner.service(BUDGET);
         let polled = matches!(runner.wait(), Wait::Poll) && runner.in_flight() != 0;
         match next {
             Service::Idle if !polled => {}
             Service::Idle | Service::More => {
+                let _ = self.again.write(1);
+            }
+            Service::WaitUntil(_) if polled => {
                 let _ = self.again.write(1);
             }
             Service::WaitUntil(at) => {
@@ -84,8 +89,10 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
                 if let (Some(tell), Some(error)) = (self.on_fatal.take(), runner.error()) {
                     tell(error);
                 }
+                return false;
             }
         }
+        true
     }
 }
 
@@ -97,13 +104,14 @@ impl<M: DeviceMemory> MutEventSubscriber for QueueSubscriber<M> {
         } else if fd == self.again.as_raw_fd() {
             let _ = self.again.read();
         } else if fd == self.timer.as_raw_fd() {
-            let _ = self.timer.wait();
+            // Not read: that would block if the timer was set again since it fired.
+            let _ = self.timer.clear();
         }
-        let disk_before = self.disk_fd();
-        self.serve();
-        // A broken disk queue closes its descriptor.
-        if let (Some(fd), None) = (disk_before, self.disk_fd()) {
-            let _ = ops.remove(Events::new_raw(fd, EventSet::IN));
+        // Nobody collects from the disk any more: it would ring for ever.
+        if !self.serve()
+            && let Some(fd) = self.disk.take()
+        {
+            let _ = ops.remove(Events::new(&fd, EventSet::IN));
         }
     }
 
@@ -112,7 +120,7 @@ impl<M: DeviceMemory> MutEventSubscriber for QueueSubscriber<M> {
             Some(self.kick.as_raw_fd()),
             Some(self.again.as_raw_fd()),
             Some(self.timer.as_raw_fd()),
-            self.disk_fd(),
+            self.disk.as_ref().map(AsRawFd::as_raw_fd),
         ];
         for fd in fds.into_iter().flatten() {
             if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN))

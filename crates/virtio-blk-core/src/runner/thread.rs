@@ -25,7 +25,7 @@ pub struct ThreadOptions {
     /// The thread's name, at most 15 bytes of it shown by the system.
     pub name: String,
     /// How long to look for new work without sleeping after the last; zero: sleep at once. Burns a CPU
-    /// for that time.
+    /// for that time, also while the disk is slow, and no longer.
     pub poll: Duration,
     /// Called once, on the thread, when the queue broke.
     pub on_fatal: OnFatal,
@@ -35,9 +35,10 @@ type Call<M> = Box<dyn FnOnce(&mut QueueRunner<M>) + Send>;
 
 struct Control<M: DeviceMemory> {
     wake: EventFd,
-    /// Set with each wake, so that a busy thread need not ask the kernel.
+    /// Set before each wake, so that a busy thread need not ask the kernel.
     pending: AtomicBool,
-    calls: Mutex<Vec<Call<M>>>,
+    /// `None` once the thread is gone.
+    calls: Mutex<Option<Vec<Call<M>>>>,
     stop: Mutex<Option<Stop>>,
 }
 
@@ -68,7 +69,7 @@ impl<M: DeviceMemory> QueueThread<M> {
         let control = Arc::new(Control {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             pending: AtomicBool::new(false),
-            calls: Mutex::new(Vec::new()),
+            calls: Mutex::new(Some(Vec::new())),
             stop: Mutex::new(None),
         });
         let worker = Worker {
@@ -77,6 +78,8 @@ impl<M: DeviceMemory> QueueThread<M> {
             control: control.clone(),
             poll: options.poll,
             on_fatal: Some(options.on_fatal),
+            activity: (0, 0),
+            quiet_since: Instant::now(),
         };
         let thread = std::thread::Builder::new()
             .name(options.name)
@@ -98,7 +101,7 @@ impl<M: DeviceMemory> QueueThread<M> {
             // The receiver waits below.
             let _ = sender.send(call(runner));
         });
-        lock(&self.control.calls).push(call);
+        lock(&self.control.calls).as_mut()?.push(call);
         self.control.signal();
         receiver.recv().ok()
     }
@@ -125,20 +128,36 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Dropped when the thread ends, also by a panic: whoever waits for a call learns that it won't happen.
+struct Leaving<M: DeviceMemory>(Arc<Control<M>>);
+
+impl<M: DeviceMemory> Drop for Leaving<M> {
+    fn drop(&mut self) {
+        *lock(&self.0.calls) = None;
+    }
+}
+
 struct Worker<M: DeviceMemory> {
     runner: QueueRunner<M>,
     kick: EventFd,
     control: Arc<Control<M>>,
     poll: Duration,
     on_fatal: Option<OnFatal>,
+    /// What the queue had done when it last did something, and when that was noticed.
+    activity: (u64, usize),
+    quiet_since: Instant,
 }
 
 impl<M: DeviceMemory> Worker<M> {
     fn run(mut self) -> Stopped {
+        let _leaving = Leaving(self.control.clone());
         loop {
             if self.control.pending.swap(false, Ordering::Acquire) {
-                let _ = self.control.wake.read();
-                for call in std::mem::take(&mut *lock(&self.control.calls)) {
+                let calls = lock(&self.control.calls)
+                    .as_mut()
+                    .map(std::mem::take)
+                    .unwrap_or_default();
+                for call in calls {
                     call(&mut self.runner);
                 }
                 if let Some(mode) = lock(&self.control.stop).take() {
@@ -181,21 +200,41 @@ impl<M: DeviceMemory> Worker<M> {
         }
         // SAFETY: three valid entries; a negative descriptor is ignored by the kernel.
         unsafe { libc::poll(fds.as_mut_ptr(), 3, poll_timeout(until)) };
+        // Read where it is found and not where `pending` is: that is set a moment earlier, and what is
+        // left in the counter then would end every later sleep at once.
+        if fds[0].revents != 0 {
+            let _ = self.control.wake.read();
+        }
         if fds[1].revents != 0 {
             let _ = self.kick.read();
         }
     }
 
-    /// Looks for new work for a while. Answers whether to go on without sleeping.
+    /// Looks for new work for a while, counted from the last time there was any. Answers whether to go on
+    /// without sleeping.
     fn busy_poll(&mut self, until: Option<Instant>) -> bool {
-        let start = Instant::now();
-        let end = until.map_or(start + self.poll, |at| at.min(start + self.poll));
-        while Instant::now() < end {
+        let activity = (
+            self.runner.counters().batches.get(),
+            self.runner.in_flight(),
+        );
+        if self.activity != activity {
+            self.activity = activity;
+            self.quiet_since = Instant::now();
+        }
+        loop {
+            let now = Instant::now();
+            if now.duration_since(self.quiet_since) >= self.poll
+                || until.is_some_and(|at| now >= at)
+            {
+                return false;
+            }
             if self.control.pending.load(Ordering::Relaxed) || self.runner.has_work() {
                 return true;
             }
             std::hint::spin_loop();
         }
-        false
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,6 +150,18 @@ impl TestDisk {
         self.lock().ready()
     }
 
+    /// How often `reap` was called: how often somebody looked.
+    pub fn reaps(&self) -> u64 {
+        self.lock().reaps
+    }
+
+    /// Makes the next `submit` panic.
+    pub fn set_panic(&self) {
+        self.set_fault(|_| {
+            std::panic::resume_unwind(Box::new("the test asked for it"));
+        });
+    }
+
     /// Completes the `count` oldest operations that wait. Answers how many there were.
     pub fn release(&self, count: usize) -> usize {
         let mut state = self.lock();
@@ -288,6 +300,7 @@ impl IoQueue for TestQueue {
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
         let mut state = lock(&self.state);
+        state.reaps += 1;
         let count = state.take_ready(self.id, done);
         // Under the lock, so that no byte is sent in between.
         while matches!((&self.bell).read(&mut [0; 64]), Ok(64)) {}

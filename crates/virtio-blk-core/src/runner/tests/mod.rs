@@ -8,6 +8,11 @@ mod hostile;
 mod remap;
 mod requests;
 mod stop;
+mod stress;
+#[cfg(feature = "event-manager")]
+mod subscriber;
+#[cfg(feature = "thread")]
+mod threads;
 
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -16,13 +21,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
 use virtio_blk_driver::testmem::Space;
-use vm_memory::GuestMemory;
+use vm_memory::{GuestMemory, GuestMemoryMmap};
 
 use super::*;
 use crate::device::{Device, Options};
 use crate::disk::{Caps, EraseLimits, OpKind, ZeroLimits};
 use crate::spec::feature;
 use crate::testdisk::{Mode, TestDisk, WaitKind};
+
+type Plain = GuestMemoryMmap<()>;
 
 /// Sectors of the disks here.
 const SECTORS: u64 = 128;
@@ -58,7 +65,7 @@ fn caps() -> Caps {
 }
 
 /// A disk whose sector `n` is full of bytes `n`.
-fn disk(mode: Mode, wait: WaitKind) -> TestDisk {
+pub(super) fn disk(mode: Mode, wait: WaitKind) -> TestDisk {
     let disk = TestDisk::new(caps()).with_mode(mode, wait);
     for sector in 0..SECTORS as usize {
         disk.set_content(sector * 512, &[sector as u8; 512]);
@@ -181,15 +188,7 @@ impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
     /// Whether the disk asks for a call.
     fn disk_rings(&self) -> bool {
         match self.runner.wait() {
-            Wait::Fd(fd) => {
-                let mut fd = libc::pollfd {
-                    fd: fd.as_raw_fd(),
-                    events: libc::POLLIN,
-                    revents: 0,
-                };
-                // SAFETY: one valid entry.
-                unsafe { libc::poll(&mut fd, 1, 0) == 1 }
-            }
+            Wait::Fd(fd) => readable(&fd, 0),
             Wait::Poll => self.disk.ready() != 0,
             Wait::Inline => false,
         }
@@ -210,6 +209,71 @@ impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
     fn irqs(&self) -> u64 {
         self.irqs.load(Ordering::SeqCst)
     }
+}
+
+/// The driver half of a queue whose device half runs elsewhere, with the two eventfds in between.
+#[cfg(any(feature = "thread", feature = "event-manager"))]
+pub(super) struct Apart {
+    pub(super) disk: TestDisk,
+    pub(super) driver: Driver<Arc<Plain>>,
+    pub(super) kick: vmm_sys_util::eventfd::EventFd,
+    pub(super) irq: vmm_sys_util::eventfd::EventFd,
+}
+
+#[cfg(any(feature = "thread", feature = "event-manager"))]
+impl Apart {
+    pub(super) fn new(disk: TestDisk, event_idx: bool) -> (Self, QueueRunner<Arc<Plain>>) {
+        let eventfd = || vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+        let rig = Rig::with(&Arc::new(mem), &mut space, disk, event_idx, 65_000);
+        let (kick, irq) = (eventfd(), eventfd());
+        let bell = irq.try_clone().unwrap();
+        let setup = QueueSetup::new(rig.mem.clone(), move || bell.write(1).unwrap());
+        let state = rig.driver.state();
+        let runner = rig.device.start_queue(0, setup, &state).unwrap();
+        let apart = Self {
+            disk: rig.disk,
+            driver: rig.driver,
+            kick,
+            irq,
+        };
+        (apart, runner)
+    }
+
+    /// Makes a request available, and kicks if the device asked for that.
+    pub(super) fn submit(&mut self, request: &Request<'_>) -> Token {
+        let token = self.driver.submit(&request.indirect(true)).unwrap();
+        if self.driver.publish().unwrap() {
+            self.kick.write(1).unwrap();
+        }
+        token
+    }
+
+    /// Sleeps until there is an answer, as a guest does.
+    pub(super) fn answer(&mut self) -> Done {
+        loop {
+            if let Some(done) = self.driver.poll().unwrap() {
+                return done;
+            }
+            let (ring, mem) = self.driver.ring_mut();
+            if ring.enable_interrupts(mem).unwrap() {
+                continue;
+            }
+            assert!(readable(&self.irq, 20_000), "an interrupt got lost");
+            self.irq.read().unwrap();
+        }
+    }
+}
+
+/// Whether `fd` is readable, or becomes so in time.
+pub(super) fn readable(fd: &impl AsRawFd, milliseconds: i32) -> bool {
+    let mut fd = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid entry.
+    unsafe { libc::poll(&mut fd, 1, milliseconds) == 1 }
 }
 
 fn counting(irqs: &Arc<AtomicU64>) -> impl Fn() + Send + 'static {

@@ -16,8 +16,6 @@ use vm_memory::{
 
 use super::*;
 
-type Plain = GuestMemoryMmap<()>;
-
 const RING: GuestAddress = GuestAddress(0x1000);
 const EXTRA: GuestAddress = GuestAddress(0x100_0000);
 const EXTRA_LEN: usize = 0x4000;

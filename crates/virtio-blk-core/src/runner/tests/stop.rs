@@ -8,13 +8,10 @@ use std::time::Duration;
 
 use virtio_blk_driver::on_each_memory;
 use virtio_blk_driver::wire::{Range as WireRange, S_OK};
-use vm_memory::GuestMemoryMmap;
 
 use super::*;
 use crate::device::StartError;
 use crate::testdisk::Event;
-
-type Plain = GuestMemoryMmap<()>;
 
 fn plain(mode: Mode, wait: WaitKind) -> Rig<Plain> {
     let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();

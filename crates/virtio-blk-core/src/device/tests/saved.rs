@@ -1,0 +1,214 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn queue() -> SavedQueue {
+    SavedQueue {
+        size: 16,
+        ready: true,
+        desc_table: 0x1000,
+        avail_ring: 0x2000,
+        used_ring: 0x3000,
+        next_avail: 2,
+        next_used: 65535,
+        in_flight: vec![7, 0, 15],
+    }
+}
+
+fn two_queues() -> Options {
+    Options {
+        queues: 2,
+        ..Options::default()
+    }
+}
+
+fn saved(device: &Device) -> SavedDevice {
+    device.accept(device.offered()).unwrap();
+    device.write_config(32, &[0]).unwrap();
+    device.save(vec![queue(), SavedQueue::default()])
+}
+
+#[test]
+fn what_is_saved_comes_back() {
+    let device = device(full(), two_queues());
+    let state = saved(&device);
+    let other = super::device(full(), two_queues());
+    other.restore(&state).unwrap();
+    assert_eq!(other.accepted(), device.offered());
+    assert_eq!(other.config().writeback, 0);
+    assert_eq!(other.config_generation(), 0, "nothing changed");
+    assert_eq!(other.save(state.queues.clone()), state);
+}
+
+#[test]
+fn json_round_trip() {
+    let state = saved(&device(full(), two_queues()));
+    let text = serde_json::to_string(&state).unwrap();
+    let back: SavedDevice = serde_json::from_str(&text).unwrap();
+    assert_eq!(back, state);
+    for broken in [
+        "{}",
+        "[]",
+        "null",
+        r#"{"version":-1}"#,
+        &text[..text.len() - 1],
+    ] {
+        assert!(serde_json::from_str::<SavedDevice>(broken).is_err());
+    }
+}
+
+#[test]
+fn a_queue_survives_the_way_through_its_state() {
+    let queue = queue();
+    let state = queue.state(64, true);
+    assert_eq!((state.max_size, state.event_idx_enabled), (64, true));
+    assert_eq!(SavedQueue::new(&state, vec![7, 0, 15]), queue);
+}
+
+#[test]
+fn a_device_that_was_not_negotiated_comes_back_so() {
+    let device = device(full(), Options::default());
+    let state = device.save(vec![]);
+    assert_eq!(state.features, 0);
+    device.accept(device.offered()).unwrap();
+    device.restore(&state).unwrap();
+    assert_eq!(device.accepted(), 0);
+}
+
+#[test]
+fn the_cache_mode_comes_back_only_where_the_driver_can_set_it() {
+    let device = device(full(), Options::default());
+    for (features, expected) in [
+        (device.offered() & !feature::CONFIG_WCE, 1),
+        (device.offered() & !feature::FLUSH, 0),
+        (device.offered(), 0),
+    ] {
+        device.accept(features).unwrap();
+        let mut state = device.save(vec![]);
+        state.writeback = false;
+        device.restore(&state).unwrap();
+        assert_eq!(device.config().writeback, expected);
+    }
+}
+
+#[test]
+fn item_09_a_capacity_that_differs_is_told() {
+    let old = device(full(), Options::default());
+    old.accept(old.offered()).unwrap();
+    let state = old.save(vec![]);
+    let new = device(
+        Caps {
+            capacity: 4096,
+            ..full()
+        },
+        Options::default(),
+    );
+    let told = Arc::new(AtomicU32::new(0));
+    let counter = told.clone();
+    new.listen(Box::new(move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+    }));
+    new.restore(&state).unwrap();
+    assert_eq!(told.load(Ordering::SeqCst), 1);
+    assert_eq!(new.config_generation(), 1);
+    assert_eq!(new.capacity(), 4096);
+}
+
+#[test]
+fn hostile_state_is_refused_and_changes_nothing() {
+    let device = device(full(), two_queues());
+    let good = saved(&device);
+    device.accept(feature::VERSION_1).unwrap();
+    let refused = |change: &dyn Fn(&mut SavedDevice)| {
+        let mut state = good.clone();
+        change(&mut state);
+        let error = device.restore(&state).unwrap_err();
+        assert_eq!(device.accepted(), feature::VERSION_1, "{error}");
+        error
+    };
+    let bad_queue = |change: &dyn Fn(&mut SavedQueue)| {
+        let error = refused(&|state| change(&mut state.queues[0]));
+        assert!(
+            matches!(error, RestoreError::Queue { index: 0, .. }),
+            "{error}"
+        );
+    };
+    for version in [0, 2, u16::MAX] {
+        let error = refused(&|s| s.version = version);
+        assert_eq!(error, RestoreError::Version(version));
+    }
+    let error = refused(&|s| s.features |= feature::ZONED);
+    let not_offered = NegotiationError::NotOffered(feature::ZONED);
+    assert_eq!(error, RestoreError::Features(not_offered));
+    let error = refused(&|s| s.features = feature::FLUSH);
+    assert_eq!(error, RestoreError::Features(NegotiationError::Version1));
+    let error = refused(&|s| s.block_size = 4096);
+    assert!(matches!(error, RestoreError::BlockSize { saved: 4096, .. }));
+    let error = refused(&|s| s.queues.push(queue()));
+    assert_eq!(
+        error,
+        RestoreError::Queues {
+            saved: 3,
+            device: 2
+        }
+    );
+
+    for size in [0, 3, 15, 512, 32768, u16::MAX] {
+        bad_queue(&|q| q.size = size);
+    }
+    bad_queue(&|q| q.ready = false);
+    bad_queue(&|q| q.next_avail = 3);
+    bad_queue(&|q| q.next_used = 0);
+    bad_queue(&|q| q.in_flight.clear());
+    bad_queue(&|q| q.in_flight[0] = 16);
+    bad_queue(&|q| q.in_flight[0] = u16::MAX);
+    bad_queue(&|q| q.in_flight[0] = 15);
+    bad_queue(&|q| {
+        q.in_flight = (0..17).collect();
+        q.next_avail = q.next_used.wrapping_add(17);
+    });
+    bad_queue(&|q| {
+        q.in_flight = vec![0; 65_536];
+        q.next_avail = q.next_used;
+    });
+    device.restore(&good).unwrap();
+}
+
+proptest! {
+    #[test]
+    fn no_state_panics(
+        version in 0..3u16,
+        features: u64,
+        block_size in prop_oneof![Just(512u32), any::<u32>()],
+        size: u16,
+        ready: bool,
+        indices: (u16, u16),
+        in_flight in prop::collection::vec(any::<u16>(), 0..20),
+    ) {
+        let device = device(full(), Options::default());
+        let queue = SavedQueue {
+            size,
+            ready,
+            next_avail: indices.0,
+            next_used: indices.1,
+            in_flight,
+            ..queue()
+        };
+        let state = SavedDevice {
+            version,
+            features: features & device.offered() | feature::VERSION_1,
+            writeback: true,
+            capacity: features,
+            block_size,
+            queues: vec![queue],
+        };
+        if device.restore(&state).is_ok() {
+            prop_assert_eq!(device.accepted(), state.features);
+        }
+    }
+}

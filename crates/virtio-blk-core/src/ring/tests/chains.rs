@@ -1,0 +1,320 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use proptest::prelude::*;
+use virtio_blk_driver::hostile::HostileRing;
+use virtio_blk_driver::on_each_memory;
+use virtio_blk_driver::wire::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
+
+use super::*;
+
+/// What a device finds in a queue of `SIZE`, of at most `max_size`, in which the hostile driver wrote
+/// descriptor 0 and whatever it leads to.
+fn found(
+    max_size: u16,
+    indirect: bool,
+    write: impl Fn(&mut HostileRing<'_>) -> Vec<Descriptor>,
+) -> Result<(Vec<Segment>, Vec<Segment>), ChainError> {
+    let mut results = Vec::new();
+    on_each_memory!(1024 * 1024, |mem, space| {
+        let _ = &mut space;
+        let mut hostile = HostileRing::new(&*mem, space, SIZE, 0, false).unwrap();
+        let list = write(&mut hostile);
+        for (index, desc) in list.into_iter().enumerate() {
+            hostile.descriptor(index as u16, desc).unwrap();
+        }
+        hostile.avail_entry(0, 0).unwrap();
+        hostile.avail_idx(1).unwrap();
+        let state = QueueState {
+            max_size,
+            ..hostile.state
+        };
+        let features = if indirect { RING_INDIRECT_DESC } else { 0 };
+        let map = GuestMap::new(mem.clone());
+        let mut ring = SplitRing::new(&map, &state, features).unwrap();
+        let mut chain = Chain::new();
+        let popped = ring.pop(&map, &mut chain).unwrap();
+        assert_eq!((chain.head(), ring.in_flight()), (0, 1));
+        // Whatever it was, it is handed back and the queue goes on.
+        ring.push(0, 0);
+        assert_eq!(ring.in_flight(), 0);
+        ring.publish(&map).unwrap();
+        assert_eq!(ring.pop(&map, &mut Chain::new()), Ok(Popped::Empty));
+        results.push(match popped {
+            Popped::Malformed(error) => Err(error),
+            Popped::Chain => {
+                let sum = |list: &[Segment]| list.iter().map(|s| s.len).sum::<u32>();
+                assert_eq!(sum(chain.readable()), chain.readable_len());
+                assert_eq!(sum(chain.writable()), chain.writable_len());
+                // Addresses differ from memory to memory.
+                let bare = |list: &[Segment]| {
+                    let list = list.iter().map(|s| Segment { addr: 0, ..*s });
+                    list.collect::<Vec<_>>()
+                };
+                Ok((bare(chain.readable()), bare(chain.writable())))
+            }
+            Popped::Empty => panic!("nothing there"),
+        });
+    });
+    let unmapped = |error: &ChainError| matches!(error, ChainError::IndirectUnmapped(_));
+    let [first, rest @ ..] = &results[..] else {
+        panic!("no memory");
+    };
+    for other in rest {
+        let both = first.as_ref().is_err_and(unmapped) && other.as_ref().is_err_and(unmapped);
+        assert!(both || other == first, "{other:?} is not {first:?}");
+    }
+    first.clone()
+}
+
+fn r(len: u32) -> Descriptor {
+    Descriptor::readable(GuestAddress(0x1234_5678), len)
+}
+
+fn w(len: u32) -> Descriptor {
+    Descriptor::writable(GuestAddress(0x1234_5678), len)
+}
+
+fn lens(list: &[u32]) -> Vec<Segment> {
+    list.iter().map(|&len| Segment { addr: 0, len }).collect()
+}
+
+#[test]
+fn item_16_chains_are_two_streams_without_empty_pieces() {
+    for (list, readable, writable) in [
+        (vec![w(1)], vec![], vec![1]),
+        (vec![r(1)], vec![1], vec![]),
+        (vec![r(0)], vec![], vec![]),
+        (
+            vec![r(16).then(1), r(0).then(2), r(7).then(3), w(0).then(4), w(9)],
+            vec![16, 7],
+            vec![9],
+        ),
+        // An empty writable one does not end the readable stream.
+        (vec![r(16).then(1), w(0).then(2), r(7)], vec![16, 7], vec![]),
+        // Links may lead anywhere inside the table; flags beyond the known ones mean nothing.
+        (
+            vec![r(1).then(2), w(3), r(2).then(1).with_flags(0xfff8)],
+            vec![1, 2],
+            vec![3],
+        ),
+        // A link without its flag is none.
+        (
+            vec![Descriptor {
+                next: u16::MAX,
+                ..w(5)
+            }],
+            vec![],
+            vec![5],
+        ),
+    ] {
+        let expected = Ok((lens(&readable), lens(&writable)));
+        assert_eq!(found(SIZE, true, |_| list.clone()), expected, "{list:?}");
+    }
+}
+
+#[test]
+fn item_18_malformed_direct_chains() {
+    let far = u32::MAX / 2 + 1;
+    for (list, error) in [
+        (vec![r(1).then(0)], ChainError::TooLong),
+        (vec![r(1).then(1), w(1).then(1)], ChainError::TooLong),
+        (vec![r(0).then(1), r(0).then(0)], ChainError::TooLong),
+        (vec![w(1).then(SIZE)], ChainError::NextIndex),
+        (vec![w(1).then(u16::MAX)], ChainError::NextIndex),
+        (
+            vec![w(1).then(1), r(1)],
+            ChainError::ReadableAfterWritable,
+        ),
+        (
+            vec![w(1).then(1), r(0).then(2), w(1)],
+            ChainError::ReadableAfterWritable,
+        ),
+        (vec![r(far).then(1), r(far)], ChainError::TooLarge),
+        (vec![r(far).then(1), w(far)], ChainError::TooLarge),
+        (vec![r(u32::MAX).then(1), w(1)], ChainError::TooLarge),
+    ] {
+        assert_eq!(found(SIZE, true, |_| list.clone()), Err(error), "{list:?}");
+    }
+    // The most there can be.
+    let most = vec![r(u32::MAX - 1).then(1), w(1)];
+    assert!(found(SIZE, true, |_| most.clone()).is_ok());
+    let all: Vec<_> = (1..=SIZE)
+        .map(|n| if n == SIZE { w(1) } else { w(1).then(n) })
+        .collect();
+    assert_eq!(
+        found(SIZE, true, |_| all.clone()),
+        Ok((vec![], lens(&[1; SIZE as usize])))
+    );
+}
+
+/// A table whose links are right, unless they are set already.
+fn table(ring: &mut HostileRing<'_>, list: &[Descriptor]) -> Descriptor {
+    ring.table(list).unwrap()
+}
+
+#[test]
+fn item_17_indirect_tables() {
+    // Alone, with the write flag, and behind direct descriptors.
+    for flags in [0, DESC_F_WRITE] {
+        let got = found(SIZE, true, |ring| {
+            vec![table(ring, &[r(16), r(5), w(6), w(1)]).with_flags(flags)]
+        });
+        assert_eq!(got, Ok((lens(&[16, 5]), lens(&[6, 1]))));
+        let got = found(SIZE, true, |ring| {
+            let table = table(ring, &[r(5), w(1)]).with_flags(flags);
+            vec![r(16).then(1), table]
+        });
+        assert_eq!(got, Ok((lens(&[16, 5]), lens(&[1]))));
+    }
+    // A writable one before the table counts for the order inside it.
+    let got = found(SIZE, true, |ring| {
+        let table = table(ring, &[r(5), w(1)]);
+        vec![w(3).then(1), table]
+    });
+    assert_eq!(got, Err(ChainError::ReadableAfterWritable));
+}
+
+#[test]
+fn item_18_malformed_indirect_tables() {
+    let go = |write: &dyn Fn(&mut HostileRing<'_>) -> Vec<Descriptor>| found(SIZE, true, write);
+    let with_len = |len: u32| {
+        found(SIZE, true, |ring| {
+            vec![Descriptor {
+                len,
+                ..table(ring, &[r(1), w(1)])
+            }]
+        })
+    };
+    for len in [0, 1, 15, 17, 31, 33, u32::MAX] {
+        assert_eq!(with_len(len), Err(ChainError::IndirectLength(len)));
+    }
+    assert!(with_len(32).is_ok());
+    // One descriptor too few for its links.
+    assert_eq!(with_len(16), Err(ChainError::NextIndex));
+
+    let plain = found(SIZE, false, |ring| vec![table(ring, &[w(1)])]);
+    assert_eq!(plain, Err(ChainError::IndirectNotNegotiated));
+    let behind = go(&|ring| vec![table(ring, &[w(1)]).then(1), w(1)]);
+    assert_eq!(behind, Err(ChainError::IndirectMisplaced));
+    let nested = go(&|ring| {
+        let inner = table(ring, &[w(1)]);
+        vec![table(ring, &[inner])]
+    });
+    assert_eq!(nested, Err(ChainError::IndirectMisplaced));
+    let looped = go(&|ring| {
+        let outer = table(ring, &[r(1), r(1)]);
+        let list = [r(1).then(1), r(1).then(0)].map(Descriptor::to_bytes);
+        ring.memory().write_at(outer.addr, &list.concat()).unwrap();
+        vec![outer]
+    });
+    assert_eq!(looped, Err(ChainError::TooLong));
+    let unmapped = go(&|ring| vec![Descriptor::indirect(ring.unmapped(), 16)]);
+    assert!(matches!(unmapped, Err(ChainError::IndirectUnmapped(_))));
+    let over_the_edge = go(&|ring| {
+        let at = GuestAddress(ring.edge().0 - 16);
+        vec![Descriptor::indirect(at, 32)]
+    });
+    assert!(matches!(over_the_edge, Err(ChainError::IndirectUnmapped(_))));
+    for addr in [u64::MAX, u64::MAX - 15, u64::MAX - 16] {
+        let at_the_end = go(&|_| vec![Descriptor::indirect(GuestAddress(addr), 32)]);
+        assert!(matches!(at_the_end, Err(ChainError::IndirectUnmapped(_))));
+    }
+}
+
+#[test]
+fn item_18_58_tables_are_limited_by_the_largest_size_of_the_queue() {
+    for max in [SIZE, 64] {
+        let long = |direct: u16, count: u16| {
+            found(max, true, |ring| {
+                let table = table(ring, &vec![w(1); count.into()]);
+                let mut list: Vec<_> = (1..=direct).map(|n| r(1).then(n)).collect();
+                list.push(table);
+                list
+            })
+        };
+        assert!(long(0, max).is_ok());
+        assert_eq!(long(0, max + 1), Err(ChainError::TooLong));
+        assert!(long(3, max - 3).is_ok());
+        assert_eq!(long(3, max - 2), Err(ChainError::TooLong));
+    }
+}
+
+/// Tables may lie at any address; what is behind the 65536th descriptor can't be named.
+#[test]
+fn a_table_need_not_be_aligned_nor_all_there() {
+    let got = found(SIZE, true, |ring| {
+        let outer = table(ring, &[r(1), r(1), r(1), w(1), w(2)]);
+        let list = [r(3).then(1), w(4)].map(Descriptor::to_bytes).concat();
+        let odd = GuestAddress(outer.addr.0 + 7);
+        ring.memory().write_at(odd, &list).unwrap();
+        vec![Descriptor::indirect(odd, 32)]
+    });
+    assert_eq!(got, Ok((lens(&[3]), lens(&[4]))));
+    // A table of nearly 4 GiB, of which 1 MiB would be mapped in memory large enough: here it is not.
+    let got = found(SIZE, true, |ring| {
+        let inner = table(ring, &[w(1)]);
+        vec![Descriptor {
+            len: u32::MAX - 15,
+            ..inner
+        }]
+    });
+    assert!(matches!(
+        got,
+        Err(ChainError::IndirectUnmapped(Unmapped { len: 0x10_0000, .. }))
+    ));
+}
+
+/// A chain as a plain reading of the specification gives it.
+fn walk(table: &[Descriptor]) -> Option<(Vec<u32>, Vec<u32>)> {
+    let (mut readable, mut writable) = (Vec::new(), Vec::new());
+    let mut index = 0;
+    for _ in 0..table.len() {
+        let desc = table.get(usize::from(index))?;
+        if desc.flags & DESC_F_INDIRECT != 0 {
+            return None;
+        }
+        if desc.flags & DESC_F_WRITE != 0 {
+            writable.push(desc.len);
+        } else if writable.iter().all(|&len| len == 0) {
+            readable.push(desc.len);
+        } else {
+            return None;
+        }
+        if desc.flags & DESC_F_NEXT == 0 {
+            let total = readable.iter().chain(&writable).map(|&l| u64::from(l));
+            if total.sum::<u64>() > u32::MAX.into() {
+                return None;
+            }
+            readable.retain(|&len| len != 0);
+            writable.retain(|&len| len != 0);
+            return Some((readable, writable));
+        }
+        index = desc.next;
+    }
+    None
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_table_is_read_as_the_specification_says(
+        list in prop::collection::vec(
+            (
+                prop_oneof![4 => 0..2000u32, 1 => any::<u32>()],
+                prop_oneof![8 => 0..4u16, 1 => any::<u16>()],
+                prop_oneof![8 => 0..16u16, 1 => any::<u16>()],
+            ),
+            16,
+        ),
+    ) {
+        let table: Vec<_> = list
+            .into_iter()
+            .map(|(len, flags, next)| Descriptor { addr: GuestAddress(1), len, flags, next })
+            .collect();
+        let expected = walk(&table).map(|(r, w)| (lens(&r), lens(&w)));
+        let got = found(SIZE, false, |_| table.clone());
+        prop_assert_eq!(got.ok(), expected);
+    }
+}
