@@ -5,6 +5,7 @@
 mod config_channel;
 mod dirty_log;
 mod event;
+mod header;
 mod inflight;
 mod memory;
 mod server;

@@ -18,6 +18,7 @@ use virtio_blk_core::device::Device;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config_channel::ConfigChannel;
+use crate::header::Header;
 use crate::session::Session;
 
 /// Why a server could not be set up or go on.
@@ -227,20 +228,30 @@ impl Server {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .acks();
-            match self.channel.intercept(peek, acks) {
-                Ok(true) => continue,
-                Ok(false) => {}
+            let header = match Header::peek(peek) {
+                Ok(header) => header,
                 Err(error) => return log::debug!("connection lost: {error}"),
+            };
+            let name = header.map_or_else(|| "a message".to_owned(), |header| header.to_string());
+            if let Some(header) = header.filter(Header::is_backend_channel) {
+                match self.channel.take(peek, header, acks) {
+                    Ok(()) => continue,
+                    Err(error) => return log::warn!("client sent away: {name}: {error}"),
+                }
             }
             match handler.handle_request() {
                 Ok(()) => {}
                 Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return,
                 Err(VhostError::SocketRetry(_)) => {}
-                // The client was told and may go on; without acknowledgements it would not know.
-                Err(VhostError::ReqHandlerError(error)) if acks => {
-                    log::warn!("request refused: {error}")
+                Err(VhostError::ReqHandlerError(error))
+                    if header.is_some_and(|header| header.may_fail(acks)) =>
+                {
+                    log::warn!("{name} refused: {error}");
                 }
-                Err(error) => return log::warn!("client sent away: {error}"),
+                Err(VhostError::ReqHandlerError(error)) => {
+                    return log::warn!("client sent away: {name}: {error}");
+                }
+                Err(error) => return log::warn!("client sent away: {name}: {error}"),
             }
         }
     }
