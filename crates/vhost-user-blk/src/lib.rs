@@ -13,5 +13,5 @@ mod session;
 mod shared_file;
 mod vring;
 
-pub use server::{Server, ServerError, ServerHandle, ServerOptions};
+pub use server::{MAX_QUEUES, Server, ServerError, ServerHandle, ServerOptions};
 pub use session::protocol_feature_names;
