@@ -8,14 +8,14 @@
 //! but can't send this message on it. So this one request is looked at before the crate sees it, and
 //! handled here.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::net::SendFlags;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
 use vhost::vhost_user::message::FrontendReq;
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::header::{self, Header};
 
@@ -29,6 +29,25 @@ fn message(request: u32, flags: u32, size: u32) -> [u8; header::LEN] {
         to.copy_from_slice(&from.to_ne_bytes());
     }
     bytes
+}
+
+/// Reads a header and the descriptors that came with it. (`vmm-sys-util` can do that too, but with room for
+/// one descriptor it loses a second one, which then stays open.)
+fn receive(client: &UnixStream) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut bytes = [0; header::LEN];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let parts = &mut [IoSliceMut::new(&mut bytes)];
+    let got = rustix::net::recvmsg(client, parts, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    let files = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => Some(files),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    Ok((got, files))
 }
 
 /// The channel to the present client, if it gave one.
@@ -60,15 +79,14 @@ impl ConfigChannel {
     /// The connection is broken, or the request malformed.
     pub(crate) fn take(&self, client: &UnixStream, header: Header, acks: bool) -> io::Result<()> {
         let malformed = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        let mut bytes = [0; header::LEN];
-        let (got, file) = client.recv_with_fd(&mut bytes).map_err(io::Error::from)?;
+        let (got, files) = receive(client)?;
         if got != header::LEN || header.size != 0 {
             return malformed("it has a payload, or came in pieces");
         }
-        let Some(file) = file else {
-            return malformed("it came without a descriptor");
+        let Ok([file]) = <[OwnedFd; 1]>::try_from(files) else {
+            return malformed("it takes one descriptor");
         };
-        let stream = UnixStream::from(OwnedFd::from(file));
+        let stream = UnixStream::from(file);
         // Anything else can't take a message.
         if stream.peer_addr().is_err() {
             return malformed("its descriptor is not a connected unix socket");
