@@ -100,6 +100,22 @@ impl Server {
         Ok(server)
     }
 
+    /// Kills it without a word, as a crash would, and starts it again on the same socket.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn crash(&mut self, config: &Config) -> Result<(), Error> {
+        self.child.kill().map_err(Error::io("kill"))?;
+        // Until it is gone the kernel may still work for it.
+        self.child.wait().map_err(Error::io("wait"))?;
+        let mut command = command(config, &self.socket())?;
+        self.child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(Error::io(format!("{command:?}")))?;
+        Ok(())
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
