@@ -5,6 +5,7 @@
 
 mod disks;
 mod hostile;
+mod race;
 mod remap;
 mod requests;
 mod stop;
