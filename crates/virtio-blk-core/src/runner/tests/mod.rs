@@ -5,6 +5,7 @@
 
 mod disks;
 mod hostile;
+mod notify;
 mod race;
 mod remap;
 mod requests;
