@@ -231,6 +231,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         };
         if state.next_used != 0 || state.next_avail != 0 {
             // The earlier owner may have ended between its last used entry and the interrupt.
+            runner.counters.interrupts.add(1);
             (runner.notify)();
         }
         Ok(runner)

@@ -254,19 +254,25 @@ impl Disk for TestDisk {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        theirs.set_nonblocking(true)?;
         let mut state = self.lock();
         if state.closed {
             return Err(DiskError::Config("the test closed the disk".to_owned()));
         }
+        let (ours, theirs) = match state.wait {
+            WaitKind::Fd => {
+                let (ours, theirs) = UnixStream::pair()?;
+                ours.set_nonblocking(true)?;
+                theirs.set_nonblocking(true)?;
+                (Some(ours), Some(theirs))
+            }
+            WaitKind::Poll | WaitKind::Inline => (None, None),
+        };
         state.depths.push(depth);
         let id = state.open(ours);
         Ok(Box::new(TestQueue {
             state: self.state.clone(),
             id,
-            wait: state.wait,
+            polled: state.wait == WaitKind::Poll,
             bell: theirs,
         }))
     }
@@ -284,9 +290,9 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 struct TestQueue {
     state: Arc<Mutex<State>>,
     id: usize,
-    wait: WaitKind,
+    polled: bool,
     /// Readable while something is ready.
-    bell: UnixStream,
+    bell: Option<UnixStream>,
 }
 
 impl IoQueue for TestQueue {
@@ -303,16 +309,18 @@ impl IoQueue for TestQueue {
         state.reaps += 1;
         let count = state.take_ready(self.id, done);
         // Under the lock, so that no byte is sent in between.
-        while matches!((&self.bell).read(&mut [0; 64]), Ok(64)) {}
+        if let Some(mut bell) = self.bell.as_ref() {
+            while matches!(bell.read(&mut [0; 64]), Ok(64)) {}
+        }
         state.check_broken(Break::Reap)?;
         Ok(count)
     }
 
     fn wait(&self) -> Wait<'_> {
-        match self.wait {
-            WaitKind::Fd => Wait::Fd(self.bell.as_fd()),
-            WaitKind::Poll => Wait::Poll,
-            WaitKind::Inline => Wait::Inline,
+        match &self.bell {
+            Some(bell) => Wait::Fd(bell.as_fd()),
+            None if self.polled => Wait::Poll,
+            None => Wait::Inline,
         }
     }
 

@@ -86,7 +86,13 @@ fn item_16_chains_are_two_streams_without_empty_pieces() {
         (vec![r(1)], vec![1], vec![]),
         (vec![r(0)], vec![], vec![]),
         (
-            vec![r(16).then(1), r(0).then(2), r(7).then(3), w(0).then(4), w(9)],
+            vec![
+                r(16).then(1),
+                r(0).then(2),
+                r(7).then(3),
+                w(0).then(4),
+                w(9),
+            ],
             vec![16, 7],
             vec![9],
         ),
@@ -122,10 +128,7 @@ fn item_18_malformed_direct_chains() {
         (vec![r(0).then(1), r(0).then(0)], ChainError::TooLong),
         (vec![w(1).then(SIZE)], ChainError::NextIndex),
         (vec![w(1).then(u16::MAX)], ChainError::NextIndex),
-        (
-            vec![w(1).then(1), r(1)],
-            ChainError::ReadableAfterWritable,
-        ),
+        (vec![w(1).then(1), r(1)], ChainError::ReadableAfterWritable),
         (
             vec![w(1).then(1), r(0).then(2), w(1)],
             ChainError::ReadableAfterWritable,
@@ -215,7 +218,10 @@ fn item_18_malformed_indirect_tables() {
         let at = GuestAddress(ring.edge().0 - 16);
         vec![Descriptor::indirect(at, 32)]
     });
-    assert!(matches!(over_the_edge, Err(ChainError::IndirectUnmapped(_))));
+    assert!(matches!(
+        over_the_edge,
+        Err(ChainError::IndirectUnmapped(_))
+    ));
     for addr in [u64::MAX, u64::MAX - 15, u64::MAX - 16] {
         let at_the_end = go(&|_| vec![Descriptor::indirect(GuestAddress(addr), 32)]);
         assert!(matches!(at_the_end, Err(ChainError::IndirectUnmapped(_))));
@@ -261,7 +267,10 @@ fn a_table_need_not_be_aligned_nor_all_there() {
     });
     assert!(matches!(
         got,
-        Err(ChainError::IndirectUnmapped(Unmapped { len: 0x10_0000, .. }))
+        Err(ChainError::IndirectUnmapped(Unmapped {
+            len: 0x10_0000,
+            ..
+        }))
     ));
 }
 

@@ -103,5 +103,8 @@ fn the_state_comes_out_as_it_went_in() {
 fn errors_say_what_and_where() {
     let error = refused(|s| s.used_ring = 0xdead_0000);
     let text = error.to_string();
-    assert!(text.contains("used ring") && text.contains("0xdead0000"), "{text}");
+    assert!(
+        text.contains("used ring") && text.contains("0xdead0000"),
+        "{text}"
+    );
 }

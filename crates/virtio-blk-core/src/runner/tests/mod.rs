@@ -5,6 +5,8 @@
 
 mod disks;
 mod hostile;
+mod notify;
+mod race;
 mod remap;
 mod requests;
 mod stop;
