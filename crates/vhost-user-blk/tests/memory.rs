@@ -57,8 +57,8 @@ fn a_new_table_replaces_the_old_one_under_io() {
     disk.set_mode(Mode::AtFlush);
     disk.release(4);
     for queue in &mut running.queues {
-        assert!(queue.next().unwrap().is_ok());
-        assert!(queue.next().unwrap().is_ok());
+        assert!(queue.answer().unwrap().is_ok());
+        assert!(queue.answer().unwrap().is_ok());
         // More than one request, so that nothing of the old map is left anywhere.
         for sector in 0..10 {
             queue.write(sector, &[1; 512]).unwrap();
@@ -195,24 +195,32 @@ fn an_in_flight_area_is_as_large_as_asked_for() {
 }
 
 #[test]
-fn impossible_in_flight_areas_end_the_session() {
+fn requests_that_have_no_answer_for_failure_end_the_session() {
+    const SET_LOG_BASE: u32 = 6;
+    const GET_VRING_BASE: u32 = 11;
+    const GET_INFLIGHT_FD: u32 = 31;
     let (_disk, served) = serve();
-    for (queues, size) in [(QUEUES + 1, 16), (1, QUEUE_SIZE * 2), (u16::MAX, u16::MAX)] {
+    let log = memory_file(10).unwrap();
+    let area = |queues: u16, size: u16| vec![0, 0, u64::from(size) << 16 | u64::from(queues)];
+    let fd = log.as_raw_fd();
+    for (request, words, fds) in [
+        (GET_INFLIGHT_FD, area(QUEUES + 1, 16), vec![]),
+        (GET_INFLIGHT_FD, area(1, QUEUE_SIZE * 2), vec![]),
+        (GET_INFLIGHT_FD, area(u16::MAX, u16::MAX), vec![]),
+        (GET_VRING_BASE, vec![u64::from(QUEUES)], vec![]),
+        (SET_LOG_BASE, vec![11, 0], vec![fd]),
+        (SET_LOG_BASE, vec![1, 10], vec![fd]),
+    ] {
         let mut client = Client::connect(&served.socket()).unwrap();
-        // Without an answer: a client that is not sent away would wait for ever.
-        assert!(client.get_in_flight(queues, size).is_err());
-        served.wait_idle();
+        let mut wire = common::wire(&client);
+        // A client that is not sent away would wait for ever.
+        wire.message(request, &words, &fds);
+        assert_eq!(wire.wait_for_end().unwrap(), b"", "{request} {words:x?}");
+        assert!(client.capacity().is_err());
     }
     let mut client = Client::connect(&served.socket()).unwrap();
-    assert!(client.frontend().get_vring_base(0).is_ok(), "never started");
-    let log = memory_file(10).unwrap();
-    let region = VhostUserDirtyLogRegion {
-        mmap_size: 11,
-        mmap_offset: 0,
-        mmap_handle: log.as_raw_fd(),
-    };
-    assert!(client.frontend().set_log_base(0, Some(region)).is_err());
-    served.wait_idle();
+    assert_eq!(client.stop(0).unwrap(), 0, "a queue that never started");
+    drop(client);
     served.assert_serves();
 }
 
@@ -244,7 +252,7 @@ fn what_a_client_left_in_flight_is_executed_for_its_successor() {
         client.set_memory(&guest).unwrap();
         client.start(0, queue, 0).unwrap();
         for _ in 0..6 {
-            assert!(queue.next().unwrap().is_ok());
+            assert!(queue.answer().unwrap().is_ok());
         }
         assert_eq!(queue.read(0, 512).unwrap(), [round; 512]);
     }

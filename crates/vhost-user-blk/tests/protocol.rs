@@ -291,7 +291,7 @@ fn stopping_drains_and_going_on_loses_nothing() {
         queue.publish().unwrap();
         client.start(0, queue, base).unwrap();
         for _ in 0..8 {
-            assert!(queue.next().unwrap().is_ok());
+            assert!(queue.answer().unwrap().is_ok());
         }
         assert_eq!(client.stop(0).unwrap(), base + 8);
         // The driver's view counts on.
@@ -326,7 +326,7 @@ fn a_disabled_queue_takes_nothing() {
     second.write(1, &[2; 512]).unwrap();
     assert!(first.driver.poll().unwrap().is_none());
     running.client.frontend().set_vring_enable(0, true).unwrap();
-    assert!(first.next().unwrap().is_ok());
+    assert!(first.answer().unwrap().is_ok());
     for _ in 0..20 {
         running
             .client
@@ -359,7 +359,7 @@ fn kick_and_call_are_exchanged_while_running() {
         let kick = event().unwrap();
         running.client.frontend().set_vring_kick(0, &kick).unwrap();
         queue.kick = kick;
-        assert!(queue.next().unwrap().is_ok());
+        assert!(queue.answer().unwrap().is_ok());
         releasing.join().unwrap();
         queue.write(1, &[round; 512]).unwrap();
     }

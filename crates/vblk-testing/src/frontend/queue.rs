@@ -78,7 +78,7 @@ impl Queue {
     ///
     /// # Errors
     /// The ring is broken, or there is no answer for a minute.
-    pub fn next(&mut self) -> Result<Done> {
+    pub fn answer(&mut self) -> Result<Done> {
         let started = Instant::now();
         loop {
             if let Some(done) = self.driver.poll()? {
@@ -100,10 +100,10 @@ impl Queue {
     /// Submits a request and waits for its answer. Nothing else may be in flight.
     ///
     /// # Errors
-    /// As for [`Queue::send`] and [`Queue::next`].
+    /// As for [`Queue::send`] and [`Queue::answer`].
     pub fn run(&mut self, request: &Request<'_>) -> Result<Done> {
         let token = self.send(request)?;
-        let done = self.next()?;
+        let done = self.answer()?;
         if done.token != token {
             return Err(format!("{token:?} was asked, {done:?} answered").into());
         }

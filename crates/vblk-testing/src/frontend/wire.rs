@@ -50,9 +50,9 @@ impl Wire {
     /// # Errors
     /// No descriptor is left.
     pub fn over(stream: &UnixStream) -> Result<Self> {
-        Ok(Self {
-            stream: stream.try_clone()?,
-        })
+        let stream = stream.try_clone()?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream })
     }
 
     /// The connection.
