@@ -7,6 +7,10 @@
 //! Layout of a queue's part: a header {u64 features, u16 version, u16 desc_num, u16 last_batch_head,
 //! u16 used_idx}, then for each descriptor {u8 inflight, u8\[5\], u16 next, u64 counter}, in native byte
 //! order. Parts are aligned to 64 bytes. All of it may have been written by a hostile client.
+//!
+//! Behind the parts, where the protocol has nothing, we keep the driver's cache mode {u64 magic, u8 mode}: a
+//! client tells it only when the driver changes it, so that a restarted server would not know that each
+//! write must be stable.
 
 use std::fs::File;
 use std::io;
@@ -31,6 +35,11 @@ const USED_IDX: usize = 14;
 /// The version of the layout; 0 is an area nobody used yet.
 const LAYOUT: u16 = 1;
 
+/// Bytes of our own part behind the queues'.
+const TRAILER: usize = 64;
+/// What our own part begins with.
+const MAGIC: u64 = u64::from_le_bytes(*b"vblk-wce");
+
 /// Bytes of one queue's part.
 fn part_size(queue_size: u16) -> usize {
     (HEADER + ENTRY * usize::from(queue_size)).next_multiple_of(ALIGN)
@@ -42,12 +51,14 @@ pub(crate) struct InFlightArea {
     region: Arc<MmapRegion<()>>,
     queue_size: u16,
     queues: u16,
+    /// Where our own part begins; areas of others have none.
+    trailer: Option<usize>,
 }
 
 impl InFlightArea {
     /// Makes a new area of zeroes. Answers the file to hand to the client and its size in bytes.
     pub(crate) fn create(queues: u16, queue_size: u16) -> io::Result<(Self, File, u64)> {
-        let size = part_size(queue_size) * usize::from(queues);
+        let size = part_size(queue_size) * usize::from(queues) + TRAILER;
         let fd = rustix::fs::memfd_create(
             "vblk-inflight",
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
@@ -78,12 +89,34 @@ impl InFlightArea {
                 format!("an in-flight area of {size} bytes for {queues} queues of {queue_size}"),
             ));
         }
-        let region = shared_file::map(file, offset, needed as u64)?;
+        let trailer = (size >= (needed + TRAILER) as u64).then_some(needed);
+        let mapped = trailer.map_or(needed, |at| at + TRAILER);
+        let region = shared_file::map(file, offset, mapped as u64)?;
         Ok(Self {
+            trailer,
             region: Arc::new(region),
             queue_size,
             queues,
         })
+    }
+
+    /// Keeps the driver's cache mode: 0 write-through, 1 write-back.
+    pub(crate) fn keep_cache_mode(&self, mode: u8) {
+        if let Some(at) = self.trailer
+            && let Ok(kept) = self.region.get_atomic_ref::<AtomicU8>(at + 8)
+            && let Ok(magic) = self.region.get_atomic_ref::<AtomicU64>(at)
+        {
+            kept.store(mode, Ordering::Release);
+            magic.store(MAGIC, Ordering::Release);
+        }
+    }
+
+    /// The cache mode that was kept, if one was.
+    pub(crate) fn cache_mode(&self) -> Option<u8> {
+        let at = self.trailer?;
+        let magic = self.region.get_atomic_ref::<AtomicU64>(at).ok()?;
+        let mode = self.region.get_atomic_ref::<AtomicU8>(at + 8).ok()?;
+        (magic.load(Ordering::Acquire) == MAGIC).then(|| mode.load(Ordering::Acquire))
     }
 
     /// The log of queue `index` with `size` descriptors, whose ring shows `used_idx`, and the heads that

@@ -16,6 +16,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_blk_core::device::Device;
+use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 
 use crate::dirty_log::DirtyLog;
 use crate::event;
@@ -61,6 +62,8 @@ pub(crate) struct Session {
     table: MemoryTable,
     log: Arc<DirtyLog>,
     in_flight: Option<InFlightArea>,
+    /// The cache mode of an earlier server, until the features are known.
+    kept_cache_mode: Option<u8>,
     vrings: Vec<Vring>,
 }
 
@@ -87,6 +90,7 @@ impl Session {
             table: MemoryTable::new(log.clone()),
             log,
             in_flight: None,
+            kept_cache_mode: None,
         }
     }
 
@@ -105,6 +109,7 @@ impl Session {
 
     /// Starts queue `index` if it has become ready.
     fn start(&mut self, index: u32) -> Result<()> {
+        self.restore_cache_mode();
         let context = VringContext {
             device: &self.device,
             table: &self.table,
@@ -129,6 +134,22 @@ impl Session {
             if let Err(error) = self.start(index) {
                 log::warn!("{error}");
             }
+        }
+    }
+
+    /// Leaves the driver's cache mode to whoever serves it after this process.
+    fn keep_cache_mode(&self) {
+        if let Some(area) = &self.in_flight {
+            area.keep_cache_mode(self.device.config().writeback);
+        }
+    }
+
+    /// Takes over the cache mode that an earlier server left. Without CONFIG_WCE there is none to take.
+    fn restore_cache_mode(&mut self) {
+        if self.device.accepted() != 0
+            && let Some(mode) = self.kept_cache_mode.take()
+        {
+            let _ = self.device.write_config(WRITEBACK_OFFSET as u64, &[mode]);
         }
     }
 
@@ -339,7 +360,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     ) -> Result<()> {
         self.device
             .write_config(u64::from(offset), bytes)
-            .map_err(failed)
+            .map_err(failed)?;
+        self.keep_cache_mode();
+        Ok(())
     }
 
     fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
@@ -357,6 +380,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let (area, file, size) =
             InFlightArea::create(wanted.num_queues, wanted.queue_size).map_err(failed)?;
         self.in_flight = Some(area);
+        self.keep_cache_mode();
         let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
         Ok((reply, file))
     }
@@ -370,7 +394,9 @@ impl VhostUserBackendReqHandlerMut for Session {
             area.num_queues,
             area.queue_size,
         );
-        self.in_flight = Some(opened.map_err(failed)?);
+        let opened = opened.map_err(failed)?;
+        self.kept_cache_mode = opened.cache_mode();
+        self.in_flight = Some(opened);
         Ok(())
     }
 

@@ -257,3 +257,24 @@ fn what_a_client_left_in_flight_is_executed_for_its_successor() {
         assert_eq!(queue.read(0, 512).unwrap(), [round; 512]);
     }
 }
+
+#[test]
+fn the_cache_mode_outlives_a_server_that_did_not_end_in_order() {
+    const WRITEBACK: u32 = 32;
+    let (_, first) = serve();
+    let mut guest = common::guest();
+    let mut client = Client::connect(&first.socket()).unwrap();
+    client.set_memory(&guest).unwrap();
+    let area = client.get_in_flight(1, QUEUE_SIZE).unwrap();
+    client.set_in_flight(&area).unwrap();
+    let queues = start(&mut client, &mut guest, 1);
+    client.set_config(WRITEBACK, &[0]).unwrap();
+    // Another server knows nothing but what the client kept.
+    let (_, second) = serve();
+    let mut client = Client::connect(&second.socket()).unwrap();
+    assert_eq!(client.config(WRITEBACK, 1).unwrap(), [1]);
+    client.set_in_flight(&area).unwrap();
+    client.set_memory(&guest).unwrap();
+    client.start(0, &queues[0], 0).unwrap();
+    assert_eq!(client.config(WRITEBACK, 1).unwrap(), [0]);
+}

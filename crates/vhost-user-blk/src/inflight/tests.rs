@@ -10,7 +10,7 @@ fn reopen(area: &InFlightArea, size: u16, used: u16) -> (SplitLog, Vec<u16>) {
 #[test]
 fn a_new_area_has_nothing_in_flight() {
     let (area, file, size) = InFlightArea::create(2, 8).unwrap();
-    assert_eq!(size, 2 * 192);
+    assert_eq!(size, 2 * 192 + 64);
     assert_eq!(file.metadata().unwrap().len(), size);
     assert_eq!(reopen(&area, 8, 5).1, Vec::<u16>::new());
     assert!(file.set_len(0).is_err(), "sealed");
@@ -93,4 +93,18 @@ fn sizes_are_checked() {
     assert!(InFlightArea::open(file.try_clone().unwrap(), 0, size, 3, 8).is_err());
     assert!(InFlightArea::open(file.try_clone().unwrap(), 4096, size, 2, 8).is_err());
     assert!(InFlightArea::open(file, 0, size, 0, 8).is_err());
+}
+
+#[test]
+fn the_cache_mode_is_kept_where_there_is_room() {
+    let (area, file, size) = InFlightArea::create(2, 8).unwrap();
+    assert_eq!(area.cache_mode(), None);
+    area.keep_cache_mode(0);
+    let again = InFlightArea::open(file.try_clone().unwrap(), 0, size, 2, 8).unwrap();
+    assert_eq!(again.cache_mode(), Some(0));
+    // The area of a server that knows nothing of it.
+    let small = InFlightArea::open(file, 0, size - 64, 2, 8).unwrap();
+    small.keep_cache_mode(1);
+    assert_eq!(small.cache_mode(), None);
+    assert_eq!(area.cache_mode(), Some(0));
 }
