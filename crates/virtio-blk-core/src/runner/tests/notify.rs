@@ -83,9 +83,7 @@ fn item_22_kicks_are_needed_when_the_device_rests_and_only_then() {
             let disk = disk(Mode::Held, WaitKind::Fd);
             let mut rig = Rig::with(&mem, &mut space, disk, event_idx, 65_530);
             let kick = |rig: &mut Rig<_>| {
-                rig.driver
-                    .submit(&Request::flush().indirect(true))
-                    .unwrap();
+                rig.driver.submit(&Request::flush().indirect(true)).unwrap();
                 rig.driver.publish().unwrap()
             };
             assert_eq!(rig.settle(), Service::Idle);
