@@ -136,6 +136,30 @@ fn line(command: &Command) -> String {
     line
 }
 
+/// Makes sure that a program is there; root gets the Debian package of that name where it is not.
+///
+/// # Errors
+/// It is missing and can't be installed.
+pub fn need_program(name: &str, package: &str) -> Result<(), Error> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|dir| dir.join(name).is_file()) {
+        return Ok(());
+    }
+    // SAFETY: it has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        return Err(Error::Other(format!(
+            "{name} is missing: install it (Debian's package: {package})"
+        )));
+    }
+    eprintln!("installing {package}");
+    run(&mut command("apt-get", ["update", "--quiet"]))?;
+    run(
+        command("apt-get", ["install", "--yes", "--no-install-recommends"])
+            .arg(package)
+            .env("DEBIAN_FRONTEND", "noninteractive"),
+    )
+}
+
 /// Makes sure that `cargo NAME` works; what is missing is installed under the target directory.
 /// Commands that need it are given [`tool_path`] as their search path.
 ///

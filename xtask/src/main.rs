@@ -3,6 +3,7 @@
 
 //! The project's chores: `cargo xtask SUBCOMMAND`. One module per subcommand.
 
+mod bench;
 mod command;
 mod coverage;
 mod fuzz;
@@ -30,6 +31,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Millions of random requests to a vhost-user server, by an independent driver, every byte checked
     Verify(verify::Args),
+    /// Count the instructions of a request, and measure vblk beside qemu-storage-daemon
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
         Command::Coverage(args) => coverage::run(&args).map_err(Into::into),
         Command::Fuzz(args) => fuzz::run(&args).map_err(Into::into),
         Command::Verify(args) => verify::run(&args).map_err(Into::into),
+        Command::Bench(args) => bench::run(&args).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error}");

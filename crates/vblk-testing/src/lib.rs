@@ -3,14 +3,18 @@
 
 //! Checks a vhost-user-blk server from the outside, with a driver that shares no code with `vblk`.
 //!
-//! The driver is the `blkio` crate. [`verify`] runs random operations on several queues and compares
-//! every byte with a [`model`] that knows what is in flight; [`server`] starts the server to look at,
+//! The driver is the `blkio` crate; for what it does not do there is a client of our own, [`frontend`].
+//! [`verify`] runs random operations on several queues and compares every byte with a [`model`] that knows
+//! what is in flight; [`compare`] measures servers side by side; [`server`] starts the server to look at,
 //! ours or `qemu-storage-daemon`. Not published: for this workspace's tests,
 //! `cargo xtask verify` and `cargo xtask bench`.
 
 pub mod client;
+pub mod compare;
+pub mod cpu;
 mod error;
-
+pub mod frontend;
+pub mod load;
 pub mod model;
 pub mod pattern;
 pub mod server;

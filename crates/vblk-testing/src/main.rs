@@ -5,10 +5,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vblk_testing::server::{Config as ServerConfig, Disk, Program, Server};
-use vblk_testing::{Error, pattern, verify};
+use vblk_testing::{Error, compare, pattern, verify};
 
 /// Looks at a vhost-user-blk server from the outside.
 #[derive(Debug, Parser)]
@@ -21,6 +22,48 @@ struct Cli {
 enum Command {
     /// Random requests, every byte compared with a model.
     Verify(Verify),
+    /// I/Os per second and CPU time of vblk and qemu-storage-daemon, in one run.
+    Compare(Compare),
+}
+
+#[derive(Debug, Args)]
+struct Compare {
+    /// Where the vblk program is.
+    #[arg(long, default_value = "vblk")]
+    vblk: PathBuf,
+    /// Where to put the image [default: the directory for temporary files].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    seconds: f64,
+    /// Measurements of each server and load.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// I/Os in flight.
+    #[arg(long, default_values_t = [1, 32], value_delimiter = ',')]
+    depths: Vec<usize>,
+    /// How the client waits for completions.
+    #[arg(long, value_enum, default_values_t = [Wait::Sleep, Wait::Poll], value_delimiter = ',')]
+    client: Vec<Wait>,
+    /// Only servers whose disk and name, for example "raw vblk sync", contain this. Can be repeated.
+    #[arg(long)]
+    only: Vec<String>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("give seconds, 0.01 to 3600".into()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Wait {
+    /// It sleeps until the server signals, as a guest does.
+    Sleep,
+    /// It looks all the time.
+    Poll,
 }
 
 #[derive(Debug, Args)]
@@ -79,6 +122,7 @@ enum DiskKind {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Verify(args) => verify(&args),
+        Command::Compare(args) => compare(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -87,6 +131,28 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Prints a line of JSON for each server and load.
+fn compare(args: Compare) -> Result<(), Error> {
+    let config = compare::Config {
+        vblk: args.vblk,
+        dir: args.dir.unwrap_or_else(std::env::temp_dir),
+        len: 256 << 20,
+        time: Duration::from_secs_f64(args.seconds),
+        rounds: args.rounds,
+        depths: args.depths,
+        polls: args.client.iter().map(|&w| w == Wait::Poll).collect(),
+        only: args.only,
+    };
+    for row in compare::run(&config, |step| eprintln!("{step}"))? {
+        println!("{}", json(&row)?);
+    }
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|e| Error::Config(format!("the report as JSON: {e}")))
 }
 
 fn verify(args: &Verify) -> Result<(), Error> {
@@ -104,9 +170,7 @@ fn verify(args: &Verify) -> Result<(), Error> {
         verify_started(args, config)?
     };
     if args.json {
-        let json = serde_json::to_string(&report)
-            .map_err(|e| Error::Config(format!("the report as JSON: {e}")))?;
-        println!("{json}");
+        println!("{}", json(&report)?);
     } else {
         println!("{report}");
     }

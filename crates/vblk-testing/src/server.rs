@@ -35,8 +35,13 @@ pub enum Disk {
     },
     /// Memory of that many bytes. Only `vblk` has it.
     Memory(u64),
-    /// Nothing of that many bytes: reads give zeroes, writes are forgotten.
-    Null(u64),
+    /// Nothing: writes are forgotten.
+    Null {
+        /// Bytes.
+        len: u64,
+        /// Reads give zeroes. Without it they leave the guest's memory as it is.
+        zero: bool,
+    },
 }
 
 /// What to start.
@@ -100,6 +105,22 @@ impl Server {
         Ok(server)
     }
 
+    /// Kills it without a word, as a crash would, and starts it again on the same socket.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn crash(&mut self, config: &Config) -> Result<(), Error> {
+        self.child.kill().map_err(Error::io("kill"))?;
+        // Until it is gone the kernel may still work for it.
+        self.child.wait().map_err(Error::io("wait"))?;
+        let mut command = command(config, &self.socket())?;
+        self.child = command
+            .stdin(Stdio::null())
+            .spawn()
+            .map_err(Error::io(format!("{command:?}")))?;
+        Ok(())
+    }
+
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("socket")
@@ -147,6 +168,10 @@ impl Drop for Server {
     }
 }
 
+const fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
 fn command(config: &Config, socket: &Path) -> Result<Command, Error> {
     match &config.program {
         Program::Vblk(program) => Ok(vblk(program, config, socket)),
@@ -166,7 +191,7 @@ fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
             }
         }
         Disk::Memory(len) => disk.push(format!("memory:{len}")),
-        Disk::Null(len) => disk.push(format!("null:{len}")),
+        Disk::Null { len, zero } => disk.push(format!("null:{len},zero={}", on_off(*zero))),
     }
     let mut command = Command::new(program);
     command
@@ -198,9 +223,12 @@ fn qemu_storage_daemon(config: &Config, socket: &Path) -> Result<Command, Error>
                 "qemu-storage-daemon has no memory disk; use a raw file on a tmpfs".into(),
             ));
         }
-        Disk::Null(len) => blockdev.push(format!("driver=null-co,size={len},read-zeroes=on")),
+        Disk::Null { len, zero } => {
+            let zero = on_off(*zero);
+            blockdev.push(format!("driver=null-co,size={len},read-zeroes={zero}"));
+        }
     }
-    let writable = if config.read_only { "off" } else { "on" };
+    let writable = on_off(!config.read_only);
     let mut export = OsString::from(format!(
         "type=vhost-user-blk,id=export,node-name=disk,writable={writable},num-queues={},\
          addr.type=unix,addr.path=",

@@ -80,7 +80,7 @@ pub struct VhostUserArgs {
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
     /// Queues to offer [default: one per CPU of this host].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(vhost_user_blk::MAX_QUEUES)))]
     pub queues: Option<u16>,
     /// Largest size of a queue, in requests: a power of two.
     #[arg(long, value_name = "N", default_value_t = 1024)]

@@ -15,6 +15,7 @@ use std::error::Error;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use cli::{Cli, Command, DiskCommand, ServeCommand};
 
@@ -40,8 +41,43 @@ fn describe(error: &dyn Error) -> String {
     line.replace('\n', " ")
 }
 
+/// What is wrong with a command line, on one line: clap says it in paragraphs, the last of which repeat
+/// the usage.
+fn usage(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let paragraphs = text
+        .split("\n\n")
+        .filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"));
+    let lines: Vec<_> = paragraphs
+        .map(|part| part.split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let line = lines.join("; ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    format!("{line} (see --help)")
+}
+
+/// The command line, or how to end.
+fn parse() -> Result<Cli, ExitCode> {
+    Cli::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // A closed output can't be told of it.
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        }
+        _ => {
+            eprintln!("vblk: {}", usage(&error));
+            ExitCode::from(2)
+        }
+    })
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse() {
+        Ok(cli) => cli,
+        Err(code) => return code,
+    };
     let level = match cli.verbose {
         0 => "warn",
         1 => "info",

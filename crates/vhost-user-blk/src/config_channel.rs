@@ -8,27 +8,46 @@
 //! but can't send this message on it. So this one request is looked at before the crate sees it, and
 //! handled here.
 
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::net::{RecvFlags, SendFlags};
-use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
+use vhost::vhost_user::message::FrontendReq;
 
-/// Bytes of a message header: u32 request, u32 flags, u32 payload size.
-const HEADER: usize = 12;
-const SET_BACKEND_REQ_FD: u32 = 21;
+use crate::header::{self, Header};
+
 const CONFIG_CHANGE_MSG: u32 = 2;
 const FLAG_VERSION: u32 = 1;
 const FLAG_REPLY: u32 = 1 << 2;
-const FLAG_NEED_REPLY: u32 = 1 << 3;
 
-fn header(request: u32, flags: u32, size: u32) -> [u8; HEADER] {
-    let mut bytes = [0; HEADER];
+fn message(request: u32, flags: u32, size: u32) -> [u8; header::LEN] {
+    let mut bytes = [0; header::LEN];
     for (to, from) in bytes.chunks_exact_mut(4).zip([request, flags, size]) {
         to.copy_from_slice(&from.to_ne_bytes());
     }
     bytes
+}
+
+/// Reads a header and the descriptors that came with it. (`vmm-sys-util` can do that too, but with room for
+/// one descriptor it loses a second one, which then stays open.)
+fn receive(client: &UnixStream) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut bytes = [0; header::LEN];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let parts = &mut [IoSliceMut::new(&mut bytes)];
+    let got = rustix::net::recvmsg(client, parts, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    let files = control
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(files) => Some(files),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    Ok((got, files))
 }
 
 /// The channel to the present client, if it gave one.
@@ -44,7 +63,7 @@ impl ConfigChannel {
     /// same kind are in it.
     pub(crate) fn notify(&self) {
         if let Some(stream) = self.lock().as_ref() {
-            let message = header(CONFIG_CHANGE_MSG, FLAG_VERSION, 0);
+            let message = message(CONFIG_CHANGE_MSG, FLAG_VERSION, 0);
             let _ = rustix::net::send(stream, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         }
     }
@@ -54,35 +73,31 @@ impl ConfigChannel {
         *self.lock() = None;
     }
 
-    /// Waits for the next message on `client` and handles it if it is ours. Answers whether it was; if
-    /// not, the message is untouched.
+    /// Takes the request that hands the channel over, whose header was looked at.
     ///
     /// # Errors
-    /// The connection is broken, or the message malformed.
-    pub(crate) fn intercept(&self, client: &UnixStream, acks: bool) -> io::Result<bool> {
-        let mut bytes = [0; HEADER];
-        let (_, got) = rustix::net::recv(client, &mut bytes, RecvFlags::PEEK | RecvFlags::WAITALL)?;
-        let word = |at: usize| {
-            let field = bytes.get(at..at + 4).and_then(|b| b.try_into().ok());
-            u32::from_ne_bytes(field.unwrap_or_default())
+    /// The connection is broken, or the request malformed.
+    pub(crate) fn take(&self, client: &UnixStream, header: Header, acks: bool) -> io::Result<()> {
+        let malformed = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        let (got, files) = receive(client)?;
+        if got != header::LEN || header.size != 0 {
+            return malformed("it has a payload, or came in pieces");
+        }
+        let Ok([file]) = <[OwnedFd; 1]>::try_from(files) else {
+            return malformed("it takes one descriptor");
         };
-        let (request, flags, size) = (word(0), word(4), word(8));
-        if got < HEADER || request != SET_BACKEND_REQ_FD {
-            return Ok(false);
+        let stream = UnixStream::from(file);
+        // Anything else can't take a message.
+        if stream.peer_addr().is_err() {
+            return malformed("its descriptor is not a connected unix socket");
         }
-        let malformed =
-            || io::Error::new(io::ErrorKind::InvalidData, "malformed SET_BACKEND_REQ_FD");
-        let (got, file) = client.recv_with_fd(&mut bytes).map_err(io::Error::from)?;
-        if got != HEADER || size != 0 {
-            return Err(malformed());
-        }
-        let file = file.ok_or_else(malformed)?;
-        *self.lock() = Some(UnixStream::from(std::os::fd::OwnedFd::from(file)));
-        if acks && flags & FLAG_NEED_REPLY != 0 {
-            let mut reply = header(request, FLAG_VERSION | FLAG_REPLY, 8).to_vec();
+        *self.lock() = Some(stream);
+        if acks && header.needs_reply() {
+            let code = FrontendReq::SET_BACKEND_REQ_FD as u32;
+            let mut reply = message(code, FLAG_VERSION | FLAG_REPLY, 8).to_vec();
             reply.extend_from_slice(&0u64.to_ne_bytes());
             rustix::net::send(client, &reply, SendFlags::NOSIGNAL)?;
         }
-        Ok(true)
+        Ok(())
     }
 }

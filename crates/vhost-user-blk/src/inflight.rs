@@ -90,7 +90,7 @@ impl InFlightArea {
     /// were taken and not returned, oldest first.
     ///
     /// # Errors
-    /// The area has no such queue, or it was written for another size.
+    /// The area has no such queue, or is of a layout of the future.
     pub(crate) fn queue(
         &self,
         index: u16,
@@ -112,6 +112,13 @@ impl InFlightArea {
             size,
             counter: 0,
         };
+        let version = log.load::<AtomicU16>(VERSION);
+        if version > LAYOUT {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the in-flight area has layout {version}, {LAYOUT} is understood"),
+            ));
+        }
         let in_flight = log.recover(used_idx);
         Ok((log, in_flight))
     }
@@ -168,10 +175,11 @@ impl SplitLog {
     /// Completes a batch that was cut off, and lists what is in flight.
     fn recover(&mut self, used_idx: u16) -> Vec<u16> {
         if self.load::<AtomicU16>(VERSION) == 0 {
-            self.store::<AtomicU16>(DESC_NUM, self.size);
             self.store::<AtomicU16>(USED_IDX, used_idx);
             self.store::<AtomicU16>(VERSION, LAYOUT);
         }
+        // A guest's next boot may choose another size; the area has room for the largest.
+        self.store::<AtomicU16>(DESC_NUM, self.size);
         // A batch is in the used ring and still marked here: the process died between the two.
         let unmarked = used_idx.wrapping_sub(self.load::<AtomicU16>(USED_IDX));
         let mut head = self.load::<AtomicU16>(LAST_BATCH_HEAD);

@@ -5,6 +5,7 @@
 mod config_channel;
 mod dirty_log;
 mod event;
+mod header;
 mod inflight;
 mod memory;
 mod server;
@@ -12,5 +13,5 @@ mod session;
 mod shared_file;
 mod vring;
 
-pub use server::{Server, ServerError, ServerHandle, ServerOptions};
+pub use server::{MAX_QUEUES, Server, ServerError, ServerHandle, ServerOptions};
 pub use session::protocol_feature_names;

@@ -41,6 +41,8 @@ pub(crate) enum MemoryError {
     Regions(vm_memory::GuestRegionCollectionError),
     #[error("more than {MAX_SLOTS} memory regions")]
     Slots,
+    #[error("there is no memory region at {0:#x} with this size and client address")]
+    Unknown(u64),
     #[error("the client's address {0:#x} is in no memory region")]
     Address(u64),
 }
@@ -148,6 +150,9 @@ impl MemoryTable {
     /// Removes a region that was added with exactly these addresses.
     pub(crate) fn remove(&mut self, region: &VhostUserMemoryRegion) -> Result<(), MemoryError> {
         let gone = Mapping::of(region);
+        if !self.mappings.contains(&gone) {
+            return Err(MemoryError::Unknown(gone.guest));
+        }
         let regions = match self
             .memory
             .memory()

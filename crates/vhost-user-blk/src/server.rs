@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,7 +18,12 @@ use virtio_blk_core::device::Device;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config_channel::ConfigChannel;
+use crate::header::Header;
 use crate::session::Session;
+
+/// The most queues a device can have on this transport: descriptors are handed over with an index of 8
+/// bits.
+pub const MAX_QUEUES: u16 = 256;
 
 /// Why a server could not be set up or go on.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +43,9 @@ pub enum ServerError {
         /// The cause.
         source: io::Error,
     },
+    /// The protocol names queues with 8 bits.
+    #[error("{0} queues: vhost-user has room for {MAX_QUEUES}")]
+    Queues(u16),
     /// Waiting for clients failed.
     #[error("can't accept clients: {0}")]
     Accept(#[source] io::Error),
@@ -95,6 +103,8 @@ impl ServerHandle {
 pub struct Server {
     listener: UnixListener,
     path: PathBuf,
+    /// The socket's file, to know it again.
+    inode: (u64, u64),
     device: Arc<Device>,
     options: ServerOptions,
     shared: Arc<Shared>,
@@ -111,6 +121,10 @@ impl Server {
         device: Arc<Device>,
         options: ServerOptions,
     ) -> Result<Self, ServerError> {
+        let queues = device.options().queues;
+        if queues > MAX_QUEUES {
+            return Err(ServerError::Queues(queues));
+        }
         let bind_error = |source| ServerError::Bind {
             path: path.to_owned(),
             source,
@@ -131,6 +145,7 @@ impl Server {
             }
             other => other.map_err(bind_error)?,
         };
+        let inode = inode(path).map_err(bind_error)?;
         listener.set_nonblocking(true).map_err(bind_error)?;
         let channel = Arc::new(ConfigChannel::default());
         let weak = Arc::downgrade(&channel);
@@ -143,6 +158,7 @@ impl Server {
         Ok(Self {
             listener,
             path: path.to_owned(),
+            inode,
             device,
             options,
             shared: Arc::new(Shared {
@@ -227,20 +243,30 @@ impl Server {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .acks();
-            match self.channel.intercept(peek, acks) {
-                Ok(true) => continue,
-                Ok(false) => {}
+            let header = match Header::peek(peek) {
+                Ok(header) => header,
                 Err(error) => return log::debug!("connection lost: {error}"),
+            };
+            let name = header.map_or_else(|| "a message".to_owned(), |header| header.to_string());
+            if let Some(header) = header.filter(Header::is_backend_channel) {
+                match self.channel.take(peek, header, acks) {
+                    Ok(()) => continue,
+                    Err(error) => return log::warn!("client sent away: {name}: {error}"),
+                }
             }
             match handler.handle_request() {
                 Ok(()) => {}
                 Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return,
                 Err(VhostError::SocketRetry(_)) => {}
-                // The client was told and may go on; without acknowledgements it would not know.
-                Err(VhostError::ReqHandlerError(error)) if acks => {
-                    log::warn!("request refused: {error}")
+                Err(VhostError::ReqHandlerError(error))
+                    if header.is_some_and(|header| header.may_fail(acks)) =>
+                {
+                    log::warn!("{name} refused: {error}");
                 }
-                Err(error) => return log::warn!("client sent away: {error}"),
+                Err(VhostError::ReqHandlerError(error)) => {
+                    return log::warn!("client sent away: {name}: {error}");
+                }
+                Err(error) => return log::warn!("client sent away: {name}: {error}"),
             }
         }
     }
@@ -248,6 +274,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        // Another server may have taken the path over.
+        if inode(&self.path).is_ok_and(|found| found == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Device and number of a file; links are not followed.
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }

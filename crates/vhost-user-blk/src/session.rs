@@ -103,8 +103,8 @@ impl Session {
             .ok_or_else(|| failed(format!("queue {index} of a device with {queues}")))
     }
 
-    /// Starts every queue that has become ready.
-    fn start_ready(&mut self) -> Result<()> {
+    /// Starts queue `index` if it has become ready.
+    fn start(&mut self, index: u32) -> Result<()> {
         let context = VringContext {
             device: &self.device,
             table: &self.table,
@@ -112,12 +112,30 @@ impl Session {
             poll: self.poll,
             needs_enable: self.features & PROTOCOL_FEATURES != 0,
         };
-        for (vring, index) in self.vrings.iter_mut().zip(0..) {
-            if let Err(error) = vring.start(index, &context) {
-                log::error!("queue {index} can't be started: {error}");
+        let found = self.vrings.iter_mut().zip(0..);
+        for (vring, number) in found.filter(|(_, number)| u32::from(*number) == index) {
+            if let Err(error) = vring.start(number, &context) {
                 vring.signal_error();
-                return Err(failed(error));
+                return Err(failed(format!("queue {number} can't be started: {error}")));
             }
+        }
+        Ok(())
+    }
+
+    /// Starts every queue that has become ready. What is wrong with one of them is not the fault of the
+    /// request at hand, and does not keep the others from starting.
+    fn start_ready(&mut self) {
+        for index in 0..self.vrings.len() as u32 {
+            if let Err(error) = self.start(index) {
+                log::warn!("{error}");
+            }
+        }
+    }
+
+    /// Queues that run without the area, or with another one, would leave no trace in it.
+    fn check_in_flight_area_unused(&self) -> Result<()> {
+        if self.vrings.iter().any(Vring::is_running) {
+            return Err(failed("the in-flight area can't change while queues run"));
         }
         Ok(())
     }
@@ -128,11 +146,11 @@ impl Session {
         }
     }
 
-    fn memory_changed(&mut self) -> Result<()> {
+    fn memory_changed(&mut self) {
         for vring in &self.vrings {
             vring.remap();
         }
-        self.start_ready()
+        self.start_ready();
     }
 }
 
@@ -178,7 +196,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
         self.features = features;
         self.log.enable(features & LOG_ALL != 0);
-        self.start_ready()
+        self.start_ready();
+        Ok(())
     }
 
     fn set_mem_table(
@@ -188,7 +207,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<RegionBase>>> {
         self.table.set(regions, files).map_err(failed)?;
-        self.memory_changed()?;
+        self.memory_changed();
         Ok(None)
     }
 
@@ -203,7 +222,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             return Err(failed("the queue size can't change while the queue runs"));
         }
         vring.size = size;
-        self.start_ready()
+        self.start(index)
     }
 
     fn set_vring_addr(
@@ -226,7 +245,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             vring.stop();
             vring.addresses = Some(addresses);
         }
-        self.start_ready()
+        self.start(index)
     }
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
@@ -236,7 +255,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
         vring.base =
             u16::try_from(base).map_err(|_| failed(format!("base {base} of a split queue")))?;
-        self.start_ready()
+        self.start(index)
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
@@ -252,7 +271,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         event::check(&file).map_err(failed)?;
         vring.stop();
         vring.set_kick(Some(file));
-        self.start_ready()
+        self.start(u32::from(index))
     }
 
     fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
@@ -298,7 +317,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         if !enable {
             vring.stop();
         }
-        self.start_ready()
+        self.start(index)
     }
 
     fn get_config(
@@ -324,6 +343,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        self.check_in_flight_area_unused()?;
         let options = self.device.options();
         if wanted.num_queues > options.queues || wanted.queue_size > options.queue_size {
             return Err(failed(format!(
@@ -342,9 +362,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
-        if self.vrings.iter().any(Vring::is_running) {
-            return Err(failed("the in-flight area can't change while queues run"));
-        }
+        self.check_in_flight_area_unused()?;
         let opened = InFlightArea::open(
             file,
             area.mmap_offset,
@@ -367,13 +385,14 @@ impl VhostUserBackendReqHandlerMut for Session {
         _postcopy: Option<bool>,
     ) -> Result<Option<RegionBase>> {
         self.table.add(region, file).map_err(failed)?;
-        self.memory_changed()?;
+        self.memory_changed();
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         self.table.remove(region).map_err(failed)?;
-        self.memory_changed()
+        self.memory_changed();
+        Ok(())
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {

@@ -48,7 +48,8 @@ pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
     let cpus = u16::try_from(cpus)
         .unwrap_or(u16::MAX)
-        .min(disk.caps().max_queues);
+        .min(disk.caps().max_queues)
+        .min(vhost_user_blk::MAX_QUEUES);
     let options = Options {
         queues: args.queues.unwrap_or(cpus),
         queue_size: args.queue_size,

@@ -127,6 +127,14 @@ pub trait IoQueue: Send {
     /// Hands an operation over. Where batching pays, the work may wait until `flush_batch`.
     fn submit(&mut self, op: Op) -> Submit;
 
+    /// Executes an operation inside the call, where that is what the queue does anyway: the short way
+    /// round `submit` for queues whose [`IoQueue::wait`] is [`Wait::Inline`]. The buffer is only used
+    /// until the call returns. `None`: not this way, nothing happened, `submit` it.
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        let _ = (kind, buf);
+        None
+    }
+
     /// Starts everything that was submitted since the last call. The owner calls it after each batch
     /// of submissions.
     ///

@@ -15,7 +15,7 @@ use vm_memory::{
     MemoryRegionAddress, Permissions,
 };
 
-use super::{DeviceMemory, Unmapped};
+use super::{DeviceMemory, Unmapped, read_16};
 use crate::disk::KeepAlive;
 
 /// One contiguous piece of guest memory. `last` is inclusive so that a region may end at 2^64.
@@ -236,6 +236,15 @@ impl<M: DeviceMemory> GuestMap<M> {
         }
         // vm-memory promises this, but an IOMMU of another's making may break it.
         (covered == len).then_some(())
+    }
+
+    /// Copies 16 bytes from guest memory, each read once, as two little-endian numbers. `None` says
+    /// nothing, as for [`GuestMap::host`].
+    #[inline(always)]
+    pub(crate) fn read_16(&self, addr: u64) -> Option<[u64; 2]> {
+        let base = self.host(addr, 16)?;
+        // SAFETY: `base` is mapped for 16 bytes.
+        Some(unsafe { read_16(base) })
     }
 
     /// Copies `N` bytes from guest memory.

@@ -75,10 +75,12 @@ impl Chain {
     #[inline(always)]
     pub(crate) fn cut_last_writable(&mut self) -> Option<u64> {
         let last = self.writable.last_mut()?;
-        last.len -= 1;
-        let addr = last.addr.checked_add(u64::from(last.len))?;
-        if last.len == 0 {
+        let rest = last.len - 1;
+        let addr = last.addr.checked_add(u64::from(rest))?;
+        if rest == 0 {
             self.writable.pop();
+        } else {
+            last.len = rest;
         }
         self.writable_len -= 1;
         Some(addr)
@@ -90,9 +92,12 @@ impl Chain {
     pub(crate) fn cut_first_readable(&mut self, len: u32) -> Option<u64> {
         let first = self.readable.get_mut(self.cut)?;
         let addr = first.addr;
-        first.len = first.len.checked_sub(len)?;
-        first.addr = addr.wrapping_add(u64::from(len));
-        self.cut += usize::from(first.len == 0);
+        if first.len == len {
+            self.cut += 1;
+        } else {
+            first.len = first.len.checked_sub(len)?;
+            first.addr = addr.wrapping_add(u64::from(len));
+        }
         self.readable_len -= u64::from(len);
         Some(addr)
     }

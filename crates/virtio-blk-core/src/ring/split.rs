@@ -82,8 +82,8 @@ pub struct SplitRing {
     /// The used index the driver sees.
     published: Wrapping<u16>,
     kicks_enabled: bool,
-    /// One bit per head the device has.
-    busy: Vec<u64>,
+    /// Which heads the device has; as many as the queue has descriptors.
+    busy: Vec<bool>,
     in_flight: u16,
     /// Pieces of the indirect table being walked.
     table: Vec<(*mut u8, usize)>,
@@ -132,7 +132,7 @@ impl SplitRing {
             published: Wrapping(state.next_used),
             // Unknown what an earlier device left in `flags`: the first `enable_kicks` stores it.
             kicks_enabled: false,
-            busy: vec![0; usize::from(state.size).div_ceil(64)],
+            busy: vec![false; usize::from(state.size)],
             in_flight: 0,
             table: Vec::new(),
             latched: None,
@@ -190,15 +190,10 @@ impl SplitRing {
     /// Marks a head as the device's.
     #[inline]
     fn take(&mut self, head: u16) -> Result<(), RingError> {
-        let bit = 1u64 << (head % 64);
-        match self.busy.get_mut(usize::from(head / 64)) {
-            Some(word) if head < self.size => {
-                if *word & bit != 0 {
-                    return Err(self.latch(RingError::HeadInFlight { head }));
-                }
-                *word |= bit;
-            }
-            _ => {
+        match self.busy.get_mut(usize::from(head)) {
+            Some(busy) if !*busy => *busy = true,
+            Some(_) => return Err(self.latch(RingError::HeadInFlight { head })),
+            None => {
                 let size = self.size;
                 return Err(self.latch(RingError::HeadIndex { head, size }));
             }
@@ -210,10 +205,9 @@ impl SplitRing {
     /// Gives a head back; `false` if the device does not have it.
     #[inline]
     fn give_back(&mut self, head: u16) -> bool {
-        let bit = 1u64 << (head % 64);
-        match self.busy.get_mut(usize::from(head / 64)) {
-            Some(word) if *word & bit != 0 => {
-                *word &= !bit;
+        match self.busy.get_mut(usize::from(head)) {
+            Some(busy) if *busy => {
+                *busy = false;
                 self.in_flight -= 1;
                 true
             }

@@ -3,6 +3,7 @@
 
 //! From a chain to an operation on the disk.
 
+use super::complete::status_of;
 use super::slab::{Job, Slot, StatusByte};
 use super::{QueueRunner, WriteCache};
 use crate::disk::{DiskError, IoBuf, Lifetime, Op, OpKind, Submit, Token};
@@ -34,13 +35,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let (readable, writable) = (self.chain.readable_len(), self.chain.writable_len());
         match parse(&header, readable, writable, &self.rules) {
             Ok(Request::Read { offset, len }) if len != 0 => {
-                self.transfer(status, Job::Read, OpKind::Read { offset });
+                self.perform(status, Job::Read, OpKind::Read { offset });
             }
             Ok(Request::Write { offset, len }) if len != 0 => {
                 let fua = self.write_through();
-                self.transfer(status, Job::Write, OpKind::Write { offset, fua });
+                self.perform(status, Job::Write, OpKind::Write { offset, fua });
             }
-            Ok(Request::Flush) => self.transfer(status, Job::Flush, OpKind::Flush),
+            Ok(Request::Flush) => self.perform(status, Job::Flush, OpKind::Flush),
             Ok(request) => self.begin_rare(status, header.kind, request),
             Err(refused) => self.refuse(status, header.kind, refused),
         }
@@ -64,11 +65,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
                     Ok(()) => (RequestStatus::Ok, buf.copy_in(0, serial) as u32),
                     Err(_) => (RequestStatus::IoErr, 0),
                 };
-                self.answer(status, wire, result, written);
+                self.count(wire, 0, result);
+                self.answer(status, result, written);
             }
             // Of no data: there is nothing to do.
             Request::Read { .. } | Request::Write { .. } | Request::Flush => {
-                self.answer(status, wire, RequestStatus::Ok, 0);
+                self.count(wire, 0, RequestStatus::Ok);
+                self.answer(status, RequestStatus::Ok, 0);
             }
         }
     }
@@ -94,7 +97,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[inline(always)]
     fn cut_header(&mut self) -> Result<RequestHeader, RequestStatus> {
         let bytes = match self.chain.cut_first_readable(HEADER_SIZE as u32) {
-            Some(guest) => self.map.read_array(guest),
+            Some(guest) => match self.map.read_16(guest) {
+                Some(halves) => return Ok(RequestHeader::from_halves(halves)),
+                None => self.map.read_array(guest),
+            },
             None => self.gather_header(),
         };
         bytes
@@ -124,34 +130,46 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
     }
 
-    /// Starts a request that is one operation on the chain's data.
+    /// Executes a request that is one operation on the chain's data: at once, where the disk works inside
+    /// the call, else in flight.
     #[inline(always)]
+    fn perform(&mut self, status: StatusByte, job: Job, kind: OpKind) {
+        if self.inline
+            && let Some(io) = &mut self.io
+            && data(job, &self.chain, &mut self.now, &self.map).is_ok()
+            && let Some(result) = io.execute(&kind, &self.now)
+        {
+            let len = self.now.len() as u32;
+            let (result, written) = match (job, result) {
+                (Job::Read, Ok(())) => (RequestStatus::Ok, len),
+                (_, Ok(())) => (RequestStatus::Ok, 0),
+                (_, Err(error)) => {
+                    // Whatever a failed read left behind must not reach the guest as data.
+                    let zeroed = if job == Job::Read {
+                        self.now.fill(0, len as usize, 0)
+                    } else {
+                        0
+                    };
+                    (status_of(&error), zeroed as u32)
+                }
+            };
+            self.count(job.wire(), len, result);
+            return self.answer(status, result, written);
+        }
+        self.transfer(status, job, kind);
+    }
+
+    /// Puts a request in flight that is one operation on the chain's data.
     fn transfer(&mut self, status: StatusByte, job: Job, kind: OpKind) {
         let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
         else {
             return self.give_back(self.chain.head(), 0);
         };
-        let mapped = match job {
-            Job::Write => {
-                slot.data_len = self.chain.readable_len();
-                fill(
-                    &mut slot.buf,
-                    &self.map,
-                    self.chain.readable(),
-                    Permissions::Read,
-                )
-            }
-            _ => {
-                slot.data_len = self.chain.writable_len();
-                fill(
-                    &mut slot.buf,
-                    &self.map,
-                    self.chain.writable(),
-                    Permissions::Write,
-                )
-            }
+        slot.data_len = match job {
+            Job::Write => self.chain.readable_len(),
+            _ => self.chain.writable_len(),
         };
-        if mapped.is_err() {
+        if data(job, &self.chain, &mut slot.buf, &self.map).is_err() {
             slot.buf.clear();
             return self.finish(token, RequestStatus::IoErr);
         }
@@ -188,7 +206,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let fua = self.write_through();
         match (parsed, ranges.pop()) {
             (Err(refused), _) => self.refuse(status, wire, refused),
-            (Ok(()), None) => self.answer(status, wire, RequestStatus::Ok, 0),
+            (Ok(()), None) => {
+                self.count(wire, 0, RequestStatus::Ok);
+                self.answer(status, RequestStatus::Ok, 0);
+            }
             (Ok(()), Some(first)) => self.first_range(status, kind, fua, first, ranges),
         }
     }
@@ -260,19 +281,14 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 written = buf.fill(0, buf.len(), 0) as u32;
             }
         }
-        self.answer(status, wire, refused, written);
+        self.count(wire, 0, refused);
+        self.answer(status, refused, written);
     }
 
     /// Writes the status of the chain at hand and returns it. `written`: bytes of data written from the
     /// first writable byte on.
-    fn answer(
-        &mut self,
-        status: StatusByte,
-        wire: RequestType,
-        result: RequestStatus,
-        written: u32,
-    ) {
-        self.count(wire, 0, result);
+    #[inline(always)]
+    fn answer(&mut self, status: StatusByte, result: RequestStatus, written: u32) {
         // SAFETY: translated a moment ago from the map that `self` holds.
         unsafe { status.host.write_volatile(result as u8) };
         if self.map.tracks_dirty() {
@@ -305,6 +321,20 @@ fn reserve<'a, M: DeviceMemory>(
         slot.dirty.extend_from_slice(chain.writable());
     }
     Some((token, slot))
+}
+
+/// Translates the data of the request in `chain` into `buf`.
+#[inline(always)]
+fn data<M: DeviceMemory>(
+    job: Job,
+    chain: &Chain,
+    buf: &mut IoBuf,
+    map: &GuestMap<M>,
+) -> Result<(), Unmapped> {
+    match job {
+        Job::Write => fill(buf, map, chain.readable(), Permissions::Read),
+        _ => fill(buf, map, chain.writable(), Permissions::Write),
+    }
 }
 
 /// Translates segments into `buf`, together with the owner of the memory.

@@ -4,7 +4,7 @@
 //! From a completion to the used ring.
 
 use super::QueueRunner;
-use super::slab::Job;
+use super::slab::{Job, Slot};
 use crate::disk::{Completion, DiskError, IoBuf, Lifetime, Op, Token};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::ring::Segment;
@@ -28,7 +28,7 @@ pub(super) fn mark_written<M: DeviceMemory>(map: &GuestMap<M>, data: &[Segment],
 }
 
 /// The status byte for a disk's error: the one place where they meet.
-fn status_of(error: &DiskError) -> RequestStatus {
+pub(super) fn status_of(error: &DiskError) -> RequestStatus {
     match error {
         DiskError::Unsupported => RequestStatus::Unsupp,
         _ => RequestStatus::IoErr,
@@ -69,39 +69,29 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 }
             }
         }
-        self.finish(token, status);
+        let returned = conclude(slot, &self.map, status);
+        self.slab.release(token);
+        self.give_back_counted(returned, status);
         None
     }
 
     /// Answers a request in flight and returns its chain.
-    #[inline(always)]
     pub(super) fn finish(&mut self, token: Token, status: RequestStatus) {
-        let Some(slot) = self.slab.get(token) else {
-            return;
-        };
-        let ok = status == RequestStatus::Ok;
-        let written = match slot.job {
-            Job::Read if ok => slot.data_len,
-            // Whatever a failed read left behind must not reach the guest as data.
-            Job::Read => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
-            Job::Lifetime if ok => Lifetime::SIZE as u32,
-            Job::Ranges { .. } => {
-                slot.ranges.clear();
-                0
-            }
-            Job::Lifetime | Job::Write | Job::Flush => 0,
-        };
-        // SAFETY: the address was translated from the map whose owner the slot holds.
-        unsafe { slot.status.host.write_volatile(status as u8) };
-        let len = used_len(written, slot.writable_len);
-        let (head, job, data_len) = (slot.head, slot.job, slot.data_len);
-        if self.map.tracks_dirty() {
-            self.map.mark_dirty(slot.status.guest, 1);
-            mark_written(&self.map, &slot.dirty, written);
+        if let Some(slot) = self.slab.get(token) {
+            let returned = conclude(slot, &self.map, status);
+            self.slab.release(token);
+            self.give_back_counted(returned, status);
         }
-        // Memory of an earlier map must not stay mapped for the next request of the slot.
-        slot.release_other(&self.map);
-        self.slab.release(token);
+    }
+
+    #[inline(always)]
+    fn give_back_counted(&mut self, returned: Returned, status: RequestStatus) {
+        let Returned {
+            head,
+            len,
+            job,
+            data_len,
+        } = returned;
         self.count(job.wire(), data_len, status);
         self.give_back(head, len);
     }
@@ -130,6 +120,52 @@ impl<M: DeviceMemory> QueueRunner<M> {
             }
             _ => c.others.add(1),
         }
+    }
+}
+
+/// What is left to do for a concluded request.
+struct Returned {
+    head: u16,
+    /// The used length.
+    len: u32,
+    job: Job,
+    data_len: u32,
+}
+
+/// Writes a request's status, and whatever else the guest is to find in its buffers.
+#[inline(always)]
+fn conclude<M: DeviceMemory>(
+    slot: &mut Slot,
+    map: &GuestMap<M>,
+    status: RequestStatus,
+) -> Returned {
+    let ok = status == RequestStatus::Ok;
+    let written = match slot.job {
+        Job::Read if ok => slot.data_len,
+        // Whatever a failed read left behind must not reach the guest as data.
+        Job::Read => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
+        Job::Lifetime if ok => Lifetime::SIZE as u32,
+        Job::Ranges { .. } => {
+            slot.ranges.clear();
+            0
+        }
+        Job::Lifetime | Job::Write | Job::Flush => 0,
+    };
+    // SAFETY: the address was translated from the map whose owner the slot holds.
+    unsafe { slot.status.host.write_volatile(status as u8) };
+    let len = used_len(written, slot.writable_len);
+    let (head, job, data_len) = (slot.head, slot.job, slot.data_len);
+    if map.tracks_dirty() {
+        map.mark_dirty(slot.status.guest, 1);
+        mark_written(map, &slot.dirty, written);
+    }
+    // Memory of an earlier map must not stay mapped for the next request of the slot.
+    slot.release_other(map);
+    Returned {
+        head,
+        len,
+        job,
+        data_len,
     }
 }
 

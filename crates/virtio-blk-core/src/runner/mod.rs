@@ -37,7 +37,7 @@ pub use subscriber::QueueSubscriber;
 pub use thread::{QueueThread, ThreadOptions};
 
 use crate::device::Live;
-use crate::disk::{Completion, DiskError, IoQueue, Op, Wait};
+use crate::disk::{Completion, DiskError, IoBuf, IoQueue, Op, Wait};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::request::{Range, Rules};
 use crate::ring::{Chain, Popped, Ring, RingError, SplitRing, are_distinct};
@@ -158,6 +158,8 @@ pub struct QueueRunner<M: DeviceMemory> {
     error: Option<QueueError>,
     // Reused from call to call.
     chain: Chain,
+    /// The data of the request being executed by an inline disk.
+    now: IoBuf,
     done: Vec<Completion>,
     scratch: Vec<u8>,
     spare_ranges: Vec<Range>,
@@ -223,6 +225,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             intake: true,
             error: None,
             chain: Chain::new(),
+            now: IoBuf::new(),
             done: Vec::with_capacity(usize::from(state.size)),
             scratch: Vec::new(),
             spare_ranges: Vec::new(),
@@ -438,6 +441,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     pub fn remap(&mut self) -> Result<(), RingError> {
         self.map.renew();
         self.slab.release_memory();
+        self.now.release();
         let result = self.ring.remap(&self.map);
         if let Err(error) = result {
             self.error.get_or_insert(QueueError::Ring(error));

@@ -85,6 +85,15 @@ impl RequestHeader {
         }
     }
 
+    /// Reads the wire form as two little-endian numbers.
+    #[inline]
+    pub(crate) const fn from_halves([head, sector]: [u64; 2]) -> Self {
+        Self {
+            kind: RequestType::from_wire(head as u32),
+            sector,
+        }
+    }
+
     /// The wire form.
     pub fn to_bytes(self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];

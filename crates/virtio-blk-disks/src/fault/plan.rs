@@ -201,7 +201,8 @@ impl FaultPlan {
         self
     }
 
-    /// Holds each completion back for a time from this range, in addition. Not repeatable.
+    /// Holds each completion back for a time from this range, in addition. Not repeatable. The queue's
+    /// `deadline` says until when.
     #[must_use]
     pub const fn delay_time(mut self, time: RangeInclusive<Duration>) -> Self {
         self.real_delay = Some(time);

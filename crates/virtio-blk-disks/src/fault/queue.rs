@@ -204,9 +204,9 @@ impl FaultQueue {
         });
     }
 
-    /// Makes the descriptor agree with what is held.
+    /// Makes the descriptor agree with what is held. What only waits for a time has a deadline instead.
     fn ring(&mut self) {
-        let wanted = !self.held.is_empty();
+        let wanted = self.held.iter().any(|h| h.reaps > 0 || h.until.is_none());
         let Waiting::Fd { bell, .. } = &self.waiting else {
             return;
         };
@@ -342,8 +342,14 @@ impl IoQueue for FaultQueue {
             Some(held) => {
                 held.reaps = 0;
                 held.until = None;
+                self.ring();
             }
             None => self.inner.cancel(token),
         }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let held = self.held.iter().filter_map(|held| held.until).min();
+        [held, self.inner.deadline()].into_iter().flatten().min()
     }
 }

@@ -161,6 +161,24 @@ fn cancelling_brings_a_completion_forward_once() {
 }
 
 #[test]
+fn what_only_waits_for_a_time_has_a_deadline() {
+    let hour = Duration::from_secs(3600);
+    let disk = disk(FaultPlan::new(1).delay_time(hour..=hour).delay_reaps(1..=1));
+    let mut queue = disk.open_queue(4).unwrap();
+    assert_eq!(queue.deadline(), None);
+    assert!(matches!(queue.submit(op(1, WRITE)), Submit::Queued));
+    assert!(readable(&*queue));
+    assert!(reap(&mut *queue).is_empty());
+    assert!(!readable(&*queue));
+    assert!(queue.deadline().is_some());
+    queue.cancel(Token(1));
+    assert!(readable(&*queue));
+    assert_eq!(reap(&mut *queue).len(), 1);
+    assert_eq!(queue.deadline(), None);
+    assert!(!readable(&*queue));
+}
+
+#[test]
 fn a_time_holds_back_too() {
     let hour = Duration::from_secs(3600);
     let disk = disk(FaultPlan::new(1).delay_time(hour..=hour).poll());

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, IoQueue, Lifetime, Op,
-    OpKind, SECTOR_SIZE, Submit, Wait, ZeroLimits,
+    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, IoBuf, IoQueue,
+    Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Wait, ZeroLimits,
 };
 
 use crate::admit::Bounds;
@@ -198,19 +198,19 @@ struct MemoryQueue {
 }
 
 impl Shared {
-    fn run(&self, op: &Op) -> Result<(), DiskError> {
+    fn run(&self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
         Bounds {
             capacity: self.capacity.load(Ordering::Acquire),
             block: self.caps.align.guest_block,
             read_only: self.caps.read_only,
         }
-        .check(&op.kind, op.buf.len())?;
-        match op.kind {
+        .check(kind, buf.len())?;
+        match *kind {
             OpKind::Read { offset } => {
-                self.chunks.read(offset, &op.buf);
+                self.chunks.read(offset, buf);
                 Ok(())
             }
-            OpKind::Write { offset, .. } => self.chunks.write(offset, &op.buf, &self.capacity),
+            OpKind::Write { offset, .. } => self.chunks.write(offset, buf, &self.capacity),
             OpKind::Flush => Ok(()),
             OpKind::Discard { offset, len } | OpKind::WriteZeroes { offset, len, .. } => {
                 // Absent chunks stay absent also without `unmap`: memory in proportion to the length
@@ -224,7 +224,7 @@ impl Shared {
             }
             OpKind::Lifetime => {
                 let lifetime = self.lifetime.ok_or(DiskError::Unsupported)?;
-                if op.buf.copy_in(0, &lifetime.to_bytes()) < Lifetime::SIZE {
+                if buf.copy_in(0, &lifetime.to_bytes()) < Lifetime::SIZE {
                     return Err(DiskError::Misaligned);
                 }
                 Ok(())
@@ -236,8 +236,12 @@ impl Shared {
 
 impl IoQueue for MemoryQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        let result = self.shared.run(&op);
+        let result = self.shared.run(&op.kind, &op.buf);
         Submit::Done(op.complete(result))
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        Some(self.shared.run(kind, buf))
     }
 
     fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {

@@ -4,8 +4,8 @@
 //! A disk that keeps nothing: what is left of a benchmark is the path to the disk.
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, EraseLimits, IoQueue, Op, OpKind, SECTOR_SIZE, Submit, Wait,
-    ZeroLimits,
+    Caps, Completion, Disk, DiskError, EraseLimits, IoBuf, IoQueue, Op, OpKind, SECTOR_SIZE,
+    Submit, Wait, ZeroLimits,
 };
 
 use crate::admit::Bounds;
@@ -102,23 +102,32 @@ struct NullQueue {
     zero_fill: bool,
 }
 
+impl NullQueue {
+    #[inline]
+    fn run(&self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
+        self.bounds.check(kind, buf.len())?;
+        match kind {
+            OpKind::Read { .. } => {
+                if self.zero_fill {
+                    buf.fill(0, buf.len(), 0);
+                }
+                Ok(())
+            }
+            OpKind::Write { .. } | OpKind::Flush | OpKind::Discard { .. } => Ok(()),
+            OpKind::WriteZeroes { .. } if self.zero_fill => Ok(()),
+            _ => Err(DiskError::Unsupported),
+        }
+    }
+}
+
 impl IoQueue for NullQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        let result = match self.bounds.check(&op.kind, op.buf.len()) {
-            Ok(()) => match op.kind {
-                OpKind::Read { .. } => {
-                    if self.zero_fill {
-                        op.buf.fill(0, op.buf.len(), 0);
-                    }
-                    Ok(())
-                }
-                OpKind::Write { .. } | OpKind::Flush | OpKind::Discard { .. } => Ok(()),
-                OpKind::WriteZeroes { .. } if self.zero_fill => Ok(()),
-                _ => Err(DiskError::Unsupported),
-            },
-            Err(error) => Err(error),
-        };
+        let result = self.run(&op.kind, &op.buf);
         Submit::Done(op.complete(result))
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        Some(self.run(kind, buf))
     }
 
     fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {

@@ -21,7 +21,7 @@ use crate::listeners::Listeners;
 pub(super) struct Ability(AtomicBool);
 
 impl Ability {
-    pub const fn new(there: bool) -> Self {
+    const fn new(there: bool) -> Self {
         Self(AtomicBool::new(there))
     }
 
@@ -45,7 +45,21 @@ pub(super) struct Abilities {
     /// `RWF_DSYNC`.
     pub dsync: Ability,
     /// Reads with `RWF_NOWAIT`.
+    #[cfg(feature = "io-uring")]
     pub nowait: Ability,
+}
+
+impl Abilities {
+    /// Everything that is found out by doing it, and holes if they can be punched.
+    pub const fn new(punch: bool) -> Self {
+        Self {
+            punch: Ability::new(punch),
+            zero_range: Ability::new(true),
+            dsync: Ability::new(true),
+            #[cfg(feature = "io-uring")]
+            nowait: Ability::new(true),
+        }
+    }
 }
 
 /// The open file and what is known about it.
@@ -102,6 +116,7 @@ impl Medium {
         self.block_device
     }
 
+    #[cfg(feature = "io-uring")]
     pub const fn is_direct(&self) -> bool {
         self.direct
     }

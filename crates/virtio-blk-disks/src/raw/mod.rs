@@ -85,6 +85,3 @@ impl Disk for RawDisk {
         self.medium.listeners.add(listener);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -162,6 +162,7 @@ pub(super) fn block_size_bytes(file: &File) -> io::Result<u64> {
 }
 
 /// Whether the file lives in memory (tmpfs, ramfs, hugetlbfs), where I/O never waits for a device.
+#[cfg(feature = "io-uring")]
 pub(super) fn is_in_memory(file: &File) -> bool {
     const TMPFS: u32 = 0x0102_1994;
     const RAMFS: u32 = 0x8584_58F6;

@@ -325,7 +325,7 @@ impl Rig {
         if let Submit::Done(completion) = answer {
             self.check(completion);
         }
-        if self.next % 3 == 0 {
+        if self.next.is_multiple_of(3) {
             self.queue.flush_batch().unwrap();
         }
     }

@@ -25,6 +25,18 @@ struct Inline {
     writes: bool,
 }
 
+#[cfg(feature = "io-uring")]
+impl Inline {
+    const NOTHING: Self = Self {
+        reads: false,
+        writes: false,
+    };
+    const PAGE_CACHE: Self = Self {
+        reads: true,
+        writes: true,
+    };
+}
+
 /// The engine chosen for a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Plan {
@@ -32,7 +44,10 @@ pub(super) enum Plan {
     Sync,
     /// An io_uring for everything.
     #[cfg(feature = "io-uring")]
-    Ring,
+    Ring {
+        /// Nothing else will do.
+        by_name: bool,
+    },
     /// The page cache inside `submit`, an io_uring for the rest.
     #[cfg(feature = "io-uring")]
     Mixed,
@@ -51,10 +66,10 @@ impl Plan {
                 why,
             }),
             #[cfg(feature = "io-uring")]
-            (Engine::IoUring, Ok(())) => Ok(Self::Ring),
+            (Engine::IoUring, Ok(())) => Ok(Self::Ring { by_name: true }),
             #[cfg(feature = "io-uring")]
             (Engine::Auto, Ok(())) => Ok(if medium.is_direct() {
-                Self::Ring
+                Self::Ring { by_name: false }
             } else if super::sys::is_in_memory(&medium.file) {
                 Self::Sync
             } else {
@@ -70,7 +85,7 @@ impl Plan {
         match self {
             Self::Sync => Engine::Sync,
             #[cfg(feature = "io-uring")]
-            Self::Ring => Engine::IoUring,
+            Self::Ring { .. } => Engine::IoUring,
             #[cfg(feature = "io-uring")]
             Self::Mixed => Engine::Auto,
         }
@@ -79,36 +94,28 @@ impl Plan {
     /// Opens a queue for `depth` operations at a time.
     ///
     /// # Errors
-    /// The ring could not be had. The mixture does without it then.
+    /// The ring could not be had. Only an engine chosen by name fails then, the others do without.
     pub fn open_queue(
         self,
         medium: &Arc<Medium>,
         depth: u16,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let sync = || Box::new(sync::SyncQueue::new(medium.clone()));
-        match self {
-            Self::Sync => Ok(sync()),
-            #[cfg(feature = "io-uring")]
-            Self::Ring => {
-                let inline = Inline {
-                    reads: false,
-                    writes: false,
-                };
-                let queue = uring::RingQueue::new(medium.clone(), depth, inline)?;
-                Ok(Box::new(queue))
-            }
-            #[cfg(feature = "io-uring")]
-            Self::Mixed => {
-                let inline = Inline {
-                    reads: true,
-                    writes: true,
-                };
-                match uring::RingQueue::new(medium.clone(), depth, inline) {
-                    Ok(queue) => Ok(Box::new(queue)),
-                    Err(_) => Ok(sync()),
-                }
+        #[cfg(feature = "io-uring")]
+        {
+            let (inline, by_name) = match self {
+                Self::Sync => return Ok(Box::new(sync::SyncQueue::new(medium.clone()))),
+                Self::Ring { by_name } => (Inline::NOTHING, by_name),
+                Self::Mixed => (Inline::PAGE_CACHE, false),
+            };
+            match uring::RingQueue::new(medium.clone(), depth, inline) {
+                Ok(queue) => return Ok(Box::new(queue)),
+                Err(error) if by_name => return Err(error),
+                Err(_) => {}
             }
         }
+        #[cfg(not(feature = "io-uring"))]
+        let _ = depth;
+        Ok(Box::new(sync::SyncQueue::new(medium.clone())))
     }
 }
 

@@ -319,10 +319,6 @@ impl RingQueue {
 
     /// Lets jobs that have more to do go on.
     fn go_on(&mut self, done: &mut Vec<Completion>) -> Result<(), DiskError> {
-        let never = Inline {
-            reads: false,
-            writes: false,
-        };
         while !(self.ready.is_empty() && self.waiting.is_empty()) && self.room()? {
             let (number, waited) = match self.ready.pop_front() {
                 Some(number) => (number, false),
@@ -334,7 +330,7 @@ impl RingQueue {
             let Some(Some(job)) = self.slots.get_mut(number as usize) else {
                 continue;
             };
-            match drive(job, &self.medium, &mut self.pool, never) {
+            match drive(job, &self.medium, &mut self.pool, Inline::NOTHING) {
                 Driven::Done(result) => self.finish(number, result, done),
                 Driven::Entry(entry) => {
                     self.push(entry, number.into());
@@ -457,6 +453,3 @@ impl Drop for RingQueue {
         let _ = self.ring.submitter().unregister_files();
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -16,7 +16,7 @@ use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology
 
 use super::error::OpenError;
 use super::job::Mode;
-use super::medium::{Abilities, Ability, Medium};
+use super::medium::{Abilities, Medium};
 use super::options::RawOptions;
 use super::sys;
 use block::{BlockQueue, SYSFS};
@@ -110,12 +110,7 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
         block: guest_block,
         why: error.to_string(),
     })?;
-    let can = Abilities {
-        punch: Ability::new(punch),
-        zero_range: Ability::new(true),
-        dsync: Ability::new(true),
-        nowait: Ability::new(true),
-    };
+    let can = Abilities::new(punch);
     let path = path.to_owned();
     Ok(Medium::new(
         file,

@@ -1,0 +1,181 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a request costs the device, for callgrind to count: see `cargo xtask bench`.
+//!
+//! A driver puts requests of three descriptors (header, 4 KiB of data, status) into a ring, a batch at
+//! a time; [`serve`] is the device's work between the kick and the used entries, and the only part to
+//! count:
+//!
+//! ```text
+//! valgrind --tool=callgrind --collect-atstart=no --toggle-collect='request_cost::serve*' \
+//!     request-cost --disk null --batches 1000
+//! ```
+//!
+//! Two counts with different `--batches` give the cost of one request: the rest of the work is the same.
+
+use std::error::Error;
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, ValueEnum};
+use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::disk::Disk;
+use virtio_blk_core::memory::DeviceMemory;
+use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
+use virtio_blk_disks::{MemoryDisk, NullDisk};
+use virtio_blk_driver::Memory;
+use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Out, Request};
+use virtio_blk_driver::ring::{RingConfig, SplitLayout};
+use virtio_blk_driver::testmem::{self, Space};
+use virtio_blk_driver::wire;
+use vm_memory::GuestMemory;
+
+/// Entries of the ring.
+const QUEUE_SIZE: u16 = 256;
+/// Bytes of data of a request.
+const DATA: u32 = 4096;
+/// Requests go round this many places on the disk.
+const PLACES: u64 = 64;
+/// Bytes of guest memory.
+const MEMORY: usize = 16 << 20;
+
+/// Requests for callgrind to count.
+#[derive(Clone, Copy, Debug, Parser)]
+struct Cli {
+    /// What is served.
+    #[arg(long, value_enum)]
+    disk: DiskKind,
+    /// Guest memory behind an IOMMU, in scattered pages.
+    #[arg(long)]
+    iommu: bool,
+    /// Descriptors in an indirect table.
+    #[arg(long)]
+    indirect: bool,
+    /// Writes instead of reads.
+    #[arg(long)]
+    write: bool,
+    /// Requests per kick.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    batch: u16,
+    /// Kicks.
+    #[arg(long)]
+    batches: u64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DiskKind {
+    /// `null:…,zero=off`.
+    Null,
+    /// `null:…`: reads fill the guest's memory with zeroes.
+    NullZero,
+    /// `memory:…`.
+    Memory,
+}
+
+/// From the kick to the used entries.
+#[inline(never)]
+fn serve<M: DeviceMemory>(queue: &mut QueueRunner<M>) {
+    while black_box(&mut *queue).service(64) == Service::More {}
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = if cli.iommu {
+        testmem::fragmented(MEMORY, 1)
+            .map_err(Into::into)
+            .and_then(|(memory, space)| run(cli, &Arc::new(memory), space))
+    } else {
+        testmem::single(MEMORY)
+            .map_err(Into::into)
+            .and_then(|(memory, space)| run(cli, &Arc::new(memory), space))
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("request-cost: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn disk(kind: DiskKind) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
+    let bytes = PLACES * u64::from(DATA);
+    Ok(match kind {
+        DiskKind::Null => Arc::new(NullDisk::new(bytes)?.zero_fill(false)),
+        DiskKind::NullZero => Arc::new(NullDisk::new(bytes)?),
+        DiskKind::Memory => Arc::new(MemoryDisk::new(bytes)?),
+    })
+}
+
+fn run<G>(cli: Cli, memory: &Arc<G>, mut space: Space) -> Result<(), Box<dyn Error>>
+where
+    G: GuestMemory + Memory + Send + Sync + 'static,
+    Arc<G>: DeviceMemory,
+{
+    let device = Device::new(disk(cli.disk)?, Options::default())?;
+    device.accept(device.offered())?;
+    let layout = SplitLayout::contiguous(QUEUE_SIZE, space.take(0x4000, 0x1000)?)?;
+    let arena = ArenaConfig {
+        slots: 64,
+        data_len: DATA,
+        data_align: DATA,
+        ..ArenaConfig::default()
+    };
+    let arena = Arena::new(space.take(arena.footprint(), 0x1000)?, arena)?;
+    let ring = RingConfig {
+        event_idx: true,
+        indirect: true,
+        start: 0,
+    };
+    let mut driver = Driver::new(Arc::clone(memory), layout, ring, arena)?;
+    let setup = QueueSetup::new(Arc::clone(memory), || {});
+    let mut queue = device.start_queue(0, setup, &driver.state())?;
+    // Reads of a memory disk find data.
+    for place in 0..PLACES {
+        batch(&mut driver, &mut queue, 1, |_| request(true, false, place))?;
+    }
+    for kick in 0..cli.batches {
+        batch(&mut driver, &mut queue, cli.batch, |index| {
+            let place = (kick + u64::from(index) * 7) % PLACES;
+            request(cli.write, cli.indirect, place)
+        })?;
+    }
+    Ok(())
+}
+
+fn request(write: bool, indirect: bool, place: u64) -> Request<'static> {
+    let kind = if write { wire::T_OUT } else { wire::T_IN };
+    let request = Request::new(kind, place * u64::from(DATA) / 512).indirect(indirect);
+    if write {
+        request.with_out(Out::InPlace(DATA))
+    } else {
+        request.with_input(In::Len(DATA))
+    }
+}
+
+/// Submits, has it served, and takes the answers.
+fn batch<G>(
+    driver: &mut Driver<Arc<G>>,
+    queue: &mut QueueRunner<Arc<G>>,
+    count: u16,
+    request: impl Fn(u16) -> Request<'static>,
+) -> Result<(), Box<dyn Error>>
+where
+    G: GuestMemory + Memory,
+    Arc<G>: DeviceMemory,
+{
+    for index in 0..count {
+        driver.submit(&request(index))?;
+    }
+    driver.publish()?;
+    serve(queue);
+    for _ in 0..count {
+        match driver.poll()? {
+            Some(done) if done.is_ok() => {}
+            other => return Err(format!("the device answered {other:?}").into()),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,126 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Clients that vanish, and a server that stops. One test, as it counts this process's threads and
+//! descriptors.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use common::{Served, count, serve, test_disk, wait_for};
+use vblk_testing::frontend::Client;
+use virtio_blk_core::testdisk::Mode;
+use virtio_blk_driver::request::Request;
+
+/// Descriptors and threads.
+fn resources() -> (usize, usize) {
+    (count("fd"), count("task"))
+}
+
+fn vanishing() {
+    let (disk, served) = serve();
+    served.assert_serves();
+    served.wait_idle();
+    let before = resources();
+    for round in 0..100 {
+        let mut running = served.running(4);
+        disk.set_mode(Mode::Held);
+        for queue in &mut running.queues {
+            for sector in 0..4 {
+                queue.send(&Request::write(sector, &[round; 512])).unwrap();
+            }
+        }
+        // Some of the requests are taken, or all.
+        wait_for("requests to be taken", || {
+            disk.held() > usize::from(round % 16)
+        });
+        match round % 3 {
+            0 => drop(running),
+            1 => running.client.stream().shutdown(Shutdown::Write).unwrap(),
+            _ => running.client.stream().shutdown(Shutdown::Both).unwrap(),
+        }
+        disk.set_mode(Mode::AtFlush);
+        // Requests may still be taken: until there is nobody to take them.
+        wait_for("the client to be gone", || {
+            disk.release(64);
+            !served.handle.is_connected()
+        });
+        served.assert_serves();
+        served.wait_idle();
+    }
+    assert_eq!(resources(), before);
+}
+
+fn stopping() {
+    let before = resources();
+    // With no client.
+    let (_disk, mut served) = serve();
+    served.handle.stop();
+    served.join();
+    assert!(!served.socket().exists(), "the socket is removed");
+    drop(served);
+    // Twice, with an idle client, and one that waits for it to leave.
+    let (_disk, mut served) = serve();
+    let mut running = served.running(2);
+    let waiting = UnixStream::connect(served.socket()).unwrap();
+    served.handle.stop();
+    served.handle.stop();
+    served.join();
+    assert!(running.client.capacity().is_err());
+    drop((running, waiting, served));
+    // With requests in flight: they are answered.
+    let (disk, mut served) = serve();
+    let mut running = served.running(1);
+    disk.set_mode(Mode::Held);
+    for sector in 0..8 {
+        running.queues[0]
+            .send(&Request::write(sector, &[1; 512]))
+            .unwrap();
+    }
+    wait_for("the requests to be taken", || disk.held() == 8);
+    served.handle.stop();
+    disk.release(8);
+    served.join();
+    for _ in 0..8 {
+        assert!(
+            running.queues[0]
+                .driver
+                .poll()
+                .unwrap()
+                .expect("an answer")
+                .is_ok()
+        );
+    }
+    drop((running, served));
+    // While clients connect.
+    for round in 0..50 {
+        let mut served = Served::new(Arc::new(test_disk()));
+        let socket = served.socket();
+        let connecting = std::thread::spawn(move || Client::connect(&socket).map(|_| ()));
+        for _ in 0..round * 20 {
+            std::hint::spin_loop();
+        }
+        served.handle.stop();
+        served.join();
+        // The client finds a server or none; it may wait for one that comes back.
+        let listener = std::os::unix::net::UnixListener::bind(served.socket()).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        wait_for("the client to end", || {
+            let _ = listener.accept();
+            connecting.is_finished()
+        });
+        let _ = connecting.join().unwrap();
+    }
+    assert_eq!(resources(), before);
+}
+
+#[test]
+fn clients_and_servers_leave_nothing_behind() {
+    vanishing();
+    stopping();
+}

@@ -1,0 +1,251 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Memory exchanged under I/O, the log of dirty pages, and the in-flight area.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use common::{QUEUE_SIZE, QUEUES, serve, start, wait_for};
+use vblk_testing::frontend::{Client, Guest, LOG_ALL, Queue, memory_file};
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserInflight;
+use vhost::{VhostBackend, VhostUserDirtyLogRegion};
+use virtio_blk_core::testdisk::Mode;
+use virtio_blk_driver::request::Request;
+
+/// Mappings of guest memory in this process: the client's and the server's.
+fn mapped(guest: &Guest) -> usize {
+    let inode = |fd| std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap();
+    guest
+        .regions()
+        .iter()
+        .map(|region| {
+            let inode = std::os::unix::fs::MetadataExt::ino(&inode(region.mmap_handle));
+            common::mappings(&format!(" {inode} "))
+        })
+        .sum()
+}
+
+#[test]
+fn a_new_table_replaces_the_old_one_under_io() {
+    let (disk, served) = serve();
+    let mut running = served.running(2);
+    // The same ring stays where it is; the second region is another one.
+    let more = Guest::new(&[(1 << 40, 1 << 20)]).unwrap();
+    disk.set_mode(Mode::Held);
+    for queue in &mut running.queues {
+        queue.send(&Request::write(0, &[1; 512])).unwrap();
+        queue.send(&Request::read(0, 512)).unwrap();
+    }
+    wait_for("the requests to be taken", || disk.held() == 4);
+    assert_eq!(mapped(&running.guest), 4);
+    running
+        .client
+        .frontend()
+        .add_mem_region(&more.regions()[0])
+        .unwrap();
+    assert_eq!(mapped(&more), 2);
+    let mut table = running.guest.regions();
+    table.truncate(1);
+    running.client.frontend().set_mem_table(&table).unwrap();
+    disk.set_mode(Mode::AtFlush);
+    disk.release(4);
+    for queue in &mut running.queues {
+        assert!(queue.next().unwrap().is_ok());
+        assert!(queue.next().unwrap().is_ok());
+        // More than one request, so that nothing of the old map is left anywhere.
+        for sector in 0..10 {
+            queue.write(sector, &[1; 512]).unwrap();
+        }
+    }
+    // Of the table's region the server has the new mapping only; of the others none.
+    wait_for("the old memory to be unmapped", || {
+        mapped(&running.guest) == 3
+    });
+    assert_eq!(mapped(&more), 1);
+    drop(running.client);
+    served.wait_idle();
+    assert_eq!(mapped(&running.guest), 2);
+}
+
+#[test]
+fn a_ring_that_loses_its_memory_is_reported_and_can_come_back() {
+    let (_disk, served) = serve();
+    let mut running = served.running(1);
+    running.queues[0].write(0, &[1; 512]).unwrap();
+    running.client.remove_memory(&running.guest).unwrap();
+    running.queues[0].kick.write(1).unwrap();
+    let patience = vblk_testing::frontend::PATIENCE;
+    assert!(vblk_testing::frontend::readable(
+        &running.queues[0].err,
+        patience
+    ));
+    running.client.add_memory(&running.guest).unwrap();
+    let base = running.client.stop(0).unwrap();
+    assert_eq!(base, 1);
+    running.client.start(0, &running.queues[0], base).unwrap();
+    running.queues[0].write(0, &[1; 512]).unwrap();
+}
+
+/// The pages of a log, and clears it.
+fn dirty(log: &std::fs::File) -> BTreeSet<u64> {
+    let mut bytes = vec![0; log.metadata().unwrap().len() as usize];
+    log.read_exact_at(&mut bytes, 0).unwrap();
+    log.write_all_at(&vec![0; bytes.len()], 0).unwrap();
+    (0..bytes.len() as u64 * 8)
+        .filter(|page| bytes[*page as usize / 8] & 1 << (page % 8) != 0)
+        .collect()
+}
+
+fn set_log(client: &mut Client, log: &std::fs::File, len: u64) {
+    let region = VhostUserDirtyLogRegion {
+        mmap_size: len,
+        mmap_offset: 0,
+        mmap_handle: log.as_raw_fd(),
+    };
+    client.frontend().set_log_base(0, Some(region)).unwrap();
+}
+
+#[test]
+fn exactly_the_pages_written_are_logged_while_it_is_on() {
+    let (_disk, served) = serve();
+    let mut client = Client::connect(&served.socket()).unwrap();
+    let mut guest = Guest::new(&[(0x10_0000, 8 << 20)]).unwrap();
+    client.set_memory(&guest).unwrap();
+    // Data of several pages, so that data, status and ring are told apart.
+    let mut queue: Queue = guest.queue(16, 4 * 4096, 0).unwrap();
+    client.start(0, &queue, 0).unwrap();
+    let log = memory_file(4096).unwrap();
+    set_log(&mut client, &log, 4096);
+    let features = client.acked;
+
+    queue.read(0, 4096).unwrap();
+    assert_eq!(dirty(&log), BTreeSet::new(), "off");
+
+    for _ in 0..3 {
+        client.set_features(features | LOG_ALL).unwrap();
+        let used = queue.driver.ring().layout().used().0;
+        let done = queue.run(&Request::read(0, 3 * 4096)).unwrap();
+        let data = queue.driver.data(done.token).unwrap();
+        let first = data.addr.0 / 4096;
+        // The status lies behind the data.
+        let last = (data.addr.0 + u64::from(data.len)) / 4096;
+        let mut expected: BTreeSet<u64> = (first..=last).collect();
+        expected.insert(used / 4096);
+        assert_eq!(dirty(&log), expected, "a read");
+
+        let done = queue.run(&Request::write(0, &[1; 512])).unwrap();
+        let status = queue.driver.data(done.token).unwrap().addr.0;
+        let expected = BTreeSet::from([status / 4096, used / 4096]);
+        assert_eq!(dirty(&log), expected, "a write writes its status");
+
+        client.set_features(features).unwrap();
+        queue.read(0, 4096).unwrap();
+        assert_eq!(dirty(&log), BTreeSet::new(), "off again");
+    }
+    // Another log takes over; one that is too short for all pages takes what it has room for.
+    let short = memory_file(1).unwrap();
+    client.set_features(features | LOG_ALL).unwrap();
+    set_log(&mut client, &short, 1);
+    queue.read(0, 4096).unwrap();
+    assert_eq!(dirty(&log), BTreeSet::new());
+    assert_eq!(dirty(&short), BTreeSet::new());
+}
+
+#[test]
+fn an_in_flight_area_is_as_large_as_asked_for() {
+    let (_disk, served) = serve();
+    let mut client = Client::connect(&served.socket()).unwrap();
+    let area = client.get_in_flight(2, 16).unwrap();
+    assert_eq!(area.file.metadata().unwrap().len(), area.area.mmap_size);
+    client.set_in_flight(&area).unwrap();
+    for change in [
+        VhostUserInflight::new(1, 0, 2, 16),
+        VhostUserInflight::new(area.area.mmap_size, 4096, 2, 16),
+        VhostUserInflight::new(area.area.mmap_size, 1, 1, 1),
+        VhostUserInflight::new(u64::MAX, 0, u16::MAX, u16::MAX),
+        VhostUserInflight::new(area.area.mmap_size, u64::MAX, 2, 16),
+    ] {
+        let frontend = client.frontend();
+        assert!(
+            frontend
+                .set_inflight_fd(&change, area.file.as_raw_fd())
+                .is_err()
+        );
+    }
+    // A smaller queue uses a part of it, a larger one and one too many are refused.
+    let mut guest = common::guest();
+    client.set_memory(&guest).unwrap();
+    let mut small = guest.queue(8, 512, 0).unwrap();
+    client.start(0, &small, 0).unwrap();
+    small.write(0, &[1; 512]).unwrap();
+    let large = guest.queue(32, 512, 0).unwrap();
+    assert!(client.start(1, &large, 0).is_err());
+    let third = guest.queue(8, 512, 0).unwrap();
+    assert!(client.start(2, &third, 0).is_err());
+    small.write(0, &[1; 512]).unwrap();
+    // It stays while a queue uses it.
+    assert!(client.set_in_flight(&area).is_err());
+}
+
+#[test]
+fn impossible_in_flight_areas_end_the_session() {
+    let (_disk, served) = serve();
+    for (queues, size) in [(QUEUES + 1, 16), (1, QUEUE_SIZE * 2), (u16::MAX, u16::MAX)] {
+        let mut client = Client::connect(&served.socket()).unwrap();
+        // Without an answer: a client that is not sent away would wait for ever.
+        assert!(client.get_in_flight(queues, size).is_err());
+        served.wait_idle();
+    }
+    let mut client = Client::connect(&served.socket()).unwrap();
+    assert!(client.frontend().get_vring_base(0).is_ok(), "never started");
+    let log = memory_file(10).unwrap();
+    let region = VhostUserDirtyLogRegion {
+        mmap_size: 11,
+        mmap_offset: 0,
+        mmap_handle: log.as_raw_fd(),
+    };
+    assert!(client.frontend().set_log_base(0, Some(region)).is_err());
+    served.wait_idle();
+    served.assert_serves();
+}
+
+#[test]
+fn what_a_client_left_in_flight_is_executed_for_its_successor() {
+    let (disk, served) = serve();
+    let mut guest = common::guest();
+    let mut client = Client::connect(&served.socket()).unwrap();
+    client.set_memory(&guest).unwrap();
+    let area = client.get_in_flight(1, QUEUE_SIZE).unwrap();
+    client.set_in_flight(&area).unwrap();
+    let mut queues = start(&mut client, &mut guest, 1);
+    let queue = &mut queues[0];
+    for round in 0..20u8 {
+        disk.set_mode(Mode::Held);
+        for sector in 0..6 {
+            queue.send(&Request::write(sector, &[round; 512])).unwrap();
+        }
+        wait_for("the requests to be taken", || disk.held() == 6);
+        // Out of order, and not all before the client is gone.
+        disk.release_at(4);
+        disk.release_at(1);
+        drop(client);
+        disk.set_mode(Mode::AtFlush);
+        disk.release(6);
+        served.wait_idle();
+        client = Client::connect(&served.socket()).unwrap();
+        client.set_in_flight(&area).unwrap();
+        client.set_memory(&guest).unwrap();
+        client.start(0, queue, 0).unwrap();
+        for _ in 0..6 {
+            assert!(queue.next().unwrap().is_ok());
+        }
+        assert_eq!(queue.read(0, 512).unwrap(), [round; 512]);
+    }
+}

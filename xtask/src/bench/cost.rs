@@ -1,0 +1,168 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Instructions from the kick to the used entry, by callgrind.
+
+use std::fmt::Write;
+use std::process::Stdio;
+
+use serde::Serialize;
+
+use crate::command::{Error, command, need_program, target_dir};
+
+/// The most instructions of a read on a null disk, in plain memory.
+const TARGET: f64 = 500.0;
+
+/// Kicks of the shorter of two counts; the other has twice as many.
+const BATCHES: u64 = 100;
+
+/// One kind of request.
+#[derive(Serialize)]
+pub struct Row {
+    disk: &'static str,
+    write: bool,
+    indirect: bool,
+    costs: Vec<Cost>,
+}
+
+/// Its cost in one place.
+#[derive(Serialize)]
+struct Cost {
+    iommu: bool,
+    batch: u64,
+    /// Per request.
+    instructions: f64,
+}
+
+/// Counts all kinds.
+///
+/// # Errors
+/// valgrind is missing and can't be installed, or fails.
+pub fn measure() -> Result<Vec<Row>, Error> {
+    need_program("valgrind", "valgrind")?;
+    let mut rows = Vec::new();
+    for disk in ["null", "null-zero", "memory"] {
+        for write in [false, true] {
+            // Writes don't tell the null disks apart.
+            if write && disk == "null-zero" {
+                continue;
+            }
+            for indirect in [false, true] {
+                eprintln!(
+                    "counting: {disk}, {}, {}",
+                    verb(write),
+                    descriptors(indirect)
+                );
+                let mut costs = Vec::new();
+                for (iommu, batch) in [(false, 1), (false, 32), (true, 1), (true, 32)] {
+                    let mut args = vec![format!("--disk={disk}"), format!("--batch={batch}")];
+                    for (set, name) in [
+                        (iommu, "--iommu"),
+                        (write, "--write"),
+                        (indirect, "--indirect"),
+                    ] {
+                        if set {
+                            args.push(name.into());
+                        }
+                    }
+                    let more = count(&args, 2 * BATCHES)? - count(&args, BATCHES)?;
+                    costs.push(Cost {
+                        iommu,
+                        batch,
+                        instructions: more / (BATCHES * batch) as f64,
+                    });
+                }
+                rows.push(Row {
+                    disk,
+                    write,
+                    indirect,
+                    costs,
+                });
+            }
+        }
+    }
+    Ok(rows)
+}
+
+const fn verb(write: bool) -> &'static str {
+    if write { "write" } else { "read" }
+}
+
+const fn descriptors(indirect: bool) -> &'static str {
+    if indirect { "indirect" } else { "direct" }
+}
+
+/// Instructions inside `serve`.
+fn count(args: &[String], batches: u64) -> Result<f64, Error> {
+    let mut command = command(
+        "valgrind",
+        [
+            "--tool=callgrind",
+            "--collect-atstart=no",
+            "--toggle-collect=request_cost::serve*",
+            "--callgrind-out-file=/dev/null",
+        ],
+    );
+    command
+        .arg(target_dir().join("release/request-cost"))
+        .args(args)
+        .arg(format!("--batches={batches}"));
+    let output = command
+        .stdout(Stdio::null())
+        .output()
+        .map_err(|source| Error::Start {
+            command: "valgrind".into(),
+            source,
+        })?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    match collected(&said) {
+        Some(count) if output.status.success() && count > 0.0 => Ok(count),
+        _ => Err(Error::Other(format!("callgrind counted nothing: {said}"))),
+    }
+}
+
+/// The count that callgrind reports: `==1== Collected : 1234`.
+fn collected(said: &str) -> Option<f64> {
+    let (_, count) = said.split_once("Collected :")?;
+    count.split_whitespace().next()?.parse().ok()
+}
+
+/// The table.
+pub fn table(rows: &[Row]) -> String {
+    let mut table = format!(
+        "Instructions per request (target: a direct read on null in plain memory, at most {TARGET}):\n\n\
+         | disk | request | descriptors | plain, 1 per kick | plain, 32 per kick | IOMMU, 1 per kick | \
+         IOMMU, 32 per kick |\n|---|---|---|--:|--:|--:|--:|\n"
+    );
+    for row in rows {
+        let disk = match row.disk {
+            "null" => "null, zero=off",
+            "null-zero" => "null, zero=on",
+            other => other,
+        };
+        // Writing to a String does not fail.
+        let _ = write!(
+            table,
+            "| {disk} | {} | {} |",
+            verb(row.write),
+            descriptors(row.indirect)
+        );
+        for cost in &row.costs {
+            let _ = write!(table, " {:.0} |", cost.instructions);
+        }
+        table.push('\n');
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::collected;
+
+    #[test]
+    fn callgrinds_count_is_found() {
+        let said = "==7== \n==7== Events    : Ir\n==7== Collected : 1429609\n==7== \n";
+        assert_eq!(collected(said), Some(1_429_609.0));
+        assert_eq!(collected("==7== no counts"), None);
+    }
+}

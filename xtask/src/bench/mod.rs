@@ -1,0 +1,112 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! `cargo xtask bench`: what a request costs, and vblk beside `qemu-storage-daemon`.
+
+mod cost;
+mod document;
+mod machine;
+mod servers;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::command::{Error, command, run as execute};
+
+/// Options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Only count the instructions of a request (needs valgrind)
+    #[arg(long, conflicts_with = "servers")]
+    cost: bool,
+    /// Only compare the servers (needs qemu-storage-daemon)
+    #[arg(long)]
+    servers: bool,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+    /// Write the tables into docs/performance.md
+    #[arg(long)]
+    write: bool,
+    /// Seconds of each measurement of the comparison
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Measurements of each server and load; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Where to put the comparison's image: a directory of the file system to measure
+    /// [default: the directory for temporary files]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+/// Everything that was measured.
+#[derive(Serialize)]
+struct Report {
+    machine: machine::Machine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instructions: Option<Vec<cost::Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    servers: Option<Vec<servers::Row>>,
+}
+
+/// Measures, prints, and writes it down if asked to.
+///
+/// # Errors
+/// A program is missing and can't be installed, or fails.
+pub fn run(args: &Args) -> Result<ExitCode, Error> {
+    execute(&mut command(
+        "cargo",
+        ["build", "--release", "-p", "vblk", "-p", "vblk-testing"],
+    ))?;
+    let report = Report {
+        instructions: (!args.servers).then(cost::measure).transpose()?,
+        servers: (!args.cost)
+            .then(|| servers::measure(args.seconds, args.rounds, args.dir.as_deref()))
+            .transpose()?,
+        machine: machine::Machine::look()?,
+    };
+    let mut sections = Vec::new();
+    if let Some(rows) = &report.instructions {
+        sections.push(("instructions", cost::table(rows)));
+    }
+    if let Some(rows) = &report.servers {
+        sections.push(("servers", servers::table(rows)));
+    }
+    if args.json {
+        let json = serde_json::to_string_pretty(&report).map_err(|source| Error::Format {
+            what: "the report".into(),
+            source,
+        })?;
+        println!("{json}");
+    } else {
+        println!("{}", report.machine);
+        for (_, table) in &sections {
+            println!("\n{table}");
+        }
+    }
+    if args.write {
+        let mut line = String::from("cargo xtask bench");
+        if args.cost {
+            line += " --cost";
+        }
+        if args.servers {
+            line += " --servers";
+        }
+        if !args.cost {
+            line += &format!(" --seconds {} --rounds {}", args.seconds, args.rounds);
+            if let Some(dir) = &args.dir {
+                line += &format!(" --dir {}", dir.display());
+            }
+        }
+        let heading = format!("`{line} --write`, {}", report.machine);
+        let sections: Vec<_> = sections
+            .into_iter()
+            .map(|(name, table)| (name, format!("{heading}\n\n{table}")))
+            .collect();
+        document::update(&sections)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
