@@ -130,8 +130,8 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// present value lives.
     ///
     /// # Errors
-    /// [`Unmapped`] if any part is not mapped for `access` or the range wraps; `f` may have been called
-    /// for pieces before that part.
+    /// [`Unmapped`] if any part is not mapped for `access`, or the range wraps or, in translated memory, ends
+    /// with the address space; `f` may have been called for pieces before that part.
     #[inline(always)]
     pub fn translate(
         &self,

@@ -106,7 +106,8 @@ pub(crate) fn are_distinct(heads: &[u16], size: u16) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// More descriptors than the queue size: a loop, or a driver that ignores the limit.
+    /// More descriptors than the queue size (with an indirect table: than the largest it could have): a
+    /// loop, or a driver that ignores the limit.
     #[error("the chain has more descriptors than the queue")]
     TooLong,
     /// A `next` field points outside its table.

@@ -142,7 +142,7 @@ impl SplitRing {
     /// The used index in guest memory: what a device that only knows the addresses goes on from.
     ///
     /// # Errors
-    /// As for [`SplitRing::new`].
+    /// [`RingError::Misaligned`], [`RingError::NotMapped`]. Nothing else of the state is checked.
     pub fn used_index<M: DeviceMemory>(
         map: &GuestMap<M>,
         state: &QueueState,

@@ -42,7 +42,7 @@ counters! {
     errors,
     /// Chains handed back without a status because they were malformed.
     malformed,
-    /// Interrupts raised.
+    /// Notifications of the driver.
     interrupts,
     /// Calls of `service` that found at least one request.
     batches,

@@ -8,7 +8,7 @@
 /// memory accesses that the guest sees; an implementation therefore stores at once (plain memory, no
 /// I/O) and never fails.
 pub trait InFlightLog: Send {
-    /// `head` was taken from the available ring. Called before anything is done for it.
+    /// `head` was taken from the available ring, or is replayed. Called before anything is done for it.
     fn taken(&mut self, head: u16);
 
     /// `heads` are about to become visible as used, in this order, with one index store that makes the

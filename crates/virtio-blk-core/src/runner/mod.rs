@@ -9,7 +9,8 @@
 //! `event-manager`) are ready-made callers.
 //!
 //! Whatever the driver does, each chain taken is handed back exactly once, or named in
-//! [`Stopped::in_flight`].
+//! [`Stopped::in_flight`]. The exception is a ring that breaks: nothing is written to it any more, so
+//! requests that were finished in the same pass and not yet published are lost with it.
 
 mod begin;
 mod complete;
@@ -55,7 +56,7 @@ pub struct QueueSetup<M: DeviceMemory> {
     pub log: Option<Box<dyn InFlightLog>>,
     /// Heads that an earlier owner of the queue took and did not return ([`Stopped::in_flight`], or what
     /// a log says), in the order in which they were taken. They are executed first. The state counts
-    /// them as taken.
+    /// them as taken; more of them than it counts, or one named twice, are refused at the start.
     pub replay: Vec<u16>,
 }
 
@@ -117,7 +118,7 @@ pub enum Stop {
 /// What is left of a queue.
 #[derive(Debug)]
 pub struct Stopped {
-    /// Where to go on. Counts the heads in `in_flight` as taken.
+    /// Where to go on. Counts the heads in `in_flight` as taken. Of no use after a broken ring.
     pub state: QueueState,
     /// Heads taken and not returned, in the order in which they were taken. Empty after a drain of a
     /// sound queue.
@@ -241,7 +242,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// Never blocks, apart from what a synchronous disk does inside a request.
     ///
     /// The first call after a start scans the ring without waiting for a kick. Once it answered `Idle`
-    /// the driver has been asked to kick for the next buffer.
+    /// the driver has been asked to kick for the next buffer, unless the intake is closed or the disk has
+    /// no room: then the disk's [`Wait`] fires before there is anything to do for a kick.
     pub fn service(&mut self, budget: usize) -> Service {
         if self.error.is_some() {
             return Service::Fatal;
@@ -448,7 +450,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     /// Opens or closes the intake. While it is closed `service` takes nothing new and finishes what is
-    /// in flight; kicks collect. When [`QueueRunner::in_flight`] is 0, a stop does not block.
+    /// in flight; when [`QueueRunner::in_flight`] is 0, a stop does not block. After opening it, call
+    /// `service` without waiting for a kick: it may have come and gone.
     pub fn set_intake(&mut self, open: bool) {
         self.intake = open;
     }
@@ -463,8 +466,9 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.io.as_ref().map_or(Wait::Inline, |io| io.wait())
     }
 
-    /// Whether a call of [`QueueRunner::service`] would find something: for callers that poll. Cheap, and
-    /// without an effect the driver could see.
+    /// Whether a call of [`QueueRunner::service`] may find something: for callers that poll. Always true
+    /// while the disk has something, as only collecting tells whether it is done. Cheap, and without an
+    /// effect the driver could see.
     pub fn has_work(&mut self) -> bool {
         if self.error.is_some() {
             return false;

@@ -102,7 +102,7 @@ impl State {
             len: op.buf.len(),
         });
         match self.mode {
-            Mode::Inline => return Submit::Done(self.run(op)),
+            Mode::Inline | Mode::Execute => return Submit::Done(self.run(op)),
             Mode::Held => self.held.push_back((id, op)),
             Mode::AtFlush => {
                 if let Some(queue) = self.queue(id) {
@@ -111,6 +111,21 @@ impl State {
             }
         }
         Submit::Queued
+    }
+
+    pub(super) fn execute_now(
+        &mut self,
+        kind: &OpKind,
+        buf: &IoBuf,
+    ) -> Option<Result<(), DiskError>> {
+        if self.mode != Mode::Execute {
+            return None;
+        }
+        self.log.push(Event::Submitted {
+            kind: *kind,
+            len: buf.len(),
+        });
+        Some(self.result(kind, buf))
     }
 
     pub(super) fn flush(&mut self, id: usize) -> Result<(), DiskError> {
@@ -192,21 +207,24 @@ impl State {
     }
 
     fn run(&mut self, op: Op) -> Completion {
-        let failed = self.fault.as_mut().and_then(|fault| fault(&op.kind));
-        let result = match failed {
-            Some(error) => Err(error),
-            None => self.execute(&op),
-        };
+        let result = self.result(&op.kind, &op.buf);
         op.complete(result)
     }
 
-    fn execute(&mut self, op: &Op) -> Result<(), DiskError> {
-        let buf = &op.buf;
-        if op.kind.is_write() && self.caps.read_only {
+    fn result(&mut self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
+        let failed = self.fault.as_mut().and_then(|fault| fault(kind));
+        match failed {
+            Some(error) => Err(error),
+            None => self.execute(kind, buf),
+        }
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
+        if kind.is_write() && self.caps.read_only {
             return Err(DiskError::ReadOnly);
         }
-        let Some((offset, len)) = op.kind.range(buf.len() as u64) else {
-            if op.kind == OpKind::Lifetime {
+        let Some((offset, len)) = kind.range(buf.len() as u64) else {
+            if *kind == OpKind::Lifetime {
                 buf.copy_in(0, &self.lifetime);
             }
             return Ok(());
@@ -219,7 +237,7 @@ impl State {
             .data
             .get_mut(first..first + len as usize)
             .ok_or(DiskError::OutOfRange)?;
-        match op.kind {
+        match kind {
             OpKind::Read { .. } => {
                 buf.copy_in(0, range);
             }

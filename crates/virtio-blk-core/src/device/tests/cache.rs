@@ -13,6 +13,7 @@ use super::*;
 use crate::disk::OpKind;
 use crate::runner::{QueueRunner, QueueSetup, Service};
 use crate::spec::feature::{CONFIG_WCE, FLUSH};
+use crate::testdisk::Mode;
 
 type Memory = Arc<GuestMemoryMmap<()>>;
 
@@ -49,6 +50,14 @@ fn queue(caps: Caps, options: Options, left_out: u64) -> Queue {
 impl Queue {
     /// Whether a write, and a write-zeroes, reach the disk to be stable at once.
     fn through(&mut self) -> bool {
+        self.disk.set_mode(Mode::Inline);
+        let through = self.through_now();
+        self.disk.set_mode(Mode::Execute);
+        assert_eq!(self.through_now(), through);
+        through
+    }
+
+    fn through_now(&mut self) -> bool {
         let range = [Range {
             sector: 1,
             num_sectors: 1,

@@ -31,9 +31,11 @@ fn a_queue_must_be_ready_and_of_a_good_size() {
     }
 }
 
+/// One of the addresses in a state.
+type Field = fn(&mut QueueState) -> &mut u64;
+
 #[test]
 fn the_three_structures_must_be_aligned_and_mapped() {
-    type Field = fn(&mut QueueState) -> &mut u64;
     let fields: [(&str, u64, Field); 3] = [
         ("descriptor table", 16, |s| &mut s.desc_table),
         ("available ring", 2, |s| &mut s.avail_ring),

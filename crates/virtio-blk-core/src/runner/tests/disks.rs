@@ -106,7 +106,7 @@ fn every_batch_is_flushed_and_an_empty_one_is_not() {
 }
 
 #[test]
-fn a_failed_range_ends_its_request_and_no_other() {
+fn item_51_a_failed_range_ends_its_request_and_no_other() {
     let mut rig = rig(Mode::Held, WaitKind::Fd);
     rig.disk.set_fault(|kind| match kind {
         OpKind::Discard { offset: 2048, .. } => Some(DiskError::from_errno(libc::EIO)),

@@ -116,6 +116,19 @@ fn item_18_23_25_26_malformed_queues_in_plain_memory() {
 }
 
 #[test]
+fn item_18_23_25_26_malformed_queues_on_the_short_way() {
+    for fragmented in [false, true] {
+        if fragmented {
+            let make = || testmem::fragmented_naive(LEN, 9).unwrap();
+            play_all(make, Mode::Execute, WaitKind::Inline);
+        } else {
+            let make = || testmem::gapped(LEN).unwrap();
+            play_all(make, Mode::Execute, WaitKind::Inline);
+        }
+    }
+}
+
+#[test]
 fn item_18_23_25_26_malformed_queues_in_several_regions() {
     play_all(
         || testmem::gapped(LEN).unwrap(),

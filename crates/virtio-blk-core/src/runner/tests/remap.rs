@@ -29,12 +29,12 @@ struct Hotplug {
     runner: QueueRunner<GuestMemoryAtomic<Plain>>,
 }
 
-fn hotplug() -> Hotplug {
+fn hotplug(mode: Mode, wait: WaitKind) -> Hotplug {
     let make = |at, len| Arc::new(GuestRegionMmap::from_range(at, len, None).unwrap());
     let regions = [make(RING, MEMORY), make(EXTRA, EXTRA_LEN)];
     let mem = Arc::new(Plain::from_arc_regions(regions.to_vec()).unwrap());
     let mut space = Space::new(&[(RING, MEMORY as u64)]);
-    let disk = disk(Mode::Held, WaitKind::Fd);
+    let disk = disk(mode, wait);
     let config = RingConfig {
         event_idx: true,
         indirect: true,
@@ -88,7 +88,7 @@ fn read_into(pieces: &[Piece]) -> Request<'_> {
 
 #[test]
 fn item_81_old_memory_lives_exactly_as_long_as_requests_use_it() {
-    let mut plug = hotplug();
+    let mut plug = hotplug(Mode::Held, WaitKind::Fd);
     let pieces = [Piece::new(EXTRA, 512)];
     for _ in 0..3 {
         plug.submit(&read_into(&pieces));
@@ -127,22 +127,29 @@ fn item_81_old_memory_lives_exactly_as_long_as_requests_use_it() {
 
 #[test]
 fn idle_queues_let_old_memory_go_at_once() {
-    let mut plug = hotplug();
-    let pieces = [Piece::new(EXTRA, 512)];
-    for _ in 0..5 {
-        plug.submit(&read_into(&pieces));
+    for (mode, wait) in [
+        (Mode::Held, WaitKind::Fd),
+        (Mode::Inline, WaitKind::Inline),
+        (Mode::Execute, WaitKind::Inline),
+    ] {
+        let mut plug = hotplug(mode, wait);
+        let pieces = [Piece::new(EXTRA, 512)];
+        for _ in 0..5 {
+            plug.submit(&read_into(&pieces));
+        }
+        plug.settle();
+        plug.disk.release(5);
+        plug.settle();
+        assert_eq!(plug.runner.in_flight(), 0);
+        let gone = plug.unplug(1);
+        plug.settle();
+        assert!(gone.upgrade().is_none());
     }
-    plug.settle();
-    plug.disk.release(5);
-    plug.settle();
-    let gone = plug.unplug(1);
-    plug.settle();
-    assert!(gone.upgrade().is_none());
 }
 
 #[test]
 fn a_ring_that_is_not_mapped_any_more_stops_the_queue() {
-    let mut plug = hotplug();
+    let mut plug = hotplug(Mode::Held, WaitKind::Fd);
     plug.submit(&Request::read(1, 512));
     plug.settle();
     plug.unplug(0);
@@ -270,6 +277,24 @@ fn pages_are_dirty_when_they_were_written_and_not_before() {
         expected.dedup();
         assert_eq!(dirty(), expected);
     }
+    // A disk that answers inside the call marks no more and no less.
+    rig.disk.set_mode(Mode::Inline);
+    rig.runner = {
+        let disk = rig.disk.clone().with_mode(Mode::Execute, WaitKind::Inline);
+        let setup = QueueSetup::new(mem.clone(), || {});
+        rig.answers();
+        let state = rig.driver.state();
+        device(&disk).start_queue(0, setup, &state).unwrap()
+    };
+    let pieces = [Piece::new(GuestAddress(input.0 + 4096 - 256), 512)];
+    let token = rig.queue(&read_into(&pieces));
+    clean();
+    rig.settle();
+    let status = rig.driver.data(token).unwrap().addr.0 & !0xfff;
+    let mut expected = vec![input.0, input.0 + 4096, used, status];
+    expected.sort_unstable();
+    expected.dedup();
+    assert_eq!(dirty(), expected);
     // A read that is refused was filled with zeroes.
     let pieces = [Piece::new(GuestAddress(input.0 + 2 * 4096), 512)];
     rig.queue(&Request::new(T_IN, SECTORS).with_input(In::Segments(&pieces)));

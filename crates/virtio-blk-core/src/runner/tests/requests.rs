@@ -12,8 +12,9 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 
 /// How disks may behave; what a driver sees must be the same.
-const KINDS: [(Mode, WaitKind); 3] = [
+const KINDS: [(Mode, WaitKind); 4] = [
     (Mode::Inline, WaitKind::Inline),
+    (Mode::Execute, WaitKind::Inline),
     (Mode::AtFlush, WaitKind::Fd),
     (Mode::AtFlush, WaitKind::Poll),
 ];
@@ -165,8 +166,14 @@ fn item_20_failed_reads_are_zero_filled() {
 
 #[test]
 fn item_19_failed_writes_and_erasures_report_the_status_only() {
+    for (mode, wait) in KINDS {
+        failed_writes_and_erasures(mode, wait);
+    }
+}
+
+fn failed_writes_and_erasures(mode: Mode, wait: WaitKind) {
     on_each_memory!(MEMORY, |mem, space| {
-        let disk = disk(Mode::AtFlush, WaitKind::Fd);
+        let disk = disk(mode, wait);
         let mut rig = Rig::new(&mem, &mut space, disk);
         for (make, status) in [
             ((|| DiskError::Unsupported) as fn() -> DiskError, S_UNSUPP),
