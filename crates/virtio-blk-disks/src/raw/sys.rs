@@ -48,11 +48,16 @@ fn last_errno() -> i32 {
         .unwrap_or(libc::EIO)
 }
 
-/// `preadv2`.
+/// `preadv2`, or `pread` where that does.
 ///
 /// # Safety
 /// The segments must be valid for writes for the length of the call.
 pub(super) unsafe fn preadv2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
+    if let ([one], 0) = (iov, flags) {
+        let at = offset as libc::off_t;
+        // SAFETY: as below. The kernel need not copy a list then.
+        return outcome(unsafe { libc::pread(file.as_raw_fd(), one.iov_base, one.iov_len, at) });
+    }
     // SAFETY: the descriptor is open, the segments are valid by the caller's word.
     outcome(unsafe {
         libc::preadv2(
@@ -65,11 +70,16 @@ pub(super) unsafe fn preadv2(file: &File, iov: &[libc::iovec], offset: u64, flag
     })
 }
 
-/// `pwritev2`.
+/// `pwritev2`, or `pwrite` where that does.
 ///
 /// # Safety
 /// The segments must be valid for reads for the length of the call.
 pub(super) unsafe fn pwritev2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
+    if let ([one], 0) = (iov, flags) {
+        let at = offset as libc::off_t;
+        // SAFETY: as in `preadv2`.
+        return outcome(unsafe { libc::pwrite(file.as_raw_fd(), one.iov_base, one.iov_len, at) });
+    }
     // SAFETY: as in `preadv2`.
     outcome(unsafe {
         libc::pwritev2(
