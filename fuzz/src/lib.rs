@@ -1,0 +1,15 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+#[macro_use]
+mod codec;
+pub mod device;
+mod image;
+pub mod ring;
+pub mod ring_vs_queue;
+pub mod seeds;
+
+pub use codec::Encode;

@@ -1,0 +1,129 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Where the fuzzer starts from: inputs that reach the parts worth reaching.
+
+use std::path::Path;
+use std::{fs, io};
+
+use crate::{Encode, device, ring, ring_vs_queue};
+
+/// A seed: target, name and bytes.
+pub type Seed = (&'static str, &'static str, Vec<u8>);
+
+/// All seeds.
+pub fn all() -> Vec<Seed> {
+    let mut list = Vec::new();
+    append(&mut list, "ring", ring::seeds::all());
+    append(&mut list, "ring_vs_queue", ring_vs_queue::seeds::all());
+    append(&mut list, "device", device::seeds::all());
+    list
+}
+
+fn append<T: Encode>(list: &mut Vec<Seed>, target: &'static str, seeds: Vec<(&'static str, T)>) {
+    for (name, input) in seeds {
+        let mut bytes = Vec::new();
+        input.encode(&mut bytes);
+        list.push((target, name, bytes));
+    }
+}
+
+/// Writes all seeds to a folder for each target.
+///
+/// # Errors
+/// A file could not be written.
+pub fn write(to: &Path) -> io::Result<()> {
+    for (target, name, bytes) in all() {
+        let folder = to.join(target);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Debug;
+
+    use arbitrary::{Arbitrary, Unstructured};
+
+    use super::*;
+
+    fn decode<T: for<'a> Arbitrary<'a>>(bytes: &[u8]) -> T {
+        T::arbitrary(&mut Unstructured::new(bytes)).unwrap()
+    }
+
+    fn round_trip<T>(seeds: Vec<(&'static str, T)>, run: impl Fn(&T))
+    where
+        T: Encode + PartialEq + Debug + for<'a> Arbitrary<'a>,
+    {
+        assert!(!seeds.is_empty());
+        for (name, input) in seeds {
+            let mut bytes = Vec::new();
+            input.encode(&mut bytes);
+            assert_eq!(decode::<T>(&bytes), input, "{name}");
+            run(&input);
+        }
+    }
+
+    #[test]
+    fn ring_seeds_mean_what_they_say_and_pass() {
+        round_trip(ring::seeds::all(), ring::run);
+    }
+
+    #[test]
+    fn ring_vs_queue_seeds_mean_what_they_say_and_pass() {
+        round_trip(ring_vs_queue::seeds::all(), ring_vs_queue::run);
+    }
+
+    #[test]
+    fn device_seeds_mean_what_they_say_and_pass() {
+        round_trip(device::seeds::all(), device::run);
+    }
+
+    #[test]
+    fn the_files_are_up_to_date() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
+        let mut known = BTreeSet::new();
+        for (target, name, bytes) in all() {
+            let path = folder.join(target).join(name);
+            let hint = "run `cargo run --example write_seeds`";
+            let file =
+                fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}; {hint}", path.display()));
+            assert!(file == bytes, "{} is stale; {hint}", path.display());
+            assert!(known.insert(path));
+        }
+        for target in fs::read_dir(folder).unwrap() {
+            for file in fs::read_dir(target.unwrap().path()).unwrap() {
+                let path = file.unwrap().path();
+                // What the fuzzer found once lies beside the seeds.
+                let found = path
+                    .file_name()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .starts_with("found-");
+                assert!(found || known.contains(&path), "{}", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_an_input() {
+        let mut state = 1_u64;
+        for len in 0..300 {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .take(len)
+            .collect();
+            ring::run(&decode(&bytes));
+            ring_vs_queue::run(&decode(&bytes));
+            device::run(&decode(&bytes));
+        }
+    }
+}
