@@ -377,9 +377,6 @@ impl<M: DeviceMemory> QueueRunner<M> {
             if let Some(next) = self.complete(completion) {
                 self.submit(next);
             }
-            if self.pushed >= PUBLISH_EVERY {
-                self.publish()?;
-            }
         }
         self.done = done;
         result.map_err(QueueError::Disk)?;
