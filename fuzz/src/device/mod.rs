@@ -11,14 +11,15 @@
 mod input;
 mod model;
 mod queue;
+mod relocate;
 pub(crate) mod seeds;
 mod spy;
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow::{self, Break, Continue};
+use std::ops::ControlFlow::{self, Continue};
 use std::sync::Arc;
 
-use virtio_blk_core::device::{Device, Options, SavedDevice, SavedQueue};
+use virtio_blk_core::device::{Device, Options, SavedQueue};
 use virtio_blk_core::disk::{Disk, Lifetime};
 use virtio_blk_core::runner::{QueueSetup, Service, Stop};
 use virtio_blk_core::spec::{config, feature};
@@ -479,59 +480,6 @@ impl<M: GuestMemory + Send + Sync + 'static> World<M> {
         self.model.resize(sectors, open);
     }
 
-    /// Moves the state to a new device. If it was changed and is accepted all the same, whatever follows
-    /// is the driver's fault, and the end.
-    fn relocate(&mut self, hand_over: bool, changes: &[Change]) -> ControlFlow<()> {
-        let saved: Vec<SavedQueue> = (0..self.queues.len())
-            .map(|index| self.stop(index, hand_over))
-            .collect();
-        let saved = self.device.save(saved);
-        let fresh = || Device::new(self.disk.clone(), self.options.clone()).unwrap();
-        if !changes.is_empty() {
-            let mut changed = saved.clone();
-            changes.iter().for_each(|change| change.apply(&mut changed));
-            let device = fresh();
-            if changed != saved && device.restore(&changed).is_ok() {
-                // Anything may be written now.
-                self.spy.expect(Stability::Any);
-                self.device = device;
-                self.run_changed(&changed);
-                return Break(());
-            }
-            if changed != saved {
-                assert_eq!(device.accepted(), 0, "a refused restore changed something");
-            }
-        }
-        let (mut before, mut after) = ([0; config::SIZE], [0; config::SIZE]);
-        self.device.read_config(0, &mut before);
-        self.device = fresh();
-        self.device.restore(&saved).unwrap();
-        self.device.read_config(0, &mut after);
-        assert_eq!(before, after);
-        for (index, queue) in saved.queues.iter().enumerate() {
-            self.start(index, queue);
-        }
-        Continue(())
-    }
-
-    fn run_changed(&self, changed: &SavedDevice) {
-        for (index, queue) in changed.queues.iter().enumerate() {
-            let mut setup = QueueSetup::new(self.mem.clone(), || {});
-            setup.replay.clone_from(&queue.in_flight);
-            let state = queue.state(self.options.queue_size, false);
-            if let Ok(mut runner) = self.device.start_queue(index as u16, setup, &state) {
-                for _ in 0..4 {
-                    runner.service(8);
-                }
-                runner.stop(if index == 0 {
-                    Stop::Drain
-                } else {
-                    Stop::HandOver
-                });
-            }
-        }
-    }
-
     /// The end of a script: all comes back, and the disk holds what it should.
     fn finish(mut self) {
         self.arm(false);
@@ -549,51 +497,6 @@ impl<M: GuestMemory + Send + Sync + 'static> World<M> {
             self.stop(index, false);
             let counters = self.device.counters(index as u16).unwrap();
             assert_eq!(counters.spurious_completions.get(), 0);
-        }
-    }
-}
-
-impl Change {
-    fn apply(&self, saved: &mut SavedDevice) {
-        let queue = |saved: &mut SavedDevice, queue: u8| {
-            let count = saved.queues.len().max(1);
-            usize::from(queue) % count
-        };
-        match self {
-            Self::Version { version } => saved.version = *version,
-            Self::Features { bits } => saved.features ^= bits,
-            Self::Writeback => saved.writeback = !saved.writeback,
-            Self::Capacity { capacity } => saved.capacity = *capacity,
-            Self::BlockSize { size } => saved.block_size = *size,
-            Self::Field {
-                queue: index,
-                field,
-                value,
-            } => {
-                let index = queue(saved, *index);
-                let Some(queue) = saved.queues.get_mut(index) else {
-                    return;
-                };
-                match field % 7 {
-                    0 => queue.size = *value as u16,
-                    1 => queue.ready = !queue.ready,
-                    2 => queue.desc_table = queue.desc_table.wrapping_add(*value),
-                    3 => queue.avail_ring = queue.avail_ring.wrapping_add(*value),
-                    4 => queue.used_ring = queue.used_ring.wrapping_add(*value),
-                    5 => queue.next_avail = queue.next_avail.wrapping_add(*value as u16),
-                    _ => queue.next_used = queue.next_used.wrapping_add(*value as u16),
-                }
-            }
-            Self::InFlight {
-                queue: index,
-                heads,
-            } => {
-                let index = queue(saved, *index);
-                if let Some(queue) = saved.queues.get_mut(index) {
-                    queue.in_flight.clone_from(heads);
-                }
-            }
-            Self::Another => saved.queues.push(SavedQueue::default()),
         }
     }
 }
