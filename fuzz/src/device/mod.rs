@@ -37,7 +37,7 @@ use spy::{Spy, Stability};
 /// Pages of memory.
 const PAGES: usize = 40;
 /// Most steps that are taken.
-const MAX_STEPS: usize = 128;
+const MAX_STEPS: usize = 160;
 const SERIAL: &str = "fuzzed";
 const WEAR: Lifetime = Lifetime {
     pre_eol_info: 1,

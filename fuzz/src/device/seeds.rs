@@ -81,14 +81,14 @@ fn every_request() -> Vec<Step> {
     for (index, framing) in (0..).zip(framings) {
         let requests = [
             request(Kind::Out, index).sized(Len::Sectors { count: 4 }),
-            request(Kind::In, index).sized(Len::Sectors { count: 2 }),
             request(Kind::Flush, 0),
             request(Kind::GetId, 0),
             request(Kind::GetLifetime, 0),
-            erase(Kind::WriteZeroes, &[(index, 1), (8, 2)]),
+            erase(Kind::WriteZeroes, &[(index, 1), (index + 2, 1)]),
             erase(Kind::Discard, &[(index + 3, 4)]),
             erase(Kind::SecureErase, &[(20, 3)]),
             request(Kind::Raw { kind: 77 }, 0),
+            request(Kind::In, index).sized(Len::Sectors { count: 8 }),
         ];
         for request in requests {
             let queue = index;

@@ -24,9 +24,14 @@ fn put(table: u8, index: u8, desc: Desc) -> Put {
 
 /// A request of three descriptors from `index` on: header, a sector, status.
 fn request(table: u8, index: u8, kind: u8, sector: u16) -> Vec<Put> {
-    let data = |offset| Addr::Data {
-        index: 4 * index + offset,
+    // What is written must differ from what is there when it is read back.
+    let data = if kind == 0 {
+        Addr::Data { index: 4 * index }
+    } else {
+        Addr::Header { index }
     };
+    // In a page of its own, so that data in a sealed page still leaves a place for the status.
+    let status = Addr::Data { index: 160 + index };
     let data_flags = if kind == 0 { WRITE } else { 0 };
     vec![
         Put::Header {
@@ -39,15 +44,11 @@ fn request(table: u8, index: u8, kind: u8, sector: u16) -> Vec<Put> {
             index,
             desc(Addr::Header { index }, Len::Sixteens { count: 1 }, NEXT),
         ),
-        put(
-            table,
-            index + 1,
-            desc(data(0), Len::Sector, NEXT | data_flags),
-        ),
+        put(table, index + 1, desc(data, Len::Sector, NEXT | data_flags)),
         put(
             table,
             index + 2,
-            desc(data(2), Len::Bytes { count: 1 }, WRITE),
+            desc(status, Len::Bytes { count: 1 }, WRITE),
         ),
     ]
 }
