@@ -92,7 +92,7 @@ pub struct VhostUserArgs {
     #[arg(long, value_name = "S", default_value = "")]
     pub serial: String,
     /// Look for new requests this many microseconds before sleeping: faster, and burns a CPU for that time.
-    #[arg(long, value_name = "µs", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    #[arg(long, value_name = "µs", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub poll: u64,
 }
 
