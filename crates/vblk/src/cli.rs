@@ -91,7 +91,7 @@ pub struct VhostUserArgs {
     /// Serial number that the guest sees, at most 20 bytes.
     #[arg(long, value_name = "S", default_value = "")]
     pub serial: String,
-    /// Look for new requests this many microseconds before sleeping: faster, and burns a CPU for that time.
+    /// Look for new requests for this many microseconds after the last, before sleeping; 0: sleep at once.
     #[arg(long, value_name = "µs", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub poll: u64,
 }

@@ -277,45 +277,6 @@ fn a_deep_queue_takes_what_it_promised() {
     }
 }
 
-/// Submits reads of some blocks, takes all answers, and says how many came at once.
-fn at_once(queue: &mut dyn IoQueue, count: u64) -> usize {
-    let mut done = Vec::new();
-    for number in 0..count {
-        match queue.submit(read_op(number, number * 4096, 4096)) {
-            Submit::Done(completion) => done.push(completion),
-            Submit::Queued => {}
-            Submit::Full(_) => panic!("full"),
-        }
-    }
-    let at_once = done.len();
-    done.extend(drain(queue, count as usize - at_once));
-    for completion in done {
-        completion.result.unwrap();
-        assert_eq!(completion.buf.to_vec(), [completion.token.0 as u8; 4096]);
-    }
-    // The end of a batch, as the owner of a queue makes it.
-    assert_eq!(queue.reap(&mut Vec::new()).unwrap(), 0);
-    at_once
-}
-
-#[test]
-fn batches_of_reads_go_through_the_ring_and_single_ones_do_not() {
-    let directory = directory();
-    let path = image(directory.path(), MIB);
-    let disk = RawDisk::open(&RawOptions::new(&path)).unwrap();
-    if disk.engine() != Engine::Auto {
-        // In memory, or no io_uring: there is nothing to choose from.
-        return;
-    }
-    let mut queue = disk.open_queue(16).unwrap();
-    let queue = &mut *queue;
-    let content = (0..8).flat_map(|block| [block; 4096]).collect();
-    write(queue, 0, content).unwrap();
-    // Each batch goes by the one before.
-    let seen = [8, 8, 8, 1, 1].map(|count| at_once(queue, count));
-    assert_eq!(seen, [8, 0, 0, 0, 1]);
-}
-
 #[test]
 fn the_page_cache_answers_inside_submit() {
     let directory = directory();

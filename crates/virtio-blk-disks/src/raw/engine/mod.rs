@@ -19,7 +19,7 @@ use super::options::Engine;
 #[cfg(feature = "io-uring")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Inline {
-    /// Reads that the page cache can answer, unless they come in batches.
+    /// Reads that the page cache can answer.
     reads: bool,
     /// Writes into the page cache.
     writes: bool,

@@ -24,8 +24,6 @@ use crate::raw::sys;
 
 /// Most aligned chunks of one queue: 2 MiB as a rule.
 const CHUNKS: usize = 8;
-/// Reads come in batches of so many: the ring is better for those in the page cache too.
-const RING_READS: usize = 4;
 /// Marks the completions of cancellation requests.
 const CANCEL: u64 = u64::MAX;
 /// The one registered file.
@@ -105,9 +103,6 @@ pub(super) struct RingQueue {
     waiting: VecDeque<u32>,
     /// Entries put into the ring whose completion was not seen.
     pending: usize,
-    /// Operations since the last call of `reap`, and in the batch before that.
-    batch: usize,
-    last_batch: usize,
 }
 
 /// How far a job got.
@@ -223,8 +218,6 @@ impl RingQueue {
             ready: VecDeque::new(),
             waiting: VecDeque::new(),
             pending: 0,
-            batch: 0,
-            last_batch: 0,
         })
     }
 
@@ -365,13 +358,8 @@ impl IoQueue for RingQueue {
         if !matches!(self.room(), Ok(true)) {
             return Submit::Full(op);
         }
-        self.batch += 1;
-        let mut inline = self.inline;
-        // One call for a batch of reads costs less than one for each; alone, a read is cheaper without
-        // the ring.
-        inline.reads &= self.last_batch < RING_READS;
         let mut job = Job::new(op, &self.medium);
-        match drive(&mut job, &self.medium, &mut self.pool, inline) {
+        match drive(&mut job, &self.medium, &mut self.pool, self.inline) {
             Driven::Done(result) => {
                 job.release(&mut self.pool);
                 return Submit::Done(job.op.complete(result));
@@ -394,9 +382,6 @@ impl IoQueue for RingQueue {
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
         let before = done.len();
-        if self.batch != 0 {
-            self.last_batch = std::mem::take(&mut self.batch);
-        }
         {
             let (submitter, queue, completions) = self.ring.split();
             let held_back = queue.cq_overflow() || (completions.is_empty() && queue.taskrun());
