@@ -195,6 +195,10 @@ fn crashes(engine: Option<&str>, seed: u64) {
             }
             assert!(started.elapsed() < PATIENCE, "no progress in round {round}");
         }
+        // What it dies over.
+        for load in &mut loads {
+            load.submit(&mut rng);
+        }
         server.crash(&config).unwrap();
         interrupted += loads
             .iter()
