@@ -3,6 +3,7 @@
 
 //! Translation of guest ranges to host memory.
 
+use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::mem::size_of;
@@ -15,7 +16,7 @@ use vm_memory::{
     MemoryRegionAddress, Permissions,
 };
 
-use super::{DeviceMemory, Unmapped, read_16};
+use super::{DeviceMemory, IotlbTable, Unmapped, read_16};
 use crate::disk::KeepAlive;
 
 /// One contiguous piece of guest memory. `last` is inclusive so that a region may end at 2^64.
@@ -24,6 +25,7 @@ struct Region {
     start: u64,
     last: u64,
     base: *mut u8,
+    permissions: Permissions,
 }
 
 impl Region {
@@ -32,6 +34,7 @@ impl Region {
         start: 1,
         last: 0,
         base: std::ptr::null_mut(),
+        permissions: Permissions::No,
     };
 }
 
@@ -40,10 +43,11 @@ pub struct GuestMap<M: GuestAddressSpace> {
     space: M,
     guard: Arc<M::T>,
     keep: Arc<dyn KeepAlive>,
-    /// The regions of a plain memory map, by address; empty when lookups go through translation.
+    /// The regions of a plain memory map or an IOTLB, by address; empty when lookups go through
+    /// translation.
     regions: Vec<Region>,
     translated: bool,
-    /// The region that was hit last.
+    /// The region that was hit last and may be both read and written.
     hint: Cell<Region>,
     generation: u64,
 }
@@ -93,11 +97,22 @@ impl<M: DeviceMemory> GuestMap<M> {
     fn index(&mut self) {
         self.regions.clear();
         self.hint.set(Region::NONE);
-        let Some(plain) = self.guard.deref().deref().physical_memory() else {
+        self.translated = false;
+        let memory: &M::M = self.guard.deref().deref();
+        if let Some(table) = (memory as &dyn Any).downcast_ref::<IotlbTable>() {
+            self.regions
+                .extend(table.mappings().iter().map(|mapping| Region {
+                    start: mapping.iova(),
+                    last: mapping.last(),
+                    base: mapping.memory().as_ptr(),
+                    permissions: mapping.permissions(),
+                }));
+            return;
+        }
+        let Some(plain) = memory.physical_memory() else {
             self.translated = true;
             return;
         };
-        self.translated = false;
         for region in plain.iter() {
             // A region without a host address can't be used by a device: leave a hole there.
             if let Ok(base) = region.get_host_address(MemoryRegionAddress(0))
@@ -107,6 +122,7 @@ impl<M: DeviceMemory> GuestMap<M> {
                     start: region.start_addr().0,
                     last: region.last_addr().0,
                     base,
+                    permissions: Permissions::ReadWrite,
                 });
             }
         }
@@ -187,7 +203,7 @@ impl<M: DeviceMemory> GuestMap<M> {
         if self.translated {
             self.translate_indirectly(addr, (last - addr) as usize + 1, access, f)
         } else {
-            self.translate_over_regions(addr, last, f)
+            self.translate_over_regions(addr, last, access, f)
         }
     }
 
@@ -195,6 +211,7 @@ impl<M: DeviceMemory> GuestMap<M> {
         &self,
         mut addr: u64,
         last: u64,
+        access: Permissions,
         f: &mut dyn FnMut(*mut u8, usize),
     ) -> Option<()> {
         let mut index = self
@@ -203,8 +220,10 @@ impl<M: DeviceMemory> GuestMap<M> {
             .checked_sub(1)?;
         loop {
             let region = *self.regions.get(index)?;
-            self.hint.set(region);
-            if addr < region.start || addr > region.last {
+            if region.permissions == Permissions::ReadWrite {
+                self.hint.set(region);
+            }
+            if addr < region.start || addr > region.last || !region.permissions.allow(access) {
                 return None;
             }
             let end = last.min(region.last);

@@ -4,15 +4,20 @@
 //! Guest memory resolved to host addresses, once per memory map instead of once per field.
 //!
 //! [`GuestMap`] translates ranges over any [`vm_memory::GuestMemory`]: a plain memory map through a table
-//! of its regions, a translated one (an IOMMU, an IOTLB) through its own lookup, behind checks that keep
-//! addresses from wrapping. `RingArea` is a ring structure resolved for repeated access.
+//! of its regions, I/O virtual memory ([`Iotlb`]) through a table of its mappings, any other translated one
+//! (vm-memory's `IommuMemory`) through its own lookup, behind checks that keep addresses from wrapping.
+//! `RingArea` is a ring structure resolved for repeated access.
 
 mod area;
+mod host;
+mod iotlb;
 mod map;
 
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
 pub(crate) use area::{RingArea, read_16};
+pub use host::HostMemory;
+pub use iotlb::{Iotlb, IotlbError, IotlbMapping, IotlbTable, NoRegion};
 pub use map::GuestMap;
 pub use vm_memory::Permissions;
 
@@ -23,12 +28,12 @@ pub use vm_memory::Permissions;
 /// `Arc<IommuMemory<…>>`. While a guard exists, every host address it gave out stays mapped; memory that
 /// is mapped on demand for each access (vm-memory's `xen` feature) does not do that and can't be used.
 pub trait DeviceMemory:
-    GuestAddressSpace<M: GuestMemory, T: Send + Sync + 'static> + Send + 'static
+    GuestAddressSpace<M: GuestMemory + 'static, T: Send + Sync + 'static> + Send + 'static
 {
 }
 
 impl<S> DeviceMemory for S where
-    S: GuestAddressSpace<M: GuestMemory, T: Send + Sync + 'static> + Send + 'static
+    S: GuestAddressSpace<M: GuestMemory + 'static, T: Send + Sync + 'static> + Send + 'static
 {
 }
 
