@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use virtio_blk_core::device::Device;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -194,15 +194,26 @@ impl Server {
             }
             match self.listener.accept() {
                 Ok((stream, _)) => self.serve(stream),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock
-                    | io::ErrorKind::ConnectionAborted
-                    | io::ErrorKind::Interrupted => {}
-                    _ => return Err(ServerError::Accept(error)),
-                },
+                Err(error) if is_of_that_client(&error) => {}
+                Err(error) if is_shortage(&error) => {
+                    log::warn!("no client can be accepted, trying again: {error}");
+                    self.pause();
+                }
+                Err(error) => return Err(ServerError::Accept(error)),
             }
         }
         Ok(())
+    }
+
+    /// Waits a moment, or until the server shall stop.
+    fn pause(&self) {
+        let mut fds = [PollFd::from_borrowed_fd(self.wake_fd(), PollFlags::IN)];
+        let time = Timespec {
+            tv_sec: 0,
+            tv_nsec: 200_000_000,
+        };
+        // Returning early only means to try sooner.
+        let _ = poll(&mut fds, Some(&time));
     }
 
     fn wake_fd(&self) -> std::os::fd::BorrowedFd<'_> {
@@ -279,6 +290,22 @@ impl Drop for Server {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Whether accepting failed without a consequence for other clients.
+fn is_of_that_client(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted
+    )
+}
+
+/// Whether accepting failed for want of descriptors or memory, which may be there later.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
+    )
 }
 
 /// Device and number of a file; links are not followed.

@@ -11,8 +11,11 @@ mod common;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Served, count, serve, test_disk, wait_for};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vblk_testing::frontend::Client;
 use virtio_blk_core::testdisk::Mode;
 use virtio_blk_driver::request::Request;
@@ -119,8 +122,31 @@ fn stopping() {
     assert_eq!(resources(), before);
 }
 
+/// A client comes while the process has no descriptor left.
+fn short_of_descriptors() {
+    let (_disk, served) = serve();
+    let stream = socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    let address = SocketAddrUnix::new(served.socket()).unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit {
+        current: Some(3),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, none).unwrap();
+    connect(&stream, &address).unwrap();
+    // Whatever the server does now, it can't get a descriptor.
+    std::thread::sleep(Duration::from_millis(300));
+    let connected = served.handle.is_connected();
+    setrlimit(Resource::Nofile, limit).unwrap();
+    assert!(!connected);
+    wait_for("the client to be accepted", || served.handle.is_connected());
+    drop(stream);
+    served.assert_serves();
+}
+
 #[test]
 fn clients_and_servers_leave_nothing_behind() {
     vanishing();
     stopping();
+    short_of_descriptors();
 }

@@ -4,10 +4,9 @@
 //! A request costs the device no heap allocation once its queue has warmed up.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::sync::Arc;
 
+use allocation_counter::measure;
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::disk::{
     Caps, Completion, Disk, DiskError, EraseLimits, IoQueue, Op, Submit, Wait,
@@ -17,29 +16,6 @@ use virtio_blk_driver::on_each_memory;
 use virtio_blk_driver::request::{ArenaConfig, Framing, Request};
 use virtio_blk_driver::ring::RingConfig;
 use virtio_blk_driver::wire::Range;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: everything is passed on to the system's allocator; the count is a plain thread-local number.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are those `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this layout.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Succeeds at everything; at once, or with the next `reap`.
 #[derive(Clone)]
@@ -130,11 +106,14 @@ fn the_steady_state_allocates_nothing() {
                     driver.submit(&request.indirect(nth % 2 == 0)).unwrap();
                 }
                 driver.publish().unwrap();
-                let before = COUNT.get();
-                while queue.service(64) == Service::More || queue.in_flight() != 0 {}
-                let after = COUNT.get();
+                let allocated =
+                    measure(
+                        || {
+                            while queue.service(64) == Service::More || queue.in_flight() != 0 {}
+                        },
+                    );
                 if round >= 2 {
-                    spent += after - before;
+                    spent += allocated.count_total;
                 }
                 while let Some(done) = driver.poll().unwrap() {
                     assert!(done.is_ok());
@@ -142,12 +121,16 @@ fn the_steady_state_allocates_nothing() {
             }
             assert_eq!(spent, 0, "inline: {inline}");
             // The counter counts: ranges are no part of the promise.
-            let before = COUNT.get();
             let ranges = [range; 2];
             driver.submit(&Request::discard(&ranges)).unwrap();
             driver.publish().unwrap();
-            while queue.service(64) == Service::More || queue.in_flight() != 0 {}
-            assert_ne!(COUNT.get(), before);
+            let allocated =
+                measure(
+                    || {
+                        while queue.service(64) == Service::More || queue.in_flight() != 0 {}
+                    },
+                );
+            assert_ne!(allocated.count_total, 0);
         });
     }
 }

@@ -6,37 +6,12 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use allocation_counter::measure;
 use common::oracle::Oracle;
 use virtio_blk_driver::request::{ArenaConfig, Framing, Out, Request};
 use virtio_blk_driver::ring::RingConfig;
 use virtio_blk_driver::testmem;
 use virtio_blk_driver::wire::{Range, T_OUT};
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: everything is passed on to the system's allocator; the count is a plain thread-local number.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are those `System` asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: `ptr` came from `System.alloc` with this layout.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 #[test]
 fn the_steady_state_allocates_nothing() {
@@ -53,37 +28,38 @@ fn the_steady_state_allocates_nothing() {
     let ranges = [Range::default(); 2];
     let mut spent = 0;
     for round in 0..20 {
-        let before = COUNT.get();
-        for nth in 0..8 {
-            let request = match nth {
-                0 => Request::read(1, 4096),
-                1 => Request::write(2, &data),
-                2 => Request::new(T_OUT, 0).with_out(Out::InPlace(512)),
-                3 => Request::discard(&ranges),
-                4 => Request::flush(),
-                5 => Request::read(1, 512).framed(Framing::Merged),
-                6 => Request::write(2, &data).indirect(true),
-                _ => Request::read(3, 512).framed(Framing::Random { seed: nth, cuts: 3 }),
-            };
-            driver.submit(&request).unwrap();
-        }
-        driver.publish().unwrap();
-        let (ring, memory) = driver.ring_mut();
-        ring.enable_interrupts(memory).unwrap();
-        spent += COUNT.get() - before;
+        let allocated = measure(|| {
+            for nth in 0..8 {
+                let request = match nth {
+                    0 => Request::read(1, 4096),
+                    1 => Request::write(2, &data),
+                    2 => Request::new(T_OUT, 0).with_out(Out::InPlace(512)),
+                    3 => Request::discard(&ranges),
+                    4 => Request::flush(),
+                    5 => Request::read(1, 512).framed(Framing::Merged),
+                    6 => Request::write(2, &data).indirect(true),
+                    _ => Request::read(3, 512).framed(Framing::Random { seed: nth, cuts: 3 }),
+                };
+                driver.submit(&request).unwrap();
+            }
+            driver.publish().unwrap();
+            let (ring, memory) = driver.ring_mut();
+            ring.enable_interrupts(memory).unwrap();
+        });
+        spent += allocated.count_total;
 
         device.run();
-        let before = COUNT.get();
-        let mut out = [0; 512];
-        while let Some(done) = driver.poll().unwrap() {
-            let len = driver.data(done.token).unwrap().len.min(512) as usize;
-            driver.read_data(done.token, 0, &mut out[..len]).unwrap();
-        }
-        spent += COUNT.get() - before;
+        let allocated = measure(|| {
+            let mut out = [0; 512];
+            while let Some(done) = driver.poll().unwrap() {
+                let len = driver.data(done.token).unwrap().len.min(512) as usize;
+                driver.read_data(done.token, 0, &mut out[..len]).unwrap();
+            }
+        });
+        spent += allocated.count_total;
         assert_eq!(driver.in_flight(), 0);
         assert_eq!(spent, 0, "round {round}");
     }
-    let before = COUNT.get();
-    drop(vec![1, 2, 3]);
-    assert!(COUNT.get() > before, "the counter counts");
+    let allocated = measure(|| drop(std::hint::black_box(vec![1, 2, 3])));
+    assert_ne!(allocated.count_total, 0, "the counter counts");
 }
