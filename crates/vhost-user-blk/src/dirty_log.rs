@@ -8,10 +8,10 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use vm_memory::VolatileMemory;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
-use vm_memory::{MmapRegion, VolatileMemory};
 
-use crate::shared_file;
+use crate::shared_file::{Alarm, SharedFile};
 
 /// Bytes of guest memory per bit (`VHOST_LOG_PAGE`).
 const PAGE: u64 = 4096;
@@ -20,7 +20,7 @@ const PAGE: u64 = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct DirtyLog {
     enabled: AtomicBool,
-    bits: RwLock<Option<MmapRegion<()>>>,
+    bits: RwLock<Option<SharedFile>>,
 }
 
 impl DirtyLog {
@@ -28,8 +28,14 @@ impl DirtyLog {
     ///
     /// # Errors
     /// The file is shorter than that, or can't be mapped.
-    pub(crate) fn replace(&self, file: File, offset: u64, size: u64) -> io::Result<()> {
-        let region = shared_file::map(file, offset, size)?;
+    pub(crate) fn replace(
+        &self,
+        file: &File,
+        offset: u64,
+        size: u64,
+        alarm: &Alarm,
+    ) -> io::Result<()> {
+        let region = SharedFile::map(file, offset, size, alarm)?;
         *self.bits.write().unwrap_or_else(PoisonError::into_inner) = Some(region);
         Ok(())
     }
@@ -100,13 +106,14 @@ impl BitmapSlice for LogBitmap {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shared_file::alarm;
 
     #[test]
     fn marks_exactly_the_pages_touched_while_enabled() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         let log = Arc::new(DirtyLog::default());
-        log.replace(file.try_clone().unwrap(), 0, 16).unwrap();
+        log.replace(&file, 0, 16, &alarm()).unwrap();
         let bitmap = LogBitmap::new(log.clone(), 0x10_000);
         bitmap.mark_dirty(0, 1);
         log.enable(true);
@@ -128,6 +135,10 @@ mod tests {
     fn a_log_beyond_its_file_is_refused() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(100).unwrap();
-        assert!(DirtyLog::default().replace(file, 0, 4096).is_err());
+        assert!(
+            DirtyLog::default()
+                .replace(&file, 0, 4096, &alarm())
+                .is_err()
+        );
     }
 }

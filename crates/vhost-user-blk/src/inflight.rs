@@ -19,9 +19,9 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use virtio_blk_core::runner::InFlightLog;
-use vm_memory::{AtomicInteger, MmapRegion, VolatileMemory};
+use vm_memory::{AtomicInteger, VolatileMemory};
 
-use crate::shared_file;
+use crate::shared_file::{Alarm, SharedFile};
 
 const HEADER: usize = 16;
 const ENTRY: usize = 16;
@@ -48,7 +48,7 @@ fn part_size(queue_size: u16) -> usize {
 /// The area of all queues of a device.
 #[derive(Clone, Debug)]
 pub(crate) struct InFlightArea {
-    region: Arc<MmapRegion<()>>,
+    region: Arc<SharedFile>,
     queue_size: u16,
     queues: u16,
     /// Where our own part begins; areas of others have none.
@@ -57,7 +57,11 @@ pub(crate) struct InFlightArea {
 
 impl InFlightArea {
     /// Makes a new area of zeroes. Answers the file to hand to the client and its size in bytes.
-    pub(crate) fn create(queues: u16, queue_size: u16) -> io::Result<(Self, File, u64)> {
+    pub(crate) fn create(
+        queues: u16,
+        queue_size: u16,
+        alarm: &Alarm,
+    ) -> io::Result<(Self, File, u64)> {
         let size = part_size(queue_size) * usize::from(queues) + TRAILER;
         let fd = rustix::fs::memfd_create(
             "vblk-inflight",
@@ -67,7 +71,7 @@ impl InFlightArea {
         file.set_len(size as u64)?;
         // Nobody can take the memory away from under our stores.
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let area = Self::open(file.try_clone()?, 0, size as u64, queues, queue_size)?;
+        let area = Self::open(&file, 0, size as u64, queues, queue_size, alarm)?;
         Ok((area, file, size as u64))
     }
 
@@ -76,11 +80,12 @@ impl InFlightArea {
     /// # Errors
     /// It is too small for what it should hold, or can't be mapped.
     pub(crate) fn open(
-        file: File,
+        file: &File,
         offset: u64,
         size: u64,
         queues: u16,
         queue_size: u16,
+        alarm: &Alarm,
     ) -> io::Result<Self> {
         let needed = part_size(queue_size) * usize::from(queues);
         if queues == 0 || queue_size == 0 || size < needed as u64 {
@@ -91,7 +96,7 @@ impl InFlightArea {
         }
         let trailer = (size >= (needed + TRAILER) as u64).then_some(needed);
         let mapped = trailer.map_or(needed, |at| at + TRAILER);
-        let region = shared_file::map(file, offset, mapped as u64)?;
+        let region = SharedFile::map(file, offset, mapped as u64, alarm)?;
         Ok(Self {
             trailer,
             region: Arc::new(region),
@@ -160,7 +165,7 @@ impl InFlightArea {
 /// One queue's log.
 #[derive(Debug)]
 pub(crate) struct SplitLog {
-    region: Arc<MmapRegion<()>>,
+    region: Arc<SharedFile>,
     base: usize,
     size: u16,
     /// The order of the next request.

@@ -8,6 +8,7 @@ mod event;
 mod header;
 mod inflight;
 mod memory;
+mod region;
 mod server;
 mod session;
 mod shared_file;

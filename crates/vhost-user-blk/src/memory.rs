@@ -7,19 +7,16 @@ use std::fs::File;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{
-    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestRegionCollection,
-    GuestRegionMmap,
-};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestRegionCollection};
 
 use crate::dirty_log::{DirtyLog, LogBitmap};
-use crate::shared_file::check_range;
+use crate::region::Region;
+use crate::shared_file::{Alarm, SharedFile};
 
 /// Most regions a client may add.
 pub(crate) const MAX_SLOTS: u64 = 509;
 
-type Regions = GuestRegionCollection<GuestRegionMmap<LogBitmap>>;
+type Regions = GuestRegionCollection<Region>;
 
 /// Guest memory as queues use it.
 pub(crate) type Memory = GuestMemoryAtomic<Regions>;
@@ -27,12 +24,6 @@ pub(crate) type Memory = GuestMemoryAtomic<Regions>;
 /// Why a memory table was refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MemoryError {
-    #[error("memory region at {addr:#x} (+{len:#x} bytes) can't be mapped: {source}")]
-    Map {
-        addr: u64,
-        len: u64,
-        source: vm_memory::mmap::MmapRegionError,
-    },
     #[error("memory region at {addr:#x} can't be used: {source}")]
     File { addr: u64, source: std::io::Error },
     #[error("memory region at {0:#x} reaches beyond the address space")]
@@ -60,14 +51,16 @@ pub(crate) struct MemoryTable {
     memory: Memory,
     mappings: Vec<Mapping>,
     log: Arc<DirtyLog>,
+    alarm: Alarm,
 }
 
 impl MemoryTable {
-    pub(crate) fn new(log: Arc<DirtyLog>) -> Self {
+    pub(crate) fn new(log: Arc<DirtyLog>, alarm: Alarm) -> Self {
         Self {
             memory: Memory::new(Regions::new()),
             mappings: Vec::new(),
             log,
+            alarm,
         }
     }
 
@@ -80,26 +73,12 @@ impl MemoryTable {
         self.mappings.is_empty()
     }
 
-    fn map(
-        &self,
-        region: &VhostUserMemoryRegion,
-        file: File,
-    ) -> Result<Arc<GuestRegionMmap<LogBitmap>>, MemoryError> {
+    fn map(&self, region: &VhostUserMemoryRegion, file: &File) -> Result<Arc<Region>, MemoryError> {
         let (addr, len) = (region.guest_phys_addr, region.memory_size);
         let bitmap = LogBitmap::new(self.log.clone(), addr);
-        check_range(&file, region.mmap_offset, len)
+        let shared = SharedFile::map(file, region.mmap_offset, len, &self.alarm)
             .map_err(|source| MemoryError::File { addr, source })?;
-        let mapped = usize::try_from(len)
-            .map_err(|_| MemoryError::Range(addr))
-            .and_then(|size| {
-                MmapRegionBuilder::new_with_bitmap(size, bitmap)
-                    .with_file_offset(FileOffset::new(file, region.mmap_offset))
-                    .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                    .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-                    .build()
-                    .map_err(|source| MemoryError::Map { addr, len, source })
-            })?;
-        GuestRegionMmap::new(mapped, GuestAddress(addr))
+        Region::new(GuestAddress(addr), shared, bitmap)
             .map(Arc::new)
             .ok_or(MemoryError::Range(addr))
     }
@@ -119,7 +98,7 @@ impl MemoryTable {
     ) -> Result<(), MemoryError> {
         let mut regions = Vec::new();
         for (region, file) in table.iter().zip(files) {
-            regions.push(self.map(region, file)?);
+            regions.push(self.map(region, &file)?);
         }
         let regions = Regions::from_arc_regions(regions).map_err(MemoryError::Regions)?;
         self.publish(regions);
@@ -136,7 +115,7 @@ impl MemoryTable {
         if self.mappings.len() as u64 >= MAX_SLOTS {
             return Err(MemoryError::Slots);
         }
-        let mapped = self.map(region, file)?;
+        let mapped = self.map(region, &file)?;
         let regions = self
             .memory
             .memory()

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::config_channel::ConfigChannel;
 use crate::header::Header;
 use crate::session::Session;
+use crate::shared_file::Alarm;
 
 /// The most queues a device can have on this transport: descriptors are handed over with an index of 8
 /// bits.
@@ -244,16 +245,25 @@ impl Server {
 
     /// Handles messages until the connection ends. All queues are stopped when it returns.
     fn converse(&self, stream: UnixStream, peek: &UnixStream) {
-        let session = Arc::new(Mutex::new(Session::new(
-            self.device.clone(),
-            self.options.poll,
-        )));
+        let session = match Session::new(self.device.clone(), self.options.poll) {
+            Ok(session) => session,
+            Err(error) => return log::error!("client refused: {error}"),
+        };
+        let alarm = session.alarm().clone();
+        let session = Arc::new(Mutex::new(session));
         let mut handler = BackendReqHandler::from_stream(stream, session.clone());
         loop {
             let acks = session
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .acks();
+            match wait_for_message(peek, &alarm) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return log::warn!("client sent away: it shrank memory that it shares");
+                }
+                Err(error) => return log::error!("can't wait for the client: {error}"),
+            }
             let header = match Header::peek(peek) {
                 Ok(header) => header,
                 Err(error) => return log::debug!("connection lost: {error}"),
@@ -306,6 +316,21 @@ fn is_shortage(error: &io::Error) -> bool {
         error.raw_os_error(),
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)
     )
+}
+
+/// Waits until the client has sent something or hung up; `false` if its memory is gone.
+fn wait_for_message(stream: &UnixStream, alarm: &Alarm) -> io::Result<bool> {
+    let mut fds = [
+        PollFd::new(alarm, PollFlags::IN),
+        PollFd::new(stream, PollFlags::IN),
+    ];
+    loop {
+        match poll(&mut fds, None) {
+            Ok(_) => return Ok(fds[0].revents().is_empty()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Device and number of a file; links are not followed.

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -22,6 +23,7 @@ use crate::dirty_log::DirtyLog;
 use crate::event;
 use crate::inflight::InFlightArea;
 use crate::memory::{MAX_SLOTS, MemoryTable};
+use crate::shared_file::Alarm;
 use crate::vring::{Addresses, Vring, VringContext};
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -61,6 +63,7 @@ pub(crate) struct Session {
     protocol_features: u64,
     table: MemoryTable,
     log: Arc<DirtyLog>,
+    alarm: Alarm,
     in_flight: Option<InFlightArea>,
     /// The cache mode of an earlier server, until the features are known.
     kept_cache_mode: Option<u8>,
@@ -77,9 +80,13 @@ fn unsupported<T>(what: &'static str) -> Result<T> {
 }
 
 impl Session {
-    pub(crate) fn new(device: Arc<Device>, poll: Duration) -> Self {
+    /// # Errors
+    /// The system has no descriptor left.
+    pub(crate) fn new(device: Arc<Device>, poll: Duration) -> io::Result<Self> {
         let log = Arc::new(DirtyLog::default());
-        Self {
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        let alarm = Arc::new(eventfd(0, flags)?);
+        Ok(Self {
             vrings: (0..device.options().queues)
                 .map(|_| Vring::default())
                 .collect(),
@@ -87,11 +94,17 @@ impl Session {
             poll,
             features: 0,
             protocol_features: 0,
-            table: MemoryTable::new(log.clone()),
+            table: MemoryTable::new(log.clone(), alarm.clone()),
             log,
+            alarm,
             in_flight: None,
             kept_cache_mode: None,
-        }
+        })
+    }
+
+    /// Becomes readable when the client has taken memory away that it shares, and this side has noticed.
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
     }
 
     /// Whether the client can be told of a failed request.
@@ -378,7 +391,8 @@ impl VhostUserBackendReqHandlerMut for Session {
             )));
         }
         let (area, file, size) =
-            InFlightArea::create(wanted.num_queues, wanted.queue_size).map_err(failed)?;
+            InFlightArea::create(wanted.num_queues, wanted.queue_size, &self.alarm)
+                .map_err(failed)?;
         self.in_flight = Some(area);
         self.keep_cache_mode();
         let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
@@ -388,11 +402,12 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
         self.check_in_flight_area_unused()?;
         let opened = InFlightArea::open(
-            file,
+            &file,
             area.mmap_offset,
             area.mmap_size,
             area.num_queues,
             area.queue_size,
+            &self.alarm,
         );
         let opened = opened.map_err(failed)?;
         self.kept_cache_mode = opened.cache_mode();
@@ -423,7 +438,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
         self.log
-            .replace(file, log.mmap_offset, log.mmap_size)
+            .replace(&file, log.mmap_offset, log.mmap_size, &self.alarm)
             .map_err(failed)
     }
 

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 use super::*;
+use crate::shared_file::alarm;
 
 fn reopen(area: &InFlightArea, size: u16, used: u16) -> (SplitLog, Vec<u16>) {
     area.queue(1, size, used).unwrap()
@@ -9,7 +10,7 @@ fn reopen(area: &InFlightArea, size: u16, used: u16) -> (SplitLog, Vec<u16>) {
 
 #[test]
 fn a_new_area_has_nothing_in_flight() {
-    let (area, file, size) = InFlightArea::create(2, 8).unwrap();
+    let (area, file, size) = InFlightArea::create(2, 8, &alarm()).unwrap();
     assert_eq!(size, 2 * 192 + 64);
     assert_eq!(file.metadata().unwrap().len(), size);
     assert_eq!(reopen(&area, 8, 5).1, Vec::<u16>::new());
@@ -18,7 +19,7 @@ fn a_new_area_has_nothing_in_flight() {
 
 #[test]
 fn heads_come_back_in_the_order_taken() {
-    let (area, ..) = InFlightArea::create(2, 8).unwrap();
+    let (area, ..) = InFlightArea::create(2, 8, &alarm()).unwrap();
     let (mut log, _) = reopen(&area, 8, 0);
     for head in [3, 0, 7, 1] {
         log.taken(head);
@@ -33,7 +34,7 @@ fn heads_come_back_in_the_order_taken() {
 
 #[test]
 fn a_batch_cut_off_after_the_index_store_counts_as_returned() {
-    let (area, ..) = InFlightArea::create(2, 8).unwrap();
+    let (area, ..) = InFlightArea::create(2, 8, &alarm()).unwrap();
     let (mut log, _) = reopen(&area, 8, 65534);
     for head in 0..4 {
         log.taken(head);
@@ -46,7 +47,7 @@ fn a_batch_cut_off_after_the_index_store_counts_as_returned() {
 
 #[test]
 fn a_batch_cut_off_before_the_index_store_is_still_in_flight() {
-    let (area, ..) = InFlightArea::create(2, 8).unwrap();
+    let (area, ..) = InFlightArea::create(2, 8, &alarm()).unwrap();
     let (mut log, _) = reopen(&area, 8, 0);
     log.taken(0);
     log.taken(1);
@@ -56,7 +57,7 @@ fn a_batch_cut_off_before_the_index_store_is_still_in_flight() {
 
 #[test]
 fn head_zero_is_no_special_case() {
-    let (area, ..) = InFlightArea::create(2, 8).unwrap();
+    let (area, ..) = InFlightArea::create(2, 8, &alarm()).unwrap();
     let (mut log, _) = reopen(&area, 8, 0);
     log.taken(0);
     assert_eq!(reopen(&area, 8, 0).1, [0]);
@@ -66,7 +67,7 @@ fn head_zero_is_no_special_case() {
 
 #[test]
 fn hostile_content_is_bounded() {
-    let (area, ..) = InFlightArea::create(2, 8).unwrap();
+    let (area, ..) = InFlightArea::create(2, 8, &alarm()).unwrap();
     let (log, _) = reopen(&area, 8, 0);
     log.store::<AtomicU16>(LAST_BATCH_HEAD, 60000);
     log.store::<AtomicU16>(USED_IDX, 3);
@@ -87,23 +88,23 @@ fn hostile_content_is_bounded() {
 
 #[test]
 fn sizes_are_checked() {
-    let (area, file, size) = InFlightArea::create(2, 8).unwrap();
+    let (area, file, size) = InFlightArea::create(2, 8, &alarm()).unwrap();
     assert!(area.queue(2, 8, 0).is_err());
     assert!(area.queue(0, 16, 0).is_err());
-    assert!(InFlightArea::open(file.try_clone().unwrap(), 0, size, 3, 8).is_err());
-    assert!(InFlightArea::open(file.try_clone().unwrap(), 4096, size, 2, 8).is_err());
-    assert!(InFlightArea::open(file, 0, size, 0, 8).is_err());
+    assert!(InFlightArea::open(&file, 0, size, 3, 8, &alarm()).is_err());
+    assert!(InFlightArea::open(&file, 4096, size, 2, 8, &alarm()).is_err());
+    assert!(InFlightArea::open(&file, 0, size, 0, 8, &alarm()).is_err());
 }
 
 #[test]
 fn the_cache_mode_is_kept_where_there_is_room() {
-    let (area, file, size) = InFlightArea::create(2, 8).unwrap();
+    let (area, file, size) = InFlightArea::create(2, 8, &alarm()).unwrap();
     assert_eq!(area.cache_mode(), None);
     area.keep_cache_mode(0);
-    let again = InFlightArea::open(file.try_clone().unwrap(), 0, size, 2, 8).unwrap();
+    let again = InFlightArea::open(&file, 0, size, 2, 8, &alarm()).unwrap();
     assert_eq!(again.cache_mode(), Some(0));
     // The area of a server that knows nothing of it.
-    let small = InFlightArea::open(file, 0, size - 64, 2, 8).unwrap();
+    let small = InFlightArea::open(&file, 0, size - 64, 2, 8, &alarm()).unwrap();
     small.keep_cache_mode(1);
     assert_eq!(small.cache_mode(), None);
     assert_eq!(area.cache_mode(), Some(0));

@@ -1,0 +1,10 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#![doc = include_str!("../README.md")]
+
+mod mapping;
+mod registry;
+mod signal;
+
+pub use mapping::{MapError, Mapping, Protection};
+pub use signal::{handle, opt_out};
