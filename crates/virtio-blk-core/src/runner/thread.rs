@@ -4,12 +4,13 @@
 //! A thread that serves one queue.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::wait::poll_timeout;
@@ -45,7 +46,7 @@ struct Control<M: DeviceMemory> {
 impl<M: DeviceMemory> Control<M> {
     fn signal(&self) {
         self.pending.store(true, Ordering::Release);
-        // The counter can't overflow: the thread reads it whenever it is set.
+        // The counter can't overflow within a process's life.
         let _ = self.wake.write(1);
     }
 }
@@ -57,10 +58,13 @@ pub struct QueueThread<M: DeviceMemory> {
 }
 
 impl<M: DeviceMemory> QueueThread<M> {
-    /// Serves `runner` on a new thread: at once, then whenever `kick` (non-blocking) or the disk fires.
+    /// Serves `runner` on a new thread: at once, then whenever `kick` or the disk fires. Kicks are noticed
+    /// as they are written; the counter of `kick` is never read, so that whoever shares it can't make
+    /// the thread wait for it.
     ///
     /// # Errors
-    /// No thread or eventfd could be had; the queue was dropped.
+    /// No thread, eventfd or epoll could be had, or it does not take `kick` or the disk's descriptor; the
+    /// queue was dropped.
     pub fn spawn(
         runner: QueueRunner<M>,
         kick: EventFd,
@@ -72,9 +76,21 @@ impl<M: DeviceMemory> QueueThread<M> {
             calls: Mutex::new(Some(Vec::new())),
             stop: Mutex::new(None),
         });
+        let epoll = Epoll::new()?;
+        watch(&epoll, control.wake.as_raw_fd(), EventSet::EDGE_TRIGGERED)?;
+        watch(&epoll, kick.as_raw_fd(), EventSet::EDGE_TRIGGERED)?;
+        let disk = match runner.wait() {
+            Wait::Fd(fd) => Some(fd.as_raw_fd()),
+            Wait::Poll | Wait::Inline => None,
+        };
+        if let Some(disk) = disk {
+            watch(&epoll, disk, EventSet::empty())?;
+        }
         let worker = Worker {
             runner,
             kick,
+            disk,
+            epoll,
             control: control.clone(),
             poll: options.poll,
             on_fatal: Some(options.on_fatal),
@@ -124,6 +140,11 @@ impl<M: DeviceMemory> Drop for QueueThread<M> {
     }
 }
 
+fn watch(epoll: &Epoll, fd: RawFd, how: EventSet) -> io::Result<()> {
+    let event = EpollEvent::new(EventSet::IN | how, 0);
+    epoll.ctl(ControlOperation::Add, fd, event)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -140,6 +161,9 @@ impl<M: DeviceMemory> Drop for Leaving<M> {
 struct Worker<M: DeviceMemory> {
     runner: QueueRunner<M>,
     kick: EventFd,
+    disk: Option<RawFd>,
+    /// Watches the control side, the kick and the disk.
+    epoll: Epoll,
     control: Arc<Control<M>>,
     poll: Duration,
     on_fatal: Option<OnFatal>,
@@ -166,47 +190,42 @@ impl<M: DeviceMemory> Worker<M> {
             }
             match self.runner.service(BUDGET) {
                 Service::More => {}
-                Service::Idle => self.sleep(None, true),
-                Service::WaitUntil(at) => self.sleep(Some(at), true),
+                Service::Idle => self.sleep(None),
+                Service::WaitUntil(at) => self.sleep(Some(at)),
                 Service::Fatal => {
                     if let (Some(tell), Some(error)) = (self.on_fatal.take(), self.runner.error()) {
+                        self.unwatch_queue();
                         tell(error);
                     }
-                    self.sleep(None, false);
+                    self.wait(None);
                 }
             }
         }
     }
 
-    /// Waits for a kick, the disk, the control side or `until`; `queue`: only the control side counts
-    /// otherwise.
-    fn sleep(&mut self, until: Option<Instant>, queue: bool) {
-        if queue && !self.poll.is_zero() && self.busy_poll(until) {
+    /// Waits for a kick, the disk, the control side or `until`.
+    fn sleep(&mut self, until: Option<Instant>) {
+        if !self.poll.is_zero() && self.busy_poll(until) {
             return;
         }
-        let mut fds = [self.control.wake.as_raw_fd(), -1, -1].map(|fd| libc::pollfd {
-            fd,
-            events: libc::POLLIN,
-            revents: 0,
-        });
-        let mut until = until;
-        if queue {
-            fds[1].fd = self.kick.as_raw_fd();
-            match self.runner.wait() {
-                Wait::Fd(fd) => fds[2].fd = fd.as_raw_fd(),
-                Wait::Poll if self.runner.in_flight() != 0 => until = Some(Instant::now()),
-                Wait::Poll | Wait::Inline => {}
-            }
-        }
-        // SAFETY: three valid entries; a negative descriptor is ignored by the kernel.
-        unsafe { libc::poll(fds.as_mut_ptr(), 3, poll_timeout(until)) };
-        // Read where it is found and not where `pending` is: that is set a moment earlier, and what is
-        // left in the counter then would end every later sleep at once.
-        if fds[0].revents != 0 {
-            let _ = self.control.wake.read();
-        }
-        if fds[1].revents != 0 {
-            let _ = self.kick.read();
+        let polled = matches!(self.runner.wait(), Wait::Poll) && self.runner.in_flight() != 0;
+        self.wait(if polled { Some(Instant::now()) } else { until });
+    }
+
+    fn wait(&self, until: Option<Instant>) {
+        // The next pass looks at everything: what fired does not matter. A signal ends the wait early.
+        let mut events = [EpollEvent::default(); 3];
+        let _ = self.epoll.wait(poll_timeout(until), &mut events);
+    }
+
+    /// From now on only the control side counts.
+    fn unwatch_queue(&self) {
+        for fd in [Some(self.kick.as_raw_fd()), self.disk]
+            .into_iter()
+            .flatten()
+        {
+            // The disk's queue may be closed already, and its descriptor with it.
+            let _ = (self.epoll).ctl(ControlOperation::Delete, fd, EpollEvent::default());
         }
     }
 
