@@ -9,9 +9,11 @@ pub mod memory;
 pub mod null;
 pub mod raw;
 pub mod spec;
+pub mod throttle;
 
 pub use fault::{FaultDisk, FaultPlan};
 pub use memory::MemoryDisk;
 pub use null::NullDisk;
 pub use raw::{Engine, RawDisk, RawOptions};
 pub use spec::DiskSpec;
+pub use throttle::{ThrottleDisk, ThrottleGroup};
