@@ -3,7 +3,9 @@
 #![doc = include_str!("../README.md")]
 
 mod admit;
+pub mod dirty;
 pub mod fault;
+mod in_flight;
 mod listeners;
 pub mod memory;
 pub mod null;
@@ -11,6 +13,7 @@ pub mod raw;
 pub mod spec;
 pub mod throttle;
 
+pub use dirty::DirtyDisk;
 pub use fault::{FaultDisk, FaultPlan};
 pub use memory::MemoryDisk;
 pub use null::NullDisk;
