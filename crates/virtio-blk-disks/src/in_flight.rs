@@ -60,6 +60,11 @@ impl<T> InFlight<T> {
             .map(|place| Token(place as u64))
     }
 
+    /// Operations noted.
+    pub(crate) fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
     /// The values of all operations.
     pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
         self.places.iter().flatten().map(|entry| &entry.value)
