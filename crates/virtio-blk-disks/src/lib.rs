@@ -3,15 +3,23 @@
 #![doc = include_str!("../README.md")]
 
 mod admit;
+pub mod dirty;
 pub mod fault;
+mod in_flight;
 mod listeners;
 pub mod memory;
+pub mod meter;
 pub mod null;
+pub mod power_cut;
 pub mod raw;
 pub mod spec;
+pub mod throttle;
 
+pub use dirty::DirtyDisk;
 pub use fault::{FaultDisk, FaultPlan};
 pub use memory::MemoryDisk;
+pub use meter::MeterDisk;
 pub use null::NullDisk;
 pub use raw::{Engine, RawDisk, RawOptions};
 pub use spec::DiskSpec;
+pub use throttle::{ThrottleDisk, ThrottleGroup};

@@ -1,0 +1,86 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A model of a power cut, for tests of whatever promises that data is stable.
+//!
+//! [`PowerCutDisk`] notes each change and flush that passes. Afterwards [`PowerCutDisk::cut`] says for any
+//! moment what a disk with a volatile cache may hold if the power fails there: everything that a completed
+//! flush or a FUA write made stable, and of everything else any part, down to single sectors.
+//!
+//! A test then either checks that what was promised upwards is in all of these states, or puts some of them
+//! on a disk ([`Cut::state`]) and has the software under test open that.
+//!
+//! It keeps a copy of everything that is written: for tests, not for service.
+
+mod history;
+mod queue;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+
+use history::History;
+pub use history::{BrokenPromise, Choice, Content, Cut, Moment};
+use queue::PowerCutQueue;
+
+/// The history, shared with the queues.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<History>>);
+
+impl Shared {
+    fn get(&self) -> MutexGuard<'_, History> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A disk whose past is known.
+pub struct PowerCutDisk<D: ?Sized = dyn Disk> {
+    history: Shared,
+    inner: Arc<D>,
+}
+
+impl<D: Disk + ?Sized> PowerCutDisk<D> {
+    /// Puts the layer over a disk, whose content now is the original one.
+    pub fn new(inner: Arc<D>) -> Self {
+        Self {
+            history: Shared::default(),
+            inner,
+        }
+    }
+
+    /// The last event so far: a submission or an end of a change or a flush.
+    pub fn now(&self) -> Moment {
+        self.history.get().now()
+    }
+
+    /// What the disk may hold if the power fails right after the event `moment`.
+    pub fn cut(&self, moment: Moment) -> Cut {
+        self.history.get().cut(moment)
+    }
+}
+
+impl<D: Disk + ?Sized> Disk for PowerCutDisk<D> {
+    fn caps(&self) -> Caps {
+        self.inner.caps()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        let inner = self.inner.open_queue(depth)?;
+        Ok(Box::new(PowerCutQueue::new(
+            self.history.clone(),
+            inner,
+            depth,
+        )))
+    }
+
+    fn refresh(&self) -> Result<(), DiskError> {
+        self.inner.refresh()
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        self.inner.listen(listener);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One limit: when the next operation may start, by the generic cell rate algorithm (ITU-T I.371) on a
+//! time line of nanoseconds.
+
+use super::Rate;
+
+/// How far behind the time line operations may start when they were released late: what an event loop
+/// with timers of a millisecond needs to keep the rate. One per cent of a second.
+pub(super) const SLACK: u64 = 10_000_000;
+
+/// A leaky bucket. Its content is a point in time: when it would be empty.
+#[derive(Clone, Copy, Debug)]
+struct Leak {
+    /// Units a second.
+    rate: u64,
+    /// Nanoseconds that the content may be ahead of the time.
+    credit: u64,
+    empty_at: u64,
+}
+
+impl Leak {
+    const fn new(rate: u64, credit: u64) -> Self {
+        Self {
+            rate,
+            credit,
+            empty_at: 0,
+        }
+    }
+
+    const fn start(&self) -> u64 {
+        self.empty_at.saturating_sub(self.credit)
+    }
+
+    fn cost(&self, units: u64) -> u64 {
+        let nanos = u128::from(units) * 1_000_000_000 / u128::from(self.rate.max(1));
+        u64::try_from(nanos).unwrap_or(u64::MAX)
+    }
+
+    fn take(&mut self, at: u64, units: u64) {
+        self.empty_at = self.empty_at.max(at).saturating_add(self.cost(units));
+    }
+
+    fn give_back(&mut self, units: u64) {
+        self.empty_at = self.empty_at.saturating_sub(self.cost(units));
+    }
+}
+
+/// The state of one [`Rate`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bucket {
+    average: Leak,
+    /// What a burst may not exceed.
+    peak: Option<Leak>,
+}
+
+impl Bucket {
+    pub(super) fn new(rate: &Rate) -> Self {
+        let Some(burst) = &rate.burst else {
+            return Self {
+                average: Leak::new(rate.per_second, 0),
+                peak: None,
+            };
+        };
+        // A burst at its rate, for its length, takes this much more than the average gives.
+        let extra = burst.per_second.saturating_sub(rate.per_second);
+        let credit =
+            burst.length.as_nanos() * u128::from(extra) / u128::from(rate.per_second.max(1));
+        Self {
+            average: Leak::new(rate.per_second, u64::try_from(credit).unwrap_or(u64::MAX)),
+            peak: Some(Leak::new(burst.per_second, 0)),
+        }
+    }
+
+    fn leaks(&mut self) -> impl Iterator<Item = &mut Leak> {
+        std::iter::once(&mut self.average).chain(&mut self.peak)
+    }
+
+    /// The earliest time for the next operation.
+    pub(super) fn start(&self) -> u64 {
+        let peak = self.peak.as_ref().map_or(0, Leak::start);
+        self.average.start().max(peak)
+    }
+
+    /// Has `units` start at `at`.
+    pub(super) fn take(&mut self, at: u64, units: u64) {
+        for leak in self.leaks() {
+            leak.take(at, units);
+        }
+    }
+
+    /// Undoes a [`Bucket::take`] of something that did not happen.
+    pub(super) fn give_back(&mut self, units: u64) {
+        for leak in self.leaks() {
+            leak.give_back(units);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What several disks may use together.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::bucket::{Bucket, SLACK};
+use super::limits::{Cost, LIMITS, LimitError, Limits};
+
+/// Where a group's time comes from.
+pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// Limits that one or several [`super::ThrottleDisk`]s share. Cheap to clone; clones are the same group.
+///
+/// Turns are fair: each queue of each disk has a place in line for its next operation only, so a queue
+/// with a hundred operations waiting gets no more than one with two.
+#[derive(Clone)]
+pub struct ThrottleGroup {
+    state: Arc<Mutex<State>>,
+    clock: Clock,
+    origin: Instant,
+}
+
+struct State {
+    limits: Limits,
+    /// Counts changes of the limits.
+    generation: u64,
+    buckets: [Option<Bucket>; LIMITS],
+    /// Nanoseconds by which operations were released too late, and that may be made up for.
+    owed: u64,
+}
+
+/// An operation's place in line.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    /// Nanoseconds on the group's time line.
+    pub(super) start: u64,
+    pub(super) cost: Cost,
+    pub(super) generation: u64,
+}
+
+impl State {
+    fn new(limits: Limits, generation: u64) -> Self {
+        Self {
+            limits,
+            generation,
+            buckets: limits.all().map(|rate| rate.as_ref().map(Bucket::new)),
+            owed: 0,
+        }
+    }
+
+    /// The buckets that an operation draws from, with what it takes.
+    fn drawn(&mut self, cost: Cost) -> impl Iterator<Item = (&mut Bucket, u64)> {
+        self.buckets
+            .iter_mut()
+            .zip(cost.0)
+            .filter_map(|(bucket, units)| Some((bucket.as_mut().filter(|_| units != 0)?, units)))
+    }
+
+    fn take(&mut self, cost: Cost, now: u64) -> u64 {
+        let earliest = now.saturating_sub(self.owed);
+        let mut behind = u64::MAX;
+        let start = (self.drawn(cost))
+            .map(|(bucket, _)| bucket.start())
+            .fold(earliest, u64::max);
+        for (bucket, units) in self.drawn(cost) {
+            bucket.take(start, units);
+            behind = behind.min(now.saturating_sub(bucket.start()));
+        }
+        if behind != u64::MAX {
+            self.owed = self.owed.min(behind);
+        }
+        start
+    }
+}
+
+impl ThrottleGroup {
+    /// A group with these limits.
+    ///
+    /// # Errors
+    /// A limit makes no sense.
+    pub fn new(limits: Limits) -> Result<Self, LimitError> {
+        Self::with_clock(limits, Arc::new(Instant::now))
+    }
+
+    /// A group whose time is `clock`'s, for tests and simulations. It never goes back.
+    ///
+    /// # Errors
+    /// A limit makes no sense.
+    pub fn with_clock(limits: Limits, clock: Clock) -> Result<Self, LimitError> {
+        limits.validate()?;
+        Ok(Self {
+            state: Arc::new(Mutex::new(State::new(limits, 0))),
+            origin: clock(),
+            clock,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.state().limits
+    }
+
+    /// Changes the limits. What is held back falls under the new ones when its queue is next served, at
+    /// the latest after [`super::RECHECK`].
+    ///
+    /// # Errors
+    /// A limit makes no sense; nothing changed.
+    pub fn set_limits(&self, limits: Limits) -> Result<(), LimitError> {
+        limits.validate()?;
+        let mut state = self.state();
+        let generation = state.generation + 1;
+        *state = State::new(limits, generation);
+        Ok(())
+    }
+
+    /// Nanoseconds on the group's time line.
+    pub(super) fn now(&self) -> u64 {
+        let elapsed = (self.clock)().saturating_duration_since(self.origin);
+        // The line starts at a second, so that there is room for what is owed.
+        u64::try_from(elapsed.as_nanos())
+            .map_or(u64::MAX, |nanos| nanos.saturating_add(1_000_000_000))
+    }
+
+    /// A point of the group's time line.
+    pub(super) fn instant(&self, at: u64) -> Instant {
+        self.origin + Duration::from_nanos(at.saturating_sub(1_000_000_000))
+    }
+
+    /// A place in line for an operation.
+    pub(super) fn turn(&self, cost: Cost, now: u64) -> Turn {
+        let mut state = self.state();
+        Turn {
+            start: state.take(cost, now),
+            cost,
+            generation: state.generation,
+        }
+    }
+
+    /// Gives a place back that was not used.
+    pub(super) fn give_back(&self, turn: &Turn) {
+        let mut state = self.state();
+        if state.generation == turn.generation {
+            for (bucket, units) in state.drawn(turn.cost) {
+                bucket.give_back(units);
+            }
+        }
+    }
+
+    /// Whether a place in line still counts.
+    pub(super) fn is_current(&self, turn: &Turn) -> bool {
+        self.state().generation == turn.generation
+    }
+
+    /// Notes that an operation starts now, and by how much that is too late.
+    pub(super) fn started(&self, turn: &Turn, now: u64) {
+        let mut state = self.state();
+        let late = (state.drawn(turn.cost))
+            .map(|(bucket, _)| now.saturating_sub(bucket.start()))
+            .min()
+            .unwrap_or(0);
+        state.owed = state
+            .owed
+            .max(late.min(now.saturating_sub(turn.start)))
+            .min(SLACK);
+    }
+}
+
+impl fmt::Debug for ThrottleGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ThrottleGroup")
+            .field("limits", &self.limits())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,202 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One data path with limits.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Op, Submit, Token, Wait};
+
+use super::group::{ThrottleGroup, Turn};
+use super::limits::Cost;
+use super::stats::Counts;
+
+/// A queue that holds something back looks at the limits again after this time at the latest.
+pub const RECHECK: Duration = Duration::from_millis(100);
+
+/// An operation that waits for its turn.
+struct Held {
+    op: Op,
+    cost: Cost,
+    since: u64,
+}
+
+/// How the owner waits.
+enum Waiting {
+    /// As for the disk underneath.
+    Inner,
+    /// The disk underneath is never waited for: a descriptor that never fires.
+    Never(OwnedFd),
+}
+
+/// A data path of a [`super::ThrottleDisk`].
+pub(super) struct ThrottleQueue {
+    group: ThrottleGroup,
+    counts: Arc<Counts>,
+    inner: Box<dyn IoQueue>,
+    limit: usize,
+    /// In the order of submission.
+    held: VecDeque<Held>,
+    /// The turn of the first of them.
+    turn: Option<Turn>,
+    /// Finished without the disk underneath, or inside its `submit`.
+    done: Vec<Completion>,
+    /// Operations went down since the last flush.
+    unflushed: bool,
+    waiting: Waiting,
+}
+
+impl ThrottleQueue {
+    pub(super) fn new(
+        group: ThrottleGroup,
+        counts: Arc<Counts>,
+        inner: Box<dyn IoQueue>,
+        depth: u16,
+    ) -> Result<Self, DiskError> {
+        let waiting = match inner.wait() {
+            Wait::Fd(_) | Wait::Poll => Waiting::Inner,
+            Wait::Inline => {
+                let flags = rustix::event::EventfdFlags::CLOEXEC;
+                Waiting::Never(rustix::event::eventfd(0, flags).map_err(std::io::Error::from)?)
+            }
+        };
+        Ok(Self {
+            group,
+            counts,
+            inner,
+            limit: usize::from(depth.max(1)),
+            held: VecDeque::new(),
+            turn: None,
+            done: Vec::new(),
+            unflushed: false,
+            waiting,
+        })
+    }
+
+    /// Lets those go whose turn it is.
+    fn release(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let now = self.group.now();
+        while let Some(first) = self.held.front() {
+            let turn = match self.turn {
+                Some(turn) if self.group.is_current(&turn) => turn,
+                _ => self.group.turn(first.cost, now),
+            };
+            self.turn = Some(turn);
+            if turn.start > now {
+                return;
+            }
+            let Some(Held { op, cost, since }) = self.held.pop_front() else {
+                return;
+            };
+            match self.inner.submit(op) {
+                // It keeps its turn.
+                Submit::Full(op) => return self.held.push_front(Held { op, cost, since }),
+                Submit::Queued => self.unflushed = true,
+                Submit::Done(completion) => self.done.push(completion),
+            }
+            self.group.started(&turn, now);
+            self.counts.released(now.saturating_sub(since));
+            self.turn = None;
+        }
+    }
+}
+
+impl IoQueue for ThrottleQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        let Some(cost) = Cost::of(&op.kind, op.buf.len() as u64) else {
+            return self.inner.submit(op);
+        };
+        if self.held.len() >= self.limit {
+            return Submit::Full(op);
+        }
+        let now = self.group.now();
+        if self.held.is_empty() {
+            let turn = self.group.turn(cost, now);
+            if turn.start <= now {
+                let submitted = self.inner.submit(op);
+                if let Submit::Full(_) = submitted {
+                    self.group.give_back(&turn);
+                }
+                return submitted;
+            }
+            self.turn = Some(turn);
+        }
+        self.counts.held();
+        self.held.push_back(Held {
+            op,
+            cost,
+            since: now,
+        });
+        Submit::Queued
+    }
+
+    fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.unflushed = false;
+        self.inner.flush_batch()
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        let before = done.len();
+        // First what the disk has finished: then there is room for more.
+        let result = self.inner.reap(done);
+        self.release();
+        done.append(&mut self.done);
+        result?;
+        if std::mem::take(&mut self.unflushed) {
+            self.inner.flush_batch()?;
+        }
+        Ok(done.len() - before)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        match &self.waiting {
+            Waiting::Inner => self.inner.wait(),
+            Waiting::Never(fd) => Wait::Fd(fd.as_fd()),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let own = if !self.done.is_empty() {
+            Some(self.group.instant(0))
+        } else if self.held.is_empty() {
+            None
+        } else {
+            let at = self.turn.map_or(0, |turn| turn.start);
+            let recheck = self.group.now().saturating_add(RECHECK.as_nanos() as u64);
+            Some(self.group.instant(at.min(recheck)))
+        };
+        [own, self.inner.deadline()].into_iter().flatten().min()
+    }
+
+    fn cancel(&mut self, token: Token) {
+        let Some(index) = self.held.iter().position(|held| held.op.token == token) else {
+            return self.inner.cancel(token);
+        };
+        if index == 0
+            && let Some(turn) = self.turn.take()
+        {
+            self.group.give_back(&turn);
+        }
+        if let Some(held) = self.held.remove(index) {
+            self.counts.cancelled();
+            self.done.push(held.op.complete(Err(DiskError::Cancelled)));
+        }
+    }
+}
+
+impl Drop for ThrottleQueue {
+    fn drop(&mut self) {
+        if let Some(turn) = self.turn.take() {
+            self.group.give_back(&turn);
+        }
+        for _ in &self.held {
+            self.counts.cancelled();
+        }
+    }
+}
