@@ -50,7 +50,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[cold]
     fn begin_rare(&mut self, status: StatusByte, wire: RequestType, request: Request) {
         match request {
-            Request::GetLifetime => self.transfer(status, Job::Lifetime, OpKind::Lifetime),
+            Request::GetLifetime => self.perform(status, Job::Lifetime, OpKind::Lifetime),
             Request::Ranges { kind, len } => self.ranges(status, wire, kind, len),
             Request::GetId { len } => {
                 let mut buf = IoBuf::new();
@@ -130,13 +130,17 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
     }
 
-    /// Executes a request that is one operation on the chain's data: at once, where the disk works inside
+    /// Executes a request that is one operation on the chain's data: at once, where the disk can do it inside
     /// the call, else in flight.
     #[inline(always)]
     fn perform(&mut self, status: StatusByte, job: Job, kind: OpKind) {
-        if self.inline
+        if data(job, &self.chain, &mut self.now, &self.map).is_err() {
+            self.count(job.wire(), 0, RequestStatus::IoErr);
+            return self.answer(status, RequestStatus::IoErr, 0);
+        }
+        // Lifetime information is checked before the guest sees it.
+        if job != Job::Lifetime
             && let Some(io) = &mut self.io
-            && data(job, &self.chain, &mut self.now, &self.map).is_ok()
             && let Some(result) = io.execute(&kind, &self.now)
         {
             let len = self.now.len() as u32;
@@ -159,7 +163,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.transfer(status, job, kind);
     }
 
-    /// Puts a request in flight that is one operation on the chain's data.
+    /// Puts a request in flight that is one operation on the chain's data, which `now` holds.
     fn transfer(&mut self, status: StatusByte, job: Job, kind: OpKind) {
         let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
         else {
@@ -169,10 +173,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             Job::Write => self.chain.readable_len(),
             _ => self.chain.writable_len(),
         };
-        if data(job, &self.chain, &mut slot.buf, &self.map).is_err() {
-            slot.buf.clear();
-            return self.finish(token, RequestStatus::IoErr);
-        }
+        std::mem::swap(&mut slot.buf, &mut self.now);
         let buf = match job {
             // Checked before the guest sees it, so read into private memory first.
             Job::Lifetime => IoBuf::zeroed(Lifetime::SIZE),

@@ -158,7 +158,7 @@ pub struct QueueRunner<M: DeviceMemory> {
     error: Option<QueueError>,
     // Reused from call to call.
     chain: Chain,
-    /// The data of the request being executed by an inline disk.
+    /// The data of the request at hand.
     now: IoBuf,
     done: Vec<Completion>,
     scratch: Vec<u8>,
