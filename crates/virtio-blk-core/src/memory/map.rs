@@ -28,13 +28,21 @@ struct Region {
     permissions: Permissions,
 }
 
-impl Region {
+/// A region in the form in which looking into it is cheapest.
+#[derive(Clone, Copy)]
+struct Hint {
+    start: u64,
+    /// Bytes.
+    len: u64,
+    base: *mut u8,
+}
+
+impl Hint {
     /// A region that holds no range.
     const NONE: Self = Self {
-        start: 1,
-        last: 0,
+        start: 0,
+        len: 0,
         base: std::ptr::null_mut(),
-        permissions: Permissions::No,
     };
 }
 
@@ -48,7 +56,7 @@ pub struct GuestMap<M: GuestAddressSpace> {
     regions: Vec<Region>,
     translated: bool,
     /// The region that was hit last and may be both read and written.
-    hint: Cell<Region>,
+    hint: Cell<Hint>,
     generation: u64,
 }
 
@@ -69,7 +77,7 @@ impl<M: DeviceMemory> GuestMap<M> {
             keep,
             regions: Vec::new(),
             translated: false,
-            hint: Cell::new(Region::NONE),
+            hint: Cell::new(Hint::NONE),
             generation: 1,
         };
         map.index();
@@ -96,7 +104,7 @@ impl<M: DeviceMemory> GuestMap<M> {
 
     fn index(&mut self) {
         self.regions.clear();
-        self.hint.set(Region::NONE);
+        self.hint.set(Hint::NONE);
         self.translated = false;
         let memory: &M::M = self.guard.deref().deref();
         if let Some(table) = (memory as &dyn Any).downcast_ref::<IotlbTable>() {
@@ -184,12 +192,11 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// says nothing: [`GuestMap::translate`] knows.
     #[inline(always)]
     pub(crate) fn host(&self, addr: u64, len: usize) -> Option<*mut u8> {
-        let region = self.hint.get();
-        // Without overflow, for `len` from 1 on: `Region::NONE` has no room for any.
-        let offset = addr.wrapping_sub(region.start);
-        let room = region.last.wrapping_sub(region.start);
-        let found = addr >= region.start && addr <= region.last && len as u64 - 1 <= room - offset;
-        found.then(|| region.base.wrapping_add(offset as usize))
+        let hint = self.hint.get();
+        // An address below the region gives an offset beyond it.
+        let offset = addr.wrapping_sub(hint.start);
+        let found = offset < hint.len && len as u64 <= hint.len - offset;
+        found.then(|| hint.base.wrapping_add(offset as usize))
     }
 
     #[cold]
@@ -221,7 +228,12 @@ impl<M: DeviceMemory> GuestMap<M> {
         loop {
             let region = *self.regions.get(index)?;
             if region.permissions == Permissions::ReadWrite {
-                self.hint.set(region);
+                self.hint.set(Hint {
+                    start: region.start,
+                    // No host has memory of 2^64 bytes.
+                    len: (region.last - region.start).saturating_add(1),
+                    base: region.base,
+                });
             }
             if addr < region.start || addr > region.last || !region.permissions.allow(access) {
                 return None;

@@ -163,17 +163,18 @@ fn any_spec() -> impl Strategy<Value = DiskSpec> {
     let block = proptest::option::of((9_u32..=21).prop_map(|exp| 1 << exp));
     let raw = (
         "[a-z,=:/ ]{1,12}",
-        any::<(bool, bool, bool, bool)>(),
+        any::<(bool, bool, bool, bool, bool)>(),
         engine,
         block,
     )
-        .prop_map(|(path, (a, b, c, d), engine, block)| {
+        .prop_map(|(path, (a, b, c, d, e), engine, block)| {
             DiskSpec::Raw(
                 RawOptions::new(path)
                     .read_only(a)
                     .direct(b)
                     .discard(c)
                     .lock(d)
+                    .mmap(e)
                     .engine(engine)
                     .block_size(block),
             )
