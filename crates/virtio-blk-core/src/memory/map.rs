@@ -9,6 +9,7 @@ use std::fmt;
 use std::mem::size_of;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
@@ -58,6 +59,8 @@ pub struct GuestMap<M: GuestAddressSpace> {
     /// The region that was hit last and may be both read and written.
     hint: Cell<Hint>,
     generation: u64,
+    /// Whether writes are tracked now, if not always.
+    tracking: Option<Arc<AtomicBool>>,
 }
 
 // SAFETY: the host addresses in `regions` belong to memory that `guard` keeps mapped for any thread.
@@ -79,9 +82,15 @@ impl<M: DeviceMemory> GuestMap<M> {
             translated: false,
             hint: Cell::new(Hint::NONE),
             generation: 1,
+            tracking: None,
         };
         map.index();
         map
+    }
+
+    /// Makes [`GuestMap::mark_dirty`] do nothing while `tracking` is there and false.
+    pub(crate) fn track_while(&mut self, tracking: Option<Arc<AtomicBool>>) {
+        self.tracking = tracking;
     }
 
     /// Whether the address space has another memory map now than when the snapshot was taken. Cheap.
@@ -300,7 +309,15 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// passed over. Costs nothing where the memory tracks nothing.
     #[inline]
     pub fn mark_dirty(&self, addr: u64, len: usize) {
-        if Self::TRACKS_DIRTY && len != 0 && self.last(addr, len).is_some() {
+        if Self::TRACKS_DIRTY
+            && (self.tracking.as_ref()).is_none_or(|tracking| tracking.load(Ordering::Acquire))
+        {
+            self.mark_tracked(addr, len);
+        }
+    }
+
+    fn mark_tracked(&self, addr: u64, len: usize) {
+        if len != 0 && self.last(addr, len).is_some() {
             let memory: &M::M = self.guard.deref().deref();
             if let Ok(slices) = memory.get_slices(GuestAddress(addr), len, Permissions::Write) {
                 for slice in slices.map_while(Result::ok) {

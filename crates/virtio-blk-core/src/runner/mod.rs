@@ -25,6 +25,7 @@ mod usual;
 mod wait;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use virtio_queue::QueueState;
@@ -59,6 +60,9 @@ pub struct QueueSetup<M: DeviceMemory> {
     /// a log says), in the order in which they were taken. They are executed first. The state counts
     /// them as taken; more of them than it counts, or one named twice, are refused at the start.
     pub replay: Vec<u16>,
+    /// Where the memory tracks writes at times only (a log of dirty pages while a migration runs): whether
+    /// it does now. May be switched at any time. `None`: whenever its bitmap has state.
+    pub tracking: Option<Arc<AtomicBool>>,
 }
 
 impl<M: DeviceMemory> QueueSetup<M> {
@@ -69,6 +73,7 @@ impl<M: DeviceMemory> QueueSetup<M> {
             notify: Box::new(notify),
             log: None,
             replay: Vec::new(),
+            tracking: None,
         }
     }
 }
@@ -195,7 +200,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
         state: &QueueState,
         open: impl FnOnce() -> Result<Box<dyn IoQueue>, E>,
     ) -> Result<Self, E> {
-        let map = GuestMap::new(setup.memory);
+        let mut map = GuestMap::new(setup.memory);
+        map.track_while(setup.tracking);
         let ring = SplitRing::new(&map, state, parts.features)?;
         let (count, size) = (setup.replay.len(), state.size);
         let taken = state.next_avail.wrapping_sub(state.next_used);
