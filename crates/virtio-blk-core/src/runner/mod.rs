@@ -331,7 +331,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
                         if let Some(log) = &mut self.log {
                             log.taken(usual.head);
                         }
-                        self.begin_usual(&usual);
+                        self.begin_usual(usual);
                         self.publish_some()?;
                     }
                     Taken::Chain => self.begin_taken()?,

@@ -17,7 +17,7 @@ use crate::spec::{HEADER_SIZE, RequestHeader, RequestStatus, RequestType};
 impl<M: DeviceMemory> QueueRunner<M> {
     /// Executes a request, or answers it at once.
     #[inline(always)]
-    pub(super) fn begin_usual(&mut self, usual: &UsualChain) {
+    pub(super) fn begin_usual(&mut self, usual: UsualChain) {
         let len = usual.data.len;
         let (Some(host), Some(header), Some(data)) = (
             self.map.host(usual.status, 1),
@@ -42,7 +42,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[inline(always)]
     fn execute_usual(
         &mut self,
-        usual: &UsualChain,
+        usual: UsualChain,
         status: StatusByte,
         halves: [u64; 2],
         wire: RequestType,
@@ -81,22 +81,22 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// The memory is not where it usually is.
     #[cold]
-    fn begin_as_chain(&mut self, usual: &UsualChain) {
-        self.chain.set_usual(usual);
+    fn begin_as_chain(&mut self, usual: UsualChain) {
+        self.chain.set_usual(&usual);
         self.begin();
     }
 
     /// Not a plain read or write, or one to be refused.
     #[cold]
-    fn begin_with_header(&mut self, usual: &UsualChain, status: StatusByte, halves: [u64; 2]) {
+    fn begin_with_header(&mut self, usual: UsualChain, status: StatusByte, halves: [u64; 2]) {
         self.cut(usual);
         self.execute_other(status, RequestHeader::from_halves(halves));
     }
 
     /// Makes `chain` what is left of the chain without header and status.
     #[cold]
-    fn cut(&mut self, usual: &UsualChain) {
-        self.chain.set_usual(usual);
+    fn cut(&mut self, usual: UsualChain) {
+        self.chain.set_usual(&usual);
         // Both are whole segments.
         let _ = self.chain.cut_last_writable();
         let _ = self.chain.cut_first_readable(HEADER_SIZE as u32);

@@ -69,12 +69,17 @@ fn shape(
     size: u16,
     read: impl Fn(u16) -> Option<[u64; 2]>,
 ) -> Option<UsualChain> {
-    if first.flags != DESC_F_NEXT || first.len != HEADER_SIZE as u32 || first.next >= size {
+    if first.flags != DESC_F_NEXT || first.len != HEADER_SIZE as u32 {
+        return None;
+    }
+    if first.next >= size {
         return None;
     }
     let data = Descriptor::new(read(first.next)?);
-    let linked = data.flags & !DESC_F_WRITE == DESC_F_NEXT && data.next < size;
-    if !linked || data.len == 0 || data.len > UsualChain::MAX_DATA {
+    if data.flags & !DESC_F_WRITE != DESC_F_NEXT || data.next >= size {
+        return None;
+    }
+    if data.len == 0 || data.len > UsualChain::MAX_DATA {
         return None;
     }
     let status = Descriptor::new(read(data.next)?);
