@@ -18,6 +18,7 @@ A DISK names its format, always:
       discard=on|off         pass discards to the host (on)
       block=BYTES            logical block size that the guest sees (probed)
       lock=on|off            lock the file against other users (on)
+      mmap=auto|off          copy cached reads from a mapping of the file (auto)
   memory:SIZE                memory, gone when vblk ends
   null:SIZE[,zero=on|off]    stores nothing; for benchmarks
 SIZE takes K, M, G, T (binary). A comma in PATH is written twice.";

@@ -137,6 +137,7 @@ impl Vring {
         state.next_used = SplitRing::used_index(&GuestMap::new(memory.clone()), &state)?;
         let call = self.call.clone();
         let mut setup = QueueSetup::new(memory, move || signal(&call));
+        setup.tracking = Some(context.table.logging());
         if let Some(area) = context.in_flight {
             let (log, heads) = area
                 .queue(index, self.size, state.next_used)
