@@ -14,6 +14,7 @@ pub mod power_cut;
 pub mod raw;
 pub mod spec;
 pub mod throttle;
+pub mod verify;
 
 pub use dirty::DirtyDisk;
 pub use fault::{FaultDisk, FaultPlan};
@@ -23,3 +24,4 @@ pub use null::NullDisk;
 pub use raw::{Engine, RawDisk, RawOptions};
 pub use spec::DiskSpec;
 pub use throttle::{ThrottleDisk, ThrottleGroup};
+pub use verify::VerifyDisk;
