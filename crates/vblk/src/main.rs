@@ -22,6 +22,7 @@ use cli::{Cli, Command, DiskCommand, ServeCommand};
 fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     match cli.command {
         Command::Serve(ServeCommand::VhostUser(args)) => serve::vhost_user(&args, cli.json),
+        Command::Serve(ServeCommand::Vduse(args)) => serve::vduse(&args, cli.json),
         Command::Disk(DiskCommand::Info(args)) => disk_info::run(&args, cli.json),
         Command::Features(args) => features::run(&args, cli.json),
     }

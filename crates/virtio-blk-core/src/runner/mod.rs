@@ -15,6 +15,7 @@
 mod begin;
 mod complete;
 mod counters;
+mod inflight;
 mod log;
 mod slab;
 #[cfg(feature = "event-manager")]
@@ -31,6 +32,7 @@ use std::time::Instant;
 use virtio_queue::QueueState;
 
 pub use counters::{Counter, Counters};
+pub use inflight::{InFlightArea, InFlightError, SplitLog};
 pub use log::InFlightLog;
 use slab::Slab;
 #[cfg(feature = "event-manager")]
