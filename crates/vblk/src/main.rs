@@ -10,6 +10,7 @@ mod output;
 mod serve;
 mod signals;
 mod status;
+mod vdpa;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     match cli.command {
         Command::Serve(ServeCommand::VhostUser(args)) => serve::vhost_user(&args, cli.json),
         Command::Disk(DiskCommand::Info(args)) => disk_info::run(&args, cli.json),
+        Command::Vdpa(command) => vdpa::run(&command, cli.json),
         Command::Features(args) => features::run(&args, cli.json),
     }
 }
