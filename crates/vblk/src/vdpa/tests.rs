@@ -47,7 +47,7 @@ fn tables() {
     let cell = |text: &str| Some(text.to_owned());
     let rows = [[cell("disk0"), None], [cell("a\u{1b}b"), cell("ü")]];
     let text = render(["N", "DRIVER"], rows.into_iter());
-    assert_eq!(text, "N          DRIVER\ndisk0      -\na\\u{1b}b  ü\n");
+    assert_eq!(text, "N         DRIVER\ndisk0     -\na\\u{1b}b  ü\n");
 }
 
 #[test]
