@@ -81,6 +81,9 @@ pub enum Command {
     /// Examine disks.
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// List, add, bind and delete the kernel's vDPA devices.
+    #[command(subcommand, after_help = crate::vdpa::HELP)]
+    Vdpa(crate::vdpa::VdpaCommand),
     /// List what this build and this host offer.
     Features(FeaturesArgs),
 }
