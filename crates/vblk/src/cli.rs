@@ -6,7 +6,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vdpa_bus::management::DeviceName;
 use virtio_blk_disks::DiskSpec;
 
 macro_rules! disk_help {
@@ -33,11 +34,14 @@ const VDUSE_HELP: &str = concat!(
     "\
 Examples:
   An image as /dev/vdX of this host:
-    modprobe vduse; modprobe virtio_vdpa
-    vblk serve vduse --disk raw:disk.img --name disk0 &
-    vdpa dev add name disk0 mgmtdev vduse
-  Take it away again:
-    vdpa dev del disk0; kill %1
+    modprobe -a vduse virtio_vdpa virtio_blk
+    vblk serve vduse --disk raw:disk.img --name disk0 --attach virtio
+  As /dev/vhost-vdpa-N for a virtual machine:
+    modprobe -a vduse vhost_vdpa
+    vblk serve vduse --disk raw:disk.img --name disk0 --attach vhost
+  By hand, so that the disk outlives a restart of vblk:
+    vblk serve vduse --disk raw:disk.img --name disk0 & vblk vdpa add disk0
+    vblk vdpa del disk0; kill %1
 
 ",
     disk_help!()
@@ -51,7 +55,7 @@ Examples:
       -machine q35,memory-backend=mem -chardev socket,id=c,path=/tmp/vblk.sock,reconnect-ms=1000 \\
       -device vhost-user-blk-pci,chardev=c
   Serve an image to this host's kernel, as /dev/vdX:
-    vblk serve vduse --disk raw:disk.img --name disk0 & vdpa dev add name disk0 mgmtdev vduse
+    vblk serve vduse --disk raw:disk.img --name disk0 --attach virtio
   Look at an image as a guest would see it:
     vblk disk info raw:disk.img
 
@@ -140,6 +144,15 @@ pub struct VhostUserArgs {
     pub queue_size: u16,
 }
 
+/// A driver of the vDPA bus.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AttachArg {
+    /// virtio_vdpa
+    Virtio,
+    /// vhost_vdpa
+    Vhost,
+}
+
 /// Options of `serve vduse`.
 #[derive(Debug, Args)]
 pub struct VduseArgs {
@@ -148,7 +161,11 @@ pub struct VduseArgs {
     pub serve: ServeArgs,
     /// The device's name: /dev/vduse/NAME.
     #[arg(long, value_name = "NAME")]
-    pub name: String,
+    pub name: DeviceName,
+    /// Add the device to the vDPA bus for this driver, and take it away at the end: virtio for /dev/vdX of this
+    /// host, vhost for /dev/vhost-vdpa-N.
+    #[arg(long, value_name = "DRIVER")]
+    pub attach: Option<AttachArg>,
     /// Queues to offer [default: one per CPU of this host].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub queues: Option<u16>,
