@@ -783,7 +783,11 @@ fn free() {
     rig.sim.free();
     rig.no_answer(0);
     assert_eq!(Arc::strong_count(&memory), 1);
-    assert_eq!(Arc::strong_count(&rig.memory), 3, "driver and test");
+    assert_eq!(
+        Arc::strong_count(&rig.memory),
+        3,
+        "two drivers and the test"
+    );
     assert!(matches!(rig.sim.suspend(), Err(VdpaError::Gone)));
     assert_eq!(errno(rig.sim.set_vq_ready(0, true)), ENODEV);
     assert_eq!(errno(rig.sim.set_map(0, &IotlbTable::new())), ENODEV);
