@@ -14,6 +14,7 @@ use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::fault::FaultDisk;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::compat::{self, Compat};
 use crate::faults::FaultCounts;
 use crate::lock;
 use crate::model::{Model, Work};
@@ -46,6 +47,7 @@ impl BlkSim {
         let disk = faulty.clone().map_or(disk, |faulty| faulty);
         let model: Arc<dyn Model> = match &options.profile {
             Profile::Strict(strict) => Arc::new(Strict::new(disk, strict, &options)?),
+            Profile::Compat(compat) => Arc::new(Compat::new(&*disk, compat, &options)?),
         };
         let worker = match options.drive {
             Drive::Thread => Some(Worker::spawn(model.clone())?),
@@ -64,7 +66,7 @@ impl BlkSim {
     /// # Errors
     /// As [`BlkSim::new`].
     pub fn in_memory(options: Options) -> Result<Self, OptionsError> {
-        let disk = MemoryDisk::new(CAPACITY * SECTOR_SIZE)?;
+        let disk = MemoryDisk::new(compat::CAPACITY * SECTOR_SIZE)?;
         Self::new(Arc::new(disk), options)
     }
 
@@ -78,7 +80,8 @@ impl BlkSim {
         more
     }
 
-    /// As [`BlkSim::step`] for one queue, taking at most `budget` new requests.
+    /// As [`BlkSim::step`] for one queue, taking at most `budget` new requests (a compat device: as many as
+    /// the kernel does in a pass, five).
     pub fn step_queue(&self, vq: u16, budget: usize) -> bool {
         let model = &*self.model;
         let bell = model.bell();
@@ -119,8 +122,6 @@ impl BlkSim {
     }
 }
 
-/// Sectors of the kernel's simulator.
-const CAPACITY: u64 = 0x4_0000;
 /// New requests per queue and step.
 const STEP_BUDGET: usize = 64;
 

@@ -101,6 +101,11 @@ impl MissTable {
     pub(crate) fn arm(&self) {
         self.armed.store(true, Ordering::Relaxed);
     }
+
+    /// The table without misses.
+    pub(crate) fn table(&self) -> &IotlbTable {
+        &self.table
+    }
 }
 
 impl GuestMemory for MissTable {
