@@ -4,7 +4,7 @@
 //! The command line, and the life of a machine from power-on to power-off.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
@@ -12,20 +12,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use clap::Parser;
+use serde_json::{Value, json};
 use vmm_sys_util::terminal::Terminal;
 
 use crate::boot::Linux;
 use crate::bus::lock;
+use crate::control::{self, Command};
 use crate::disks::OpenDisk;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::legacy::{self, Console};
 use crate::machine::{Config, Event, Machine, Payload, Transport};
+use crate::snapshot::{SavedDisk, Snapshot};
 use crate::vcpu;
 
 /// A small VMM. Without a kernel it runs a guest of its own that tries its disk out.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
     /// Kernel to boot: a bzImage or an ELF file
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -45,11 +50,17 @@ struct Args {
     #[arg(long, value_name = "N")]
     queues: Option<u16>,
     /// vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    cpus: u8,
+    #[arg(long, value_name = "N", default_value = "1")]
+    cpus: NonZeroU8,
     /// Memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 256)]
     memory: u64,
+    /// Listen here for `mini-vmm ctl`
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
+    /// Go on from a snapshot; give the same disks, as they were then
+    #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["kernel", "hostile"])]
+    restore: Option<PathBuf>,
     /// End when the guest reboots
     #[arg(long)]
     no_reboot: bool,
@@ -58,10 +69,29 @@ struct Args {
     hostile: Option<u64>,
 }
 
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Ask something of a running mini-vmm
+    Ctl {
+        /// Its --control
+        #[arg(long, value_name = "SOCKET")]
+        control: PathBuf,
+        #[command(subcommand)]
+        command: Command,
+    },
+}
+
 pub fn main() -> ExitCode {
     let args = Args::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    match run(&args) {
+    let result = match &args.action {
+        Some(Action::Ctl { control, command }) => control::ask(control, command).map(|answer| {
+            println!("{answer:#}");
+            0
+        }),
+        None => run(&args),
+    };
+    match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             eprintln!("mini-vmm: {error}");
@@ -71,42 +101,96 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<u8> {
-    let queues = args.queues.unwrap_or(args.cpus.into());
-    let names = args.disk.iter().enumerate();
-    let mut disks = names
-        .map(|(index, name)| OpenDisk::open(name, index, queues))
-        .collect::<Result<Vec<_>>>()?;
-    let config = config(args, &mut disks)?;
+    let mut snapshot = match &args.restore {
+        Some(directory) => Some(Snapshot::read(directory)?),
+        None => None,
+    };
+    let config = match &snapshot {
+        Some(snapshot) => snapshot.config.clone(),
+        None => config(args),
+    };
+    let mut disks = disks(args, &config.payload, snapshot.as_ref())?;
     vcpu::register_handler()?;
     let (events, receiver) = channel();
     let _terminal = RawTerminal::new();
+    let _control = match &args.control {
+        Some(path) => Some(control::serve(path, &events)?),
+        None => None,
+    };
     let mut input = None;
     loop {
         let start = Instant::now();
-        let machine = Machine::new(&config, &disks, &events)?;
+        // Only the first machine goes on from there: after that the guest has rebooted.
+        let from = snapshot.take();
+        let from = from.as_ref().zip(args.restore.as_deref());
+        let mut machine = Machine::new(&config, &disks, &events, from)?;
         match &input {
             None => input = Some(read_terminal(machine.console().clone(), &events)),
             Some(console) => *lock(console) = machine.console().clone(),
         }
         machine.resume();
         log::info!("machine built in {:?}", start.elapsed());
-        let event = receiver.recv();
+        let event = loop {
+            match receiver.recv() {
+                Ok(Event::Control(request)) => {
+                    let done = execute(&request.command, &mut machine, &mut disks, &events);
+                    // Whoever asked may be gone.
+                    let _ = request.reply.send(done.map_err(|error| error.to_string()));
+                }
+                other => break other,
+            }
+        };
         drop(machine);
         // What the other vCPUs said meanwhile belongs to the past.
         receiver.try_iter().for_each(drop);
         match event {
             Ok(Event::Reset) if !args.no_reboot => log::info!("the guest reboots"),
-            Ok(Event::Reset) | Err(_) => return Ok(0),
             Ok(Event::PowerOff(status)) => {
                 log::info!("off after {:?}", start.elapsed());
                 return Ok(status);
             }
             Ok(Event::Failed(error)) => return Err(error),
+            Ok(Event::Reset | Event::Control(_)) | Err(_) => return Ok(0),
         }
     }
 }
 
-fn config(args: &Args, disks: &mut Vec<OpenDisk>) -> Result<Config> {
+/// Does what was asked through the control socket.
+fn execute(
+    command: &Command,
+    machine: &mut Machine,
+    disks: &mut Vec<OpenDisk>,
+    events: &Sender<Event>,
+) -> Result<Value> {
+    match command {
+        Command::Stats => return Ok(machine.stats()),
+        Command::Pause => machine.pause(),
+        Command::Resume => machine.resume(),
+        Command::Snapshot { directory } => machine.snapshot(directory)?,
+        Command::PowerOff => drop(events.send(Event::PowerOff(0))),
+        Command::Resize { disk, mib } => {
+            let disk = disks.iter().find(|open| open.number == *disk);
+            let disk = disk.ok_or_else(|| Error::Control("no such disk".to_owned()))?;
+            let bytes = mib.checked_mul(1 << 20);
+            disk.resize(bytes.ok_or_else(|| disk.error(&"too large"))?)?;
+        }
+        Command::AddDisk { name } => {
+            let last = disks.iter().map(|disk| disk.number).max();
+            let (number, queues) = (last.map_or(0, |last| last + 1), 1);
+            let disk = OpenDisk::open(number, name, queues, Transport::Pci)?;
+            machine.add_disk(&disk)?;
+            disks.push(disk);
+            return Ok(json!({ "disk": number }));
+        }
+        Command::RemoveDisk { disk } => {
+            machine.remove_disk(*disk)?;
+            disks.retain(|open| open.number != *disk);
+        }
+    }
+    Ok(Value::Null)
+}
+
+fn config(args: &Args) -> Config {
     let payload = match &args.kernel {
         Some(kernel) => Payload::Linux(Linux {
             kernel: kernel.clone(),
@@ -115,22 +199,45 @@ fn config(args: &Args, disks: &mut Vec<OpenDisk>) -> Result<Config> {
         }),
         None => Payload::Builtin(args.hostile),
     };
-    // The built-in guest drives MMIO. One that attacks gets a device on PCI too.
+    Config {
+        memory: args.memory << 20,
+        cpus: args.cpus.get(),
+        payload,
+    }
+}
+
+/// Opens the disks of the command line, to be where a snapshot had them.
+fn disks(args: &Args, payload: &Payload, from: Option<&Snapshot>) -> Result<Vec<OpenDisk>> {
+    // The built-in guest drives MMIO.
     let usual = match payload {
         Payload::Linux(_) => Transport::Pci,
         Payload::Builtin(_) => Transport::Mmio,
     };
-    let mut transports = vec![args.transport.unwrap_or(usual); disks.len()];
-    if args.hostile.is_some() {
-        disks.push(OpenDisk::open("memory:16M", disks.len(), 2)?);
-        transports.push(Transport::Pci);
+    let transport = args.transport.unwrap_or(usual);
+    let queues = args.queues.unwrap_or(args.cpus.get().into());
+    let saved: Vec<_> = from.map_or_else(Vec::new, |from| from.disks.iter().collect());
+    let mut disks = Vec::new();
+    for (index, name) in args.disk.iter().enumerate() {
+        let mut disk = OpenDisk::open(index, name, queues, transport)?;
+        if let Some((number, saved)) = saved.get(index) {
+            disk.number = **number;
+            (disk.transport, disk.slot) = match saved {
+                SavedDisk::Pci { slot, .. } => (Transport::Pci, Some(*slot)),
+                SavedDisk::Mmio(_) => (Transport::Mmio, None),
+            };
+        }
+        disks.push(disk);
     }
-    Ok(Config {
-        memory: args.memory << 20,
-        cpus: args.cpus.max(1),
-        transports,
-        payload,
-    })
+    // A guest that attacks gets a device on PCI too.
+    if args.hostile.is_some() {
+        disks.push(OpenDisk::open(
+            disks.len(),
+            "memory:16M",
+            2,
+            Transport::Pci,
+        )?);
+    }
+    Ok(disks)
 }
 
 /// The console of the machine that runs now.
@@ -159,7 +266,6 @@ impl Drop for RawTerminal {
         if let Some(stdin) = &self.0 {
             // There is nothing to be done about it.
             let _ = stdin.lock().set_canon_mode();
-            let _ = stdin.as_raw_fd();
         }
     }
 }

@@ -15,6 +15,7 @@ use linux_loader::configurator::{BootConfigurator, BootParams};
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
 use linux_loader::loader::{KernelLoader, load_cmdline};
+use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::cpu::Entry;
@@ -33,7 +34,7 @@ const HAS_64_BIT_ENTRY: u16 = 1;
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
 
 /// What to boot.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Linux {
     pub kernel: PathBuf,
     pub initramfs: Option<PathBuf>,

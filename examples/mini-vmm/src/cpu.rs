@@ -4,9 +4,8 @@
 //! The state of a vCPU: at the start, and for snapshots.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MP_STATE_RUNNABLE, Msrs, kvm_debugregs, kvm_fpu,
-    kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_debugregs, kvm_fpu, kvm_lapic_state, kvm_mp_state,
+    kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -191,13 +190,6 @@ pub struct CpuState {
     mp: kvm_mp_state,
     events: kvm_vcpu_events,
     msrs: Vec<kvm_msr_entry>,
-}
-
-impl CpuState {
-    /// Whether it would run at once.
-    pub fn is_runnable(&self) -> bool {
-        self.mp.mp_state == KVM_MP_STATE_RUNNABLE
-    }
 }
 
 /// Reads a paused vCPU. In the order in which KVM wants it: some calls settle what others return.

@@ -28,10 +28,12 @@ const FIRST_FREE_LINE: u32 = 5;
 /// Messages get numbers beyond the IO-APIC's lines.
 const MAX_ROUTES: u32 = 1023;
 
-/// An eventfd that raises an interrupt in the guest when it is written.
+/// An eventfd that raises an interrupt in the guest when it is written. Its number is free again once this
+/// is dropped.
 pub struct Line {
     pub number: u32,
     event: EventFd,
+    router: Arc<Router>,
 }
 
 impl Line {
@@ -39,6 +41,20 @@ impl Line {
     pub fn trigger(&self) {
         // Only a full counter could fail, and then an interrupt is on its way.
         let _ = self.event.write(1);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // It was registered, so that it can be unregistered.
+        let _ = self.router.vm.unregister_irqfd(&self.event, self.number);
+        let mut state = lock(&self.router.state);
+        state.routes.remove(&self.number);
+        // Those that are fixed were never allocated.
+        let _ = match self.number {
+            0..LINES => state.lines.free_id(self.number),
+            _ => state.messages.free_id(self.number),
+        };
     }
 }
 
@@ -82,7 +98,7 @@ impl Router {
     }
 
     /// A line of the IO-APIC: `number`, or any free one.
-    pub fn line(&self, number: Option<u32>) -> Result<Line> {
+    pub fn line(self: &Arc<Self>, number: Option<u32>) -> Result<Line> {
         let number = match number {
             Some(number) => number,
             None => allocate(&mut lock(&self.state).lines)?,
@@ -91,15 +107,19 @@ impl Router {
     }
 
     /// A message-signalled interrupt. It leads nowhere until [`Router::route`].
-    pub fn message(&self) -> Result<Line> {
+    pub fn message(self: &Arc<Self>) -> Result<Line> {
         let number = allocate(&mut lock(&self.state).messages)?;
         self.bind(number)
     }
 
-    fn bind(&self, number: u32) -> Result<Line> {
+    fn bind(self: &Arc<Self>, number: u32) -> Result<Line> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?;
         self.vm.register_irqfd(&event, number).context("no irqfd")?;
-        Ok(Line { number, event })
+        Ok(Line {
+            number,
+            event,
+            router: self.clone(),
+        })
     }
 
     /// Sends a message's interrupt to where the guest wants it.

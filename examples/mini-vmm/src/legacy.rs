@@ -7,11 +7,12 @@ use std::io::{self, Stdout};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
-use vm_superio::serial::NoEvents;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{I8042Device, Serial, Trigger};
 
 use crate::bus::{Bus, BusDevice, Shared, lock};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interrupt::{LineTrigger, Router};
 use crate::machine::Event;
 
@@ -37,6 +38,30 @@ impl Console {
         };
         self.0.enqueue_raw_bytes(bytes).unwrap_or(0)
     }
+
+    pub fn save(&self) -> SavedConsole {
+        SavedConsole(self.0.state())
+    }
+}
+
+/// The console as saved.
+#[derive(Serialize, Deserialize)]
+pub struct SavedConsole(#[serde(with = "SerialFields")] SerialState);
+
+/// [`SerialState`] for serde.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "SerialState")]
+struct SerialFields {
+    baud_divisor_low: u8,
+    baud_divisor_high: u8,
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
 }
 
 impl BusDevice for Console {
@@ -115,12 +140,16 @@ impl BusDevice for Exit {
 /// Puts these devices on the bus of ports.
 pub fn attach(
     ports: &Bus,
-    router: &Router,
+    router: &Arc<Router>,
     events: &Sender<Event>,
     exit_port: bool,
+    saved: Option<&SavedConsole>,
 ) -> Result<Arc<Mutex<Console>>> {
     let line = router.line(Some(SERIAL_LINE))?;
-    let console = Console(Serial::new(LineTrigger(line), io::stdout()));
+    let state = saved.map_or_else(SerialState::default, |saved| saved.0.clone());
+    let serial = Serial::from_state(&state, LineTrigger(line), NoEvents, io::stdout())
+        .map_err(|error| Error::Snapshot(format!("the console: {error:?}")))?;
+    let console = Console(serial);
     let console = Arc::new(Mutex::new(console));
     ports.insert(SERIAL_PORT.into(), 8, console.clone());
     let keyboard = Keyboard(I8042Device::new(ResetTrigger(events.clone())));

@@ -17,6 +17,8 @@ mod builtin;
 #[cfg(target_arch = "x86_64")]
 mod bus;
 #[cfg(target_arch = "x86_64")]
+mod control;
+#[cfg(target_arch = "x86_64")]
 mod cpu;
 #[cfg(target_arch = "x86_64")]
 mod disks;
@@ -32,6 +34,8 @@ mod machine;
 mod memory;
 #[cfg(target_arch = "x86_64")]
 mod pci;
+#[cfg(target_arch = "x86_64")]
+mod snapshot;
 #[cfg(target_arch = "x86_64")]
 mod vcpu;
 #[cfg(target_arch = "x86_64")]

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::error::{Context, Error, Result};
 
@@ -66,6 +66,3 @@ pub fn allocate(bytes: u64) -> Result<Memory> {
         .map(Arc::new)
         .map_err(|error| Error::Memory(error.to_string()))
 }
-
-/// A region as KVM wants it.
-pub type Region = GuestRegionMmap<()>;

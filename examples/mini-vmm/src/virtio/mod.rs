@@ -222,9 +222,15 @@ impl Block {
     /// Takes over saved state. [`Block::resume`] starts the queues.
     pub fn restore(&mut self, saved: &SavedBlock) -> Result<()> {
         self.paused = true;
-        // Bit by bit, as the driver did it.
-        for bit in (0..u8::BITS).map(|bit| saved.status & (1 << bit)) {
-            if bit != 0 {
+        // One after the other, as the driver did it.
+        for bit in [
+            status::ACKNOWLEDGE,
+            status::DRIVER,
+            status::FEATURES_OK,
+            status::DRIVER_OK,
+            status::FAILED,
+        ] {
+            if saved.status & bit != 0 {
                 self.status.write(bit, saved.device.features, &self.device);
             }
         }
