@@ -30,6 +30,9 @@ pub fn features(kvm: &Kvm) -> Result<CpuId> {
         .context("the supported CPUID")
 }
 
+/// Without it guests don't look for KVM's clock; KVM leaves it to the VMM.
+const HYPERVISOR: u32 = 1 << 31;
+
 /// Gives a vCPU its CPUID: what is supported, with its own number in it.
 pub fn set_features(fd: &VcpuFd, features: &CpuId, index: u8, cpus: u8) -> Result<()> {
     let mut cpuid = features.clone();
@@ -38,6 +41,7 @@ pub fn set_features(fd: &VcpuFd, features: &CpuId, index: u8, cpus: u8) -> Resul
         match (entry.function, entry.index) {
             (1, _) => {
                 entry.ebx = entry.ebx & 0xffff | u32::from(index) << 24 | u32::from(cpus) << 16;
+                entry.ecx |= HYPERVISOR;
                 // HTT: the count above is meant.
                 entry.edx = entry.edx & !(1 << 28) | u32::from(cpus > 1) << 28;
             }

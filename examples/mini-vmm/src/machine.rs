@@ -320,9 +320,9 @@ impl Board {
         })
     }
 
-    // ANCHOR: attach
     /// Makes a device over a disk and puts its registers where the guest finds them.
     fn attach(&mut self, disk: &OpenDisk) -> Result<Attached> {
+        // ANCHOR: device
         let options = Options {
             queues: disk.queues,
             serial: format!("mini-vmm-{}", disk.number),
@@ -330,6 +330,7 @@ impl Board {
             ..Options::default()
         };
         let device = Device::new(disk.disk.clone(), options).map_err(|error| disk.error(&error))?;
+        // ANCHOR_END: device
         let memory = self.memory.clone();
         match disk.transport {
             Transport::Pci => {
@@ -354,7 +355,6 @@ impl Board {
             }
         }
     }
-    // ANCHOR_END: attach
 
     /// The vCPUs, at the start of what is to be run or as `saved`.
     fn vcpus(

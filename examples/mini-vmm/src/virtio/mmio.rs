@@ -60,10 +60,12 @@ struct MmioInterrupt {
 }
 
 impl MmioInterrupt {
+    // ANCHOR: raise
     fn raise(&self, bit: u32) {
         self.status.fetch_or(bit, Ordering::AcqRel);
         self.line.trigger();
     }
+    // ANCHOR_END: raise
 }
 
 impl Interrupt for MmioInterrupt {
@@ -107,12 +109,14 @@ impl MmioBlock {
             status: AtomicU32::new(0),
         });
         let block = Block::new(device, memory, interrupt.clone())?;
+        // ANCHOR: kicks
         // Kicks go to the queue's thread without the vCPU leaving the kernel.
         let notify = IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY);
         for (index, kick) in (0u32..).zip(block.kicks()) {
             vm.register_ioevent(kick, &notify, index)
                 .context("no ioeventfd")?;
         }
+        // ANCHOR_END: kicks
         Ok(Self {
             block,
             interrupt,

@@ -50,7 +50,6 @@ pub struct Block {
     paused: bool,
 }
 
-// ANCHOR: block
 impl Block {
     pub fn new(device: Arc<Device>, memory: Memory, interrupt: Arc<dyn Interrupt>) -> Result<Self> {
         let listener = interrupt.clone();
@@ -83,6 +82,7 @@ impl Block {
         self.status.get()
     }
 
+    // ANCHOR: status
     /// The driver writes the status register.
     pub fn set_status(&mut self, value: u8) {
         match self.status.write(value, self.driver_features, &self.device) {
@@ -91,7 +91,9 @@ impl Block {
             StatusChange::None | StatusChange::Refused => {}
         }
     }
+    // ANCHOR_END: status
 
+    // ANCHOR: start
     /// Starts a queue if it and the device are ready for it.
     fn start(&mut self, index: u16) {
         let Some(queue) = self.queues.get_mut(usize::from(index)) else {
@@ -126,7 +128,9 @@ impl Block {
             Err(why) => broken(&why),
         }
     }
+    // ANCHOR_END: start
 
+    // ANCHOR: stop
     /// Stops a queue; every request it took was answered when this returns.
     fn stop(&mut self, index: u16) {
         let Some(queue) = self.queues.get_mut(usize::from(index)) else {
@@ -138,7 +142,7 @@ impl Block {
             queue.state.next_used = stopped.state.next_used;
         }
     }
-    // ANCHOR_END: block
+    // ANCHOR_END: stop
 
     fn start_all(&mut self) {
         (0..self.device.options().queues).for_each(|index| self.start(index));
