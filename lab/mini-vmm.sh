@@ -18,7 +18,7 @@ run() {
     tail -f "$log" &
     tail=$!
     status=0
-    mini-vmm --kernel /lab/vmlinuz --initramfs /tmp/nested.cpio --cmdline "$cmdline" \
+    RUST_LOG=info mini-vmm --kernel /lab/vmlinuz --initramfs /tmp/nested.cpio --cmdline "$cmdline" \
         --disk raw:/tmp/root.img --cpus 2 --memory 512 "$@" </dev/null >"$log" 2>&1 || status=$?
     kill $tail
     return $status
@@ -31,8 +31,8 @@ said() {
 
 step "the built-in guest, then the same one attacking"
 mini-vmm </dev/null
-mini-vmm --hostile 1 </dev/null
-mini-vmm --hostile 2 --transport pci </dev/null >/tmp/log 2>&1 && fail "no MMIO disk, but status 0"
+#HOSTILE
+#HOSTILE2
 
 step "a root file system for the guest in the guest"
 mkdir -p /tmp/root /tmp/nested/bin

@@ -140,11 +140,12 @@ fn run(args: &Args) -> Result<u8> {
                 other => break other,
             }
         };
+        log::info!("the machine ends: {event:?}");
         drop(machine);
         // What the other vCPUs said meanwhile belongs to the past.
         receiver.try_iter().for_each(drop);
         match event {
-            Ok(Event::Reset) if !args.no_reboot => log::info!("the guest reboots"),
+            Ok(Event::Reset) if !args.no_reboot => log::info!("the guest reboots after {:?}", start.elapsed()),
             Ok(Event::PowerOff(status)) => {
                 log::info!("off after {:?}", start.elapsed());
                 return Ok(status);

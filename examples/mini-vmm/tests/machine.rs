@@ -61,7 +61,7 @@ fn the_default_writes_reads_and_compares() {
 #[test]
 fn a_hostile_guest_does_not_take_the_vmm_down() {
     if has_kvm() {
-        for seed in ["1", "2", "3"] {
+        for seed in ["1", "2"] {
             let text = said(&mini_vmm(&["--hostile", seed]).output().unwrap());
             assert!(text.contains("the VMM survived 400 rounds"), "{text}");
             // And the device still does what it should.
