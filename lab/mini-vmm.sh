@@ -3,12 +3,12 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # about: mini-vmm in nested KVM: Debian's kernel with its root on our disk, on PCI and on MMIO
-# lab: cpus=2 memory=2048 timeout=900 kernel=yes
+# lab: cpus=2 memory=3072 timeout=1200 kernel=yes
 # lab: modules=irqbypass,kvm,kvm_amd binaries=mini-vmm
 
 . /lab/lib.sh
 
-cmdline="console=ttyS0 panic=-1 tsc=reliable no_timer_check mitigations=off"
+cmdline="console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off"
 
 # run LOG OPTIONS...: a machine with two vCPUs and the root disk; its console goes to LOG.
 run() {
@@ -18,8 +18,8 @@ run() {
     tail -f "$log" &
     tail=$!
     status=0
-    RUST_LOG=info mini-vmm --kernel /lab/vmlinuz --initramfs /tmp/nested.cpio --cmdline "$cmdline" \
-        --disk raw:/tmp/root.img --cpus 2 --memory 512 "$@" </dev/null >"$log" 2>&1 || status=$?
+    mini-vmm --kernel /lab/vmlinuz --initramfs /tmp/nested.cpio --cmdline "$cmdline" \
+        --disk raw:/tmp/root.img --cpus 2 --memory 256 "$@" </dev/null >"$log" 2>&1 || status=$?
     kill $tail
     return $status
 }
@@ -31,8 +31,7 @@ said() {
 
 step "the built-in guest, then the same one attacking"
 mini-vmm </dev/null
-#HOSTILE
-#HOSTILE2
+mini-vmm --hostile 1 </dev/null
 
 step "a root file system for the guest in the guest"
 mkdir -p /tmp/root /tmp/nested/bin
@@ -54,6 +53,44 @@ expect "CPUs" "$(nproc)" 2
 expect "queues" "$(ls /sys/block/vda/mq | wc -l)" 2
 expect "serial" "$(cat /sys/block/vda/serial)" mini-vmm-0
 echo "bus: $(readlink -f /sys/block/vda/device/..)"
+if grep -q nested.live /proc/cmdline; then
+    slot=/sys/bus/pci/devices/0000:00:02.0
+    dd if=/dev/urandom of=/tmp/random bs=64k count=4 2>/dev/null
+    dd if=/tmp/random of=/dev/vdb bs=64k oflag=direct 2>/dev/null
+    # The driver leaves and comes back, also in the middle of I/O: resets and negotiations.
+    for round in 1 2 3; do
+        fio --name=load --filename=/dev/vdb --offset=1M --size=8M --rw=randread --direct=1 --ioengine=libaio \
+            --iodepth=16 --time_based --runtime=30 >/dev/null 2>&1 &
+        sleep 1
+        echo 0000:00:02.0 >/sys/bus/pci/drivers/virtio-pci/unbind
+        wait
+        echo 0000:00:02.0 >/sys/bus/pci/drivers/virtio-pci/bind
+        eventually 20 test -b /dev/vdb
+    done
+    dd if=/dev/vdb of=/tmp/read bs=64k count=4 iflag=direct 2>/dev/null
+    cmp /tmp/random /tmp/read || fail "other data after the driver came back"
+    step "NESTED the driver left in mid-I/O and came back three times"
+    for round in 1 2 3 4; do
+        verify /dev/vdb --rw=randrw --size=2M --iodepth=16 --offset=$((round * 4))M
+        echo "NESTED verified $round"
+    done
+    grown() {
+        [ "$(cat /sys/block/vdb/size)" = $((96 * 2048)) ]
+    }
+    eventually 120 grown
+    dd if=/dev/vdb of=/dev/null bs=1M skip=95 count=1 2>/dev/null
+    step "NESTED the disk grew"
+    found() {
+        echo 1 >/sys/bus/pci/rescan
+        [ -b /dev/vdc ]
+    }
+    eventually 60 found
+    verify /dev/vdc --rw=randwrite --size=1M --iodepth=4
+    disk=$(readlink -f /sys/block/vdc/device/..)
+    echo 1 >"$disk/remove"
+    step "NESTED a disk came and went"
+    exit 0
+fi
 if [ $boots -gt 1 ]; then
     (cd /data && sha256sum -c sums >/tmp/check) || fail "$(cat /tmp/check)"
     step "NESTED boot $boots: $(wc -l </data/sums) files are as they were"
@@ -120,3 +157,50 @@ for transport in pci mmio; do
     e2fsck -f -n /tmp/root.img >/tmp/check 2>&1 || fail "$(cat /tmp/check)"
     echo "blocks of the image before $before, after $(stat -c %b /tmp/root.img)"
 done
+
+step "live: pause, snapshot, resume, resize, hot-plug, all under I/O"
+rm -f /tmp/root.img /tmp/data.img
+truncate -s 256M /tmp/root.img
+truncate -s 64M /tmp/data.img
+mke2fs -q -t ext4 -d /tmp/root /tmp/root.img
+control() {
+    mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || fail "ctl $*"
+}
+# A machine in the background; then what is done to it from the first verified round on.
+live() {
+    run /tmp/log --disk raw:/tmp/data.img --control /tmp/control "$@" &
+    machine=$!
+}
+finish() {
+    eventually 300 said /tmp/log "NESTED verified 4"
+    control resize 1 96
+    control add-disk memory:8M
+    eventually 120 said /tmp/log "NESTED a disk came and went"
+    wait $machine || fail "status $?"
+    said /tmp/log "NESTED ended with 0" || fail "the guest's script failed"
+    e2fsck -f -n /tmp/root.img >/tmp/check 2>&1 || fail "$(cat /tmp/check)"
+}
+cmdline="$cmdline nested.live"
+: >/tmp/log
+live
+eventually 300 said /tmp/log "NESTED verified 1"
+for round in 1 2 3; do
+    control pause
+    control resume
+done
+control pause
+control snapshot /tmp/snapshot
+control stats
+cat /tmp/answer
+mkdir /tmp/copy
+cp /tmp/root.img /tmp/data.img /tmp/copy
+control resume
+finish
+step "the same from the snapshot, with the disks as they were then"
+mv /tmp/copy/root.img /tmp/copy/data.img /tmp
+: >/tmp/log
+mini-vmm --disk raw:/tmp/root.img --disk raw:/tmp/data.img --queues 2 --control /tmp/control \
+    --restore /tmp/snapshot </dev/null >/tmp/log 2>&1 &
+machine=$!
+finish
+tail -n 8 /tmp/log

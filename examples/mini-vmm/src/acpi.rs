@@ -23,7 +23,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::error::{Error, Result};
 use crate::legacy::{POWER_PORT, RESET_VALUE, SERIAL_LINE, SERIAL_PORT, SLEEP_TYPE_OFF};
 use crate::memory::{
-    ACPI_TABLES, HIGH_MEMORY, IO_APIC, LOCAL_APIC, MMIO_SLOT, Memory, PCI_WINDOW, PCI_WINDOW_SIZE,
+    ACPI_TABLES, IO_APIC, LOCAL_APIC, MMIO_SLOT, Memory, PCI_WINDOW, PCI_WINDOW_SIZE, RESET_VECTOR,
 };
 use crate::pci::ADDRESS_PORT;
 
@@ -69,7 +69,7 @@ impl Writer<'_> {
         table.to_aml_bytes(&mut bytes);
         let address = self.next;
         self.next += bytes.len().next_multiple_of(16) as u64;
-        if self.next > HIGH_MEMORY {
+        if self.next > RESET_VECTOR {
             return Err(Error::Memory(
                 "too many devices for ACPI's tables".to_owned(),
             ));
@@ -168,6 +168,6 @@ fn serial(sink: &mut dyn AmlSink) {
 fn virtio_mmio(sink: &mut dyn AmlSink, index: usize, mmio: MmioDevice) {
     let registers = Memory32Fixed::new(true, mmio.base as u32, MMIO_SLOT as u32);
     let line = Interrupt::new(true, true, false, false, mmio.line);
-    let name = format!("V{index:03}");
+    let name = format!("V{index:03X}");
     device(sink, &name, &"LNRO0005", index, vec![&registers, &line]);
 }

@@ -145,7 +145,9 @@ fn run(args: &Args) -> Result<u8> {
         // What the other vCPUs said meanwhile belongs to the past.
         receiver.try_iter().for_each(drop);
         match event {
-            Ok(Event::Reset) if !args.no_reboot => log::info!("the guest reboots after {:?}", start.elapsed()),
+            Ok(Event::Reset) if !args.no_reboot => {
+                log::info!("the guest reboots after {:?}", start.elapsed())
+            }
             Ok(Event::PowerOff(status)) => {
                 log::info!("off after {:?}", start.elapsed());
                 return Ok(status);

@@ -8,6 +8,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
+use vm_memory::{Bytes, GuestAddress};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{I8042Device, Serial, Trigger};
 
@@ -15,6 +16,7 @@ use crate::bus::{Bus, BusDevice, Shared, lock};
 use crate::error::{Error, Result};
 use crate::interrupt::{LineTrigger, Router};
 use crate::machine::Event;
+use crate::memory::{Memory, RESET_VECTOR};
 
 pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_LINE: u32 = 4;
@@ -135,6 +137,15 @@ impl BusDevice for Exit {
             let _ = self.0.send(Event::PowerOff(*status));
         }
     }
+}
+
+/// All our firmware, at the reset vector: `mov al, 0xfe; out 0x64, al; hlt`. Linux without the PC's old
+/// hardware in ACPI reboots by jumping there, in real mode.
+pub fn write_firmware(memory: &Memory) -> Result<()> {
+    const CODE: [u8; 5] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4];
+    memory
+        .write_slice(&CODE, GuestAddress(RESET_VECTOR))
+        .map_err(|error| Error::Memory(error.to_string()))
 }
 
 /// Puts these devices on the bus of ports.

@@ -141,6 +141,7 @@ impl Machine {
         for disk in disks {
             attached.insert(disk.number, board.attach(disk)?);
         }
+        legacy::write_firmware(&board.memory)?;
         acpi::write(&board.memory, config.cpus, &board.mmio)?;
         if let Some((_, directory)) = from {
             Snapshot::read_memory(directory, &board.memory)?;

@@ -3,9 +3,6 @@
 
 //! A small VMM whose disks are `virtio-blk-core`'s: an example to copy from. The README has the map.
 
-// On other processors there is a main function that says so.
-#![cfg_attr(not(target_arch = "x86_64"), allow(unused_crate_dependencies))]
-
 #[cfg(target_arch = "x86_64")]
 mod acpi;
 #[cfg(target_arch = "x86_64")]
@@ -36,6 +33,9 @@ mod memory;
 mod pci;
 #[cfg(target_arch = "x86_64")]
 mod snapshot;
+#[cfg(all(test, target_arch = "x86_64"))]
+#[allow(clippy::unwrap_used)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vcpu;
 #[cfg(target_arch = "x86_64")]

@@ -35,6 +35,8 @@ pub const PAGE_TABLES: u64 = 0x9000;
 pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
 pub const ACPI_TABLES: u64 = 0xe_0000;
+/// ffff:0000 in real mode.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
 /// The ranges of RAM for a guest with `bytes` of it.
