@@ -10,7 +10,8 @@
 
 cmdline="console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check mitigations=off"
 
-# run LOG OPTIONS...: a machine with two vCPUs and the root disk; its console goes to LOG.
+# run LOG OPTIONS...: a machine with two vCPUs and the root disk; its console goes to LOG. $ending is for the
+# guest's command line.
 run() {
     log=$1
     shift
@@ -18,7 +19,7 @@ run() {
     tail -f "$log" &
     tail=$!
     status=0
-    mini-vmm --kernel /lab/vmlinuz --initramfs /tmp/nested.cpio --cmdline "$cmdline" \
+    mini-vmm --kernel /lab/vmlinuz --initramfs /tmp/nested.cpio --cmdline "$cmdline ${ending#,}" \
         --disk raw:/tmp/root.img --cpus 2 --memory 256 "$@" </dev/null >"$log" 2>&1 || status=$?
     kill $tail
     return $status
@@ -109,8 +110,12 @@ rm /data/large
 fstrim -v /
 echo "NESTED interrupts: $(grep -c 'virtio[0-9]*-req\|virtio[0-9]' /proc/interrupts)"
 sync
-step "NESTED reboots"
 trap - EXIT
+if grep -q nested.panic /proc/cmdline; then
+    step "NESTED panics"
+    echo c >/proc/sysrq-trigger
+fi
+step "NESTED reboots"
 mount -o remount,ro /
 reboot -f
 sleep 100
@@ -145,12 +150,15 @@ mkdir -p /tmp/nested/dev
 mknod /tmp/nested/dev/console c 5 1
 (cd /tmp/nested && find . | busybox cpio -o -H newc >/tmp/nested.cpio 2>/dev/null)
 
-for transport in pci mmio; do
-    step "Debian's kernel, its root file system on $transport: write, reboot, read, power off"
+# The second one does not reboot in order: it panics.
+for case in pci mmio,nested.panic; do
+    transport=${case%,*}
+    step "Debian's kernel, its root file system on $transport: write, reboot, read, power off ($case)"
     rm -f /tmp/root.img
     truncate -s 256M /tmp/root.img
     mke2fs -q -t ext4 -d /tmp/root /tmp/root.img
     before=$(stat -c %b /tmp/root.img)
+    ending=${case#"$transport"}
     run /tmp/log --transport $transport || fail "status $?"
     said /tmp/log "NESTED boot 2" || fail "no second boot"
     said /tmp/log "NESTED ended with 0" || fail "the guest's script failed"
@@ -180,7 +188,7 @@ finish() {
     said /tmp/log "NESTED ended with 0" || fail "the guest's script failed"
     e2fsck -f -n /tmp/root.img >/tmp/check 2>&1 || fail "$(cat /tmp/check)"
 }
-cmdline="$cmdline nested.live"
+ending=nested.live
 : >/tmp/log
 live
 eventually 300 said /tmp/log "NESTED verified 1"
