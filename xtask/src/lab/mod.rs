@@ -171,6 +171,7 @@ impl Bench<'_> {
         let name = kind.as_ref().map_or("none", Kind::name);
         let overlay = run.join("overlay");
         image::overlay(
+            &self.base,
             script,
             &self.root.join("lab/guest"),
             name,

@@ -35,6 +35,8 @@ pub struct Machine {
     pub modules: Vec<String>,
     /// Binaries of this project to put into the guest.
     pub binaries: Vec<String>,
+    /// Whether the guest gets its own kernel as a file, to boot it once more inside.
+    pub kernel: bool,
     /// The disk that a server on the host exports, if any.
     pub disk: Option<Disk>,
 }
@@ -60,6 +62,7 @@ impl Default for Machine {
             timeout: Duration::from_secs(120),
             modules: Vec::new(),
             binaries: Vec::new(),
+            kernel: false,
             disk: None,
         }
     }
@@ -136,6 +139,7 @@ fn set(machine: &mut Machine, word: &str) -> std::result::Result<(), String> {
         "timeout" => machine.timeout = Duration::from_secs(number()?.into()),
         "modules" => machine.modules = names(),
         "binaries" => machine.binaries = names(),
+        "kernel" if value == "yes" => machine.kernel = true,
         "disk" => {
             machine.disk = Some(Disk {
                 size: number()?.into(),

@@ -282,6 +282,7 @@ fn a_header_describes_the_machine() {
         timeout: Duration::from_secs(60),
         modules: vec!["vdpa".to_owned(), "vduse".to_owned()],
         binaries: vec!["vblk".to_owned()],
+        kernel: false,
         disk: Some(Disk {
             size: 256,
             queues: 4,
