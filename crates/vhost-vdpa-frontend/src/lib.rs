@@ -1,0 +1,7 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#![doc = include_str!("../README.md")]
+
+pub mod vhost;
+
+pub use vhost::{Doorbell, VhostVdpa};
