@@ -13,7 +13,8 @@ use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::feature;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{AddressSpace, VhostVdpa, abi, lock};
+use super::{AddressSpace, VhostVdpa, abi};
+use crate::lock;
 
 /// Reads of a configuration space that keeps changing, before that is an error.
 const CONFIG_READS: usize = 64;

@@ -15,15 +15,16 @@ use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use vdpa_bus::{VdpaError, backend_feature};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::lock;
 pub use doorbell::Doorbell;
 use fd::{KernelFd, VhostFd};
-use maps::{AddressSpace, Sender};
 pub(crate) use maps::holds;
+use maps::{AddressSpace, Sender};
 
 /// Backend features that this layer uses where the kernel has them.
 const KNOWN_BACKEND_FEATURES: u64 = backend_feature::IOTLB_MSG_V2
@@ -347,10 +348,6 @@ fn halves(bytes: [u8; 16]) -> [u64; 2] {
     } else {
         [high, low]
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
