@@ -213,24 +213,23 @@ impl SlowPath {
         let mut rings: Vec<_> = lanes
             .iter()
             .filter(|lane| usize::from(lane.index) < count)
-            .map(|lane| shared.ring(lane, true))
+            .map(|lane| shared.ring(lane))
             .collect();
         rings.sort_unstable_by_key(|ring| ring.index);
         let polls = shared.options.wake == Wake::Poll;
         if polls {
             rings.iter_mut().for_each(|ring| ring.callback = None);
-        } else if let Some(first) = rings.first()
-            && let Err(VdpaError::NotSupported(_)) =
-                device.set_vq_cb(first.index, first.callback.clone())
-        {
-            // A kernel device.
-            rings = rings
-                .into_iter()
-                .filter_map(|ring| {
-                    let lane = lanes.iter().find(|lane| lane.index == ring.index)?;
-                    Some(shared.ring(lane, false))
-                })
-                .collect();
+        } else if let Some(first) = rings.first() {
+            match device.set_vq_cb(first.index, first.callback.clone()) {
+                // A kernel device.
+                Err(VdpaError::NotSupported(_)) => {
+                    for ring in &mut rings {
+                        let signal = &shared.signals[usize::from(ring.index)];
+                        ring.callback = Some(signal.trigger());
+                    }
+                }
+                other => other.step("queue callback")?,
+            }
         }
         bring_up::start(device, &rings, config)?;
         shared.features.store(features, Ordering::Release);
@@ -365,9 +364,8 @@ impl Shared {
     }
 
     /// What to start a lane's queue with.
-    fn ring(&self, lane: &Lane, in_process: bool) -> Ring {
+    fn ring(&self, lane: &Lane) -> Ring {
         let layout = lane.ring.layout();
-        let signal = &self.signals[usize::from(lane.index)];
         Ring {
             index: lane.index,
             size: layout.size(),
@@ -378,11 +376,7 @@ impl Shared {
                 device: layout.used().0,
             },
             kick: None,
-            callback: Some(if in_process {
-                signal.call()
-            } else {
-                signal.trigger()
-            }),
+            callback: Some(self.signals[usize::from(lane.index)].call()),
         }
     }
 

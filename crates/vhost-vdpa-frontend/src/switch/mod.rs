@@ -117,7 +117,9 @@ struct Inner<M: DeviceMemory> {
     served: Option<Arc<Device>>,
     /// Where the queues stand while nobody serves them ([`Path::Failed`]); `None`: unknown.
     held: Option<Drained>,
-    /// Why the device can't take rings over that were used.
+    /// The device has the guest's rings, and is suspended or hears no kicks ([`Path::Failed`]).
+    stalled: bool,
+    /// The device can't take rings over that were used.
     one_way: bool,
     last: Option<Report>,
 }
@@ -151,6 +153,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 host,
                 served: None,
                 held: None,
+                stalled: false,
                 one_way: false,
                 last: None,
             }),
@@ -292,6 +295,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         inner.guest.reset();
         inner.path = Path::Idle;
         inner.held = None;
+        inner.stalled = false;
         guest::reset(self.device.as_ref())?;
         self.map.set(inner.guest.memory.clone())?;
         stopped

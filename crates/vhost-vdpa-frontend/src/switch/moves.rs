@@ -132,7 +132,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             });
         }
         let Some(states) = self.stop_hosts(inner, Stop::Drain) else {
-            return Err(self.lost(inner, PathError::Busy("the guest broke a ring")));
+            return Err(self.broken(inner));
         };
         if let Err(why) = self.slow.stop() {
             // A layer holds a queue: the guest is served on as it was.
@@ -175,6 +175,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     pub(super) fn try_again(&self, inner: &mut Inner<M>) -> Result<(), SwitchError> {
         if inner.path != Path::Failed {
             return Ok(());
+        }
+        if inner.stalled {
+            return self.unstall(inner).map_err(|why| prepare(inner, why));
         }
         if self.options.on_failure == OnFailure::Fail && inner.held.is_some() {
             self.close_intakes(inner);
@@ -265,43 +268,78 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
 
     /// The device was not stopped: it goes on as it was, if it can.
     fn not_quiesced(&self, inner: &mut Inner<M>, halt: Halt) -> SwitchError {
-        let step = SwitchStep::Quiesce;
         if halt.stuck {
-            return self.lost(inner, halt.why);
+            return self.lost(inner, halt.why, None);
         }
         match guest::go_on(self.device.as_ref(), &inner.guest) {
             Ok(()) => {
                 self.vmm.map_doorbells();
                 SwitchError {
-                    step,
+                    step: SwitchStep::Quiesce,
                     path: inner.path,
                     source: halt.why,
                     back: None,
                 }
             }
             Err(back) => {
-                // Bound again by a later switch, or by the guest's reset: it is not known what is in flight.
-                let mut error = self.lost(inner, halt.why);
-                error.back = Some(back);
-                error
+                inner.stalled = true;
+                self.lost(inner, halt.why, Some(back))
             }
         }
     }
 
-    /// Where the queues stand can't be known any more: only the guest can help.
-    fn lost(&self, inner: &mut Inner<M>, why: PathError) -> SwitchError {
+    /// The device has the guest's rings and does not work on them, with requests in flight: it must not be reset. If it
+    /// can't be brought to go on either, only the guest can help.
+    fn lost(
+        &self,
+        inner: &mut Inner<M>,
+        source: PathError,
+        back: Option<PathError>,
+    ) -> SwitchError {
         inner.path = Path::Failed;
         inner.held = None;
-        inner.guest.status |= status::DEVICE_NEEDS_RESET;
-        if let Some(config) = &inner.guest.config {
-            config.notify();
+        inner.stalled |= self.can_resume();
+        if !inner.stalled {
+            ask_for_reset(&mut inner.guest);
         }
         SwitchError {
             step: SwitchStep::Quiesce,
             path: inner.path,
-            source: why,
+            source,
+            back,
+        }
+    }
+
+    /// The guest broke a ring: nobody knows where it stands, and only the guest can help.
+    fn broken(&self, inner: &mut Inner<M>) -> SwitchError {
+        self.stop_hosts(inner, Stop::HandOver);
+        inner.path = Path::Failed;
+        inner.held = None;
+        ask_for_reset(&mut inner.guest);
+        SwitchError {
+            step: SwitchStep::Quiesce,
+            path: inner.path,
+            source: PathError::Busy("the guest broke a ring"),
             back: None,
         }
+    }
+
+    fn can_resume(&self) -> bool {
+        self.device.get_backend_features() & backend_feature::RESUME != 0
+    }
+
+    /// Has a device that has the guest's rings work on them again.
+    fn unstall(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
+        let device = self.device.as_ref();
+        if self.can_resume() {
+            // Of no effect on a device that is not suspended.
+            device.resume().step("RESUME")?;
+        }
+        guest::go_on(device, &inner.guest)?;
+        inner.stalled = false;
+        inner.path = Path::Fast;
+        self.vmm.map_doorbells();
+        Ok(())
     }
 
     /// Sets the path up again that was left.
@@ -619,6 +657,14 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         {
             config.notify();
         }
+    }
+}
+
+/// Tells the guest that only its reset helps.
+fn ask_for_reset(guest: &mut Guest) {
+    guest.status |= status::DEVICE_NEEDS_RESET;
+    if let Some(config) = &guest.config {
+        config.notify();
     }
 }
 
