@@ -118,6 +118,7 @@ fn options_of_all_kinds() -> Vec<(Profile, SlowOptions)> {
                     let profile = Profile {
                         features,
                         triggers_only,
+                        single_maps: triggers_only,
                         ..Profile::default()
                     };
                     kinds.push((
@@ -137,7 +138,7 @@ fn options_of_all_kinds() -> Vec<(Profile, SlowOptions)> {
 #[test]
 fn data_comes_back_from_known_and_unknown_memory() {
     for (profile, options) in options_of_all_kinds() {
-        let path = slow(profile, options.clone());
+        let path = slow(profile.clone(), options.clone());
         let memory = known(&path, 1 << 20);
         let mut queue = path.open_queue(32).unwrap();
         let data = pattern(3, 300 * 512);

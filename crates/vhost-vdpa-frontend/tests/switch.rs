@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use common::device::{Profile, TestDevice};
 use common::flaky::Flaky;
 use common::guest::{Guest, Memory, disk_bytes};
+use sim_backend::Faults;
 use vdpa_bus::Callback;
 use vhost_vdpa_frontend::{
     Method, OnFailure, Path, PathSwitch, Policy, SwitchOptions, SwitchParts, SwitchStep,
@@ -217,7 +218,7 @@ fn share(of_ten_thousand: u32) -> u32 {
 
 #[test]
 fn switches_without_delays() {
-    many_switches(share(4000), Profile::default(), None, true);
+    many_switches(share(3000), Profile::default(), None, true);
 }
 
 #[test]
@@ -229,10 +230,21 @@ fn switches_with_delays_and_reordering() {
 fn switches_of_an_eventfd_device_without_event_idx() {
     let profile = Profile {
         triggers_only: true,
+        single_maps: true,
         features: !feature::RING_EVENT_IDX,
         ..Profile::default()
     };
     many_switches(share(3000), profile, Some(delays()), false);
+}
+
+/// Now and then a SUSPEND leaves requests in flight.
+#[test]
+fn switches_of_a_device_that_does_not_always_drain() {
+    let profile = Profile {
+        faults: Faults::new(4).suspend_undrained(100),
+        ..Profile::default()
+    };
+    many_switches(share(1000), profile, Some(delays()), true);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState};
-use virtio_blk_core::memory::IotlbTable;
+use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::TestDevice;
@@ -193,6 +193,14 @@ impl VdpaDevice for Flaky {
     fn set_map(&self, asid: u32, table: &IotlbTable) -> Result<(), VdpaError> {
         self.may()?;
         self.device.set_map(asid, table)
+    }
+    fn dma_map(&self, asid: u32, mapping: IotlbMapping) -> Result<(), VdpaError> {
+        self.may()?;
+        self.device.dma_map(asid, mapping)
+    }
+    fn dma_unmap(&self, asid: u32, iova: u64, size: u64) -> Result<(), VdpaError> {
+        self.may()?;
+        self.device.dma_unmap(asid, iova, size)
     }
     fn free(&self) {
         self.device.free();
