@@ -107,11 +107,11 @@ fn devices_without_resume_or_suspend_are_started_anew() {
         path.set_memory(&HostMemory::of_map(&guest.memory)).unwrap();
         load(&path, &guest);
         for _ in 0..5 {
-            run(&mut guest, |total| progress(total));
+            run(&mut guest, progress);
             path.pause(Duration::from_secs(10)).unwrap();
             path.resume().unwrap();
         }
-        run(&mut guest, |total| progress(total));
+        run(&mut guest, progress);
     }
 }
 
@@ -126,7 +126,7 @@ fn a_paused_device_moves_to_another() {
     load(&path, &guest);
     assert!(path.save().is_err(), "it runs");
     for _ in 0..5 {
-        run(&mut guest, |total| progress(total));
+        run(&mut guest, progress);
         path.write_config(32, &[0]).unwrap();
         path.pause(Duration::from_secs(10)).unwrap();
         let saved = path.save().unwrap();
@@ -147,7 +147,7 @@ fn a_paused_device_moves_to_another() {
         drop(path);
         path = next;
     }
-    run(&mut guest, |total| progress(total));
+    run(&mut guest, progress);
 }
 
 #[test]
@@ -257,7 +257,7 @@ fn the_rings_tell_what_was_written_until_descriptors_are_reused() {
     path.set_memory(&HostMemory::of_map(&guest.memory)).unwrap();
     load(&path, &guest);
     assert!(path.mark_dirty(&mut |_, _| {}).is_err(), "it runs");
-    run(&mut guest, |total| progress(total));
+    run(&mut guest, progress);
     path.pause(Duration::from_secs(10)).unwrap();
     let mut ranges = Vec::new();
     let coverage = path

@@ -12,32 +12,41 @@ use std::time::{Duration, Instant};
 
 use common::device::{Profile, TestDevice};
 use common::flaky::Flaky;
-use common::guest::{Guest, Memory, disk_bytes};
+use common::guest::{Gate, Guest, Memory, disk_bytes};
 use sim_backend::Faults;
 use vdpa_bus::Callback;
 use vhost_vdpa_frontend::{
-    Method, OnFailure, Path, PathSwitch, Policy, SwitchOptions, SwitchParts, SwitchStep,
+    Method, OnFailure, Path, PathError, PathSwitch, Policy, SwitchOptions, SwitchParts, SwitchStep,
     ThreadHost, Vmm,
 };
-use virtio_blk_core::disk::Disk;
+use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, Submit, Wait};
 use virtio_blk_core::spec::feature;
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::fault::{FaultDisk, FaultPlan};
+use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestRegionMmap, MmapRegion};
 
 type Switch = PathSwitch<Arc<Memory>>;
 
-/// A VMM that says that it stops vCPUs, or not.
+/// A VMM that stops vCPUs, if it is able to.
 #[derive(Default)]
 struct Vcpus {
     able: AtomicBool,
+    gate: Arc<Gate>,
+    paused: AtomicU64,
 }
 
-/// Guest threads can't be stopped from outside, and need not be: method B is right if nothing new becomes available,
-/// and a guest with all its slots in flight makes nothing new available. What it does in between is what a vCPU does
-/// that is paused an instant later; so the switch may have to wait, not more.
 impl Vmm for Vcpus {
     fn pause_vcpus(&self) -> bool {
-        self.able.load(Ordering::SeqCst)
+        let able = self.able.load(Ordering::SeqCst);
+        if able {
+            self.gate.close();
+            self.paused.fetch_add(1, Ordering::SeqCst);
+        }
+        able
+    }
+
+    fn resume_vcpus(&self) {
+        self.gate.open();
     }
 }
 
@@ -64,7 +73,10 @@ fn bench(
     };
     let device = Flaky::new(TestDevice::new(disk, profile));
     let guest = Guest::new(QUEUES, DEPTH, event_idx);
-    let vcpus = Arc::new(Vcpus::default());
+    let vcpus = Arc::new(Vcpus {
+        gate: guest.gate.clone(),
+        ..Vcpus::default()
+    });
     let parts = SwitchParts {
         device: device.clone(),
         memory: guest.memory.clone(),
@@ -400,15 +412,170 @@ fn a_device_without_suspend_needs_paused_vcpus() {
         assert_eq!((error.step, error.path), (SwitchStep::Quiesce, Path::Fast));
         progress(total);
     });
-    // The guest stands still: all its requests were answered.
     vcpus.able.store(true, Ordering::SeqCst);
-    for _ in 0..20 {
-        let report = bench.switch.switch_to(Path::Slow).unwrap().unwrap();
+    bench.run(|switch, _, total| {
+        let report = switch.switch_to(Path::Slow).unwrap().unwrap();
         assert_eq!(report.method, Some(Method::PausedVcpus));
-        bench.run(|_, _, total| progress(total));
-        bench.switch.switch_to(Path::Fast).unwrap().unwrap();
-        bench.run(|_, _, total| progress(total));
+        assert!(report.phases.vcpus_paused <= report.phases.pause());
+        progress(total);
+    });
+    assert_eq!(vcpus.paused.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn switches_of_a_device_without_suspend() {
+    let profile = Profile {
+        suspend: false,
+        resume: false,
+        ..Profile::default()
+    };
+    many_switches(share(1000), profile, Some(delays()), true);
+}
+
+/// What the slow path's disk wears is in the way of each request, and of none on the fast path.
+#[test]
+fn layers_see_requests_on_the_slow_path_only() {
+    let (seen, mut bench) = {
+        let seen = Arc::new(AtomicU64::new(0));
+        let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(disk_bytes(QUEUES, DEPTH)).unwrap());
+        let device = Flaky::new(TestDevice::new(disk, Profile::default()));
+        let guest = Guest::new(QUEUES, DEPTH, true);
+        let layered = seen.clone();
+        let parts = SwitchParts {
+            device: device.clone(),
+            memory: guest.memory.clone(),
+            host: Box::new(ThreadHost::new(Duration::ZERO)),
+            vmm: Arc::new(()),
+            layers: Some(Box::new(move |disk| Arc::new(Meter(disk, layered)))),
+        };
+        let switch = Arc::new(Switch::new(parts, SwitchOptions::default()).unwrap());
+        let bench = Bench {
+            switch,
+            device,
+            guest,
+            vcpus: Arc::default(),
+        };
+        bench.load_driver(true);
+        (seen, bench)
+    };
+    bench.run(|switch, _, total| {
+        progress(total);
+        assert_eq!(seen.load(Ordering::SeqCst), 0);
+        switch.switch_to(Path::Slow).unwrap();
+        progress(total);
+        switch.switch_to(Path::Fast).unwrap();
+    });
+    let slow = seen.load(Ordering::SeqCst);
+    assert!(slow >= 50);
+    bench.run(|_, _, total| progress(total));
+    assert_eq!(seen.load(Ordering::SeqCst), slow);
+}
+
+/// Counts operations.
+struct Meter(Arc<dyn Disk>, Arc<AtomicU64>);
+
+struct MeterQueue(Box<dyn IoQueue>, Arc<AtomicU64>);
+
+impl Disk for Meter {
+    fn caps(&self) -> Caps {
+        self.0.caps()
     }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        Ok(Box::new(MeterQueue(
+            self.0.open_queue(depth)?,
+            self.1.clone(),
+        )))
+    }
+}
+
+impl IoQueue for MeterQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.submit(op)
+    }
+
+    fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.0.flush_batch()
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        self.0.reap(done)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        self.0.wait()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.0.deadline()
+    }
+}
+
+/// Memory is plugged and unplugged while requests are in flight, on both paths and between switches.
+#[test]
+fn memory_comes_and_goes_on_both_paths() {
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(disk_bytes(QUEUES, DEPTH)).unwrap());
+    let device = TestDevice::new(disk, Profile::default());
+    let mut guest = Guest::new(QUEUES, DEPTH, true);
+    let memory = GuestMemoryAtomic::from(guest.memory.clone());
+    let parts = SwitchParts {
+        device: device.clone(),
+        memory: memory.clone(),
+        host: Box::new(ThreadHost::new(Duration::ZERO)),
+        vmm: Arc::new(()),
+        layers: None,
+    };
+    let switch = PathSwitch::new(parts, SwitchOptions::default()).unwrap();
+    for byte in [1, 3] {
+        switch.set_status(byte).unwrap();
+    }
+    switch.set_features(switch.offered()).unwrap();
+    switch.set_status(11).unwrap();
+    for (index, queue) in (0..).zip(&guest.queues) {
+        switch.set_queue(index, queue.setup()).unwrap();
+    }
+    switch.set_status(15).unwrap();
+    let (stop, total) = (AtomicBool::new(false), AtomicU64::new(0));
+    let plain = guest.memory.clone();
+    std::thread::scope(|scope| {
+        for queue in &mut guest.queues {
+            scope.spawn(|| queue.run(&stop, &total));
+        }
+        for round in 0..40 {
+            let more =
+                GuestRegionMmap::new(MmapRegion::new(1 << 20).unwrap(), GuestAddress(1 << 32));
+            let larger = plain.insert_region(Arc::new(more.unwrap())).unwrap();
+            memory.lock().unwrap().replace(larger);
+            switch.sync_memory().unwrap();
+            assert!(device.is_mapped(1 << 32));
+            if round % 2 == 0 {
+                switch
+                    .switch_to(if round % 4 == 0 {
+                        Path::Slow
+                    } else {
+                        Path::Fast
+                    })
+                    .unwrap();
+            }
+            memory.lock().unwrap().replace((*plain).clone());
+            switch.sync_memory().unwrap();
+            assert!(!device.is_mapped(1 << 32));
+            progress(&total);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    // Nothing may reach into the shadow window.
+    let region =
+        GuestRegionMmap::new(MmapRegion::new(4096).unwrap(), GuestAddress(1 << 46)).unwrap();
+    memory
+        .lock()
+        .unwrap()
+        .replace(plain.insert_region(Arc::new(region)).unwrap());
+    assert!(matches!(
+        switch.sync_memory(),
+        Err(PathError::Window { .. })
+    ));
 }
 
 #[test]

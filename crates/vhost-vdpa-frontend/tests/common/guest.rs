@@ -4,8 +4,8 @@
 //! A guest with a verified load: it knows what each sector must hold, waits for interrupts, and gives up on nothing.
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 use vdpa_bus::{Callback, VqAddress};
 use vhost_vdpa_frontend::GuestQueue;
@@ -24,10 +24,48 @@ const PLACES: u64 = 4;
 
 pub type Memory = GuestMemoryMmap<()>;
 
+/// Lets guest threads be stopped between two steps, as vCPUs are.
+#[derive(Default)]
+pub struct Gate {
+    /// Whether it is closed, and how many are inside.
+    state: Mutex<(bool, u32)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn enter(&self) {
+        let mut state = self.state.lock().unwrap();
+        while state.0 {
+            state = self.changed.wait(state).unwrap();
+        }
+        state.1 += 1;
+    }
+
+    fn leave(&self) {
+        self.state.lock().unwrap().1 -= 1;
+        self.changed.notify_all();
+    }
+
+    /// When it returns, nobody is inside.
+    pub fn close(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.0 = true;
+        while state.1 != 0 {
+            state = self.changed.wait(state).unwrap();
+        }
+    }
+
+    pub fn open(&self) {
+        self.state.lock().unwrap().0 = false;
+        self.changed.notify_all();
+    }
+}
+
 /// One queue of the guest's driver.
 pub struct Queue {
     driver: Driver<Arc<Memory>>,
     parts: Parts,
+    gate: Arc<Gate>,
     pub kick: Arc<EventFd>,
     pub irq: Arc<EventFd>,
     index: u16,
@@ -58,6 +96,7 @@ struct SlotState {
 pub struct Guest {
     pub memory: Arc<Memory>,
     pub queues: Vec<Queue>,
+    pub gate: Arc<Gate>,
 }
 
 pub fn disk_bytes(queues: u16, depth: u16) -> u64 {
@@ -69,10 +108,15 @@ impl Guest {
     pub fn new(queues: u16, depth: u16, event_idx: bool) -> Self {
         let (memory, mut space) = testmem::gapped(8 << 20).unwrap();
         let memory = Arc::new(memory);
+        let gate = Arc::new(Gate::default());
         let queues = (0..queues)
-            .map(|index| Queue::new(&memory, &mut space, index, depth, event_idx))
+            .map(|index| Queue::new(&memory, &mut space, index, depth, event_idx, &gate))
             .collect();
-        Self { memory, queues }
+        Self {
+            memory,
+            queues,
+            gate,
+        }
     }
 }
 
@@ -83,6 +127,7 @@ impl Queue {
         index: u16,
         depth: u16,
         event_idx: bool,
+        gate: &Arc<Gate>,
     ) -> Self {
         let at = space.take(SplitLayout::footprint(SIZE), 4096).unwrap();
         let layout = SplitLayout::contiguous(SIZE, at).unwrap();
@@ -107,6 +152,7 @@ impl Queue {
         Self {
             driver: parts.driver(),
             parts,
+            gate: gate.clone(),
             kick: eventfd(),
             irq: eventfd(),
             index,
@@ -210,6 +256,7 @@ impl Queue {
     pub fn run(&mut self, stop: &AtomicBool, total: &AtomicU64) -> u64 {
         let mut answered = 0;
         loop {
+            self.gate.enter();
             let ending = stop.load(Ordering::SeqCst);
             if !ending {
                 self.submit();
@@ -217,10 +264,14 @@ impl Queue {
             if self.driver.publish().unwrap() {
                 self.kick.write(1).unwrap();
             }
-            if ending && self.driver.in_flight() == 0 {
+            let finished = ending && self.driver.in_flight() == 0;
+            if !finished {
+                answered += self.collect(total);
+            }
+            self.gate.leave();
+            if finished {
                 return answered;
             }
-            answered += self.collect(total);
         }
     }
 
@@ -230,13 +281,13 @@ impl Queue {
                 continue;
             }
             let place = self.random() % PLACES;
-            let write = self.random() % 2 == 0;
+            let write = self.random().is_multiple_of(2);
             let before = self.slots[slot].content[place as usize];
             let sector = ((u64::from(self.index) * self.slots.len() as u64 + slot as u64) * PLACES
                 + place)
                 * u64::from(DATA)
                 / 512;
-            let indirect = self.random() % 2 == 0;
+            let indirect = self.random().is_multiple_of(2);
             let data = self.pattern(slot, place, before + 1);
             let request = if write {
                 Request::write(sector, &data)
@@ -283,7 +334,10 @@ impl Queue {
             if ring.enable_interrupts(memory).unwrap() {
                 continue;
             }
+            // A vCPU that sleeps can be stopped.
+            self.gate.leave();
             self.wait();
+            self.gate.enter();
             if !self.event_idx {
                 let (ring, memory) = self.driver.ring_mut();
                 ring.disable_interrupts(memory).unwrap();
