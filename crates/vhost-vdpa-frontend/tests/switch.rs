@@ -727,3 +727,49 @@ fn a_device_that_is_stuck_asks_for_a_reset() {
         progress(total);
     });
 }
+
+#[test]
+fn a_resize_on_the_fast_path_is_known_on_the_slow_one() {
+    let bytes = disk_bytes(QUEUES, DEPTH);
+    let disk = Arc::new(MemoryDisk::new(bytes).unwrap());
+    let guest = Guest::new(QUEUES, DEPTH, true);
+    let parts = SwitchParts {
+        device: TestDevice::new(disk.clone(), Profile::default()),
+        memory: guest.memory.clone(),
+        host: Box::new(ThreadHost::new(Duration::ZERO)),
+        vmm: Arc::new(()),
+        layers: None,
+    };
+    let switch = PathSwitch::new(parts, SwitchOptions::default()).unwrap();
+    let irq = common::eventfd();
+    switch.set_config_call(Some(Callback::Trigger(irq.clone())));
+    for byte in [1, 3] {
+        switch.set_status(byte).unwrap();
+    }
+    switch.set_features(switch.offered()).unwrap();
+    switch.set_status(11).unwrap();
+    for (index, queue) in (0..).zip(&guest.queues) {
+        switch.set_queue(index, queue.setup()).unwrap();
+    }
+    switch.set_status(15).unwrap();
+    let capacity = || {
+        let mut field = [0; 8];
+        switch.read_config(0, &mut field).unwrap();
+        u64::from_le_bytes(field) * 512
+    };
+    for factor in [2, 3, 4, 5] {
+        disk.resize(factor * bytes / 512).unwrap();
+        assert_eq!(capacity(), factor * bytes);
+        assert!(irq.read().is_ok(), "the guest was told");
+        let path = if factor % 2 == 0 {
+            Path::Slow
+        } else {
+            Path::Fast
+        };
+        switch.switch_to(path).unwrap().unwrap();
+        assert_eq!(capacity(), factor * bytes);
+        if path == Path::Slow {
+            assert_eq!(switch.disk().caps().capacity * 512, factor * bytes);
+        }
+    }
+}

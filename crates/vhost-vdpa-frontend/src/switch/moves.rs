@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use vdpa_bus::{VdpaError, VqState, backend_feature};
 use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueSetup, Stop};
 use virtio_blk_core::spec::{feature, status};
@@ -394,11 +395,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// A device model in front of `disk`, which accepts whatever the guest was offered.
-    fn model(
-        &self,
-        disk: Arc<dyn virtio_blk_core::disk::Disk>,
-        serial: String,
-    ) -> Result<Arc<Device>, PathError> {
+    fn model(&self, disk: Arc<dyn Disk>, serial: String) -> Result<Arc<Device>, PathError> {
         let size = self.device.get_vq_num_max().max(4);
         let options = Options {
             queues: self.caps.max_queues,
@@ -443,6 +440,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.slow
             .start_with(&inner.guest.memory, features | wce, config)?;
         inner.guest.write_again(self.device.as_ref())?;
+        // The device may have been resized while nobody looked.
+        self.slow
+            .refresh()
+            .map_err(|error| PathError::Config(error.to_string()))?;
         if inner.served.is_none() {
             // The guest may ask for it later, on whatever path.
             let serial = self.slow.serial().unwrap_or_default();
@@ -557,7 +558,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let begun = Instant::now();
         let device = self.device.as_ref();
         let step = SwitchStep::Reset;
-        if let Err(why) = guest::reset(device) {
+        if let Err(why) = self.slow.stop().and_then(|()| guest::reset(device)) {
             return Err(Stumble { step, why, states });
         }
         let reset = begun.elapsed();
