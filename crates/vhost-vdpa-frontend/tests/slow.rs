@@ -48,11 +48,8 @@ fn all(queue: &mut dyn IoQueue, count: usize) -> Vec<Completion> {
                 revents: 0,
             };
             // SAFETY: one valid entry.
-            assert_eq!(
-                unsafe { libc::poll(&mut fd, 1, 30_000) },
-                1,
-                "nothing comes"
-            );
+            let ready = unsafe { libc::poll(&mut fd, 1, 30_000) };
+            assert_eq!(ready, 1, "nothing comes");
         }
     }
     assert_eq!(done.len(), count);

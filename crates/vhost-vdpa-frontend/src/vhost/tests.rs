@@ -411,7 +411,10 @@ fn maps_change_by_one_batch_of_what_differs() {
         end,
     ];
     let ok = Call::Ioctl(0x4001_af72, vec![15]);
-    assert_eq!(taken(&calls), [again.as_slice(), &[ok.clone()]].concat());
+    assert_eq!(
+        taken(&calls),
+        [again.as_slice(), std::slice::from_ref(&ok)].concat()
+    );
     device.set_status(15).unwrap();
     assert_eq!(taken(&calls), [ok]);
 }
