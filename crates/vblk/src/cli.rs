@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vdpa_bus::management::DeviceName;
-use virtio_blk_disks::DiskSpec;
+
+use crate::source::Source;
 
 macro_rules! disk_help {
     () => {
@@ -24,6 +25,7 @@ A DISK names its format, always:
       mmap=auto|off          copy cached reads from a mapping of the file (auto)
   memory:SIZE                memory, gone when vblk ends
   null:SIZE[,zero=on|off]    stores nothing; for benchmarks
+  vdpa:/dev/vhost-vdpa-N     a vDPA block device that vhost_vdpa is bound to; it is reset first
 SIZE takes K, M, G, T (binary). A comma in PATH is written twice."
     };
 }
@@ -108,7 +110,7 @@ pub enum ServeCommand {
 pub struct ServeArgs {
     /// The disk to serve; see below.
     #[arg(long, value_name = "DISK")]
-    pub disk: DiskSpec,
+    pub disk: Source,
     /// Let the driver only read.
     #[arg(long)]
     pub read_only: bool,
@@ -196,7 +198,7 @@ pub enum DiskCommand {
 pub struct InfoArgs {
     /// The disk; see below. It is not locked, and nothing is written.
     #[arg(value_name = "DISK")]
-    pub disk: DiskSpec,
+    pub disk: Source,
 }
 
 /// Options of `features`.
@@ -204,5 +206,5 @@ pub struct InfoArgs {
 pub struct FeaturesArgs {
     /// Show what a device over this disk offers, too.
     #[arg(long, value_name = "DISK")]
-    pub disk: Option<DiskSpec>,
+    pub disk: Option<Source>,
 }

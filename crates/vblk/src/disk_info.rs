@@ -12,6 +12,7 @@ use virtio_blk_disks::DiskSpec;
 
 use crate::cli::InfoArgs;
 use crate::output;
+use crate::source::Source;
 
 /// Limits of discard and secure erase.
 #[derive(Serialize)]
@@ -98,7 +99,7 @@ impl Info {
 /// can be.
 pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let mut spec = args.disk.clone();
-    if let DiskSpec::Raw(options) = &mut spec {
+    if let Source::Disk(DiskSpec::Raw(options)) = &mut spec {
         // An image in use can be looked at.
         *options = options.clone().lock(false);
     }

@@ -9,6 +9,7 @@ mod features;
 mod output;
 mod serve;
 mod signals;
+mod source;
 mod status;
 mod vdpa;
 

@@ -148,6 +148,15 @@ fn bad_command_lines() {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         assert_refused(&args, code, words);
     };
+    assert_refused(&["disk", "info", "vdpa:"], 2, &["vdpa:/dev/vhost-vdpa-N"]);
+    let gone = "vdpa:/dev/vhost-vdpa-none";
+    assert_refused(
+        &["disk", "info", gone],
+        1,
+        &["/dev/vhost-vdpa-none", "No such file"],
+    );
+    // Some other device says itself that it is none.
+    assert_refused(&["disk", "info", "vdpa:/dev/null"], 1, &["VHOST_SET_OWNER"]);
     assert_refused(&["frobnicate"], 2, &["frobnicate"]);
     assert_refused(&["serve", "vhost-user"], 2, &["--disk", "--socket"]);
     assert_refused(&["disk", "info"], 2, &["<DISK>"]);
