@@ -14,6 +14,7 @@ use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::fault::FaultDisk;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bell::Bell;
 use crate::compat::{self, Compat};
 use crate::faults::FaultCounts;
 use crate::lock;
@@ -28,6 +29,7 @@ use crate::worker::Worker;
 /// the same `Arc`.
 pub struct BlkSim {
     model: Arc<dyn Model>,
+    bell: Arc<Bell>,
     faulty: Option<Arc<FaultDisk>>,
     worker: Mutex<Option<Worker>>,
     gone: AtomicBool,
@@ -54,6 +56,7 @@ impl BlkSim {
             Drive::Stepped => None,
         };
         Ok(Self {
+            bell: model.bell().clone(),
             model,
             faulty,
             worker: Mutex::new(worker),
@@ -84,7 +87,7 @@ impl BlkSim {
     /// the kernel does in a pass, five).
     pub fn step_queue(&self, vq: u16, budget: usize) -> bool {
         let model = &*self.model;
-        let bell = model.bell();
+        let bell = &*self.bell;
         bell.look(|vq| model.kick_vq(vq));
         if !bell.take(vq) && !model.is_busy(vq) {
             return false;

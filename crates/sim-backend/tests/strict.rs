@@ -700,6 +700,47 @@ fn set_map_of_too_many_ranges() {
 }
 
 #[test]
+fn thousands_of_ranges_and_the_end_of_the_address_space() {
+    const PAGES: u64 = 2048;
+    let mut rig = rig();
+    let high = memory();
+    // The last pages of the address space, each somewhere else, one mapping after the other.
+    let first = 0u64.wrapping_sub(PAGES * 4096);
+    for page in 0..PAGES {
+        let offset = (page * 1021 % PAGES) as usize * 4096;
+        rig.sim
+            .dma_map(0, mapping(&high, first + page * 4096, offset, 4096))
+            .unwrap();
+    }
+    for sector in 0..8 {
+        assert!(
+            rig.ask(0, &Request::write(sector, &[sector as u8 + 1; 512]))
+                .is_ok()
+        );
+    }
+    // Buffers over the border of two pages, and up to the very end.
+    let mut at = first + 4096 - 1024;
+    for number in 0..200 {
+        let segments = [Segment::new(GuestAddress(at), 4096)];
+        let read = Request::read(0, 0).with_input(In::Segments(&segments));
+        assert!(rig.ask(number % 2, &read).is_ok(), "{at:#x}");
+        at += 4096 * 7;
+    }
+    let last = [Segment::new(GuestAddress(u64::MAX - 511), 512)];
+    let read = Request::read(3, 0).with_input(In::Segments(&last));
+    assert!(rig.ask(0, &read).is_ok());
+    let offset = ((PAGES - 1) * 1021 % PAGES) * 4096 + 4096 - 512;
+    assert_eq!(high.read_obj::<u8>(GuestAddress(offset)).unwrap(), 4);
+    // One that wraps is refused, and nothing breaks.
+    let wraps = [Segment::new(GuestAddress(u64::MAX - 511), 1024)];
+    let read = Request::read(0, 0).with_input(In::Segments(&wraps));
+    assert_eq!(rig.ask(0, &read).status, wire::S_IOERR);
+    rig.sim.dma_unmap(0, first, PAGES * 4096).unwrap();
+    assert_eq!(Arc::strong_count(&high), 1);
+    assert!(rig.ask(0, &Request::flush()).is_ok());
+}
+
+#[test]
 fn dma_map_and_dma_unmap() {
     let mut rig = rig();
     rig.sim.dma_unmap(0, 0, u64::MAX).unwrap();

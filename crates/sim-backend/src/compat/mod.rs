@@ -16,7 +16,6 @@ use virtio_blk_core::disk::{Disk, KeepAlive};
 use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::config::Config;
 use virtio_blk_core::spec::{self, feature, status};
-use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bell::Bell;
@@ -133,7 +132,7 @@ impl Compat {
         state
     }
 
-    fn reset_with(&self, state: &mut State, clean_map: bool) {
+    fn reset_with(&self, state: &mut State, clean_map: bool) -> Result<(), VdpaError> {
         self.running.store(false, Ordering::Release);
         self.ready.store(false, Ordering::Release);
         self.callback.set(None);
@@ -141,33 +140,27 @@ impl Compat {
         // `num` stays, and so does a pending kick (until 7.3).
         state.vring = Vring::new(QUEUE_MAX.into());
         if clean_map {
-            self.map_identity(state);
+            self.map_identity(state)?;
         }
         state.features = 0;
         self.status.store(0, Ordering::Release);
         state.generation = state.generation.wrapping_add(1);
+        Ok(())
     }
 
-    fn map_identity(&self, state: &mut State) {
-        self.publish(self.spaces.identity().clone());
+    fn map_identity(&self, state: &mut State) -> Result<(), VdpaError> {
+        self.spaces.set(0, self.spaces.identity())?;
         state.identity = true;
+        Ok(())
     }
 
-    /// Makes `table` the map. The caller holds the state's lock, so no request is under way.
-    fn publish(&self, table: IotlbTable) {
-        if let Ok(space) = self.spaces.get(0) {
-            table.publish(space);
+    /// Takes the identity map away, to be changed.
+    fn own_map(&self, state: &mut State, asid: u32) -> Result<(), VdpaError> {
+        if state.identity {
+            self.spaces.set(asid, Arc::default())?;
+            state.identity = false;
         }
-    }
-
-    /// The map without the identity, to be changed.
-    fn own_table(&self, state: &State, asid: u32) -> Result<IotlbTable, VdpaError> {
-        let space = self.spaces.get(asid)?;
-        Ok(if state.identity {
-            IotlbTable::new()
-        } else {
-            (*space.memory()).clone()
-        })
+        Ok(())
     }
 }
 
@@ -203,10 +196,10 @@ impl Model for Compat {
         if vq != 0 || !live || state.unbound || state.gone {
             return Work::Idle;
         }
-        let Ok(space) = self.spaces.get(0) else {
+        let Ok(table) = self.spaces.get(0) else {
             return Work::Idle;
         };
-        let memory = MissTable::new(space, self.faults.clone(), true);
+        let memory = MissTable::new(table, self.faults.clone(), true);
         let State {
             vring,
             medium,
@@ -414,8 +407,7 @@ impl VdpaDevice for Compat {
     }
 
     fn compat_reset(&self, clean_map: bool) -> Result<(), VdpaError> {
-        self.reset_with(&mut self.control(), clean_map);
-        Ok(())
+        self.reset_with(&mut self.control(), clean_map)
     }
 
     fn suspend(&self) -> Result<(), VdpaError> {
@@ -473,13 +465,15 @@ impl VdpaDevice for Compat {
         self.spaces.get(asid)?;
         let mut state = self.control();
         state.identity = false;
-        if let Err(error) = self.spaces.check_room(table) {
-            // What was there is gone.
-            self.publish(IotlbTable::new());
-            return Err(error);
-        }
-        self.publish(table.clone());
-        Ok(())
+        let room = self.spaces.check_room(table);
+        // Without room, what was there is gone all the same.
+        let table = if room.is_ok() {
+            Arc::new(table.clone())
+        } else {
+            Arc::default()
+        };
+        self.spaces.set(asid, table)?;
+        room
     }
 
     fn dma_map(&self, asid: u32, mapping: IotlbMapping) -> Result<(), VdpaError> {
@@ -487,31 +481,25 @@ impl VdpaDevice for Compat {
             return Err(VdpaError::NotSupported("it takes whole maps"));
         }
         let mut state = self.control();
-        let mut table = self.own_table(&state, asid)?;
-        table.insert(mapping)?;
-        self.spaces.check_room(&table)?;
-        state.identity = false;
-        self.publish(table);
-        Ok(())
+        self.own_map(&mut state, asid)?;
+        self.spaces.insert(asid, mapping)
     }
 
     fn dma_unmap(&self, asid: u32, iova: u64, size: u64) -> Result<(), VdpaError> {
         if self.batch_mapping {
             return Err(VdpaError::NotSupported("it takes whole maps"));
         }
+        let last = last(iova, size)?;
         let mut state = self.control();
-        let mut table = self.own_table(&state, asid)?;
-        table.remove(iova, last(iova, size)?);
-        state.identity = false;
-        self.publish(table);
-        Ok(())
+        self.own_map(&mut state, asid)?;
+        self.spaces.remove(asid, iova, last)
     }
 
     fn reset_map(&self, asid: u32) -> Result<(), VdpaError> {
         self.spaces.get(asid)?;
         let mut state = self.control();
         if !state.identity {
-            self.map_identity(&mut state);
+            self.map_identity(&mut state)?;
         }
         Ok(())
     }
@@ -533,11 +521,12 @@ impl VdpaDevice for Compat {
 
     fn free(&self) {
         let mut state = self.control();
-        self.reset_with(&mut state, false);
+        // Without maps to change it does not fail.
+        let _ = self.reset_with(&mut state, false);
         state.gone = true;
         state.mm = None;
         // Taking a descriptor out does not fail.
         let _ = self.bell.set_kick(0, None);
-        self.publish(IotlbTable::new());
+        self.spaces.clear();
     }
 }

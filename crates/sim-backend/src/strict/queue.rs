@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_blk_core::disk::Wait;
-use virtio_blk_core::memory::Iotlb;
+use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::runner::{QueueRunner, Service, Stop, Stopped};
 
 use crate::bell::Watch;
@@ -16,9 +16,9 @@ use crate::lock;
 use crate::model::Work;
 use crate::space::MissTable;
 
-/// A runner over the IOTLB, or over one that misses by plan.
+/// A runner over a table, or over one that misses by plan.
 pub(super) enum Engine {
-    Direct(QueueRunner<Iotlb>),
+    Direct(QueueRunner<Arc<IotlbTable>>),
     Missing(QueueRunner<Arc<MissTable>>),
 }
 
