@@ -37,6 +37,10 @@ pub struct Machine {
     pub binaries: Vec<String>,
     /// Whether the guest gets its own kernel as a file, to boot it once more inside.
     pub kernel: bool,
+    /// These are built for speed, without debug assertions.
+    pub release: bool,
+    /// The script runs only when it is named.
+    pub named: bool,
     /// The disk that a server on the host exports, if any.
     pub disk: Option<Disk>,
 }
@@ -63,6 +67,8 @@ impl Default for Machine {
             modules: Vec::new(),
             binaries: Vec::new(),
             kernel: false,
+            release: false,
+            named: false,
             disk: None,
         }
     }
@@ -140,6 +146,8 @@ fn set(machine: &mut Machine, word: &str) -> std::result::Result<(), String> {
         "modules" => machine.modules = names(),
         "binaries" => machine.binaries = names(),
         "kernel" if value == "yes" => machine.kernel = true,
+        "build" if value == "release" => machine.release = true,
+        "run" if value == "named" => machine.named = true,
         "disk" => {
             machine.disk = Some(Disk {
                 size: number()?.into(),
