@@ -4,14 +4,13 @@
 //! The command line, and the life of a machine from power-on to power-off.
 
 use std::io;
-use std::num::NonZeroU8;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, value_parser};
 use serde_json::{Value, json};
 use vmm_sys_util::terminal::Terminal;
 
@@ -50,10 +49,10 @@ struct Args {
     #[arg(long, value_name = "N")]
     queues: Option<u16>,
     /// vCPUs
-    #[arg(long, value_name = "N", default_value = "1")]
-    cpus: NonZeroU8,
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = value_parser!(u8).range(1..=64))]
+    cpus: u8,
     /// Memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 256)]
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = value_parser!(u64).range(32..=1 << 20))]
     memory: u64,
     /// Listen here for `mini-vmm ctl`
     #[arg(long, value_name = "SOCKET")]
@@ -204,7 +203,7 @@ fn config(args: &Args) -> Config {
     };
     Config {
         memory: args.memory << 20,
-        cpus: args.cpus.get(),
+        cpus: args.cpus,
         payload,
     }
 }
@@ -217,7 +216,7 @@ fn disks(args: &Args, payload: &Payload, from: Option<&Snapshot>) -> Result<Vec<
         Payload::Builtin(_) => Transport::Mmio,
     };
     let transport = args.transport.unwrap_or(usual);
-    let queues = args.queues.unwrap_or(args.cpus.get().into());
+    let queues = args.queues.unwrap_or(args.cpus.into());
     let saved: Vec<_> = from.map_or_else(Vec::new, |from| from.disks.iter().collect());
     let mut disks = Vec::new();
     for (index, name) in args.disk.iter().enumerate() {

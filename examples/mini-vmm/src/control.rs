@@ -7,6 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, sync_channel};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -16,6 +17,9 @@ use crate::machine::Event;
 
 /// The longest line that is read; a client that sends more is dropped.
 const LINE_MAX: u64 = 64 << 10;
+
+/// How long a client may be silent.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What can be asked of a running machine. On the socket: `{"command":"resize","disk":0,"mib":512}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, clap::Subcommand)]
@@ -87,6 +91,9 @@ pub fn serve(path: &Path, events: &Sender<Event>) -> Result<Server> {
 }
 
 fn converse(stream: &UnixStream, events: &Sender<Event>) -> std::io::Result<()> {
+    // Others wait meanwhile.
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
     let mut reader = BufReader::new(stream);
     loop {
         let mut line = String::new();
