@@ -13,6 +13,7 @@ pub mod null;
 pub mod power_cut;
 pub mod raw;
 pub mod spec;
+pub mod switch;
 pub mod throttle;
 
 pub use dirty::DirtyDisk;
@@ -22,4 +23,5 @@ pub use meter::MeterDisk;
 pub use null::NullDisk;
 pub use raw::{Engine, RawDisk, RawOptions};
 pub use spec::DiskSpec;
+pub use switch::SwitchDisk;
 pub use throttle::{ThrottleDisk, ThrottleGroup};
