@@ -15,6 +15,7 @@ pub mod raw;
 pub mod spec;
 pub mod switch;
 pub mod throttle;
+pub mod verify;
 
 pub use dirty::DirtyDisk;
 pub use fault::{FaultDisk, FaultPlan};
@@ -25,3 +26,4 @@ pub use raw::{Engine, RawDisk, RawOptions};
 pub use spec::DiskSpec;
 pub use switch::SwitchDisk;
 pub use throttle::{ThrottleDisk, ThrottleGroup};
+pub use verify::VerifyDisk;

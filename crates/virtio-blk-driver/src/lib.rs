@@ -11,6 +11,8 @@ pub mod ring;
 mod rng;
 #[cfg(feature = "test-util")]
 pub mod testmem;
+#[cfg(feature = "vdpa")]
+pub mod vdpa;
 pub mod wire;
 
 pub use memory::{AccessError, Memory, Segment};

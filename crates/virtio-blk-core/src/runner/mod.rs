@@ -458,6 +458,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.ring.in_flight()
     }
 
+    /// Where the queue stands. Exact while nothing is in flight, else the requests in flight count as
+    /// taken.
+    pub fn state(&self) -> QueueState {
+        self.ring.state()
+    }
+
     /// How to learn that the disk finished something. `Inline` also once the queue is broken.
     pub fn wait(&self) -> Wait<'_> {
         self.io.as_ref().map_or(Wait::Inline, |io| io.wait())

@@ -1,0 +1,26 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod bell;
+mod callback;
+mod faults;
+mod model;
+mod options;
+mod sim;
+mod space;
+mod strict;
+mod worker;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use faults::{FaultCounts, Faults};
+pub use options::{Drive, Options, OptionsError, Profile, StrictOptions};
+pub use sim::BlkSim;
+
+/// Locks; whoever panicked with it left the content whole.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

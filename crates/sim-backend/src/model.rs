@@ -1,0 +1,38 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a profile has to do beyond the table of operations.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use vdpa_bus::VdpaDevice;
+
+use crate::bell::Bell;
+use crate::faults::FaultState;
+
+/// What is left to do for a queue after a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Nothing until it is rung for.
+    Idle,
+    /// More, at once.
+    More,
+    /// Nothing until then.
+    Until(Instant),
+}
+
+/// One profile of the simulator.
+pub(crate) trait Model: VdpaDevice {
+    /// Serves queue `vq`: at most `budget` new requests.
+    fn work(&self, vq: u16, budget: usize) -> Work;
+
+    /// Whether queue `vq` has requests in flight that only further passes end.
+    fn is_busy(&self, vq: u16) -> bool;
+
+    /// What rings for its queues.
+    fn bell(&self) -> &Arc<Bell>;
+
+    /// Its faults.
+    fn faults(&self) -> &FaultState;
+}

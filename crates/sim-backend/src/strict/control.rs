@@ -1,0 +1,277 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The control side of a strict device: what was set, and starting and stopping of queues.
+
+use std::sync::Arc;
+
+use vdpa_bus::{VdpaError, VqAddress};
+use virtio_blk_core::device::StartError;
+use virtio_blk_core::disk::{KeepAlive, Wait};
+use virtio_blk_core::memory::IotlbTable;
+use virtio_blk_core::runner::{QueueRunner, QueueSetup, Stop};
+use virtio_blk_core::spec::feature;
+use virtio_queue::QueueState;
+use vm_memory::GuestAddressSpace;
+
+use super::Strict;
+use super::queue::{Engine, Running};
+use crate::lock;
+use crate::space::MissTable;
+
+/// What was set of the device.
+pub(super) struct Control {
+    pub(super) features: u64,
+    pub(super) suspended: bool,
+    /// Freed.
+    pub(super) gone: bool,
+    pub(super) mm: Mm,
+    vqs: Vec<Vq>,
+    /// By group.
+    asids: Vec<u32>,
+}
+
+/// The process's address space.
+pub(super) enum Mm {
+    /// None was ever given: maps keep their memory by themselves.
+    Any,
+    /// One was given.
+    Bound { _mm: Arc<dyn KeepAlive> },
+    /// It was taken away: nothing can be reached until another is given.
+    Unbound,
+}
+
+/// What was set of a queue.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Vq {
+    pub(super) address: VqAddress,
+    pub(super) num: u16,
+    /// Address and size at the moment when it became ready.
+    pub(super) active: Option<(VqAddress, u16)>,
+    /// Where it goes on.
+    pub(super) avail: u16,
+}
+
+impl Control {
+    pub(super) fn new(queues: u16, groups: u32) -> Self {
+        Self {
+            features: 0,
+            suspended: false,
+            gone: false,
+            mm: Mm::Any,
+            vqs: vec![Vq::default(); usize::from(queues)],
+            asids: vec![0; groups as usize],
+        }
+    }
+
+    pub(super) fn vq(&mut self, vq: u16) -> Result<&mut Vq, VdpaError> {
+        let queues = self.vqs.len();
+        self.vqs
+            .get_mut(usize::from(vq))
+            .ok_or_else(|| VdpaError::Invalid(format!("queue {vq} of a device with {queues}")))
+    }
+
+    pub(super) fn asid(&self, group: u32) -> Result<u32, VdpaError> {
+        self.asids.get(group as usize).copied().ok_or_else(|| {
+            VdpaError::Invalid(format!(
+                "group {group} of a device with {}",
+                self.asids.len()
+            ))
+        })
+    }
+
+    pub(super) fn set_asid(&mut self, group: u32, asid: u32) {
+        if let Some(now) = self.asids.get_mut(group as usize) {
+            *now = asid;
+        }
+    }
+}
+
+impl Strict {
+    pub(super) fn group_of(&self, vq: u16) -> u32 {
+        u32::from(vq) % self.groups
+    }
+
+    /// A copy of what is mapped.
+    pub(super) fn table(&self, asid: u32) -> Result<IotlbTable, VdpaError> {
+        Ok((*self.spaces.get(asid)?.memory()).clone())
+    }
+
+    /// Starts every queue that should run and does not.
+    pub(super) fn start_all(&self, control: &mut Control) {
+        for vq in 0..self.device.options().queues {
+            self.start(control, vq);
+        }
+    }
+
+    /// Starts queue `vq` if it should run and does not. One whose ring can't be used stays as it is and is
+    /// tried again whenever the map changes.
+    pub(super) fn start(&self, control: &Control, vq: u16) {
+        let index = usize::from(vq);
+        let (Some(queue), Some(state)) = (self.queues.get(index), control.vqs.get(index)) else {
+            return;
+        };
+        let Some((address, size)) = state.active else {
+            return;
+        };
+        if control.suspended
+            || control.gone
+            || matches!(control.mm, Mm::Unbound)
+            || !lock(&self.status).is_live()
+        {
+            return;
+        }
+        let mut slot = queue.control();
+        if slot.is_some() {
+            return;
+        }
+        let ring = QueueState {
+            max_size: self.device.options().queue_size,
+            next_avail: state.avail,
+            next_used: state.avail,
+            event_idx_enabled: control.features & feature::RING_EVENT_IDX != 0,
+            size,
+            ready: true,
+            desc_table: address.desc,
+            avail_ring: address.driver,
+            used_ring: address.device,
+        };
+        match self.engine(control, vq, &ring) {
+            Ok(running) => {
+                *slot = Some(running);
+                self.bell.ring(vq);
+            }
+            Err(StartError::Disk(_)) => {
+                drop(slot);
+                self.need_reset();
+            }
+            // The driver's fault: nothing happens until it is right.
+            Err(_) => {}
+        }
+    }
+
+    fn engine(&self, control: &Control, vq: u16, ring: &QueueState) -> Result<Running, StartError> {
+        let outside = StartError::Index {
+            index: vq,
+            queues: self.device.options().queues,
+        };
+        let (Some(queue), Ok(iotlb)) = (
+            self.queues.get(usize::from(vq)),
+            control
+                .asid(self.group_of(vq))
+                .and_then(|asid| self.spaces.get(asid)),
+        ) else {
+            return Err(outside);
+        };
+        let callback = queue.callback.clone();
+        let notify = move || callback.notify();
+        if self.faults.iotlb.is_loaded() {
+            let table = Arc::new(MissTable::new(iotlb, self.faults.clone(), false));
+            let setup = QueueSetup::new(table.clone(), notify);
+            let runner = self.device.start_queue(vq, setup, ring)?;
+            table.arm();
+            let watch = self.watch(vq, &runner)?;
+            return Ok(Running::new(Engine::Missing(runner), watch));
+        }
+        let setup = QueueSetup::new(iotlb.clone(), notify);
+        let runner = self.device.start_queue(vq, setup, ring)?;
+        let watch = self.watch(vq, &runner)?;
+        Ok(Running::new(Engine::Direct(runner), watch))
+    }
+
+    fn watch<M: virtio_blk_core::memory::DeviceMemory>(
+        &self,
+        vq: u16,
+        runner: &QueueRunner<M>,
+    ) -> Result<Option<crate::bell::Watch>, StartError> {
+        match runner.wait() {
+            Wait::Fd(fd) if self.threaded => {
+                let watch = self.bell.watch(vq, fd);
+                watch.map(Some).map_err(|e| StartError::Disk(e.into()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Stops queue `vq` once its requests in flight have ended, if it runs.
+    pub(super) fn drain(&self, control: &mut Control, vq: u16) {
+        if self.stop(control, vq, Stop::Drain) {
+            self.need_reset();
+        }
+    }
+
+    /// Stops queue `vq` if it runs, and remembers where. Answers whether it was broken.
+    fn stop(&self, control: &mut Control, vq: u16, mode: Stop) -> bool {
+        let index = usize::from(vq);
+        let Some(queue) = self.queues.get(index) else {
+            return false;
+        };
+        // The lock stays until it has stopped: nobody serves it, and nobody starts it.
+        let mut slot = queue.control();
+        let Some(running) = slot.take() else {
+            return false;
+        };
+        let stopped = running.stop(mode);
+        if let Some(state) = control.vqs.get_mut(index) {
+            state.avail = stopped.state.next_avail;
+        }
+        stopped.error.is_some()
+    }
+
+    /// Changes something while the queues for which `which` holds do nothing.
+    pub(super) fn while_stopped(
+        &self,
+        control: &mut Control,
+        which: impl Fn(&Control, u16) -> bool,
+        change: impl FnOnce(&mut Control),
+    ) {
+        for vq in 0..self.device.options().queues {
+            if which(control, vq) {
+                self.drain(control, vq);
+            }
+        }
+        change(control);
+        self.start_all(control);
+    }
+
+    /// Puts another map in place. Nothing uses the old one any more when it returns.
+    pub(super) fn replace_map(
+        &self,
+        control: &mut Control,
+        asid: u32,
+        table: IotlbTable,
+    ) -> Result<(), VdpaError> {
+        let space = self.spaces.get(asid)?;
+        self.while_stopped(
+            control,
+            |control, vq| {
+                control
+                    .asid(self.group_of(vq))
+                    .is_ok_and(|used| used == asid)
+            },
+            |_| table.publish(space),
+        );
+        Ok(())
+    }
+
+    /// Back to the state after the making, apart from the maps.
+    pub(super) fn reset_with(&self, control: &mut Control) {
+        for vq in 0..self.device.options().queues {
+            self.stop(control, vq, Stop::HandOver);
+            self.bell.forget(vq);
+            if let Some(queue) = self.queues.get(usize::from(vq)) {
+                queue.callback.set(None);
+            }
+        }
+        control.vqs.fill(Vq {
+            num: self.device.options().queue_size,
+            ..Vq::default()
+        });
+        control.asids.fill(0);
+        control.features = 0;
+        control.suspended = false;
+        *lock(&self.status) = Default::default();
+        self.config.clear();
+        self.device.reset();
+    }
+}

@@ -1,0 +1,564 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The `strict` profile: as virtio 1.4 and the vDPA interface want it.
+
+mod control;
+mod queue;
+
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+
+use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
+use virtio_blk_core::device::{Device, StatusChange, StatusRegister};
+use virtio_blk_core::disk::{Disk, KeepAlive};
+use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
+use virtio_blk_core::spec::{self, feature, status};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bell::Bell;
+use crate::callback::{ConfigCallback, VqCallback};
+use crate::faults::FaultState;
+use crate::lock;
+use crate::model::{Model, Work};
+use crate::options::{Drive, Options, OptionsError, StrictOptions};
+use crate::space::{Spaces, last};
+use control::{Control, Mm};
+use queue::{Pass, Queue};
+
+/// A device of the `strict` profile.
+///
+/// Locks, in the order in which they are taken: `control`, a queue, `status` or a callback. A pass of the
+/// worker takes only the latter two; the control side does what it wants of a queue itself, under the
+/// queue's lock, so that it never waits for the worker beyond a pass.
+pub(crate) struct Strict {
+    device: Arc<Device>,
+    groups: u32,
+    iova_range: RangeInclusive<u64>,
+    use_va: bool,
+    /// A worker sleeps: it needs to know the disks' descriptors.
+    threaded: bool,
+    spaces: Spaces,
+    queues: Box<[Queue]>,
+    status: Mutex<StatusRegister>,
+    control: Mutex<Control>,
+    config: Arc<ConfigCallback>,
+    bell: Arc<Bell>,
+    faults: Arc<FaultState>,
+}
+
+impl Strict {
+    pub(crate) fn new(
+        disk: Arc<dyn Disk>,
+        strict: &StrictOptions,
+        options: &Options,
+    ) -> Result<Self, OptionsError> {
+        for (count, what) in [
+            (strict.groups, "groups"),
+            (strict.address_spaces, "address_spaces"),
+        ] {
+            if count == 0 {
+                return Err(OptionsError::Zero(what));
+            }
+        }
+        let mut device = strict.device.clone();
+        device.transport_features |= feature::ACCESS_PLATFORM;
+        let device = Device::new(disk, device)?;
+        let queues = device.options().queues;
+        let faults = Arc::new(FaultState::new(&options.faults));
+        let config = Arc::new(ConfigCallback::default());
+        device.listen(Box::new({
+            let config = config.clone();
+            move || config.notify()
+        }));
+        Ok(Self {
+            groups: strict.groups,
+            iova_range: strict.iova_range.clone(),
+            use_va: options.use_va,
+            threaded: options.drive == Drive::Thread,
+            spaces: Spaces::new(
+                strict.address_spaces,
+                &options.physical,
+                options.max_mappings,
+            )?,
+            queues: (0..queues)
+                .map(|_| Queue::new(VqCallback::new(faults.clone())))
+                .collect(),
+            status: Mutex::default(),
+            control: Mutex::new(Control::new(queues, strict.groups)),
+            config,
+            bell: Arc::new(Bell::new(queues)?),
+            faults,
+            device,
+        })
+    }
+
+    fn queue(&self, vq: u16) -> Result<&Queue, VdpaError> {
+        self.check_vq(vq)?;
+        self.queues
+            .get(usize::from(vq))
+            .ok_or_else(|| VdpaError::Invalid(format!("queue {vq}")))
+    }
+
+    /// The device can't go on: the driver is told.
+    fn need_reset(&self) {
+        let tell = lock(&self.status).need_reset();
+        if tell {
+            self.config.notify();
+        }
+    }
+
+    /// Whether `range` can be mapped.
+    fn check_iova(&self, first: u64, last: u64) -> Result<(), VdpaError> {
+        if self.iova_range.contains(&first) && self.iova_range.contains(&last) {
+            return Ok(());
+        }
+        Err(VdpaError::Invalid(format!(
+            "I/O addresses {first:#x} to {last:#x} are not in {:#x} to {:#x}",
+            self.iova_range.start(),
+            self.iova_range.end()
+        )))
+    }
+}
+
+impl Model for Strict {
+    #[inline]
+    fn work(&self, vq: u16, budget: usize) -> Work {
+        let Some(queue) = self.queues.get(usize::from(vq)) else {
+            return Work::Idle;
+        };
+        if queue.is_wanted() {
+            // Held until the control side is done.
+            drop(lock(&self.control));
+        }
+        match queue.serve(budget) {
+            Pass::Work(work) => work,
+            Pass::Broke => {
+                self.need_reset();
+                Work::Idle
+            }
+        }
+    }
+
+    fn is_busy(&self, vq: u16) -> bool {
+        self.queues.get(usize::from(vq)).is_some_and(Queue::is_busy)
+    }
+
+    fn bell(&self) -> &Arc<Bell> {
+        &self.bell
+    }
+
+    fn faults(&self) -> &FaultState {
+        &self.faults
+    }
+}
+
+impl VdpaDevice for Strict {
+    fn nvqs(&self) -> u16 {
+        self.device.options().queues
+    }
+
+    fn ngroups(&self) -> u32 {
+        self.groups
+    }
+
+    fn nas(&self) -> u32 {
+        self.spaces.count()
+    }
+
+    fn use_va(&self) -> bool {
+        self.use_va
+    }
+
+    fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result<(), VdpaError> {
+        for (what, at, align) in [
+            ("descriptor table", address.desc, 16),
+            ("available ring", address.driver, 2),
+            ("used ring", address.device, 4),
+        ] {
+            if !at.is_multiple_of(align) {
+                return Err(VdpaError::Invalid(format!(
+                    "the {what} at {at:#x} is not aligned to {align} bytes"
+                )));
+            }
+        }
+        lock(&self.control).vq(vq)?.address = address;
+        Ok(())
+    }
+
+    fn set_vq_num(&self, vq: u16, num: u32) -> Result<(), VdpaError> {
+        let max = self.get_vq_num_max();
+        let size = u16::try_from(num)
+            .ok()
+            .filter(|size| size.is_power_of_two() && *size <= max)
+            .ok_or_else(|| {
+                VdpaError::Invalid(format!("queue size {num}: give a power of two up to {max}"))
+            })?;
+        lock(&self.control).vq(vq)?.num = size;
+        Ok(())
+    }
+
+    #[inline]
+    fn kick_vq(&self, vq: u16) {
+        if !self.faults.kicks.roll() {
+            self.bell.ring(vq);
+        }
+    }
+
+    fn set_vq_kick(&self, vq: u16, kick: Option<Arc<EventFd>>) -> Result<(), VdpaError> {
+        self.check_vq(vq)?;
+        self.bell
+            .set_kick(vq, kick.as_deref())
+            .map_err(|source| VdpaError::System {
+                what: format!("the kick eventfd of queue {vq}"),
+                source,
+            })?;
+        // A worker that sleeps already hears of it by its epoll.
+        Ok(())
+    }
+
+    fn set_vq_cb(&self, vq: u16, callback: Option<Callback>) -> Result<(), VdpaError> {
+        self.queue(vq)?.callback.set(callback);
+        Ok(())
+    }
+
+    fn set_vq_ready(&self, vq: u16, ready: bool) -> Result<(), VdpaError> {
+        let mut control = lock(&self.control);
+        let state = control.vq(vq)?;
+        if ready == state.active.is_some() {
+            return Ok(());
+        }
+        if ready {
+            state.active = Some((state.address, state.num));
+            self.start(&control, vq);
+        } else {
+            self.drain(&mut control, vq);
+            control.vq(vq)?.active = None;
+        }
+        Ok(())
+    }
+
+    fn get_vq_ready(&self, vq: u16) -> bool {
+        lock(&self.control)
+            .vq(vq)
+            .is_ok_and(|state| state.active.is_some())
+    }
+
+    fn set_vq_state(&self, vq: u16, state: VqState) -> Result<(), VdpaError> {
+        let VqState::Split { avail_index } = state else {
+            return Err(VdpaError::Invalid(
+                "a packed ring's state: packed rings are not offered".into(),
+            ));
+        };
+        let mut control = lock(&self.control);
+        let state = control.vq(vq)?;
+        if self.queue(vq)?.control().is_some() {
+            return Err(VdpaError::Busy("the queue is running"));
+        }
+        state.avail = avail_index;
+        Ok(())
+    }
+
+    fn get_vq_state(&self, vq: u16) -> Result<VqState, VdpaError> {
+        let mut control = lock(&self.control);
+        let stopped_at = control.vq(vq)?.avail;
+        let slot = self.queue(vq)?.control();
+        let avail_index = slot.as_ref().map_or(stopped_at, |r| r.next_avail());
+        Ok(VqState::Split { avail_index })
+    }
+
+    fn get_vendor_vq_stats(&self, vq: u16) -> Result<Vec<(String, u64)>, VdpaError> {
+        self.check_vq(vq)?;
+        let counters = self.device.counters(vq).map(|c| c.snapshot());
+        Ok(counters
+            .into_iter()
+            .flatten()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect())
+    }
+
+    fn get_vq_align(&self) -> u32 {
+        // The descriptor table's, the largest of the three (virtio 1.4, 2.7).
+        16
+    }
+
+    fn get_vq_group(&self, vq: u16) -> Result<u32, VdpaError> {
+        self.check_vq(vq)?;
+        Ok(self.group_of(vq))
+    }
+
+    fn get_vq_size(&self, vq: u16) -> Result<u16, VdpaError> {
+        let mut control = lock(&self.control);
+        let num = control.vq(vq)?.num;
+        Ok(if lock(&self.status).is_live() {
+            num
+        } else {
+            self.get_vq_num_max()
+        })
+    }
+
+    fn get_vq_num_max(&self) -> u16 {
+        self.device.options().queue_size
+    }
+
+    fn get_device_features(&self) -> u64 {
+        self.device.offered()
+    }
+
+    fn get_backend_features(&self) -> u64 {
+        use backend_feature::*;
+        IOTLB_MSG_V2
+            | IOTLB_BATCH
+            | IOTLB_ASID
+            | SUSPEND
+            | RESUME
+            | ENABLE_AFTER_DRIVER_OK
+            | IOTLB_PERSIST
+    }
+
+    fn set_driver_features(&self, features: u64) -> Result<(), VdpaError> {
+        let mut control = lock(&self.control);
+        if lock(&self.status).get() & status::FEATURES_OK != 0 {
+            return Err(VdpaError::Busy("FEATURES_OK is set: reset first"));
+        }
+        let extra = features & !self.device.offered();
+        if extra != 0 {
+            return Err(VdpaError::Invalid(format!(
+                "features {extra:#x} are not offered"
+            )));
+        }
+        let needed = feature::VERSION_1 | feature::ACCESS_PLATFORM;
+        if features & needed != needed {
+            return Err(VdpaError::Invalid(
+                "the driver must acknowledge VERSION_1 and ACCESS_PLATFORM".into(),
+            ));
+        }
+        control.features = features;
+        Ok(())
+    }
+
+    fn get_driver_features(&self) -> u64 {
+        lock(&self.control).features
+    }
+
+    fn set_config_cb(&self, callback: Option<Callback>) -> Result<(), VdpaError> {
+        self.config.set(callback);
+        Ok(())
+    }
+
+    fn get_device_id(&self) -> u32 {
+        spec::DEVICE_ID
+    }
+
+    fn get_vendor_id(&self) -> u32 {
+        0
+    }
+
+    fn get_status(&self) -> u8 {
+        lock(&self.status).get()
+    }
+
+    fn set_status(&self, value: u8) -> Result<(), VdpaError> {
+        if value == 0 {
+            return self.reset();
+        }
+        let mut control = lock(&self.control);
+        let change = {
+            let mut register = lock(&self.status);
+            let cleared = register.get() & !value & !status::DEVICE_NEEDS_RESET;
+            if cleared != 0 {
+                return Err(VdpaError::Invalid(format!(
+                    "status bits {cleared:#x} can only be cleared by a reset"
+                )));
+            }
+            register.write(value, control.features, &self.device)
+        };
+        if change == StatusChange::Start {
+            self.start_all(&mut control);
+        }
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), VdpaError> {
+        self.reset_with(&mut lock(&self.control));
+        Ok(())
+    }
+
+    fn compat_reset(&self, clean_map: bool) -> Result<(), VdpaError> {
+        let mut control = lock(&self.control);
+        self.reset_with(&mut control);
+        if clean_map {
+            for asid in 0..self.nas() {
+                self.spaces
+                    .identity()
+                    .clone()
+                    .publish(self.spaces.get(asid)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn suspend(&self) -> Result<(), VdpaError> {
+        let mut control = lock(&self.control);
+        if !lock(&self.status).is_live() || control.suspended {
+            return Ok(());
+        }
+        control.suspended = true;
+        self.config.hold(true);
+        for vq in 0..self.nvqs() {
+            if self.faults.undrained.roll() {
+                if let Some(running) = &mut *self.queue(vq)?.control() {
+                    running.paused = true;
+                }
+            } else {
+                self.drain(&mut control, vq);
+            }
+        }
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), VdpaError> {
+        let mut control = lock(&self.control);
+        if !std::mem::take(&mut control.suspended) {
+            return Ok(());
+        }
+        for vq in 0..self.nvqs() {
+            if let Some(running) = &mut *self.queue(vq)?.control() {
+                running.paused = false;
+                self.bell.ring(vq);
+            }
+        }
+        // Each looks at its ring at once, whatever was kicked meanwhile.
+        self.start_all(&mut control);
+        self.config.hold(false);
+        Ok(())
+    }
+
+    fn get_config_size(&self) -> usize {
+        spec::config::SIZE
+    }
+
+    fn get_config(&self, offset: usize, buf: &mut [u8]) -> Result<(), VdpaError> {
+        check_config(offset, buf.len())?;
+        self.device.read_config(offset as u64, buf);
+        Ok(())
+    }
+
+    fn set_config(&self, offset: usize, buf: &[u8]) -> Result<(), VdpaError> {
+        check_config(offset, buf.len())?;
+        self.device
+            .write_config(offset as u64, buf)
+            .map_err(|error| VdpaError::Invalid(error.to_string()))
+    }
+
+    fn get_generation(&self) -> u32 {
+        self.device.config_generation()
+    }
+
+    fn get_iova_range(&self) -> RangeInclusive<u64> {
+        self.iova_range.clone()
+    }
+
+    fn set_group_asid(&self, group: u32, asid: u32) -> Result<(), VdpaError> {
+        self.spaces.get(asid)?;
+        let mut control = lock(&self.control);
+        let now = control.asid(group)?;
+        if now != asid {
+            self.while_stopped(
+                &mut control,
+                |_, vq| self.group_of(vq) == group,
+                |control| control.set_asid(group, asid),
+            );
+        }
+        Ok(())
+    }
+
+    fn set_map(&self, asid: u32, table: &IotlbTable) -> Result<(), VdpaError> {
+        self.spaces.get(asid)?;
+        self.spaces.check_room(table)?;
+        if let [first, .., end] | [first @ end] = table.mappings() {
+            self.check_iova(first.iova(), end.last())?;
+        }
+        self.replace_map(&mut lock(&self.control), asid, table.clone())
+    }
+
+    fn dma_map(&self, asid: u32, mapping: IotlbMapping) -> Result<(), VdpaError> {
+        let control = &mut lock(&self.control);
+        let mut table = self.table(asid)?;
+        self.check_iova(mapping.iova(), mapping.last())?;
+        table.insert(mapping)?;
+        self.spaces.check_room(&table)?;
+        if self.faults.iotlb.is_loaded() {
+            return self.replace_map(control, asid, table);
+        }
+        // Nothing that is in use changes: the queues go over by themselves.
+        table.publish(self.spaces.get(asid)?);
+        self.start_all(control);
+        Ok(())
+    }
+
+    fn dma_unmap(&self, asid: u32, iova: u64, size: u64) -> Result<(), VdpaError> {
+        let control = &mut lock(&self.control);
+        let mut table = self.table(asid)?;
+        if table.remove(iova, last(iova, size)?) == 0 {
+            return Ok(());
+        }
+        self.replace_map(control, asid, table)
+    }
+
+    fn reset_map(&self, asid: u32) -> Result<(), VdpaError> {
+        let table = self.spaces.identity().clone();
+        self.replace_map(&mut lock(&self.control), asid, table)
+    }
+
+    fn bind_mm(&self, mm: Arc<dyn KeepAlive>) -> Result<(), VdpaError> {
+        if !self.use_va {
+            return Err(VdpaError::NotSupported("it uses no virtual addresses"));
+        }
+        let mut control = lock(&self.control);
+        control.mm = Mm::Bound { _mm: mm };
+        self.start_all(&mut control);
+        Ok(())
+    }
+
+    fn unbind_mm(&self) {
+        let mut control = lock(&self.control);
+        if matches!(control.mm, Mm::Bound { .. }) {
+            self.while_stopped(
+                &mut control,
+                |_, _| true,
+                |control| control.mm = Mm::Unbound,
+            );
+        }
+    }
+
+    fn free(&self) {
+        let mut control = lock(&self.control);
+        self.reset_with(&mut control);
+        control.gone = true;
+        control.mm = Mm::Unbound;
+        for vq in 0..self.nvqs() {
+            // Taking a descriptor out does not fail.
+            let _ = self.bell.set_kick(vq, None);
+        }
+        for asid in 0..self.nas() {
+            if let Ok(space) = self.spaces.get(asid) {
+                IotlbTable::new().publish(space);
+            }
+        }
+    }
+}
+
+/// Refuses a range that is not inside the configuration space, as vhost does.
+fn check_config(offset: usize, len: usize) -> Result<(), VdpaError> {
+    let inside = offset
+        .checked_add(len)
+        .is_some_and(|end| end <= spec::config::SIZE);
+    if len != 0 && inside {
+        return Ok(());
+    }
+    Err(VdpaError::Invalid(format!(
+        "{len} bytes at {offset} of a configuration space of {}",
+        spec::config::SIZE
+    )))
+}
