@@ -53,3 +53,12 @@ verify() {
     # It warns of overlapping jobs without looking whether they do; ours have a range each.
     ! grep -v -e '^3;' -e 'multiple writers may overwrite' /tmp/fio.log || fail "fio on $device complained"
 }
+
+# vduse_disk NAME MIB QUEUES [OPTION]: qemu-storage-daemon offers a VDUSE device, /dev/vduse/NAME.
+vduse_disk() {
+    truncate -s "$2M" "/tmp/$1.img"
+    qemu-storage-daemon --blockdev "driver=file,filename=/tmp/$1.img,node-name=node" \
+        --export "type=vduse-blk,id=export,node-name=node,name=$1,num-queues=$3,${4:-writable=on}" \
+        --pidfile "/tmp/$1.pid" >"/tmp/$1.log" 2>&1 &
+    eventually 20 test -e "/dev/vduse/$1"
+}

@@ -4,7 +4,7 @@
 //! A mapped range of a file.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -144,6 +144,40 @@ impl Mapping {
         self.slot.set_alarm(eventfd.as_raw_fd());
         self.alarm = Some(eventfd);
         self
+    }
+
+    /// Takes the file's memory away from whoever still has addresses in the mapping: once this returns, no
+    /// access through them reaches the file any more. The processor's find a page of zeroes of their own
+    /// (without an alarm), system calls fail with `EFAULT`, also those that are under way and did not copy
+    /// yet. Not undone: devices that were given the pages before (direct I/O) go on using them.
+    ///
+    /// # Errors
+    /// No descriptor or mapping could be had; everything is as it was.
+    pub fn revoke(&self) -> io::Result<()> {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"guarded-mmap".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a new descriptor that nobody else has.
+        let empty = unsafe { OwnedFd::from_raw_fd(fd) };
+        self.slot.set_alarm(registry::NONE);
+        // SAFETY: the range is this mapping's alone; who has addresses in it expects any content. A file
+        // without pages takes its place, so that each touch is a fault, which the handler deals with.
+        let base = unsafe {
+            libc::mmap(
+                self.area.pointer(),
+                self.area.len,
+                self.area.protection,
+                libc::MAP_FIXED | libc::MAP_SHARED | libc::MAP_NORESERVE,
+                empty.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
     }
 
     /// The first byte asked for.

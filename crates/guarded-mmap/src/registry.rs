@@ -53,7 +53,7 @@ pub(crate) struct Slot {
 }
 
 /// No descriptor.
-const NONE: i32 = -1;
+pub(crate) const NONE: i32 = -1;
 
 impl Slot {
     const fn new() -> Self {

@@ -6,7 +6,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs::File;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -240,4 +241,39 @@ fn under_use_by_many() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+fn errno() -> Option<i32> {
+    std::io::Error::last_os_error().raw_os_error()
+}
+
+#[test]
+fn a_revoked_mapping_reaches_the_file_no_more() {
+    let file = memory_file(0, 3 * page()).unwrap();
+    // SAFETY: the descriptor is fresh.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    assert!(fd >= 0);
+    // SAFETY: a fresh descriptor.
+    let alarm = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
+    let mapping = Mapping::new(&file, 0, 3 * page(), Protection::ReadWrite).unwrap();
+    let mapping = mapping.with_alarm(alarm.clone());
+    put(&mapping, 0, 7);
+    put(&mapping, page(), 8);
+    mapping.revoke().unwrap();
+    // A system call has nothing to copy from or to.
+    let untouched = mapping.as_ptr().wrapping_add(2 * page());
+    // SAFETY: the kernel checks the address.
+    let got = unsafe { libc::pread(file.as_raw_fd(), untouched.cast(), page(), 0) };
+    assert_eq!((got, errno()), (-1, Some(libc::EFAULT)));
+    // SAFETY: as above.
+    let written = unsafe { libc::pwrite(file.as_raw_fd(), untouched.cast(), page(), 0) };
+    assert_eq!((written, errno()), (-1, Some(libc::EFAULT)));
+    put(&mapping, 0, 9);
+    assert_eq!((get(&mapping, 0), get(&mapping, page())), (9, 0));
+    let mut bytes = vec![0; page() + 1];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!((bytes[0], bytes[page()]), (7, 8));
+    let mut count = [0; 8];
+    let reader = File::from(alarm.as_fd().try_clone_to_owned().unwrap());
+    assert!((&reader).read(&mut count).is_err(), "the alarm rang");
 }

@@ -9,7 +9,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use virtio_blk_disks::DiskSpec;
 
-const DISK_HELP: &str = "\
+macro_rules! disk_help {
+    () => {
+        "\
 A DISK names its format, always:
   raw:PATH[,OPTION…]         a file or block device
       readonly=on|off        open it read-only (off)
@@ -18,9 +20,28 @@ A DISK names its format, always:
       discard=on|off         pass discards to the host (on)
       block=BYTES            logical block size that the guest sees (probed)
       lock=on|off            lock the file against other users (on)
+      mmap=auto|off          copy cached reads from a mapping of the file (auto)
   memory:SIZE                memory, gone when vblk ends
   null:SIZE[,zero=on|off]    stores nothing; for benchmarks
-SIZE takes K, M, G, T (binary). A comma in PATH is written twice.";
+SIZE takes K, M, G, T (binary). A comma in PATH is written twice."
+    };
+}
+
+const DISK_HELP: &str = disk_help!();
+
+const VDUSE_HELP: &str = concat!(
+    "\
+Examples:
+  An image as /dev/vdX of this host:
+    modprobe vduse; modprobe virtio_vdpa
+    vblk serve vduse --disk raw:disk.img --name disk0 &
+    vdpa dev add name disk0 mgmtdev vduse
+  Take it away again:
+    vdpa dev del disk0; kill %1
+
+",
+    disk_help!()
+);
 
 const ROOT_EXAMPLES: &str = "\
 Examples:
@@ -29,6 +50,8 @@ Examples:
     qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on \\
       -machine q35,memory-backend=mem -chardev socket,id=c,path=/tmp/vblk.sock,reconnect-ms=1000 \\
       -device vhost-user-blk-pci,chardev=c
+  Serve an image to this host's kernel, as /dev/vdX:
+    vblk serve vduse --disk raw:disk.img --name disk0 & vdpa dev add name disk0 mgmtdev vduse
   Look at an image as a guest would see it:
     vblk disk info raw:disk.img
 
@@ -58,6 +81,9 @@ pub enum Command {
     /// Examine disks.
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// List, add, bind and delete the kernel's vDPA devices.
+    #[command(subcommand, after_help = crate::vdpa::HELP)]
+    Vdpa(crate::vdpa::VdpaCommand),
     /// List what this build and this host offer.
     Features(FeaturesArgs),
 }
@@ -68,14 +94,41 @@ pub enum ServeCommand {
     /// To a VMM, over a vhost-user socket.
     #[command(after_help = DISK_HELP)]
     VhostUser(VhostUserArgs),
+    /// To the kernel, as a VDUSE device: /dev/vdX on this host, or a vhost-vdpa device for VMs.
+    #[command(after_help = VDUSE_HELP)]
+    Vduse(VduseArgs),
+}
+
+/// What every way to serve has.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The disk to serve; see below.
+    #[arg(long, value_name = "DISK")]
+    pub disk: DiskSpec,
+    /// Let the driver only read.
+    #[arg(long)]
+    pub read_only: bool,
+    /// Serial number that the driver sees, at most 20 bytes.
+    #[arg(long, value_name = "S", default_value = "")]
+    pub serial: String,
+    /// Look for new requests for this many microseconds after the last, before sleeping; 0: sleep at once.
+    #[arg(long, value_name = "µs", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
+    pub poll: u64,
+}
+
+impl ServeArgs {
+    /// The polling time.
+    pub fn poll(&self) -> Duration {
+        Duration::from_micros(self.poll)
+    }
 }
 
 /// Options of `serve vhost-user`.
 #[derive(Debug, Args)]
 pub struct VhostUserArgs {
-    /// The disk to serve; see below.
-    #[arg(long, value_name = "DISK")]
-    pub disk: DiskSpec,
+    /// What is served.
+    #[command(flatten)]
+    pub serve: ServeArgs,
     /// Unix socket to listen on. Replaced if its server is dead.
     #[arg(long, value_name = "PATH")]
     pub socket: PathBuf,
@@ -85,22 +138,32 @@ pub struct VhostUserArgs {
     /// Largest size of a queue, in requests: a power of two.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub queue_size: u16,
-    /// Let the guest only read.
-    #[arg(long)]
-    pub read_only: bool,
-    /// Serial number that the guest sees, at most 20 bytes.
-    #[arg(long, value_name = "S", default_value = "")]
-    pub serial: String,
-    /// Look for new requests for this many microseconds after the last, before sleeping; 0: sleep at once.
-    #[arg(long, value_name = "µs", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
-    pub poll: u64,
 }
 
-impl VhostUserArgs {
-    /// The polling time.
-    pub fn poll(&self) -> Duration {
-        Duration::from_micros(self.poll)
-    }
+/// Options of `serve vduse`.
+#[derive(Debug, Args)]
+pub struct VduseArgs {
+    /// What is served.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// The device's name: /dev/vduse/NAME.
+    #[arg(long, value_name = "NAME")]
+    pub name: String,
+    /// Queues to offer [default: one per CPU of this host].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub queues: Option<u16>,
+    /// Largest size of a queue, in requests: a power of two.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub queue_size: u16,
+    /// Bytes of the kernel's bounce buffer: 1 MiB to 1 GiB (Linux 6.12) [default: the kernel's, 64 MiB].
+    #[arg(long, value_name = "BYTES")]
+    pub bounce_size: Option<u64>,
+    /// Seconds until the kernel gives up a device that does not answer; 0: never [default: the kernel's, 30].
+    #[arg(long, value_name = "S")]
+    pub msg_timeout: Option<u32>,
+    /// Where to keep what a restarted server needs to go on without loss.
+    #[arg(long, value_name = "DIR", default_value = "/run/vblk")]
+    pub state_dir: PathBuf,
 }
 
 /// What to do with a disk.

@@ -43,7 +43,7 @@ pub fn run(args: &FeaturesArgs, json: bool) -> Result<(), Box<dyn Error>> {
     };
     let features = Features {
         version: env!("CARGO_PKG_VERSION"),
-        exports: vec!["vhost-user"],
+        exports: vec!["vhost-user", "vduse"],
         disks: vec!["raw", "memory", "null"],
         requests: vec![
             "in",

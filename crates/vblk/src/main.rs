@@ -10,6 +10,7 @@ mod output;
 mod serve;
 mod signals;
 mod status;
+mod vdpa;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -22,7 +23,9 @@ use cli::{Cli, Command, DiskCommand, ServeCommand};
 fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     match cli.command {
         Command::Serve(ServeCommand::VhostUser(args)) => serve::vhost_user(&args, cli.json),
+        Command::Serve(ServeCommand::Vduse(args)) => serve::vduse(&args, cli.json),
         Command::Disk(DiskCommand::Info(args)) => disk_info::run(&args, cli.json),
+        Command::Vdpa(command) => vdpa::run(&command, cli.json),
         Command::Features(args) => features::run(&args, cli.json),
     }
 }

@@ -386,3 +386,39 @@ fn a_resize_is_seen_at_sighup_and_by_itself() {
     server.signal("-TERM");
     assert_eq!(server.end().0, Some(0));
 }
+
+#[test]
+fn vdpa_command_lines() {
+    for (args, words) in [
+        (&["vdpa", "show", ".."][..], "can't be \"..\""),
+        (&["vdpa", "add", "../disk"], "can't have '/'"),
+        (&["vdpa", "del", ""], "can't be empty"),
+        (&["vdpa", "add", "a", "--mgmtdev", "pci/"], "can't be empty"),
+        (&["vdpa", "add", "a", "--features", "x"], "not a number"),
+        (&["vdpa", "bind", "a", "usb"], "virtio, vhost, none"),
+    ] {
+        assert_refused(args, 2, &[words]);
+    }
+    assert_refused(&["vdpa", "del", &"x".repeat(256)], 2, &["255 bytes"]);
+}
+
+/// Most hosts have no vDPA, and are told how to get it.
+#[test]
+fn vdpa_says_what_is_missing() {
+    let bus = Path::new("/sys/bus/vdpa");
+    if bus.exists() {
+        let bind = ["vdpa", "bind", "no-such-device", "none"];
+        assert_refused(&bind, 1, &["no-such-device", "vblk vdpa list"]);
+        return;
+    }
+    for args in [
+        &["vdpa", "mgmt"][..],
+        &["vdpa", "list", "--json"],
+        &["vdpa", "show", "disk0"],
+        &["vdpa", "add", "disk0"],
+        &["vdpa", "del", "disk0"],
+        &["vdpa", "bind", "disk0", "vhost"],
+    ] {
+        assert_refused(args, 1, &["modprobe vdpa"]);
+    }
+}

@@ -7,6 +7,8 @@ pub mod backend_feature;
 mod callback;
 mod device;
 mod error;
+#[cfg(feature = "management")]
+pub mod management;
 mod vq;
 
 pub use callback::Callback;

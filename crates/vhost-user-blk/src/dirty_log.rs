@@ -19,7 +19,7 @@ const PAGE: u64 = 4096;
 /// One bit per page of guest memory, in memory shared with the client.
 #[derive(Debug, Default)]
 pub(crate) struct DirtyLog {
-    enabled: AtomicBool,
+    enabled: Arc<AtomicBool>,
     bits: RwLock<Option<SharedFile>>,
 }
 
@@ -43,6 +43,11 @@ impl DirtyLog {
     /// Starts or ends logging.
     pub(crate) fn enable(&self, on: bool) {
         self.enabled.store(on, Ordering::Release);
+    }
+
+    /// Whether logging is on, at any time.
+    pub(crate) fn enabled(&self) -> &Arc<AtomicBool> {
+        &self.enabled
     }
 
     fn mark(&self, addr: u64, len: u64) {

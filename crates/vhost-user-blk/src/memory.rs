@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestRegionCollection};
@@ -67,6 +68,11 @@ impl MemoryTable {
     /// Guest memory; follows later changes of the table.
     pub(crate) fn memory(&self) -> Memory {
         self.memory.clone()
+    }
+
+    /// Whether writes to the memory are logged, at any time.
+    pub(crate) fn logging(&self) -> Arc<AtomicBool> {
+        self.log.enabled().clone()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

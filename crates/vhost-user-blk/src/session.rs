@@ -17,11 +17,12 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_blk_core::device::Device;
+use virtio_blk_core::runner::InFlightArea;
 use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 
 use crate::dirty_log::DirtyLog;
 use crate::event;
-use crate::inflight::InFlightArea;
+use crate::inflight;
 use crate::memory::{MAX_SLOTS, MemoryTable};
 use crate::shared_file::Alarm;
 use crate::vring::{Addresses, Vring, VringContext};
@@ -391,8 +392,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             )));
         }
         let (area, file, size) =
-            InFlightArea::create(wanted.num_queues, wanted.queue_size, &self.alarm)
-                .map_err(failed)?;
+            inflight::create(wanted.num_queues, wanted.queue_size, &self.alarm).map_err(failed)?;
         self.in_flight = Some(area);
         self.keep_cache_mode();
         let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
@@ -401,7 +401,7 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
         self.check_in_flight_area_unused()?;
-        let opened = InFlightArea::open(
+        let opened = inflight::open(
             &file,
             area.mmap_offset,
             area.mmap_size,

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use guarded_mmap::{Mapping, Protection};
+use virtio_blk_core::memory::HostMemory;
 use vm_memory::{VolatileMemory, VolatileMemoryError, VolatileSlice};
 
 /// Every page size is a multiple of this, in bytes.
@@ -42,6 +43,14 @@ impl SharedFile {
         }
         let mapping = Mapping::new(file, offset, size, Protection::ReadWrite)?;
         Ok(Self(mapping.with_alarm(alarm.clone())))
+    }
+
+    /// The memory, kept mapped.
+    pub(crate) fn into_memory(self) -> HostMemory {
+        let (base, len) = (self.0.as_ptr(), self.0.len());
+        // SAFETY: the mapping has these bytes for reading and writing as long as it lives, and nobody has
+        // references into it.
+        unsafe { HostMemory::new(base, len, Arc::new(self.0)) }
     }
 }
 

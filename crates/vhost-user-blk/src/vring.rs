@@ -11,11 +11,12 @@ use std::time::Duration;
 use virtio_blk_core::device::{Device, StartError};
 use virtio_blk_core::memory::GuestMap;
 use virtio_blk_core::ring::{RingError, SplitRing};
-use virtio_blk_core::runner::{InFlightLog, QueueSetup, QueueThread, Stop, ThreadOptions};
+use virtio_blk_core::runner::{
+    InFlightArea, InFlightError, InFlightLog, QueueSetup, QueueThread, Stop, ThreadOptions,
+};
 use virtio_queue::QueueState;
 
 use crate::event;
-use crate::inflight::InFlightArea;
 use crate::memory::{Memory, MemoryError, MemoryTable};
 
 /// Why a queue could not be started.
@@ -30,7 +31,7 @@ pub(crate) enum VringError {
     #[error("no thread for the queue: {0}")]
     Thread(#[source] io::Error),
     #[error("the in-flight area can't be used: {0}")]
-    InFlight(#[source] io::Error),
+    InFlight(#[source] InFlightError),
 }
 
 /// A descriptor that can be exchanged while a queue's thread uses it.
@@ -137,6 +138,7 @@ impl Vring {
         state.next_used = SplitRing::used_index(&GuestMap::new(memory.clone()), &state)?;
         let call = self.call.clone();
         let mut setup = QueueSetup::new(memory, move || signal(&call));
+        setup.tracking = Some(context.table.logging());
         if let Some(area) = context.in_flight {
             let (log, heads) = area
                 .queue(index, self.size, state.next_used)

@@ -23,7 +23,7 @@ use super::tools::copy_tools;
 /// Where the tools in the guest come from. Independent of the kernel's suite and of the host.
 const TOOLS_SUITE: &str = "bookworm";
 const KERNEL_META: &str = "linux-image-cloud-amd64";
-const TOOL_PACKAGES: [&str; 10] = [
+const TOOL_PACKAGES: [&str; 11] = [
     "busybox-static",
     "dash",
     "e2fsprogs",
@@ -32,6 +32,7 @@ const TOOL_PACKAGES: [&str; 10] = [
     "iproute2",
     "kmod",
     "mount",
+    "qemu-system-common",
     "util-linux",
     "zlib1g",
 ];
@@ -55,7 +56,7 @@ const MODULES: [&str; 15] = [
     "virtio_vdpa",
 ];
 /// Changes whenever the code here builds something else from the same packages.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// The built parts.
 pub struct Base {

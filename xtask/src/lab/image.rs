@@ -43,6 +43,7 @@ pub fn overlay(
     copy(&guest.join("init"), "init")?;
     copy(&guest.join("host"), "usr/bin/host")?;
     copy(&guest.join("lib.sh"), "lab/lib.sh")?;
+    copy(&guest.join("vduse.sh"), "lab/vduse.sh")?;
     copy(&script.path, "lab/script")?;
     for binary in binaries {
         let name = binary.file_name().unwrap_or_default().to_string_lossy();

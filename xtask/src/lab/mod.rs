@@ -229,10 +229,15 @@ impl Bench<'_> {
             .collect()
     }
 
-    /// Builds one of the workspace's packages and returns its binary. With debug assertions: a lab that
+    /// Builds the binary of one of the workspace's packages, or an example as `PACKAGE/EXAMPLE`, and returns
+    /// its path. With debug assertions: a lab that
     /// runs on software emulation isn't the place to measure speed, but a good one to catch overflows.
-    fn build(&self, package: &str, target: Option<&str>) -> Result<PathBuf> {
-        eprintln!("lab: building {package}");
+    fn build(&self, name: &str, target: Option<&str>) -> Result<PathBuf> {
+        eprintln!("lab: building {name}");
+        let (package, example) = match name.split_once('/') {
+            Some((package, example)) => (package, Some(example)),
+            None => (name, None),
+        };
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command
             .current_dir(&self.root)
@@ -244,7 +249,12 @@ impl Bench<'_> {
             command.args(["--target", target]);
             directory.push(target);
         }
+        directory.push("debug");
+        if let Some(example) = example {
+            command.args(["--all-features", "--example", example]);
+            directory.push("examples");
+        }
         process::output(&mut command)?;
-        Ok(directory.join("debug").join(package))
+        Ok(directory.join(example.unwrap_or(package)))
     }
 }

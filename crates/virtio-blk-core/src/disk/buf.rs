@@ -139,6 +139,35 @@ impl IoBuf {
         inner
     }
 
+    /// Makes the buffer of one segment, which is not empty, with `keep` as the owner of its memory.
+    ///
+    /// # Safety
+    /// As for [`IoBuf::push`].
+    #[inline(always)]
+    pub(crate) unsafe fn set_one(&mut self, keep: &Arc<dyn KeepAlive>, base: *mut u8, len: usize) {
+        let segment = libc::iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        };
+        if let Some(inner) = &mut self.0
+            && let [one] = inner.segments.as_mut_slice()
+            && let Some(held) = &inner.keep
+            && Arc::ptr_eq(held, keep)
+        {
+            *one = segment;
+            inner.len = len;
+            return;
+        }
+        self.set_first(keep, segment);
+    }
+
+    #[cold]
+    fn set_first(&mut self, keep: &Arc<dyn KeepAlive>, segment: libc::iovec) {
+        let inner = self.refill(keep);
+        inner.len = segment.iov_len;
+        inner.segments.push(segment);
+    }
+
     /// Empties the buffer and makes `keep` the owner of the memory that later `push` calls refer to.
     pub fn set_keep(&mut self, keep: Arc<dyn KeepAlive>) {
         self.clear();

@@ -127,9 +127,9 @@ pub trait IoQueue: Send {
     /// Hands an operation over. Where batching pays, the work may wait until `flush_batch`.
     fn submit(&mut self, op: Op) -> Submit;
 
-    /// Executes an operation inside the call, where that is what the queue does anyway: the short way
-    /// round `submit` for queues whose [`IoQueue::wait`] is [`Wait::Inline`]. The buffer is only used
-    /// until the call returns. `None`: not this way, nothing happened, `submit` it.
+    /// Executes an operation inside the call, where `submit` would do so too: the short way round it. The
+    /// buffer is only used until the call returns. `None`: not this way, `submit` it; a read may have left
+    /// anything in the buffer, a write any part of itself on the medium.
     fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
         let _ = (kind, buf);
         None

@@ -114,9 +114,27 @@ impl RingArea {
         Some(())
     }
 
+    /// Stores two little-endian `u32` at an `offset` that is a multiple of four, without ordering. What lies
+    /// outside the area is not stored.
+    #[inline(always)]
+    pub(crate) fn store_pair(&self, offset: usize, first: u32, second: u32) {
+        if offset + 8 <= self.first_len {
+            let ptr = self.base.wrapping_add(offset).cast::<u32>();
+            debug_assert!(ptr.is_aligned());
+            // SAFETY: as in `store_u32`, for both.
+            unsafe {
+                AtomicU32::from_ptr(ptr).store(first.to_le(), Ordering::Relaxed);
+                AtomicU32::from_ptr(ptr.wrapping_add(1)).store(second.to_le(), Ordering::Relaxed);
+            }
+        } else {
+            self.store_u32(offset, first);
+            self.store_u32(offset + 4, second);
+        }
+    }
+
     /// Stores a little-endian `u32` at an `offset` that is a multiple of four, without ordering.
     /// `None`: outside the area, nothing stored.
-    #[inline]
+    #[cold]
     pub(crate) fn store_u32(&self, offset: usize, value: u32) -> Option<()> {
         let ptr = self.at(offset, 4)?.cast::<u32>();
         debug_assert!(ptr.is_aligned());

@@ -9,6 +9,7 @@ use std::fmt;
 use std::mem::size_of;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{
@@ -28,13 +29,21 @@ struct Region {
     permissions: Permissions,
 }
 
-impl Region {
+/// A region in the form in which looking into it is cheapest.
+#[derive(Clone, Copy)]
+struct Hint {
+    start: u64,
+    /// Bytes.
+    len: u64,
+    base: *mut u8,
+}
+
+impl Hint {
     /// A region that holds no range.
     const NONE: Self = Self {
-        start: 1,
-        last: 0,
+        start: 0,
+        len: 0,
         base: std::ptr::null_mut(),
-        permissions: Permissions::No,
     };
 }
 
@@ -48,8 +57,10 @@ pub struct GuestMap<M: GuestAddressSpace> {
     regions: Vec<Region>,
     translated: bool,
     /// The region that was hit last and may be both read and written.
-    hint: Cell<Region>,
+    hint: Cell<Hint>,
     generation: u64,
+    /// Whether writes are tracked now, if not always.
+    tracking: Option<Arc<AtomicBool>>,
 }
 
 // SAFETY: the host addresses in `regions` belong to memory that `guard` keeps mapped for any thread.
@@ -69,11 +80,17 @@ impl<M: DeviceMemory> GuestMap<M> {
             keep,
             regions: Vec::new(),
             translated: false,
-            hint: Cell::new(Region::NONE),
+            hint: Cell::new(Hint::NONE),
             generation: 1,
+            tracking: None,
         };
         map.index();
         map
+    }
+
+    /// Makes [`GuestMap::mark_dirty`] do nothing while `tracking` is there and false.
+    pub(crate) fn track_while(&mut self, tracking: Option<Arc<AtomicBool>>) {
+        self.tracking = tracking;
     }
 
     /// Whether the address space has another memory map now than when the snapshot was taken. Cheap.
@@ -96,7 +113,7 @@ impl<M: DeviceMemory> GuestMap<M> {
 
     fn index(&mut self) {
         self.regions.clear();
-        self.hint.set(Region::NONE);
+        self.hint.set(Hint::NONE);
         self.translated = false;
         let memory: &M::M = self.guard.deref().deref();
         if let Some(table) = (memory as &dyn Any).downcast_ref::<IotlbTable>() {
@@ -184,12 +201,11 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// says nothing: [`GuestMap::translate`] knows.
     #[inline(always)]
     pub(crate) fn host(&self, addr: u64, len: usize) -> Option<*mut u8> {
-        let region = self.hint.get();
-        // Without overflow, for `len` from 1 on: `Region::NONE` has no room for any.
-        let offset = addr.wrapping_sub(region.start);
-        let room = region.last.wrapping_sub(region.start);
-        let found = addr >= region.start && addr <= region.last && len as u64 - 1 <= room - offset;
-        found.then(|| region.base.wrapping_add(offset as usize))
+        let hint = self.hint.get();
+        // An address below the region gives an offset beyond it.
+        let offset = addr.wrapping_sub(hint.start);
+        let found = offset < hint.len && len as u64 <= hint.len - offset;
+        found.then(|| hint.base.wrapping_add(offset as usize))
     }
 
     #[cold]
@@ -221,7 +237,12 @@ impl<M: DeviceMemory> GuestMap<M> {
         loop {
             let region = *self.regions.get(index)?;
             if region.permissions == Permissions::ReadWrite {
-                self.hint.set(region);
+                self.hint.set(Hint {
+                    start: region.start,
+                    // No host has memory of 2^64 bytes.
+                    len: (region.last - region.start).saturating_add(1),
+                    base: region.base,
+                });
             }
             if addr < region.start || addr > region.last || !region.permissions.allow(access) {
                 return None;
@@ -288,7 +309,15 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// passed over. Costs nothing where the memory tracks nothing.
     #[inline]
     pub fn mark_dirty(&self, addr: u64, len: usize) {
-        if Self::TRACKS_DIRTY && len != 0 && self.last(addr, len).is_some() {
+        if Self::TRACKS_DIRTY
+            && (self.tracking.as_ref()).is_none_or(|tracking| tracking.load(Ordering::Acquire))
+        {
+            self.mark_tracked(addr, len);
+        }
+    }
+
+    fn mark_tracked(&self, addr: u64, len: usize) {
+        if len != 0 && self.last(addr, len).is_some() {
             let memory: &M::M = self.guard.deref().deref();
             if let Ok(slices) = memory.get_slices(GuestAddress(addr), len, Permissions::Write) {
                 for slice in slices.map_while(Result::ok) {

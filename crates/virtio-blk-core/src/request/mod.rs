@@ -110,7 +110,7 @@ pub enum Request {
 ///
 /// # Errors
 /// The status to answer.
-#[inline]
+#[inline(always)]
 pub fn parse(
     header: &RequestHeader,
     readable: u32,

@@ -3,7 +3,8 @@
 
 //! A descriptor chain in private memory: two byte streams.
 
-use super::ChainError;
+use super::{ChainError, UsualChain};
+use crate::spec::HEADER_SIZE;
 
 /// One contiguous guest range of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,13 +19,61 @@ pub struct Segment {
 /// chain to the next, so that taking a chain allocates nothing in the long run.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
-    pub(super) head: u16,
-    pub(super) readable: Vec<Segment>,
-    /// Readable segments that were taken off the front.
-    cut: usize,
-    pub(super) writable: Vec<Segment>,
-    pub(super) readable_len: u64,
-    pub(super) writable_len: u64,
+    head: u16,
+    /// The readable segments, then the writable ones, then what earlier chains left.
+    segments: Vec<Segment>,
+    /// Where the readable segments begin: behind those that were taken off the front.
+    start: usize,
+    parts: Parts,
+}
+
+/// Where the streams of a chain end, and their lengths. Kept apart while a chain is walked, so that it stays
+/// in registers.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Parts {
+    /// Where the writable segments begin.
+    split: usize,
+    /// Where they end.
+    end: usize,
+    readable_len: u64,
+    writable_len: u64,
+}
+
+impl Parts {
+    /// Appends a descriptor's range to its stream.
+    #[inline(always)]
+    pub(super) fn append(
+        &mut self,
+        segments: &mut Vec<Segment>,
+        segment: Segment,
+        writable: bool,
+    ) -> Result<(), ChainError> {
+        if !writable && self.split != self.end {
+            return Err(ChainError::ReadableAfterWritable);
+        }
+        if segment.len == 0 {
+            return Ok(());
+        }
+        match segments.get_mut(self.end) {
+            Some(place) => *place = segment,
+            None => lengthen(segments, segment),
+        }
+        self.end += 1;
+        // At most 2^16 lengths of 32 bits: no overflow.
+        if writable {
+            self.writable_len += u64::from(segment.len);
+        } else {
+            self.readable_len += u64::from(segment.len);
+            self.split = self.end;
+        }
+        Ok(())
+    }
+}
+
+/// The list grows to the longest chain that was seen.
+#[cold]
+fn lengthen(segments: &mut Vec<Segment>, segment: Segment) {
+    segments.push(segment);
 }
 
 impl Chain {
@@ -32,11 +81,14 @@ impl Chain {
     pub const fn new() -> Self {
         Self {
             head: 0,
-            readable: Vec::new(),
-            cut: 0,
-            writable: Vec::new(),
-            readable_len: 0,
-            writable_len: 0,
+            segments: Vec::new(),
+            start: 0,
+            parts: Parts {
+                split: 0,
+                end: 0,
+                readable_len: 0,
+                writable_len: 0,
+            },
         }
     }
 
@@ -49,40 +101,46 @@ impl Chain {
     /// The device-readable segments, in order.
     #[inline]
     pub fn readable(&self) -> &[Segment] {
-        self.readable.get(self.cut..).unwrap_or_default()
+        let range = self.start..self.parts.split;
+        self.segments.get(range).unwrap_or_default()
     }
 
     /// The device-writable segments, in order.
     #[inline]
     pub fn writable(&self) -> &[Segment] {
-        &self.writable
+        let range = self.parts.split..self.parts.end;
+        self.segments.get(range).unwrap_or_default()
     }
 
     /// Bytes the device may read.
     #[inline]
     pub const fn readable_len(&self) -> u32 {
-        self.readable_len as u32
+        self.parts.readable_len as u32
     }
 
     /// Bytes the device may write. With the readable ones at most 2^32 - 1.
     #[inline]
     pub const fn writable_len(&self) -> u32 {
-        self.writable_len as u32
+        self.parts.writable_len as u32
     }
 
     /// Takes the last writable byte off the chain and answers its guest address. `None` if there is none,
     /// or its segment wraps around the address space.
     #[inline(always)]
     pub(crate) fn cut_last_writable(&mut self) -> Option<u64> {
-        let last = self.writable.last_mut()?;
+        let Parts { split, end, .. } = self.parts;
+        if split == end {
+            return None;
+        }
+        let last = self.segments.get_mut(end - 1)?;
         let rest = last.len - 1;
         let addr = last.addr.checked_add(u64::from(rest))?;
         if rest == 0 {
-            self.writable.pop();
+            self.parts.end = end - 1;
         } else {
             last.len = rest;
         }
-        self.writable_len -= 1;
+        self.parts.writable_len -= 1;
         Some(addr)
     }
 
@@ -90,34 +148,57 @@ impl Chain {
     /// answers their guest address.
     #[inline(always)]
     pub(crate) fn cut_first_readable(&mut self, len: u32) -> Option<u64> {
-        let first = self.readable.get_mut(self.cut)?;
+        if self.start == self.parts.split {
+            return None;
+        }
+        let first = self.segments.get_mut(self.start)?;
         let addr = first.addr;
         if first.len == len {
-            self.cut += 1;
+            self.start += 1;
         } else {
             first.len = first.len.checked_sub(len)?;
             first.addr = addr.wrapping_add(u64::from(len));
         }
-        self.readable_len -= u64::from(len);
+        self.parts.readable_len -= u64::from(len);
         Some(addr)
     }
 
-    /// Refuses a chain whose bytes don't fit a used length.
-    #[inline]
-    pub(super) fn check_len(&self) -> Result<(), ChainError> {
-        if self.readable_len + self.writable_len > u64::from(u32::MAX) {
-            return Err(ChainError::TooLarge);
-        }
-        Ok(())
+    /// Empties the chain, and answers where to put the segments of the next.
+    #[inline(always)]
+    pub(super) fn clear(&mut self, head: u16) -> &mut Vec<Segment> {
+        self.head = head;
+        self.start = 0;
+        self.parts = Parts::default();
+        &mut self.segments
     }
 
-    #[inline]
-    pub(super) fn clear(&mut self, head: u16) {
-        self.head = head;
-        self.readable.clear();
-        self.cut = 0;
-        self.writable.clear();
-        self.readable_len = 0;
-        self.writable_len = 0;
+    /// Becomes a usual chain.
+    pub(crate) fn set_usual(&mut self, usual: &UsualChain) {
+        let header = Segment {
+            addr: usual.header,
+            len: HEADER_SIZE as u32,
+        };
+        let status = Segment {
+            addr: usual.status,
+            len: 1,
+        };
+        let writable = [false, usual.writable, true];
+        let mut parts = Parts::default();
+        let segments = self.clear(usual.head);
+        for (segment, writable) in [header, usual.data, status].into_iter().zip(writable) {
+            // Never refused: readable before writable.
+            let _ = parts.append(segments, segment, writable);
+        }
+        self.parts = parts;
+    }
+
+    /// Takes over what was put into the list, unless its bytes don't fit a used length.
+    #[inline(always)]
+    pub(super) fn set(&mut self, parts: Parts) -> Result<(), ChainError> {
+        if parts.readable_len + parts.writable_len > u64::from(u32::MAX) {
+            return Err(ChainError::TooLarge);
+        }
+        self.parts = parts;
+        Ok(())
     }
 }

@@ -3,16 +3,20 @@
 
 //! The split virtqueue (virtio 1.4, 2.7).
 
+mod usual;
+
 use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::QueueState;
 
+use super::chain::Parts;
 use super::{Chain, ChainError, Popped, Ring, RingError, Segment};
 use crate::disk::KeepAlive;
 use crate::memory::{DeviceMemory, GuestMap, Permissions, RingArea, read_16};
 use crate::spec::feature;
+pub(crate) use usual::UsualChain;
 
 /// The largest queue size the specification allows, in descriptors.
 pub const MAX_QUEUE_SIZE: u16 = 32768;
@@ -51,6 +55,19 @@ impl Descriptor {
             next: (rest >> 48) as u16,
         }
     }
+
+    #[inline(always)]
+    const fn segment(&self) -> Segment {
+        Segment {
+            addr: self.addr,
+            len: self.len,
+        }
+    }
+
+    #[inline(always)]
+    const fn is_writable(&self) -> bool {
+        self.flags & DESC_F_WRITE != 0
+    }
 }
 
 /// The three structures in host memory.
@@ -60,6 +77,17 @@ struct Areas {
     used: RingArea,
     /// Keeps the areas mapped.
     _keep: Arc<dyn KeepAlive>,
+}
+
+/// What [`SplitRing::take_next`] found.
+pub(crate) enum Taken {
+    /// No chain is available.
+    Nothing,
+    Usual(UsualChain),
+    /// One that is in the caller's [`Chain`].
+    Chain,
+    /// One whose head is in the caller's [`Chain`], to be handed back.
+    Malformed,
 }
 
 /// The device side of a split virtqueue.
@@ -167,7 +195,6 @@ impl SplitRing {
     ) -> Result<Popped, RingError> {
         self.check()?;
         self.take(head)?;
-        chain.clear(head);
         Ok(match self.walk(map, head, chain) {
             Ok(()) => Popped::Chain,
             Err(error) => Popped::Malformed(error),
@@ -215,12 +242,64 @@ impl SplitRing {
         }
     }
 
+    /// Takes the next available chain. A usual one is only looked at; any other is in `chain` then.
+    ///
+    /// # Errors
+    /// As for [`Ring::pop`].
+    #[inline(always)]
+    pub(crate) fn take_next<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        chain: &mut Chain,
+    ) -> Result<Taken, RingError> {
+        let Some(head) = self.next_head()? else {
+            return Ok(Taken::Nothing);
+        };
+        if let Some(usual) = self.usual(map, head) {
+            return Ok(Taken::Usual(usual));
+        }
+        Ok(match self.walk(map, head, chain) {
+            Ok(()) => Taken::Chain,
+            Err(_) => Taken::Malformed,
+        })
+    }
+
+    /// Takes the next available head.
+    #[inline(always)]
+    fn next_head(&mut self) -> Result<Option<u16>, RingError> {
+        self.check()?;
+        if self.next_avail == self.seen_avail {
+            let idx = self
+                .areas
+                .avail
+                .load_u16(IDX, Ordering::Acquire)
+                .ok_or(RingError::NotReady)?;
+            if Wrapping(idx) == self.next_avail {
+                return Ok(None);
+            }
+            if (Wrapping(idx) - self.next_avail).0 > self.size {
+                let (next, size) = (self.next_avail.0, self.size);
+                return Err(self.latch(RingError::AvailIndex { next, idx, size }));
+            }
+            self.seen_avail = Wrapping(idx);
+        }
+        let entry = ENTRIES + 2 * self.slot(self.next_avail);
+        let head = self
+            .areas
+            .avail
+            .load_u16(entry, Ordering::Relaxed)
+            .ok_or(RingError::NotReady)?;
+        self.take(head)?;
+        self.next_avail += 1;
+        Ok(Some(head))
+    }
+
     #[inline]
     fn slot(&self, index: Wrapping<u16>) -> usize {
         usize::from(index.0 & (self.size - 1))
     }
 
-    /// Reads the chain from `head` on into `chain`, each descriptor once.
+    /// Reads the chain from `head` on, which was checked, into `chain`, each descriptor once.
     #[inline(always)]
     fn walk<M: DeviceMemory>(
         &mut self,
@@ -228,11 +307,10 @@ impl SplitRing {
         head: u16,
         chain: &mut Chain,
     ) -> Result<(), ChainError> {
+        let segments = chain.clear(head);
+        let mut parts = Parts::default();
         let mut index = head;
         for direct in 0..self.size {
-            if index >= self.size {
-                return Err(ChainError::NextIndex);
-            }
             let halves = self
                 .areas
                 .desc
@@ -247,13 +325,17 @@ impl SplitRing {
                 if desc.flags & DESC_F_NEXT != 0 {
                     return Err(ChainError::IndirectMisplaced);
                 }
-                return self.walk_table(map, &desc, self.limit - direct, chain);
+                self.walk_table(map, &desc, self.limit - direct, segments, &mut parts)?;
+                return chain.set(parts);
             }
-            append(chain, &desc)?;
+            parts.append(segments, desc.segment(), desc.is_writable())?;
             if desc.flags & DESC_F_NEXT == 0 {
-                return chain.check_len();
+                return chain.set(parts);
             }
             index = desc.next;
+            if index >= self.size {
+                return Err(ChainError::NextIndex);
+            }
         }
         Err(ChainError::TooLong)
     }
@@ -263,7 +345,8 @@ impl SplitRing {
         map: &GuestMap<M>,
         table: &Descriptor,
         limit: u16,
-        chain: &mut Chain,
+        segments: &mut Vec<Segment>,
+        parts: &mut Parts,
     ) -> Result<(), ChainError> {
         let len = table.len as usize;
         if len == 0 || !len.is_multiple_of(DESC_SIZE) {
@@ -289,9 +372,9 @@ impl SplitRing {
             if desc.flags & DESC_F_INDIRECT != 0 {
                 return Err(ChainError::IndirectMisplaced);
             }
-            append(chain, &desc)?;
+            parts.append(segments, desc.segment(), desc.is_writable())?;
             if desc.flags & DESC_F_NEXT == 0 {
-                return chain.check_len();
+                return Ok(());
             }
             index = desc.next;
         }
@@ -308,31 +391,6 @@ impl SplitRing {
         map.mark_dirty(used.guest_addr(ENTRIES), (count - until_end) * 8);
         map.mark_dirty(used.guest_addr(IDX), 2);
     }
-}
-
-/// Appends a descriptor's range to its stream.
-#[inline(always)]
-fn append(chain: &mut Chain, desc: &Descriptor) -> Result<(), ChainError> {
-    let segment = Segment {
-        addr: desc.addr,
-        len: desc.len,
-    };
-    let writable = desc.flags & DESC_F_WRITE != 0;
-    if !writable && !chain.writable.is_empty() {
-        return Err(ChainError::ReadableAfterWritable);
-    }
-    if desc.len == 0 {
-        return Ok(());
-    }
-    // At most 2^16 lengths of 32 bits: no overflow.
-    if writable {
-        chain.writable_len += u64::from(desc.len);
-        chain.writable.push(segment);
-    } else {
-        chain.readable_len += u64::from(desc.len);
-        chain.readable.push(segment);
-    }
-    Ok(())
 }
 
 /// Reads the 16 bytes at `offset` of a table in pieces. The table covers them (checked by the caller).
@@ -420,31 +478,9 @@ impl Ring for SplitRing {
         map: &GuestMap<M>,
         chain: &mut Chain,
     ) -> Result<Popped, RingError> {
-        self.check()?;
-        if self.next_avail == self.seen_avail {
-            let idx = self
-                .areas
-                .avail
-                .load_u16(IDX, Ordering::Acquire)
-                .ok_or(RingError::NotReady)?;
-            if Wrapping(idx) == self.next_avail {
-                return Ok(Popped::Empty);
-            }
-            if (Wrapping(idx) - self.next_avail).0 > self.size {
-                let (next, size) = (self.next_avail.0, self.size);
-                return Err(self.latch(RingError::AvailIndex { next, idx, size }));
-            }
-            self.seen_avail = Wrapping(idx);
-        }
-        let entry = ENTRIES + 2 * self.slot(self.next_avail);
-        let head = self
-            .areas
-            .avail
-            .load_u16(entry, Ordering::Relaxed)
-            .ok_or(RingError::NotReady)?;
-        self.take(head)?;
-        self.next_avail += 1;
-        chain.clear(head);
+        let Some(head) = self.next_head()? else {
+            return Ok(Popped::Empty);
+        };
         Ok(match self.walk(map, head, chain) {
             Ok(()) => Popped::Chain,
             Err(error) => Popped::Malformed(error),
@@ -458,8 +494,7 @@ impl Ring for SplitRing {
         }
         let entry = ENTRIES + 8 * self.slot(self.next_used);
         let used = &self.areas.used;
-        used.store_u32(entry, u32::from(head));
-        used.store_u32(entry + 4, len);
+        used.store_pair(entry, u32::from(head), len);
         self.next_used += 1;
     }
 

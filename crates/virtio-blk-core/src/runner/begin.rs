@@ -16,6 +16,16 @@ use crate::spec::{HEADER_SIZE, RequestHeader, RequestStatus, RequestType};
 /// request stays below 256 KiB.
 const MAX_HOST_SEGMENTS: usize = 16 * 1024;
 
+/// The wire values of the usual types.
+pub(super) const IN: u32 = RequestType::In.to_wire();
+pub(super) const OUT: u32 = RequestType::Out.to_wire();
+
+/// Sixteen bytes as two little-endian numbers.
+fn halves(bytes: [u8; HEADER_SIZE]) -> [u64; 2] {
+    let number = u128::from_le_bytes(bytes);
+    [number as u64, (number >> 64) as u64]
+}
+
 impl<M: DeviceMemory> QueueRunner<M> {
     /// Executes the request in `self.chain`, or answers it at once.
     ///
@@ -28,10 +38,25 @@ impl<M: DeviceMemory> QueueRunner<M> {
             self.counters.malformed.add(1);
             return self.give_back(self.chain.head(), 0);
         };
-        let header = match self.cut_header() {
-            Ok(header) => header,
-            Err(refused) => return self.refuse(status, RequestType::Unknown(0), refused),
-        };
+        match self.cut_header() {
+            // Apart, so that each is compiled for its type alone.
+            Some([head, sector]) => match head as u32 {
+                IN => self.execute(status, RequestType::In, sector),
+                OUT => self.execute(status, RequestType::Out, sector),
+                _ => self.execute_other(status, RequestHeader::from_halves([head, sector])),
+            },
+            None => self.refuse(status, RequestType::Unknown(0), RequestStatus::IoErr),
+        }
+    }
+
+    #[cold]
+    pub(super) fn execute_other(&mut self, status: StatusByte, header: RequestHeader) {
+        self.execute(status, header.kind, header.sector);
+    }
+
+    #[inline(always)]
+    fn execute(&mut self, status: StatusByte, kind: RequestType, sector: u64) {
+        let header = RequestHeader { kind, sector };
         let (readable, writable) = (self.chain.readable_len(), self.chain.writable_len());
         match parse(&header, readable, writable, &self.rules) {
             Ok(Request::Read { offset, len }) if len != 0 => {
@@ -50,7 +75,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[cold]
     fn begin_rare(&mut self, status: StatusByte, wire: RequestType, request: Request) {
         match request {
-            Request::GetLifetime => self.transfer(status, Job::Lifetime, OpKind::Lifetime),
+            Request::GetLifetime => self.perform(status, Job::Lifetime, OpKind::Lifetime),
             Request::Ranges { kind, len } => self.ranges(status, wire, kind, len),
             Request::GetId { len } => {
                 let mut buf = IoBuf::new();
@@ -93,36 +118,38 @@ impl<M: DeviceMemory> QueueRunner<M> {
         Some(StatusByte { host, guest })
     }
 
-    /// Takes the first 16 readable bytes off the chain, read once.
+    /// Takes the first 16 readable bytes off the chain, read once, as two little-endian numbers. `None`: they
+    /// are not there.
     #[inline(always)]
-    fn cut_header(&mut self) -> Result<RequestHeader, RequestStatus> {
-        let bytes = match self.chain.cut_first_readable(HEADER_SIZE as u32) {
-            Some(guest) => match self.map.read_16(guest) {
-                Some(halves) => return Ok(RequestHeader::from_halves(halves)),
-                None => self.map.read_array(guest),
-            },
-            None => self.gather_header(),
-        };
-        bytes
-            .map(|bytes| RequestHeader::from_bytes(&bytes))
-            .map_err(|_| RequestStatus::IoErr)
+    fn cut_header(&mut self) -> Option<[u64; 2]> {
+        if let Some(guest) = self.chain.cut_first_readable(HEADER_SIZE as u32) {
+            return match self.map.read_16(guest) {
+                Some(halves) => Some(halves),
+                None => self.read_header(guest),
+            };
+        }
+        self.gather_header()
+    }
+
+    #[cold]
+    fn read_header(&self, guest: u64) -> Option<[u64; 2]> {
+        Some(halves(self.map.read_array(guest).ok()?))
     }
 
     /// A header that is spread over several segments.
     #[cold]
-    fn gather_header(&mut self) -> Result<[u8; HEADER_SIZE], Unmapped> {
+    fn gather_header(&mut self) -> Option<[u64; 2]> {
         let mut bytes = [0; HEADER_SIZE];
         for byte in &mut bytes {
-            let guest = self.chain.cut_first_readable(1);
-            let guest = guest.ok_or(Unmapped { addr: 0, len: 1 })?;
-            [*byte] = self.map.read_array(guest)?;
+            let guest = self.chain.cut_first_readable(1)?;
+            [*byte] = self.map.read_array(guest).ok()?;
         }
-        Ok(bytes)
+        Some(halves(bytes))
     }
 
     /// Whether a write must be stable before it completes, now.
     #[inline]
-    fn write_through(&self) -> bool {
+    pub(super) fn write_through(&self) -> bool {
         match self.write_cache {
             WriteCache::Back => false,
             WriteCache::Through => true,
@@ -130,36 +157,51 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
     }
 
-    /// Executes a request that is one operation on the chain's data: at once, where the disk works inside
+    /// Executes a request that is one operation on the chain's data: at once, where the disk can do it inside
     /// the call, else in flight.
     #[inline(always)]
     fn perform(&mut self, status: StatusByte, job: Job, kind: OpKind) {
-        if self.inline
-            && let Some(io) = &mut self.io
-            && data(job, &self.chain, &mut self.now, &self.map).is_ok()
-            && let Some(result) = io.execute(&kind, &self.now)
-        {
-            let len = self.now.len() as u32;
-            let (result, written) = match (job, result) {
-                (Job::Read, Ok(())) => (RequestStatus::Ok, len),
-                (_, Ok(())) => (RequestStatus::Ok, 0),
-                (_, Err(error)) => {
-                    // Whatever a failed read left behind must not reach the guest as data.
-                    let zeroed = if job == Job::Read {
-                        self.now.fill(0, len as usize, 0)
-                    } else {
-                        0
-                    };
-                    (status_of(&error), zeroed as u32)
-                }
-            };
-            self.count(job.wire(), len, result);
-            return self.answer(status, result, written);
+        if data(job, &self.chain, &mut self.now, &self.map).is_err() {
+            self.count(job.wire(), 0, RequestStatus::IoErr);
+            return self.answer(status, RequestStatus::IoErr, 0);
         }
-        self.transfer(status, job, kind);
+        // Lifetime information is checked before the guest sees it.
+        let result = match &mut self.io {
+            Some(io) if job != Job::Lifetime => io.execute(&kind, &self.now),
+            _ => None,
+        };
+        self.executed(status, job, kind, result);
     }
 
-    /// Puts a request in flight that is one operation on the chain's data.
+    /// Goes on after the disk was asked to execute an operation on the chain's data, which `now` holds.
+    #[inline]
+    pub(super) fn executed(
+        &mut self,
+        status: StatusByte,
+        job: Job,
+        kind: OpKind,
+        result: Option<Result<(), DiskError>>,
+    ) {
+        let len = self.now.len() as u32;
+        let (result, written) = match (job, result) {
+            (_, None) => return self.transfer(status, job, kind),
+            (Job::Read, Some(Ok(()))) => (RequestStatus::Ok, len),
+            (_, Some(Ok(()))) => (RequestStatus::Ok, 0),
+            (_, Some(Err(error))) => {
+                // Whatever a failed read left behind must not reach the guest as data.
+                let zeroed = if job == Job::Read {
+                    self.now.fill(0, len as usize, 0)
+                } else {
+                    0
+                };
+                (status_of(&error), zeroed as u32)
+            }
+        };
+        self.count(job.wire(), len, result);
+        self.answer(status, result, written);
+    }
+
+    /// Puts a request in flight that is one operation on the chain's data, which `now` holds.
     fn transfer(&mut self, status: StatusByte, job: Job, kind: OpKind) {
         let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
         else {
@@ -169,10 +211,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             Job::Write => self.chain.readable_len(),
             _ => self.chain.writable_len(),
         };
-        if data(job, &self.chain, &mut slot.buf, &self.map).is_err() {
-            slot.buf.clear();
-            return self.finish(token, RequestStatus::IoErr);
-        }
+        std::mem::swap(&mut slot.buf, &mut self.now);
         let buf = match job {
             // Checked before the guest sees it, so read into private memory first.
             Job::Lifetime => IoBuf::zeroed(Lifetime::SIZE),

@@ -15,20 +15,24 @@
 mod begin;
 mod complete;
 mod counters;
+mod inflight;
 mod log;
 mod slab;
 #[cfg(feature = "event-manager")]
 mod subscriber;
 #[cfg(feature = "thread")]
 mod thread;
+mod usual;
 mod wait;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use virtio_queue::QueueState;
 
 pub use counters::{Counter, Counters};
+pub use inflight::{InFlightArea, InFlightError, SplitLog};
 pub use log::InFlightLog;
 use slab::Slab;
 #[cfg(feature = "event-manager")]
@@ -40,7 +44,7 @@ use crate::device::Live;
 use crate::disk::{Completion, DiskError, IoBuf, IoQueue, Op, Wait};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::request::{Range, Rules};
-use crate::ring::{Chain, Popped, Ring, RingError, SplitRing, are_distinct};
+use crate::ring::{Chain, Popped, Ring, RingError, SplitRing, Taken, are_distinct};
 
 /// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
 /// not block.
@@ -58,6 +62,9 @@ pub struct QueueSetup<M: DeviceMemory> {
     /// a log says), in the order in which they were taken. They are executed first. The state counts
     /// them as taken; more of them than it counts, or one named twice, are refused at the start.
     pub replay: Vec<u16>,
+    /// Where the memory tracks writes at times only (a log of dirty pages while a migration runs): whether
+    /// it does now. May be switched at any time. `None`: whenever its bitmap has state.
+    pub tracking: Option<Arc<AtomicBool>>,
 }
 
 impl<M: DeviceMemory> QueueSetup<M> {
@@ -68,6 +75,7 @@ impl<M: DeviceMemory> QueueSetup<M> {
             notify: Box::new(notify),
             log: None,
             replay: Vec::new(),
+            tracking: None,
         }
     }
 }
@@ -158,7 +166,7 @@ pub struct QueueRunner<M: DeviceMemory> {
     error: Option<QueueError>,
     // Reused from call to call.
     chain: Chain,
-    /// The data of the request being executed by an inline disk.
+    /// The data of the request at hand.
     now: IoBuf,
     done: Vec<Completion>,
     scratch: Vec<u8>,
@@ -194,7 +202,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
         state: &QueueState,
         open: impl FnOnce() -> Result<Box<dyn IoQueue>, E>,
     ) -> Result<Self, E> {
-        let map = GuestMap::new(setup.memory);
+        let mut map = GuestMap::new(setup.memory);
+        map.track_while(setup.tracking);
         let ring = SplitRing::new(&map, state, parts.features)?;
         let (count, size) = (setup.replay.len(), state.size);
         let taken = state.next_avail.wrapping_sub(state.next_used);
@@ -263,15 +272,14 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
         // Also with nothing in flight: the disk may ring for what was collected before it rang, and rings
         // until it is asked.
-        self.reap()?;
-        if self.with_disk() == 0 && !self.stalled.is_empty() {
-            self.submit_stalled()?;
+        if !self.inline || self.slab.len() != 0 {
+            self.go_on()?;
         }
         let taken = self.take(budget)?;
         if taken != 0 {
             self.counters.batches.add(1);
         }
-        self.publish()?;
+        self.publish_now()?;
         if !self.stalled.is_empty() {
             // With nothing in flight no event would bring us back.
             return Ok(if self.with_disk() == 0 {
@@ -288,6 +296,15 @@ impl<M: DeviceMemory> QueueRunner<M> {
         Ok(self.idle())
     }
 
+    /// Goes on with what is in flight.
+    fn go_on(&mut self) -> Result<(), QueueError> {
+        self.reap()?;
+        if self.with_disk() == 0 && !self.stalled.is_empty() {
+            self.submit_stalled()?;
+        }
+        Ok(())
+    }
+
     fn idle(&self) -> Service {
         if self.in_flight() != 0
             && let Some(at) = self.io.as_ref().and_then(|io| io.deadline())
@@ -299,44 +316,86 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Takes new chains until the budget, the ring or the disk's room is used up. Answers how many.
     fn take(&mut self, budget: usize) -> Result<usize, QueueError> {
-        if !self.stalled.is_empty() || !self.intake && self.replay.len() == 0 {
+        if !self.stalled.is_empty() {
             return Ok(0);
         }
         self.rules.capacity = self.live.capacity();
-        self.ring.disable_kicks();
         let mut taken = 0;
-        while taken < budget {
-            let popped = match self.replay.next() {
-                Some(head) => self.ring.resume(&self.map, head, &mut self.chain)?,
-                None if self.intake => self.ring.pop(&self.map, &mut self.chain)?,
-                None => break,
-            };
-            if popped == Popped::Empty {
-                break;
-            }
-            taken += 1;
-            if let Some(log) = &mut self.log {
-                log.taken(self.chain.head());
-            }
-            match popped {
-                Popped::Chain => self.begin(),
-                _ => {
-                    self.counters.malformed.add(1);
-                    self.give_back(self.chain.head(), 0);
+        if self.replay.len() != 0 {
+            taken = self.take_again(budget)?;
+        }
+        if self.intake {
+            self.ring.disable_kicks();
+            while taken < budget && self.stalled.is_empty() {
+                match self.ring.take_next(&self.map, &mut self.chain)? {
+                    Taken::Nothing => break,
+                    Taken::Usual(usual) => {
+                        if let Some(log) = &mut self.log {
+                            log.taken(usual.head);
+                        }
+                        self.begin_usual(usual);
+                        self.publish_some()?;
+                    }
+                    Taken::Chain => self.begin_taken()?,
+                    Taken::Malformed => self.return_malformed()?,
                 }
-            }
-            if self.pushed >= PUBLISH_EVERY {
-                self.publish()?;
-            }
-            if !self.stalled.is_empty() {
-                break;
+                taken += 1;
             }
         }
-        self.flush_batch()?;
-        if self.with_disk() != 0 {
-            self.reap()?;
+        if self.slab.len() != 0 {
+            self.flush_batch()?;
+            if self.with_disk() != 0 {
+                self.reap()?;
+            }
         }
         Ok(taken)
+    }
+
+    /// Takes what an earlier owner had in flight.
+    #[cold]
+    fn take_again(&mut self, budget: usize) -> Result<usize, QueueError> {
+        let mut taken = 0;
+        while taken < budget
+            && self.stalled.is_empty()
+            && let Some(head) = self.replay.next()
+        {
+            match self.ring.resume(&self.map, head, &mut self.chain)? {
+                Popped::Chain => self.begin_taken()?,
+                _ => self.return_malformed()?,
+            }
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Begins the request in `chain`.
+    #[inline(never)]
+    fn begin_taken(&mut self) -> Result<(), QueueError> {
+        if let Some(log) = &mut self.log {
+            log.taken(self.chain.head());
+        }
+        self.begin();
+        self.publish_some()
+    }
+
+    /// Hands the chain in `chain` back.
+    #[cold]
+    fn return_malformed(&mut self) -> Result<(), QueueError> {
+        if let Some(log) = &mut self.log {
+            log.taken(self.chain.head());
+        }
+        self.counters.malformed.add(1);
+        self.give_back(self.chain.head(), 0);
+        self.publish_some()
+    }
+
+    /// Publishes when enough has come together.
+    #[inline(always)]
+    fn publish_some(&mut self) -> Result<(), QueueError> {
+        if self.pushed >= PUBLISH_EVERY {
+            return self.publish();
+        }
+        Ok(())
     }
 
     /// Operations the disk has: every request in flight has one, with the disk or waiting for room.
@@ -395,9 +454,15 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.flush_batch()
     }
 
-    /// Makes pushed heads visible and notifies the driver if it wants that.
-    #[inline]
+    /// As `publish_now`, in the midst of a pass.
+    #[inline(never)]
     fn publish(&mut self) -> Result<(), QueueError> {
+        self.publish_now()
+    }
+
+    /// Makes pushed heads visible and notifies the driver if it wants that.
+    #[inline(always)]
+    fn publish_now(&mut self) -> Result<(), QueueError> {
         if self.pushed == 0 {
             return Ok(());
         }

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,15 @@ struct Control<M: DeviceMemory> {
     /// `None` once the thread is gone.
     calls: Mutex<Option<Vec<Call<M>>>>,
     stop: Mutex<Option<Stop>>,
+    left: Mutex<Left>,
+    leaving: Condvar,
+}
+
+/// Whether the thread has done its work.
+struct Left {
+    gone: bool,
+    /// Told when it goes.
+    tell: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl<M: DeviceMemory> Control<M> {
@@ -75,6 +84,11 @@ impl<M: DeviceMemory> QueueThread<M> {
             pending: AtomicBool::new(false),
             calls: Mutex::new(Some(Vec::new())),
             stop: Mutex::new(None),
+            left: Mutex::new(Left {
+                gone: false,
+                tell: None,
+            }),
+            leaving: Condvar::new(),
         });
         let epoll = Epoll::new()?;
         watch(&epoll, control.wake.as_raw_fd(), EventSet::EDGE_TRIGGERED)?;
@@ -113,13 +127,50 @@ impl<M: DeviceMemory> QueueThread<M> {
         call: impl FnOnce(&mut QueueRunner<M>) -> R + Send + 'static,
     ) -> Option<R> {
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        let call: Call<M> = Box::new(move |runner| {
+        self.post(move |runner| {
             // The receiver waits below.
             let _ = sender.send(call(runner));
         });
-        lock(&self.control.calls).as_mut()?.push(call);
-        self.control.signal();
         receiver.recv().ok()
+    }
+
+    /// Runs `call` on the queue's thread, between two passes, and does not wait for it. Dropped without
+    /// being called if the thread is gone.
+    pub fn post(&self, call: impl FnOnce(&mut QueueRunner<M>) + Send + 'static) {
+        if let Some(calls) = lock(&self.control.calls).as_mut() {
+            calls.push(Box::new(call));
+        }
+        self.control.signal();
+    }
+
+    /// Asks the queue to stop, and does not wait: [`QueueThread::wait_stopped`] does. `tell` is called on
+    /// the thread when everything is done.
+    pub fn begin_stop(&self, mode: Stop, tell: impl FnOnce() + Send + 'static) {
+        {
+            let mut left = lock(&self.control.left);
+            if left.gone {
+                drop(left);
+                return tell();
+            }
+            left.tell = Some(Box::new(tell));
+        }
+        *lock(&self.control.stop) = Some(mode);
+        self.control.signal();
+    }
+
+    /// Waits until `deadline` for the end of a stop that was begun. Then [`QueueThread::stop`] does not
+    /// block. Answers whether it came.
+    pub fn wait_stopped(&self, deadline: Instant) -> bool {
+        let mut left = lock(&self.control.left);
+        while !left.gone {
+            let now = Instant::now();
+            if now >= deadline {
+                return false;
+            }
+            let waited = self.control.leaving.wait_timeout(left, deadline - now);
+            left = waited.map_or_else(|poisoned| poisoned.into_inner().0, |(left, _)| left);
+        }
+        true
     }
 
     /// Stops the queue and ends the thread. `None` if the thread panicked (a bug in a disk).
@@ -155,6 +206,15 @@ struct Leaving<M: DeviceMemory>(Arc<Control<M>>);
 impl<M: DeviceMemory> Drop for Leaving<M> {
     fn drop(&mut self) {
         *lock(&self.0.calls) = None;
+        let tell = {
+            let mut left = lock(&self.0.left);
+            left.gone = true;
+            left.tell.take()
+        };
+        self.0.leaving.notify_all();
+        if let Some(tell) = tell {
+            tell();
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use virtio_blk_core::disk::{Caps, DiskError, DiskEvent, Op, OpKind, SECTOR_SIZE};
+use virtio_blk_core::disk::{Caps, DiskError, DiskEvent, OpKind, SECTOR_SIZE};
 
 use super::bounce::Chunk;
 use super::error::OpenError;
@@ -42,6 +42,8 @@ pub(super) struct Abilities {
     pub punch: Ability,
     /// `fallocate` with `ZERO_RANGE`.
     pub zero_range: Ability,
+    /// Reads from the page cache through a mapping.
+    pub map: Ability,
     /// `RWF_DSYNC`.
     pub dsync: Ability,
     /// Reads with `RWF_NOWAIT`.
@@ -50,11 +52,12 @@ pub(super) struct Abilities {
 }
 
 impl Abilities {
-    /// Everything that is found out by doing it, and holes if they can be punched.
-    pub const fn new(punch: bool) -> Self {
+    /// Everything that is found out by doing it; holes and mappings if they are possible and wanted.
+    pub const fn new(punch: bool, map: bool) -> Self {
         Self {
             punch: Ability::new(punch),
             zero_range: Ability::new(true),
+            map: Ability::new(map),
             dsync: Ability::new(true),
             #[cfg(feature = "io-uring")]
             nowait: Ability::new(true),
@@ -156,19 +159,19 @@ impl Medium {
         Ok(self.zeroes.get_or_init(|| chunk))
     }
 
-    /// Whether an operation may be tried.
+    /// Whether an operation on a buffer of `len` bytes may be tried.
     ///
     /// # Errors
     /// `ReadOnly`, `OutOfRange`, `Misaligned` or `Unsupported`.
     #[inline]
-    pub fn admit(&self, op: &Op) -> Result<(), DiskError> {
+    pub fn admit(&self, kind: &OpKind, len: usize) -> Result<(), DiskError> {
         Bounds {
             capacity: self.capacity.load(Ordering::Acquire),
             block: self.caps.align.guest_block,
             read_only: self.caps.read_only,
         }
-        .check(&op.kind, op.buf.len())?;
-        let offered = match op.kind {
+        .check(kind, len)?;
+        let offered = match kind {
             OpKind::Read { .. } | OpKind::Write { .. } | OpKind::Flush => true,
             OpKind::Discard { .. } => self.caps.discard.is_some(),
             OpKind::WriteZeroes { .. } => self.caps.write_zeroes.is_some(),

@@ -4,6 +4,7 @@
 //! A raw image: a regular file, or a block device of the host, byte for byte.
 
 mod bounce;
+mod cached;
 mod engine;
 mod error;
 mod job;

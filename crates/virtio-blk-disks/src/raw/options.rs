@@ -28,6 +28,7 @@ pub struct RawOptions {
     pub(crate) discard: bool,
     pub(crate) block: Option<u32>,
     pub(crate) lock: bool,
+    pub(crate) mmap: bool,
 }
 
 impl RawOptions {
@@ -41,6 +42,7 @@ impl RawOptions {
             discard: true,
             block: None,
             lock: true,
+            mmap: true,
         }
     }
 
@@ -86,6 +88,16 @@ impl RawOptions {
     #[must_use]
     pub fn lock(mut self, yes: bool) -> Self {
         self.lock = yes;
+        self
+    }
+
+    /// Whether reads that the page cache can answer may be copied from a mapping of the file, without a
+    /// system call (default: yes). Only done through the page cache of a local file system or block
+    /// device, and not by [`Engine::IoUring`]. The process then handles `SIGBUS`, see the `guarded-mmap`
+    /// crate, and what is mapped counts as the process's memory (`RssFile`), though it is the page cache.
+    #[must_use]
+    pub fn mmap(mut self, yes: bool) -> Self {
+        self.mmap = yes;
         self
     }
 

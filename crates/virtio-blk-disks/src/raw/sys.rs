@@ -171,18 +171,45 @@ pub(super) fn block_size_bytes(file: &File) -> io::Result<u64> {
     Ok(size)
 }
 
-/// Whether the file lives in memory (tmpfs, ramfs, hugetlbfs), where I/O never waits for a device.
-#[cfg(feature = "io-uring")]
-pub(super) fn is_in_memory(file: &File) -> bool {
-    const TMPFS: u32 = 0x0102_1994;
-    const RAMFS: u32 = 0x8584_58F6;
-    const HUGETLBFS: u32 = 0x9584_58F6;
+/// The type of the file system that a file is in; 0 if unknown.
+fn file_system(file: &File) -> u32 {
     // SAFETY: `statfs` is plain data.
     let mut info: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the descriptor is open, the pointer valid.
     let failed = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut info) } < 0;
     // The field's type differs between targets; the number fits 32 bits in all of them.
-    !failed && [TMPFS, RAMFS, HUGETLBFS].contains(&(info.f_type as u32))
+    if failed { 0 } else { info.f_type as u32 }
+}
+
+/// Whether a regular file lives in memory (tmpfs, ramfs, hugetlbfs), where I/O never waits for a device.
+#[cfg(feature = "io-uring")]
+pub(super) fn is_in_memory(file: &File) -> bool {
+    const TMPFS: u32 = 0x0102_1994;
+    const RAMFS: u32 = 0x8584_58F6;
+    const HUGETLBFS: u32 = 0x9584_58F6;
+    [TMPFS, RAMFS, HUGETLBFS].contains(&file_system(file))
+}
+
+/// Whether a regular file's page cache can be read through a mapping: all reads and writes of it go through
+/// the page cache of this host, and touching a hole costs nothing that can't be taken back (as on tmpfs).
+pub(super) fn has_local_cache(file: &File) -> bool {
+    const EXT: u32 = 0xEF53;
+    const XFS: u32 = 0x5846_5342;
+    const BTRFS: u32 = 0x9123_683E;
+    const F2FS: u32 = 0xF2F5_2010;
+    const BCACHEFS: u32 = 0xCA45_1A4E;
+    [EXT, XFS, BTRFS, F2FS, BCACHEFS].contains(&file_system(file))
+}
+
+/// How often the calling thread has waited for a device because it touched a page. -1: unknown.
+pub(super) fn major_faults() -> i64 {
+    // SAFETY: `rusage` is plain data.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is valid.
+    match unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) } {
+        0 => usage.ru_majflt as i64,
+        _ => -1,
+    }
 }
 
 /// Alignments for direct I/O as the kernel tells them.

@@ -5,7 +5,7 @@
 //!
 //! | disk | syntax |
 //! |---|---|
-//! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off]` |
+//! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off][,mmap=auto\|off]` |
 //! | memory | `memory:SIZE` |
 //! | nothing | `null:SIZE[,zero=on\|off]` |
 //!
@@ -116,6 +116,9 @@ impl fmt::Display for DiskSpec {
                 }
                 if let Some(bytes) = options.block {
                     write!(f, ",block={bytes}")?;
+                }
+                if !options.mmap {
+                    write!(f, ",mmap=off")?;
                 }
                 Ok(())
             }

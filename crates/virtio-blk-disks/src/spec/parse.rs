@@ -137,6 +137,19 @@ fn raw(rest: &str) -> Result<DiskSpec, SpecError> {
                     }
                 }
             }
+            "mmap" => {
+                raw.mmap = match value {
+                    "auto" => true,
+                    "off" => false,
+                    _ => {
+                        return Err(SpecError::Value {
+                            option: "mmap",
+                            value: value.to_owned(),
+                            allowed: "auto or off",
+                        });
+                    }
+                }
+            }
             "block" => {
                 let bytes = value.parse().ok().filter(|bytes: &u32| {
                     bytes.is_power_of_two() && (512..=1 << 21).contains(bytes)
@@ -151,7 +164,7 @@ fn raw(rest: &str) -> Result<DiskSpec, SpecError> {
                 return Err(unknown(
                     name,
                     "raw",
-                    "it has readonly, direct, engine, discard, block and lock",
+                    "it has readonly, direct, engine, discard, block, lock and mmap",
                 ));
             }
         }

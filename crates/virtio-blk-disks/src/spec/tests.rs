@@ -16,18 +16,20 @@ fn refusal(text: &str) -> String {
 
 #[test]
 fn every_option_is_read() {
-    let spec =
-        parse("raw:/a/b.img,direct=on,engine=io_uring,discard=off,block=4096,lock=off,readonly=on");
+    let spec = parse(
+        "raw:/a/b.img,direct=on,engine=io_uring,discard=off,block=4096,lock=off,mmap=off,readonly=on",
+    );
     let expected = RawOptions::new("/a/b.img")
         .direct(true)
         .engine(Engine::IoUring)
         .discard(false)
         .block_size(Some(4096))
         .lock(false)
+        .mmap(false)
         .read_only(true);
     assert_eq!(spec, Ok(DiskSpec::Raw(expected)));
     assert_eq!(
-        parse("raw:x,engine=sync"),
+        parse("raw:x,engine=sync,mmap=auto"),
         Ok(DiskSpec::Raw(RawOptions::new("x").engine(Engine::Sync)))
     );
     let null = DiskSpec::Null {
@@ -95,6 +97,7 @@ fn mistakes_are_named_with_what_is_allowed() {
         ("raw:x,engine=aio", &["`aio`", "auto, io_uring or sync"]),
         ("raw:x,block=1000", &["`1000`", "power of two"]),
         ("raw:x,block=256", &["`256`", "512"]),
+        ("raw:x,mmap=on", &["`on`", "auto or off"]),
         ("raw:x,lock=on,lock=off", &["`lock`", "twice"]),
         ("raw:", &["PATH", "raw:"]),
         ("raw:,direct=on", &["PATH"]),
@@ -160,17 +163,18 @@ fn any_spec() -> impl Strategy<Value = DiskSpec> {
     let block = proptest::option::of((9_u32..=21).prop_map(|exp| 1 << exp));
     let raw = (
         "[a-z,=:/ ]{1,12}",
-        any::<(bool, bool, bool, bool)>(),
+        any::<(bool, bool, bool, bool, bool)>(),
         engine,
         block,
     )
-        .prop_map(|(path, (a, b, c, d), engine, block)| {
+        .prop_map(|(path, (a, b, c, d, e), engine, block)| {
             DiskSpec::Raw(
                 RawOptions::new(path)
                     .read_only(a)
                     .direct(b)
                     .discard(c)
                     .lock(d)
+                    .mmap(e)
                     .engine(engine)
                     .block_size(block),
             )

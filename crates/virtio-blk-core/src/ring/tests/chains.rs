@@ -35,6 +35,7 @@ fn found(
         let mut chain = Chain::new();
         let popped = ring.pop(&map, &mut chain).unwrap();
         assert_eq!((chain.head(), ring.in_flight()), (0, 1));
+        same_by_shape(&map, &state, features, popped, &chain);
         // Whatever it was, it is handed back and the queue goes on.
         ring.push(0, 0);
         assert_eq!(ring.in_flight(), 0);
@@ -65,6 +66,36 @@ fn found(
         assert!(both || other == first, "{other:?} is not {first:?}");
     }
     first.clone()
+}
+
+/// What the runner takes from the same ring is what `pop` found.
+fn same_by_shape<M: crate::memory::DeviceMemory>(
+    map: &GuestMap<M>,
+    state: &QueueState,
+    features: u64,
+    popped: Popped,
+    expected: &Chain,
+) {
+    let mut ring = SplitRing::new(map, state, features).unwrap();
+    let mut chain = Chain::new();
+    let taken = ring.take_next(map, &mut chain).unwrap();
+    assert_eq!(ring.in_flight(), 1);
+    match taken {
+        Taken::Nothing => panic!("nothing there"),
+        Taken::Malformed => assert!(matches!(popped, Popped::Malformed(_))),
+        Taken::Chain => assert_eq!(popped, Popped::Chain),
+        Taken::Usual(usual) => {
+            assert_eq!(popped, Popped::Chain);
+            chain.set_usual(&usual);
+        }
+    }
+    assert_eq!(chain.head(), expected.head());
+    if popped == Popped::Chain {
+        assert_eq!(chain.readable(), expected.readable());
+        assert_eq!(chain.writable(), expected.writable());
+        assert_eq!(chain.readable_len(), expected.readable_len());
+        assert_eq!(chain.writable_len(), expected.writable_len());
+    }
 }
 
 fn r(len: u32) -> Descriptor {
@@ -325,5 +356,87 @@ proptest! {
         let expected = walk(&table).map(|(r, w)| (lens(&r), lens(&w)));
         let got = found(SIZE, false, |_| table.clone());
         prop_assert_eq!(got.ok(), expected);
+    }
+
+    #[test]
+    fn nearly_usual_chains_are_read_as_by_a_walk(
+        list in prop::collection::vec(
+            (
+                prop::sample::select(vec![0, 1, 2, 15, 16, 17, 4096, u32::MAX - 17, u32::MAX - 16]),
+                prop_oneof![
+                    Just(DESC_F_NEXT),
+                    Just(DESC_F_NEXT | DESC_F_WRITE),
+                    Just(DESC_F_WRITE),
+                    prop::sample::select(vec![0, 9, DESC_F_INDIRECT, DESC_F_INDIRECT | DESC_F_NEXT]),
+                ],
+                prop_oneof![4 => 0..4u16, 1 => prop::sample::select(vec![SIZE, u16::MAX])],
+            ),
+            4,
+        ),
+        keep in 0..5usize,
+        indirect in any::<bool>(),
+        entries in 1..5usize,
+    ) {
+        let mut table: Vec<_> = list
+            .into_iter()
+            .map(|(len, flags, next)| Descriptor { addr: GuestAddress(1), len, flags, next })
+            .collect();
+        // The more of it is as usual, the nearer.
+        for (at, desc) in [r(16).then(1), w(4096).then(2), w(1)].into_iter().enumerate() {
+            if at != keep && keep < 4 {
+                table[at] = desc;
+            }
+        }
+        let _ = found(SIZE, true, |hostile| {
+            if !indirect {
+                return table.clone();
+            }
+            vec![hostile.table(&table[..entries.min(table.len())]).unwrap()]
+        });
+    }
+}
+
+#[test]
+fn usual_chains_are_known_by_their_shape() {
+    let header = r(16).then(1);
+    let shapes = [
+        (vec![header, w(4096).then(2), w(1)], true),
+        (vec![header, r(512).then(2), w(1)], true),
+        (vec![r(16).then(2), w(1), r(512).then(1)], true),
+        (vec![header, w(0).then(2), w(1)], false),
+        (vec![header, w(512).then(2), w(2)], false),
+        (vec![header, w(512).then(2), r(1)], false),
+        (vec![r(17).then(1), w(512).then(2), w(1)], false),
+        (vec![header, w(512).then(3), w(1), w(1)], true),
+        (vec![header, w(512).then(2), w(1).then(3), w(1)], false),
+        (vec![header, w(u32::MAX - 16).then(2), w(1)], false),
+        (vec![header, w(1)], false),
+    ];
+    for (list, usual) in shapes {
+        for table in [false, true] {
+            let (mem, space) = testmem::single(1024 * 1024).unwrap();
+            let mut hostile = HostileRing::new(&mem, space, SIZE, 0, false).unwrap();
+            let direct = match table {
+                true => vec![hostile.table(&list).unwrap()],
+                false => list.clone(),
+            };
+            for (index, desc) in direct.into_iter().enumerate() {
+                hostile.descriptor(index as u16, desc).unwrap();
+            }
+            hostile.avail_entry(0, 0).unwrap();
+            hostile.avail_idx(1).unwrap();
+            let state = hostile.state;
+            drop(hostile);
+            let map = GuestMap::new(Arc::new(mem));
+            let mut ring = SplitRing::new(&map, &state, RING_INDIRECT_DESC).unwrap();
+            let taken = ring.take_next(&map, &mut Chain::new()).unwrap();
+            // A table has three entries, and they are linked in order here.
+            let usual = usual && !(table && (list.len() != 3 || list[1].len == 1));
+            assert_eq!(
+                matches!(taken, Taken::Usual(_)),
+                usual,
+                "{list:?}, table: {table}"
+            );
+        }
     }
 }

@@ -195,3 +195,40 @@ fn a_deadline_brings_the_thread_back() {
     apart.disk.release(1);
     assert_eq!(apart.answer().status, S_OK);
 }
+
+#[test]
+fn a_stop_can_be_begun_and_waited_for() {
+    let (mut apart, thread, _told) = spawn(Mode::Held, WaitKind::Fd, Duration::ZERO);
+    let token = apart.submit(&Request::read(0, 512));
+    while apart.disk.held() == 0 {
+        std::thread::yield_now();
+    }
+    let (sender, told) = mpsc::channel();
+    thread.begin_stop(Stop::Drain, move || sender.send(()).unwrap());
+    assert!(!thread.wait_stopped(Instant::now()));
+    assert!(told.try_recv().is_err());
+    apart.disk.release(1);
+    told.recv().unwrap();
+    assert!(thread.wait_stopped(Instant::now()));
+    // Too late for both, and that is said.
+    thread.post(|_| panic!("the thread is gone"));
+    let (sender, told) = mpsc::channel();
+    thread.begin_stop(Stop::HandOver, move || sender.send(()).unwrap());
+    told.recv().unwrap();
+    assert!(thread.stop(Stop::Drain).unwrap().in_flight.is_empty());
+    assert_eq!(apart.answer().token, token);
+}
+
+#[test]
+fn a_posted_call_is_not_waited_for() {
+    let (_apart, thread, _told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);
+    let (sender, done) = mpsc::channel();
+    let (go, gate) = mpsc::channel::<()>();
+    thread.post(move |runner| {
+        gate.recv().unwrap();
+        sender.send(runner.in_flight()).unwrap();
+    });
+    // The thread waits for what is only sent now.
+    go.send(()).unwrap();
+    assert_eq!(done.recv(), Ok(0));
+}

@@ -3,6 +3,7 @@
 
 //! Ways to make a job's system calls. Each is an `IoQueue` around the same [`super::job::Job`].
 
+mod at_once;
 mod sync;
 #[cfg(feature = "io-uring")]
 mod uring;
@@ -14,28 +15,6 @@ use virtio_blk_core::disk::{DiskError, IoQueue};
 use super::error::OpenError;
 use super::medium::Medium;
 use super::options::Engine;
-
-/// What an io_uring queue does inside `submit` instead.
-#[cfg(feature = "io-uring")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Inline {
-    /// Reads that the page cache can answer.
-    reads: bool,
-    /// Writes into the page cache.
-    writes: bool,
-}
-
-#[cfg(feature = "io-uring")]
-impl Inline {
-    const NOTHING: Self = Self {
-        reads: false,
-        writes: false,
-    };
-    const PAGE_CACHE: Self = Self {
-        reads: true,
-        writes: true,
-    };
-}
 
 /// The engine chosen for a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +49,7 @@ impl Plan {
             #[cfg(feature = "io-uring")]
             (Engine::Auto, Ok(())) => Ok(if medium.is_direct() {
                 Self::Ring { by_name: false }
-            } else if super::sys::is_in_memory(&medium.file) {
+            } else if !medium.is_block_device() && super::sys::is_in_memory(&medium.file) {
                 Self::Sync
             } else {
                 Self::Mixed
@@ -102,12 +81,12 @@ impl Plan {
     ) -> Result<Box<dyn IoQueue>, DiskError> {
         #[cfg(feature = "io-uring")]
         {
-            let (inline, by_name) = match self {
+            let (page_cache, by_name) = match self {
                 Self::Sync => return Ok(Box::new(sync::SyncQueue::new(medium.clone()))),
-                Self::Ring { by_name } => (Inline::NOTHING, by_name),
-                Self::Mixed => (Inline::PAGE_CACHE, false),
+                Self::Ring { by_name } => (false, by_name),
+                Self::Mixed => (true, false),
             };
-            match uring::RingQueue::new(medium.clone(), depth, inline) {
+            match uring::RingQueue::new(medium.clone(), depth, page_cache) {
                 Ok(queue) => return Ok(Box::new(queue)),
                 Err(error) if by_name => return Err(error),
                 Err(_) => {}

@@ -5,8 +5,9 @@
 
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Op, Submit, Wait};
+use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Wait};
 
+use super::at_once::AtOnce;
 use crate::raw::bounce::Pool;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
@@ -16,13 +17,18 @@ use crate::raw::sys;
 pub(super) struct SyncQueue {
     medium: Arc<Medium>,
     pool: Pool,
+    at_once: AtOnce,
 }
 
 impl SyncQueue {
     pub fn new(medium: Arc<Medium>) -> Self {
         // One job at a time needs one chunk.
         let pool = Pool::new(medium.bounce_align(), 1);
-        Self { medium, pool }
+        Self {
+            medium,
+            pool,
+            at_once: AtOnce::new(true),
+        }
     }
 }
 
@@ -52,8 +58,8 @@ fn call(medium: &Medium, call: Call<'_>) -> i32 {
 
 impl IoQueue for SyncQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if let Err(error) = self.medium.admit(&op) {
-            return Submit::Done(op.complete(Err(error)));
+        if let Some(result) = self.execute(&op.kind, &op.buf) {
+            return Submit::Done(op.complete(result));
         }
         let mut job = Job::new(op, &self.medium);
         let result = loop {
@@ -67,6 +73,13 @@ impl IoQueue for SyncQueue {
         };
         job.release(&mut self.pool);
         Submit::Done(job.op.complete(result))
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        if let Err(error) = self.medium.admit(kind, buf.len()) {
+            return Some(Err(error));
+        }
+        self.at_once.execute(&self.medium, kind, buf)
     }
 
     fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {

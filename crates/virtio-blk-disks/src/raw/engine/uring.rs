@@ -14,9 +14,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
-use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Op, Submit, Token, Wait};
+use virtio_blk_core::disk::{
+    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+};
 
-use super::Inline;
+use super::at_once::AtOnce;
 use crate::raw::bounce::Pool;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
@@ -90,7 +92,8 @@ pub(super) fn available() -> Result<(), String> {
 pub(super) struct RingQueue {
     ring: IoUring,
     medium: Arc<Medium>,
-    inline: Inline,
+    /// For what the page cache answers inside `submit`.
+    at_once: Option<AtOnce>,
     pool: Pool,
     /// Jobs by number. The number goes through the kernel.
     slots: Vec<Option<Job>>,
@@ -159,50 +162,29 @@ fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
 }
 
 /// Takes a job as far as it gets without the ring.
-fn drive(job: &mut Job, medium: &Medium, pool: &mut Pool, inline: Inline) -> Driven {
+fn drive(job: &mut Job, medium: &Medium, pool: &mut Pool) -> Driven {
     loop {
         let call = match job.step(medium, pool) {
             Step::Done(result) => return Driven::Done(result),
             Step::Wait => return Driven::Wait,
             Step::Call(call) => call,
         };
-        let made = match call {
-            Call::Erase { how, offset, len } => Some(sys::erase(&medium.file, how, offset, len)),
-            Call::Read { segments, offset } if inline.reads && medium.can.nowait.get() => {
-                // SAFETY: the job keeps the segments valid until it is told the outcome.
-                match unsafe { sys::preadv2(&medium.file, segments, offset, libc::RWF_NOWAIT) } {
-                    code if code == -libc::EAGAIN => None,
-                    code if code == -libc::EOPNOTSUPP => {
-                        medium.can.nowait.lost();
-                        None
-                    }
-                    outcome => Some(outcome),
-                }
+        match (call, entry(&call)) {
+            (Call::Erase { how, offset, len }, _) => {
+                job.apply(medium, sys::erase(&medium.file, how, offset, len));
             }
-            Call::Write {
-                segments,
-                offset,
-                dsync: false,
-            } if inline.writes => {
-                // SAFETY: as above.
-                Some(unsafe { sys::pwritev2(&medium.file, segments, offset, 0) })
-            }
-            _ => None,
-        };
-        match (made, entry(&call)) {
-            (Some(outcome), _) => job.apply(medium, outcome),
-            (None, Some(entry)) => return Driven::Entry(entry),
-            (None, None) => job.apply(medium, -libc::ENOSYS),
+            (_, Some(entry)) => return Driven::Entry(entry),
+            (_, None) => job.apply(medium, -libc::ENOSYS),
         }
     }
 }
 
 impl RingQueue {
-    /// Opens a ring for `depth` jobs at a time.
+    /// Opens a ring for `depth` jobs at a time. `page_cache`: what that can answer is done inside `submit`.
     ///
     /// # Errors
     /// The ring could not be set up.
-    pub fn new(medium: Arc<Medium>, depth: u16, inline: Inline) -> Result<Self, DiskError> {
+    pub fn new(medium: Arc<Medium>, depth: u16, page_cache: bool) -> Result<Self, DiskError> {
         let depth = depth.max(1);
         let ring = set_up(depth.into())?;
         ring.submitter()
@@ -211,7 +193,7 @@ impl RingQueue {
             ring,
             pool: Pool::new(medium.bounce_align(), CHUNKS),
             medium,
-            inline,
+            at_once: page_cache.then(|| AtOnce::new(false)),
             slots: Vec::new(),
             free: Vec::new(),
             limit: depth.into(),
@@ -330,7 +312,7 @@ impl RingQueue {
             let Some(Some(job)) = self.slots.get_mut(number as usize) else {
                 continue;
             };
-            match drive(job, &self.medium, &mut self.pool, Inline::NOTHING) {
+            match drive(job, &self.medium, &mut self.pool) {
                 Driven::Done(result) => self.finish(number, result, done),
                 Driven::Entry(entry) => {
                     self.push(entry, number.into());
@@ -348,8 +330,8 @@ impl RingQueue {
 
 impl IoQueue for RingQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if let Err(error) = self.medium.admit(&op) {
-            return Submit::Done(op.complete(Err(error)));
+        if let Some(result) = self.execute(&op.kind, &op.buf) {
+            return Submit::Done(op.complete(result));
         }
         if self.free.is_empty() && self.slots.len() == self.limit {
             return Submit::Full(op);
@@ -359,7 +341,7 @@ impl IoQueue for RingQueue {
             return Submit::Full(op);
         }
         let mut job = Job::new(op, &self.medium);
-        match drive(&mut job, &self.medium, &mut self.pool, self.inline) {
+        match drive(&mut job, &self.medium, &mut self.pool) {
             Driven::Done(result) => {
                 job.release(&mut self.pool);
                 return Submit::Done(job.op.complete(result));
@@ -374,6 +356,13 @@ impl IoQueue for RingQueue {
             }
         }
         Submit::Queued
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        if let Err(error) = self.medium.admit(kind, buf.len()) {
+            return Some(Err(error));
+        }
+        self.at_once.as_mut()?.execute(&self.medium, kind, buf)
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {

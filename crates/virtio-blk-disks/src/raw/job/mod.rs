@@ -10,7 +10,7 @@
 
 use std::ops::ControlFlow;
 
-use virtio_blk_core::disk::{DiskError, Op, OpKind};
+use virtio_blk_core::disk::{DiskError, IoBuf, Op, OpKind};
 
 use super::bounce::{Chunk, Pool};
 use super::medium::Medium;
@@ -96,6 +96,15 @@ enum Stage {
     Sync,
     /// Over.
     Done(Result<(), DiskError>),
+}
+
+/// Whether one call can move a buffer as it is; an empty one needs none.
+pub(super) fn fits_one_call(medium: &Medium, buf: &IoBuf) -> bool {
+    let segments = buf.segments();
+    !segments.is_empty()
+        && segments.len() <= MAX_SEGMENTS
+        && buf.len() <= MAX_CALL
+        && medium.takes(segments)
 }
 
 /// One operation on its way.

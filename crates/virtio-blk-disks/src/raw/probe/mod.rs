@@ -110,7 +110,8 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
         block: guest_block,
         why: error.to_string(),
     })?;
-    let can = Abilities::new(punch);
+    let map = options.mmap && !options.direct && (is_device || sys::has_local_cache(&file));
+    let can = Abilities::new(punch, map);
     let path = path.to_owned();
     Ok(Medium::new(
         file,

@@ -39,7 +39,7 @@ fn medium(memory: u32, offset: u32, block_device: bool) -> Medium {
         }),
         ..Caps::basic(SIZE as u64 / 512)
     };
-    let can = Abilities::new(true);
+    let can = Abilities::new(true, false);
     let file = tempfile::tempfile().unwrap();
     Medium::new(file, "test".into(), caps, can, direct, block_device)
 }

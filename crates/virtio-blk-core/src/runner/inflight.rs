@@ -1,0 +1,290 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The in-flight area of split queues: memory that outlives this process and tells its successor which
+//! requests were taken and not returned. The layout is that of vhost-user's "Inflight I/O tracking".
+//!
+//! Layout of a queue's part: a header {u64 features, u16 version, u16 desc_num, u16 last_batch_head,
+//! u16 used_idx}, then for each descriptor {u8 inflight, u8\[5\], u16 next, u64 counter}, in native byte
+//! order. Parts are aligned to 64 bytes. All of it may have been written by somebody hostile.
+//!
+//! Behind the parts, where the protocol has nothing, we keep the driver's cache mode {u64 magic, u8 mode}: a
+//! client tells it only when the driver changes it, so that a restarted server would not know that each
+//! write must be stable.
+
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+
+use vm_memory::{AtomicInteger, VolatileMemory, VolatileSlice};
+
+use super::InFlightLog;
+use crate::memory::HostMemory;
+
+const HEADER: usize = 16;
+const ENTRY: usize = 16;
+const ALIGN: usize = 64;
+
+const VERSION: usize = 8;
+const DESC_NUM: usize = 10;
+const LAST_BATCH_HEAD: usize = 12;
+const USED_IDX: usize = 14;
+
+/// The version of the layout; 0 is an area nobody used yet.
+const LAYOUT: u16 = 1;
+
+/// Bytes of our own part behind the queues'.
+const TRAILER: usize = 64;
+/// What our own part begins with.
+const MAGIC: u64 = u64::from_le_bytes(*b"vblk-wce");
+
+/// Bytes of one queue's part.
+fn part_size(queue_size: u16) -> usize {
+    (HEADER + ENTRY * usize::from(queue_size)).next_multiple_of(ALIGN)
+}
+
+/// Why an in-flight area can't be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InFlightError {
+    /// It does not hold what it should.
+    #[error("an in-flight area of {bytes} bytes for {queues} queues of {queue_size}")]
+    Size {
+        /// Its bytes.
+        bytes: usize,
+        /// The queues it should be for.
+        queues: u16,
+        /// Descriptors of each of them.
+        queue_size: u16,
+    },
+    /// It does not begin at a multiple of 8 in memory.
+    #[error("an in-flight area at an odd address")]
+    Alignment,
+    /// It has no such queue.
+    #[error(
+        "the in-flight area has {queues} queues of {queue_size}, queue {index} has {size} descriptors"
+    )]
+    Queue {
+        /// The queues it has.
+        queues: u16,
+        /// The most descriptors of each of them.
+        queue_size: u16,
+        /// The queue asked for.
+        index: u16,
+        /// Its descriptors.
+        size: u16,
+    },
+    /// Written by code that knows more.
+    #[error("the in-flight area has layout {0}, {LAYOUT} is understood")]
+    Layout(u16),
+}
+
+/// The field at `offset`; `None` outside the memory, or where it is misaligned.
+fn field<T: AtomicInteger>(memory: &HostMemory, offset: usize) -> Option<&T> {
+    // SAFETY: `HostMemory` is mapped for reading and writing as long as it is borrowed here, and nobody
+    // has a reference into it other than to atomics.
+    let slice: VolatileSlice<'_> = unsafe { VolatileSlice::new(memory.as_ptr(), memory.len()) };
+    let field = slice.get_atomic_ref::<T>(offset).ok()?;
+    // SAFETY: checked to be inside and aligned by `get_atomic_ref`; the slice above lives shorter than
+    // the memory.
+    Some(unsafe { &*std::ptr::from_ref(field) })
+}
+
+/// The area of all queues of a device. Clones are handles to the same memory.
+#[derive(Clone, Debug)]
+pub struct InFlightArea {
+    memory: HostMemory,
+    queue_size: u16,
+    queues: u16,
+    /// Where our own part begins; areas of others have none.
+    trailer: Option<usize>,
+}
+
+impl InFlightArea {
+    /// Bytes that an area for `queues` queues of up to `queue_size` descriptors takes, with our own part.
+    pub fn bytes(queues: u16, queue_size: u16) -> usize {
+        part_size(queue_size) * usize::from(queues) + TRAILER
+    }
+
+    /// Takes memory that is full of zeroes, or that an earlier owner left. An area without our own part is
+    /// accepted: the cache mode is not kept then.
+    ///
+    /// # Errors
+    /// The memory is too small for what it should hold, or misaligned.
+    pub fn new(memory: HostMemory, queues: u16, queue_size: u16) -> Result<Self, InFlightError> {
+        let needed = part_size(queue_size) * usize::from(queues);
+        let bytes = memory.len();
+        if queues == 0 || queue_size == 0 || bytes < needed {
+            return Err(InFlightError::Size {
+                bytes,
+                queues,
+                queue_size,
+            });
+        }
+        if !(memory.as_ptr() as usize).is_multiple_of(align_of::<u64>()) {
+            return Err(InFlightError::Alignment);
+        }
+        Ok(Self {
+            trailer: (bytes >= needed + TRAILER).then_some(needed),
+            memory,
+            queue_size,
+            queues,
+        })
+    }
+
+    /// Keeps the driver's cache mode: 0 write-through, 1 write-back.
+    pub fn keep_cache_mode(&self, mode: u8) {
+        if let Some(at) = self.trailer
+            && let Some(kept) = field::<AtomicU8>(&self.memory, at + 8)
+            && let Some(magic) = field::<AtomicU64>(&self.memory, at)
+        {
+            kept.store(mode, Ordering::Release);
+            magic.store(MAGIC, Ordering::Release);
+        }
+    }
+
+    /// The cache mode that was kept, if one was.
+    pub fn cache_mode(&self) -> Option<u8> {
+        let at = self.trailer?;
+        let magic = field::<AtomicU64>(&self.memory, at)?;
+        let mode = field::<AtomicU8>(&self.memory, at + 8)?;
+        (magic.load(Ordering::Acquire) == MAGIC).then(|| mode.load(Ordering::Acquire))
+    }
+
+    /// The log of queue `index` with `size` descriptors, whose ring shows `used_idx`, and the heads that
+    /// were taken and not returned, oldest first.
+    ///
+    /// # Errors
+    /// The area has no such queue, or is of a layout of the future.
+    pub fn queue(
+        &self,
+        index: u16,
+        size: u16,
+        used_idx: u16,
+    ) -> Result<(SplitLog, Vec<u16>), InFlightError> {
+        if index >= self.queues || size > self.queue_size {
+            return Err(InFlightError::Queue {
+                queues: self.queues,
+                queue_size: self.queue_size,
+                index,
+                size,
+            });
+        }
+        let mut log = SplitLog {
+            memory: self.memory.clone(),
+            base: part_size(self.queue_size) * usize::from(index),
+            size,
+            counter: 0,
+        };
+        let version = log.load::<AtomicU16>(VERSION);
+        if version > LAYOUT {
+            return Err(InFlightError::Layout(version));
+        }
+        let in_flight = log.recover(used_idx);
+        Ok((log, in_flight))
+    }
+}
+
+/// One queue's log in an [`InFlightArea`].
+#[derive(Debug)]
+pub struct SplitLog {
+    memory: HostMemory,
+    base: usize,
+    size: u16,
+    /// The order of the next request.
+    counter: u64,
+}
+
+impl SplitLog {
+    fn load<T: AtomicInteger>(&self, offset: usize) -> T::V
+    where
+        T::V: Default,
+    {
+        // Offsets are inside the area by construction; an absent one reads as untouched.
+        field::<T>(&self.memory, self.base + offset)
+            .map(|field| field.load(Ordering::Acquire))
+            .unwrap_or_default()
+    }
+
+    fn store<T: AtomicInteger>(&self, offset: usize, value: T::V) {
+        if let Some(field) = field::<T>(&self.memory, self.base + offset) {
+            field.store(value, Ordering::Release);
+        }
+    }
+
+    fn entry(head: u16) -> usize {
+        HEADER + ENTRY * usize::from(head)
+    }
+
+    fn in_flight(&self, head: u16) -> bool {
+        self.load::<AtomicU8>(Self::entry(head)) != 0
+    }
+
+    fn set_in_flight(&self, head: u16, value: bool) {
+        self.store::<AtomicU8>(Self::entry(head), u8::from(value));
+    }
+
+    fn next(head: u16) -> usize {
+        Self::entry(head) + 6
+    }
+
+    fn order(head: u16) -> usize {
+        Self::entry(head) + 8
+    }
+
+    /// Completes a batch that was cut off, and lists what is in flight.
+    fn recover(&mut self, used_idx: u16) -> Vec<u16> {
+        if self.load::<AtomicU16>(VERSION) == 0 {
+            self.store::<AtomicU16>(USED_IDX, used_idx);
+            self.store::<AtomicU16>(VERSION, LAYOUT);
+        }
+        // A guest's next boot may choose another size; the area has room for the largest.
+        self.store::<AtomicU16>(DESC_NUM, self.size);
+        // A batch is in the used ring and still marked here: the process died between the two.
+        let unmarked = used_idx.wrapping_sub(self.load::<AtomicU16>(USED_IDX));
+        let mut head = self.load::<AtomicU16>(LAST_BATCH_HEAD);
+        for _ in 0..unmarked.min(self.size) {
+            if head >= self.size {
+                break;
+            }
+            self.set_in_flight(head, false);
+            head = self.load::<AtomicU16>(Self::next(head));
+        }
+        self.store::<AtomicU16>(USED_IDX, used_idx);
+        let mut heads: Vec<(u64, u16)> = (0..self.size)
+            .filter(|&head| self.in_flight(head))
+            .map(|head| (self.load::<AtomicU64>(Self::order(head)), head))
+            .collect();
+        heads.sort_unstable();
+        self.counter = heads.last().map_or(0, |(order, _)| order.wrapping_add(1));
+        heads.into_iter().map(|(_, head)| head).collect()
+    }
+}
+
+impl InFlightLog for SplitLog {
+    fn taken(&mut self, head: u16) {
+        if head < self.size {
+            self.store::<AtomicU64>(Self::order(head), self.counter);
+            self.counter = self.counter.wrapping_add(1);
+            self.set_in_flight(head, true);
+        }
+    }
+
+    fn returning(&mut self, heads: &[u16], _used_idx: u16) {
+        // A list from the last head back to the first, for `recover`.
+        let mut last = self.load::<AtomicU16>(LAST_BATCH_HEAD);
+        for &head in heads.iter().filter(|&&head| head < self.size) {
+            self.store::<AtomicU16>(Self::next(head), last);
+            last = head;
+        }
+        self.store::<AtomicU16>(LAST_BATCH_HEAD, last);
+    }
+
+    fn returned(&mut self, heads: &[u16], used_idx: u16) {
+        for &head in heads.iter().filter(|&&head| head < self.size) {
+            self.set_in_flight(head, false);
+        }
+        self.store::<AtomicU16>(USED_IDX, used_idx);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use std::sync::Arc;
+
+use super::*;
+
+/// `bytes` of zeroes.
+fn zeroes(bytes: usize) -> HostMemory {
+    let words: Arc<Vec<AtomicU64>> = Arc::new((0..bytes.div_ceil(8)).map(|_| 0.into()).collect());
+    let base = words.as_ptr().cast_mut().cast();
+    // SAFETY: the words live as long as their owner, and are only reached by atomics.
+    unsafe { HostMemory::new(base, bytes, words) }
+}
+
+/// Two queues of eight.
+fn area() -> (InFlightArea, HostMemory) {
+    let memory = zeroes(InFlightArea::bytes(2, 8));
+    (InFlightArea::new(memory.clone(), 2, 8).unwrap(), memory)
+}
+
+fn reopen(area: &InFlightArea, size: u16, used: u16) -> (SplitLog, Vec<u16>) {
+    area.queue(1, size, used).unwrap()
+}
+
+#[test]
+fn a_new_area_has_nothing_in_flight() {
+    let (area, memory) = area();
+    assert_eq!(memory.len(), 2 * 192 + 64);
+    assert_eq!(reopen(&area, 8, 5).1, Vec::<u16>::new());
+}
+
+#[test]
+fn heads_come_back_in_the_order_taken() {
+    let (area, _) = area();
+    let (mut log, _) = reopen(&area, 8, 0);
+    for head in [3, 0, 7, 1] {
+        log.taken(head);
+    }
+    log.returning(&[0, 7], 2);
+    log.returned(&[0, 7], 2);
+    let (mut log, heads) = reopen(&area, 8, 2);
+    assert_eq!(heads, [3, 1]);
+    log.taken(5);
+    assert_eq!(reopen(&area, 8, 2).1, [3, 1, 5]);
+}
+
+#[test]
+fn a_batch_cut_off_after_the_index_store_counts_as_returned() {
+    let (area, _) = area();
+    let (mut log, _) = reopen(&area, 8, 65534);
+    for head in 0..4 {
+        log.taken(head);
+    }
+    // The index wraps with this batch of three; `returned` never runs.
+    log.returning(&[2, 0, 3], 1);
+    assert_eq!(reopen(&area, 8, 1).1, [1]);
+    assert_eq!(reopen(&area, 8, 1).1, [1], "recovery is repeatable");
+}
+
+#[test]
+fn a_batch_cut_off_before_the_index_store_is_still_in_flight() {
+    let (area, _) = area();
+    let (mut log, _) = reopen(&area, 8, 0);
+    log.taken(0);
+    log.taken(1);
+    log.returning(&[1, 0], 2);
+    assert_eq!(reopen(&area, 8, 0).1, [0, 1]);
+}
+
+#[test]
+fn head_zero_is_no_special_case() {
+    let (area, _) = area();
+    let (mut log, _) = reopen(&area, 8, 0);
+    log.taken(0);
+    assert_eq!(reopen(&area, 8, 0).1, [0]);
+    log.returning(&[0], 1);
+    assert_eq!(reopen(&area, 8, 1).1, Vec::<u16>::new());
+}
+
+#[test]
+fn hostile_content_is_bounded() {
+    let (area, _) = area();
+    let (log, _) = reopen(&area, 8, 0);
+    log.store::<AtomicU16>(LAST_BATCH_HEAD, 60000);
+    log.store::<AtomicU16>(USED_IDX, 3);
+    for head in 0..8 {
+        log.set_in_flight(head, true);
+        log.store::<AtomicU16>(SplitLog::next(head), head);
+        log.store::<AtomicU64>(SplitLog::order(head), u64::MAX);
+    }
+    let (mut log, heads) = reopen(&area, 8, 2);
+    assert_eq!(heads.len(), 8);
+    log.taken(9999);
+    log.returning(&[9999], 0);
+    log.returned(&[9999], 0);
+    log.store::<AtomicU16>(LAST_BATCH_HEAD, 4);
+    log.store::<AtomicU16>(USED_IDX, 3);
+    assert_eq!(reopen(&area, 8, 2).1.len(), 7, "a loop in the list ends");
+}
+
+#[test]
+fn sizes_are_checked() {
+    let (area, memory) = area();
+    assert!(area.queue(2, 8, 0).is_err());
+    assert!(area.queue(0, 16, 0).is_err());
+    let odd = memory.slice(4, memory.len() - 4).unwrap();
+    assert_eq!(
+        InFlightArea::new(odd, 2, 8).unwrap_err(),
+        InFlightError::Alignment
+    );
+    assert!(InFlightArea::new(memory.clone(), 3, 8).is_err());
+    assert!(InFlightArea::new(memory.clone(), 0, 8).is_err());
+    assert!(InFlightArea::new(memory, 2, 0).is_err());
+}
+
+#[test]
+fn a_layout_of_the_future_is_refused() {
+    let (area, _) = area();
+    let (log, _) = reopen(&area, 8, 0);
+    log.store::<AtomicU16>(VERSION, LAYOUT + 1);
+    assert_eq!(
+        area.queue(1, 8, 0).unwrap_err(),
+        InFlightError::Layout(LAYOUT + 1)
+    );
+}
+
+#[test]
+fn the_cache_mode_is_kept_where_there_is_room() {
+    let (area, memory) = area();
+    assert_eq!(area.cache_mode(), None);
+    area.keep_cache_mode(0);
+    let again = InFlightArea::new(memory.clone(), 2, 8).unwrap();
+    assert_eq!(again.cache_mode(), Some(0));
+    // The area of a server that knows nothing of it.
+    let small = memory.slice(0, memory.len() - TRAILER).unwrap();
+    let small = InFlightArea::new(small, 2, 8).unwrap();
+    small.keep_cache_mode(1);
+    assert_eq!(small.cache_mode(), None);
+    assert_eq!(area.cache_mode(), Some(0));
+}

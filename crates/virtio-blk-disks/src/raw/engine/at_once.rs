@@ -1,0 +1,92 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Operations that one system call finishes, or none: the short way that most go.
+
+use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
+
+use crate::raw::cached::CachedReads;
+use crate::raw::job::fits_one_call;
+use crate::raw::medium::Medium;
+use crate::raw::sys;
+
+/// What a queue tries before it makes a [`Job`](crate::raw::job::Job) of an operation.
+pub(super) struct AtOnce {
+    cached: CachedReads,
+    /// Whether a read may wait for the device.
+    wait: bool,
+    /// What was tried last, in vain.
+    declined: Option<OpKind>,
+}
+
+impl AtOnce {
+    pub const fn new(wait: bool) -> Self {
+        Self {
+            cached: CachedReads::new(),
+            wait,
+            declined: None,
+        }
+    }
+
+    /// Executes an operation that was admitted. `None`: it takes more than a call, or the call did not do
+    /// it, for a reason that shows when it is made again.
+    pub fn execute(
+        &mut self,
+        medium: &Medium,
+        kind: &OpKind,
+        buf: &IoBuf,
+    ) -> Option<Result<(), DiskError>> {
+        if self.declined.take() == Some(*kind) {
+            return None;
+        }
+        let done = match *kind {
+            OpKind::Read { offset } => {
+                self.cached.read(offset, buf) || self.read(medium, offset, buf)
+            }
+            OpKind::Write { offset, fua: false } => self.write(medium, offset, buf),
+            _ => return None,
+        };
+        if done {
+            return Some(Ok(()));
+        }
+        // Most callers submit it next: not to be tried twice.
+        self.declined = Some(*kind);
+        None
+    }
+
+    fn read(&mut self, medium: &Medium, offset: u64, buf: &IoBuf) -> bool {
+        if !fits_one_call(medium, buf) {
+            return false;
+        }
+        let flags = match self.wait {
+            true => 0,
+            #[cfg(feature = "io-uring")]
+            false if medium.can.nowait.get() => libc::RWF_NOWAIT,
+            false => return false,
+        };
+        // SAFETY: the buffer's segments are valid while it is borrowed.
+        let outcome = unsafe { sys::preadv2(&medium.file, buf.segments(), offset, flags) };
+        #[cfg(feature = "io-uring")]
+        if flags != 0 && outcome == -libc::EOPNOTSUPP {
+            medium.can.nowait.lost();
+        }
+        let done = usize::try_from(outcome) == Ok(buf.len());
+        if done {
+            self.cached.note(medium, offset, buf.len());
+        }
+        done
+    }
+
+    fn write(&mut self, medium: &Medium, offset: u64, buf: &IoBuf) -> bool {
+        if !fits_one_call(medium, buf) {
+            return false;
+        }
+        // SAFETY: as above.
+        let outcome = unsafe { sys::pwritev2(&medium.file, buf.segments(), offset, 0) };
+        let done = usize::try_from(outcome) == Ok(buf.len());
+        if done {
+            self.cached.note(medium, offset, buf.len());
+        }
+        done
+    }
+}

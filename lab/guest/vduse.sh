@@ -1,0 +1,49 @@
+# Copyright 2026 The vblk Authors.
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# What lab scripts about VDUSE share: `. /lab/vduse.sh` after lib.sh.
+
+# serve NAME DISK OPTIONS...: starts `vblk serve vduse`, waits until it serves.
+serve() {
+    name=$1
+    disk_spec=$2
+    shift 2
+    : >"/tmp/$name.out"
+    vblk --json serve vduse --disk "$disk_spec" --name "$name" "$@" >"/tmp/$name.out" 2>>"/tmp/$name.log" &
+    echo $! >"/tmp/$name.pid"
+    tries=200
+    until grep -q listening "/tmp/$name.out"; do
+        kill -0 "$(cat "/tmp/$name.pid")" 2>/dev/null || fail "no server: $(cat "/tmp/$name.log")"
+        [ $tries -gt 0 ] || fail "the server does not come up: $(cat "/tmp/$name.log")"
+        tries=$((tries - 1))
+        sleep 0.05
+    done
+}
+
+# The server of NAME must still be there.
+serving() {
+    kill -0 "$(cat "/tmp/$1.pid")" 2>/dev/null || fail "the server is gone: $(cat "/tmp/$1.log")"
+}
+
+attach() {
+    vdpa dev add name "$1" mgmtdev vduse || fail "vdpa dev add: $(cat "/tmp/$1.log")"
+}
+
+detach() {
+    vdpa dev del "$1" || fail "vdpa dev del: $(cat "/tmp/$1.log")"
+}
+
+# end_server NAME: SIGTERM, and status 0.
+end_server() {
+    kill "$(cat "/tmp/$1.pid")"
+    wait "$(cat "/tmp/$1.pid")" || fail "the server of $1 failed: $(cat "/tmp/$1.log")"
+    cat "/tmp/$1.log"
+}
+
+# bind NAME DRIVER: another driver of the vDPA bus takes the device.
+bind() {
+    device=/sys/bus/vdpa/devices/$1
+    echo "$2" >"$device/driver_override"
+    [ ! -e "$device/driver" ] || echo "$1" >"$device/driver/unbind"
+    echo "$1" >/sys/bus/vdpa/drivers_probe
+}

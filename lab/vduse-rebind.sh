@@ -1,0 +1,32 @@
+#!/bin/sh
+# Copyright 2026 The vblk Authors.
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# about: a VDUSE device goes from virtio_vdpa to vhost_vdpa and back, ten times, under one server
+# lab: modules=vhost_iotlb,vhost,vdpa,virtio_vdpa,vhost_vdpa,virtio_blk,vduse binaries=vblk timeout=120
+
+. /lab/lib.sh
+. /lab/vduse.sh
+
+truncate -s 64M /tmp/disk.img
+serve disk0 raw:/tmp/disk.img --queues 2
+attach disk0
+round=0
+while [ $round -lt 10 ]; do
+    round=$((round + 1))
+    bind disk0 vhost_vdpa
+    eventually 20 test -c /dev/vhost-vdpa-0
+    [ ! -b /dev/vda ] || fail "the block device is still there"
+    bind disk0 virtio_vdpa
+    eventually 20 test -b /dev/vda
+    [ $round = 1 ] || sha256sum -c /tmp/sums >/tmp/check || fail "$(cat /tmp/check)"
+    verify /dev/vda --rw=randrw --size=1M --offset=${round}M --iodepth=16
+    dd if=/dev/urandom of=/dev/vda bs=1M count=1 oflag=direct 2>/dev/null
+    dd if=/dev/vda bs=1M count=1 iflag=direct 2>/dev/null | sha256sum | sed 's|-$|/tmp/head|' >/tmp/sums
+    dd if=/tmp/disk.img of=/tmp/head bs=1M count=1 2>/dev/null
+    sha256sum -c /tmp/sums >/tmp/check || fail "$(cat /tmp/check)"
+    serving disk0
+done
+step "$round rounds"
+detach disk0
+end_server disk0
