@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use virtio_blk_disks::DiskSpec;
+use virtio_blk_disks::{DiskSpec, StackSpec};
+
+use crate::layers::{LayerArgs, ctl, layers_help, top};
 
 macro_rules! disk_help {
     () => {
@@ -29,6 +31,8 @@ SIZE takes K, M, G, T (binary). A comma in PATH is written twice."
 
 const DISK_HELP: &str = disk_help!();
 
+const VHOST_USER_HELP: &str = concat!(disk_help!(), "\n\n", layers_help!());
+
 const VDUSE_HELP: &str = concat!(
     "\
 Examples:
@@ -40,7 +44,9 @@ Examples:
     vdpa dev del disk0; kill %1
 
 ",
-    disk_help!()
+    disk_help!(),
+    "\n\n",
+    layers_help!()
 );
 
 const ROOT_EXAMPLES: &str = "\
@@ -52,6 +58,10 @@ Examples:
       -device vhost-user-blk-pci,chardev=c
   Serve an image to this host's kernel, as /dev/vdX:
     vblk serve vduse --disk raw:disk.img --name disk0 & vdpa dev add name disk0 mgmtdev vduse
+  Limit it, and watch and change that while it is in use:
+    vblk serve vhost-user --disk raw:disk.img,throttle=iops:2000,meter --control /tmp/c --socket /tmp/vblk.sock
+    vblk top /tmp/c
+    vblk ctl /tmp/c layers meter
   Look at an image as a guest would see it:
     vblk disk info raw:disk.img
 
@@ -84,6 +94,11 @@ pub enum Command {
     /// List, add, bind and delete the kernel's vDPA devices.
     #[command(subcommand, after_help = crate::vdpa::HELP)]
     Vdpa(crate::vdpa::VdpaCommand),
+    /// Control a running server: statistics, layers, size, changed blocks.
+    #[command(after_help = ctl::HELP)]
+    Ctl(ctl::CtlArgs),
+    /// Show what running servers do, as a live table.
+    Top(top::TopArgs),
     /// List what this build and this host offer.
     Features(FeaturesArgs),
 }
@@ -92,7 +107,7 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ServeCommand {
     /// To a VMM, over a vhost-user socket.
-    #[command(after_help = DISK_HELP)]
+    #[command(after_help = VHOST_USER_HELP)]
     VhostUser(VhostUserArgs),
     /// To the kernel, as a VDUSE device: /dev/vdX on this host, or a vhost-vdpa device for VMs.
     #[command(after_help = VDUSE_HELP)]
@@ -102,9 +117,9 @@ pub enum ServeCommand {
 /// What every way to serve has.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// The disk to serve; see below.
-    #[arg(long, value_name = "DISK")]
-    pub disk: DiskSpec,
+    /// The disk to serve, perhaps with layers; see below.
+    #[arg(long, value_name = "DISK[,LAYER…]")]
+    pub disk: StackSpec,
     /// Let the driver only read.
     #[arg(long)]
     pub read_only: bool,
@@ -114,6 +129,9 @@ pub struct ServeArgs {
     /// Look for new requests for this many microseconds after the last, before sleeping; 0: sleep at once.
     #[arg(long, value_name = "µs", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub poll: u64,
+    /// What shows and changes layers.
+    #[command(flatten)]
+    pub layers: LayerArgs,
 }
 
 impl ServeArgs {

@@ -13,6 +13,7 @@ use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
 use super::{Listening, Ticker, refresh, usual_queues};
 use crate::cli::VduseArgs;
+use crate::layers::{self, Windows};
 use crate::status::Totals;
 use crate::{output, signals};
 
@@ -36,7 +37,8 @@ struct Ended {
 /// Serves until a signal.
 pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let serve = &args.serve;
-    let disk = serve.disk.open(serve.read_only)?;
+    let stack = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
+    let disk = stack.disk();
     let options = Options {
         queues: args
             .queues
@@ -68,9 +70,11 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
     };
     let place = format!("as VDUSE device {}", args.name);
     Listening::print(at, &place, serve.disk.to_string(), &device, json)?;
+    let windows = Windows::open(&serve.layers, &serve.disk, stack, device.clone(), json)?;
     let ticker = Ticker::start(&device, json, move || handle.is_live())?;
     let result = server.run();
     drop(ticker);
+    drop(windows);
     let outcome = result?;
     if json {
         let ended = Ended {
