@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vdpa_bus::management::DeviceName;
+use virtio_blk_disks::StackSpec;
 
+use crate::layers::{LayerArgs, ctl, layers_help, top};
 use crate::source::Source;
 
 macro_rules! disk_help {
@@ -32,6 +34,8 @@ SIZE takes K, M, G, T (binary). A comma in PATH is written twice."
 
 const DISK_HELP: &str = disk_help!();
 
+const VHOST_USER_HELP: &str = concat!(disk_help!(), "\n\n", layers_help!());
+
 const VDUSE_HELP: &str = concat!(
     "\
 Examples:
@@ -46,7 +50,9 @@ Examples:
     vblk vdpa del disk0; kill %1
 
 ",
-    disk_help!()
+    disk_help!(),
+    "\n\n",
+    layers_help!()
 );
 
 const ROOT_EXAMPLES: &str = "\
@@ -58,6 +64,10 @@ Examples:
       -device vhost-user-blk-pci,chardev=c
   Serve an image to this host's kernel, as /dev/vdX:
     vblk serve vduse --disk raw:disk.img --name disk0 --attach virtio
+  Limit it, and watch and change that while it is in use:
+    vblk serve vhost-user --disk raw:disk.img,throttle=iops:2000,meter --control /tmp/c --socket /tmp/vblk.sock
+    vblk top /tmp/c
+    vblk ctl /tmp/c layers meter
   Look at an image as a guest would see it:
     vblk disk info raw:disk.img
 
@@ -90,6 +100,11 @@ pub enum Command {
     /// List, add, bind and delete the kernel's vDPA devices.
     #[command(subcommand, after_help = crate::vdpa::HELP)]
     Vdpa(crate::vdpa::VdpaCommand),
+    /// Control a running server: statistics, layers, size, changed blocks.
+    #[command(after_help = ctl::HELP)]
+    Ctl(ctl::CtlArgs),
+    /// Show what running servers do, as a live table.
+    Top(top::TopArgs),
     /// List what this build and this host offer.
     Features(FeaturesArgs),
 }
@@ -98,7 +113,7 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ServeCommand {
     /// To a VMM, over a vhost-user socket.
-    #[command(after_help = DISK_HELP)]
+    #[command(after_help = VHOST_USER_HELP)]
     VhostUser(VhostUserArgs),
     /// To the kernel, as a VDUSE device: /dev/vdX on this host, or a vhost-vdpa device for VMs.
     #[command(after_help = VDUSE_HELP)]
@@ -108,9 +123,9 @@ pub enum ServeCommand {
 /// What every way to serve has.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// The disk to serve; see below.
-    #[arg(long, value_name = "DISK")]
-    pub disk: Source,
+    /// The disk to serve, perhaps with layers; see below.
+    #[arg(long, value_name = "DISK[,LAYER…]")]
+    pub disk: StackSpec<Source>,
     /// Let the driver only read.
     #[arg(long)]
     pub read_only: bool,
@@ -120,6 +135,9 @@ pub struct ServeArgs {
     /// Look for new requests for this many microseconds after the last, before sleeping; 0: sleep at once.
     #[arg(long, value_name = "µs", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub poll: u64,
+    /// What shows and changes layers.
+    #[command(flatten)]
+    pub layers: LayerArgs,
 }
 
 impl ServeArgs {

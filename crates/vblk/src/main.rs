@@ -6,6 +6,7 @@
 mod cli;
 mod disk_info;
 mod features;
+mod layers;
 mod output;
 mod serve;
 mod signals;
@@ -27,6 +28,8 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Command::Serve(ServeCommand::Vduse(args)) => serve::vduse(&args, cli.json),
         Command::Disk(DiskCommand::Info(args)) => disk_info::run(&args, cli.json),
         Command::Vdpa(command) => vdpa::run(&command, cli.json),
+        Command::Ctl(args) => layers::ctl::run(args, cli.json),
+        Command::Top(args) => layers::top::run(&args, cli.json),
         Command::Features(args) => features::run(&args, cli.json),
     }
 }

@@ -60,6 +60,20 @@ impl<T> InFlight<T> {
             .map(|place| Token(place as u64))
     }
 
+    /// The value of an operation, by its token underneath.
+    pub(crate) fn get_mut(&mut self, inner: Token) -> Option<&mut T> {
+        let place = usize::try_from(inner.0).ok()?;
+        Some(&mut self.places.get_mut(place)?.as_mut()?.value)
+    }
+
+    /// The tokens underneath of all operations.
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = Token> {
+        (0_u64..)
+            .zip(&self.places)
+            .filter(|(_, entry)| entry.is_some())
+            .map(|(place, _)| Token(place))
+    }
+
     /// Operations noted.
     pub(crate) fn len(&self) -> usize {
         self.places.len() - self.free.len()

@@ -13,6 +13,8 @@ pub mod null;
 pub mod power_cut;
 pub mod raw;
 pub mod spec;
+pub mod stack;
+pub mod switch;
 pub mod throttle;
 pub mod verify;
 
@@ -22,6 +24,8 @@ pub use memory::MemoryDisk;
 pub use meter::MeterDisk;
 pub use null::NullDisk;
 pub use raw::{Engine, RawDisk, RawOptions};
-pub use spec::DiskSpec;
+pub use spec::{DiskSpec, SpecError};
+pub use stack::{Stack, StackSpec};
+pub use switch::SwitchDisk;
 pub use throttle::{ThrottleDisk, ThrottleGroup};
 pub use verify::VerifyDisk;

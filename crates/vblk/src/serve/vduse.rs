@@ -15,6 +15,7 @@ use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
 use super::{Listening, Ticker, attach, refresh, usual_queues};
 use crate::cli::{AttachArg, VduseArgs};
+use crate::layers::{self, Windows};
 use crate::status::Totals;
 use crate::{output, signals};
 
@@ -74,7 +75,8 @@ fn attach_and_tell(name: &DeviceName, driver: AttachArg, json: bool) -> Result<(
 /// Serves until a signal.
 pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let serve = &args.serve;
-    let disk = serve.disk.open(serve.read_only)?;
+    let stack = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
+    let disk = stack.disk();
     let options = Options {
         queues: args
             .queues
@@ -116,6 +118,7 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
     };
     let place = format!("as VDUSE device {}", args.name);
     Listening::print(at, &place, serve.disk.to_string(), &device, json)?;
+    let windows = Windows::open(&serve.layers, &serve.disk, stack, device.clone(), json)?;
     let attacher = args.attach.map(|driver| {
         let (name, stop) = (args.name.clone(), handle.clone());
         std::thread::spawn(move || {
@@ -131,6 +134,7 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let ticker = Ticker::start(&device, json, move || handle.is_live())?;
     let result = server.run();
     drop(ticker);
+    drop(windows);
     let outcome = result?;
     if let Some(Ok(Err(error))) = attacher.map(std::thread::JoinHandle::join) {
         return Err(error.into());

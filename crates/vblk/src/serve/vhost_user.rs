@@ -11,6 +11,7 @@ use virtio_blk_core::device::{Device, Options};
 
 use super::{Listening, Ticker, refresh, usual_queues};
 use crate::cli::VhostUserArgs;
+use crate::layers::{self, Windows};
 use crate::status::Totals;
 use crate::{output, signals};
 
@@ -32,7 +33,8 @@ struct Ended {
 /// Serves until a signal.
 pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let serve = &args.serve;
-    let disk = serve.disk.open(serve.read_only)?;
+    let stack = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
+    let disk = stack.disk();
     let usual = usual_queues(disk.as_ref(), vhost_user_blk::MAX_QUEUES);
     let options = Options {
         queues: args.queues.unwrap_or(usual),
@@ -54,9 +56,11 @@ pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let place = format!("on {}", args.socket.display());
     Listening::print(at, &place, serve.disk.to_string(), &device, json)?;
     let connected = handle.clone();
+    let windows = Windows::open(&serve.layers, &serve.disk, stack, device.clone(), json)?;
     let ticker = Ticker::start(&device, json, move || connected.is_connected())?;
     let result = server.run();
     drop(ticker);
+    drop(windows);
     drop(server);
     if json {
         let ended = Ended {

@@ -45,7 +45,7 @@ type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
 pub struct DirtyDisk<D: ?Sized = dyn Disk> {
     bitmaps: Arc<ArcSwap<Bitmaps>>,
     /// Held while the list is exchanged.
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
     inner: Arc<D>,
 }
 
@@ -54,7 +54,16 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
     pub fn new(inner: Arc<D>) -> Self {
         Self {
             bitmaps: Arc::default(),
-            changing: Mutex::new(()),
+            changing: Arc::default(),
+            inner,
+        }
+    }
+
+    /// The same layer, with its bitmaps, over another view of the disk.
+    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
+        Self {
+            bitmaps: self.bitmaps.clone(),
+            changing: self.changing.clone(),
             inner,
         }
     }

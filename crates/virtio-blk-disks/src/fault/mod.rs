@@ -76,6 +76,14 @@ impl<D: Disk + ?Sized> FaultDisk<D> {
         }
     }
 
+    /// The same layer, with its counts, over another view of the disk.
+    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            inner,
+        }
+    }
+
     /// Switches errors, full queues and broken queues on (the default) or off. Delays and reordering
     /// stay.
     pub fn arm(&self, on: bool) {

@@ -34,7 +34,7 @@ pub use recorder::{ClassStats, OpClass, QueueStats};
 /// A disk whose operations are counted and timed.
 pub struct MeterDisk<D: ?Sized = dyn Disk> {
     /// Of each queue number. A queue that is opened again goes on with the numbers of one that was closed.
-    recorders: Mutex<Vec<Arc<Recorder>>>,
+    recorders: Arc<Mutex<Vec<Arc<Recorder>>>>,
     inner: Arc<D>,
 }
 
@@ -42,7 +42,15 @@ impl<D: Disk + ?Sized> MeterDisk<D> {
     /// Puts the layer over a disk.
     pub fn new(inner: Arc<D>) -> Self {
         Self {
-            recorders: Mutex::default(),
+            recorders: Arc::default(),
+            inner,
+        }
+    }
+
+    /// The same layer, with its numbers, over another view of the disk.
+    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
+        Self {
+            recorders: self.recorders.clone(),
             inner,
         }
     }

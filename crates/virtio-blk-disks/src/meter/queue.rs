@@ -69,7 +69,10 @@ impl MeterQueue {
     /// it.
     fn end(&mut self, completion: &mut Completion) -> Option<()> {
         let (token, begun) = self.below.remove(completion.token)?;
-        self.record(&begun, completion.result.is_ok());
+        // What was cancelled was not done, so it took no time either.
+        if !matches!(completion.result, Err(DiskError::Cancelled)) {
+            self.record(&begun, completion.result.is_ok());
+        }
         completion.token = token;
         Some(())
     }

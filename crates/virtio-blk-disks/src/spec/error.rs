@@ -3,6 +3,8 @@
 
 //! What is wrong with the name of a disk.
 
+use crate::throttle::LimitError;
+
 /// What is wrong with the name of a disk. Each message quotes the offending word and says what could
 /// stand there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,5 +71,28 @@ pub enum SpecError {
     Size {
         /// The word.
         value: String,
+    },
+    /// A layer we don't have.
+    #[error("unknown layer `{layer}`: use throttle, dirty, meter, verify or fault")]
+    Layer {
+        /// The word.
+        layer: String,
+    },
+    /// A layer that says nothing.
+    #[error("`{layer}` lacks its value: write for example {example}")]
+    NoValue {
+        /// The layer.
+        layer: &'static str,
+        /// How it could look.
+        example: &'static str,
+    },
+    /// A rate that makes no sense.
+    #[error("{0}")]
+    Limits(#[from] LimitError),
+    /// Two layers that can't be there together.
+    #[error("the layer `{layer}` is given twice")]
+    SameLayer {
+        /// The layer as it was written.
+        layer: String,
     },
 }

@@ -25,7 +25,8 @@ use virtio_blk_core::disk::{Disk, DiskError};
 
 use crate::{Engine, MemoryDisk, NullDisk, RawDisk, RawOptions};
 pub use error::SpecError;
-use size::Size;
+pub(crate) use parse::{split, switch};
+pub(crate) use size::{Size, bytes};
 
 /// A disk by name. `Display` writes what `FromStr` reads; see the [module](self) for the syntax.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +80,7 @@ impl FromStr for DiskSpec {
 }
 
 /// The word for a switch.
-const fn switch(on: bool) -> &'static str {
+const fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
@@ -107,7 +108,7 @@ impl fmt::Display for DiskSpec {
                     ("lock", options.lock, usual.lock),
                 ] {
                     if value != default {
-                        write!(f, ",{name}={}", switch(value))?;
+                        write!(f, ",{name}={}", on_off(value))?;
                     }
                 }
                 if options.engine != usual.engine {
@@ -125,7 +126,7 @@ impl fmt::Display for DiskSpec {
             Self::Null { bytes, zero } => {
                 write!(f, "null:{}", Size(*bytes))?;
                 if !zero {
-                    write!(f, ",zero={}", switch(*zero))?;
+                    write!(f, ",zero={}", on_off(*zero))?;
                 }
                 Ok(())
             }

@@ -7,7 +7,7 @@ use super::{DiskSpec, SpecError, size};
 use crate::{Engine, RawOptions};
 
 /// Splits at single commas; two in a row stand for one that belongs to the text.
-fn split(text: &str) -> Vec<String> {
+pub(crate) fn split(text: &str) -> Vec<String> {
     let mut parts = vec![String::new()];
     let mut rest = text.chars().peekable();
     while let Some(char) = rest.next() {
@@ -36,7 +36,7 @@ fn options(parts: &[String]) -> Result<Vec<(&str, &str)>, SpecError> {
 }
 
 /// Reads `on` or `off`.
-fn switch(option: &'static str, value: &str) -> Result<bool, SpecError> {
+pub(crate) fn switch(option: &'static str, value: &str) -> Result<bool, SpecError> {
     match value {
         "on" => Ok(true),
         "off" => Ok(false),

@@ -12,7 +12,7 @@ const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
 
 /// A number of bytes, written with the largest unit that fits evenly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size(pub u64);
+pub(crate) struct Size(pub u64);
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -28,30 +28,33 @@ impl fmt::Display for Size {
     }
 }
 
+/// Reads a number of bytes. `None` if it is none below 2^63.
+pub(crate) fn bytes(text: &str) -> Option<u64> {
+    let unit = text
+        .chars()
+        .last()
+        .and_then(|last| {
+            let index = UNITS.iter().position(|u| u.eq_ignore_ascii_case(&last))?;
+            Some(index + 1)
+        })
+        .unwrap_or(0);
+    let digits = if unit > 0 {
+        text.get(..text.len() - 1)?
+    } else {
+        text
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    let bytes = count.checked_mul(1 << (10 * unit))?;
+    (bytes <= i64::MAX as u64).then_some(bytes)
+}
+
 /// Reads the size of a disk.
 pub(super) fn parse(text: &str) -> Result<u64, SpecError> {
-    let bytes = || {
-        let unit = text
-            .chars()
-            .last()
-            .and_then(|last| {
-                let index = UNITS.iter().position(|u| u.eq_ignore_ascii_case(&last))?;
-                Some(index + 1)
-            })
-            .unwrap_or(0);
-        let digits = if unit > 0 {
-            text.get(..text.len() - 1)?
-        } else {
-            text
-        };
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        let count: u64 = digits.parse().ok()?;
-        let bytes = count.checked_mul(1 << (10 * unit))?;
-        (bytes % 512 == 0 && bytes <= i64::MAX as u64).then_some(bytes)
-    };
-    bytes().ok_or_else(|| SpecError::Size {
+    let size = bytes(text).filter(|bytes| bytes.is_multiple_of(512));
+    size.ok_or_else(|| SpecError::Size {
         value: text.to_owned(),
     })
 }

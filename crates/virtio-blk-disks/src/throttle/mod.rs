@@ -62,6 +62,15 @@ impl<D: Disk + ?Sized> ThrottleDisk<D> {
         }
     }
 
+    /// The same layer, with its counts, over another view of the disk and in that group.
+    pub(crate) fn over(&self, inner: Arc<D>, group: ThrottleGroup) -> Self {
+        Self {
+            group,
+            counts: self.counts.clone(),
+            inner,
+        }
+    }
+
     /// The group it belongs to.
     pub fn group(&self) -> &ThrottleGroup {
         &self.group

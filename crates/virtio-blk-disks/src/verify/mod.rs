@@ -65,6 +65,14 @@ impl<D: Disk + ?Sized> VerifyDisk<D> {
         }
     }
 
+    /// The same layer, with what it knows, over another view of the disk.
+    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            inner,
+        }
+    }
+
     /// The first lie, if there was one.
     pub fn lie(&self) -> Option<Lie> {
         self.shared.lie.get().copied()

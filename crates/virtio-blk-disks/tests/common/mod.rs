@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use proptest::prelude::*;
 use virtio_blk_core::disk::{
@@ -29,7 +30,7 @@ pub fn image(directory: &Path, len: usize) -> PathBuf {
     path
 }
 
-/// Waits, without limit, until `reap` may have something. Answers whether there was a way to wait.
+/// Waits, until its deadline or else without limit, until `reap` may have something. Answers whether there was a way to wait.
 pub fn wait(queue: &dyn IoQueue) -> bool {
     let Wait::Fd(fd) = queue.wait() else {
         return false;
@@ -39,8 +40,10 @@ pub fn wait(queue: &dyn IoQueue) -> bool {
         events: libc::POLLIN,
         revents: 0,
     };
+    let left = |at: Instant| at.saturating_duration_since(Instant::now()).as_millis() as i32 + 1;
+    let timeout = queue.deadline().map_or(-1, left);
     // SAFETY: one valid entry.
-    unsafe { libc::poll(&raw mut poll, 1, -1) };
+    unsafe { libc::poll(&raw mut poll, 1, timeout) };
     true
 }
 

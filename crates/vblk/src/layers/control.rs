@@ -1,0 +1,227 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! `--control`: a socket that takes a JSON object a line and answers with one.
+
+use std::error::Error;
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use virtio_blk_disks::stack::LayerSpec;
+
+use super::Served;
+use super::stats::{Before, Stats};
+
+/// The longest line.
+const MAX_LINE: u64 = 64 << 10;
+/// Most clients at a time.
+const MAX_CLIENTS: usize = 16;
+/// How long a change of layers is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What can be asked for.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// [`Stats`].
+    Stats {
+        /// Since the last time on this connection.
+        #[serde(default)]
+        since: bool,
+    },
+    /// The layers; with `set`, after these have replaced them.
+    Layers {
+        /// From the medium upwards.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        set: Option<Vec<String>>,
+    },
+    /// Looks at the size of the disk again.
+    Refresh {},
+    /// What is marked in a dirty bitmap.
+    Dirty {
+        /// Its name.
+        bitmap: String,
+        /// Clear the marks.
+        #[serde(default)]
+        take: bool,
+    },
+}
+
+fn layers(served: &Served, set: Option<Vec<String>>) -> Result<Value, Box<dyn Error>> {
+    let stack = &served.stack;
+    let mut settled = stack.is_settled()?;
+    if let Some(set) = set {
+        let parsed: Result<Vec<LayerSpec>, _> = set.iter().map(|text| text.parse()).collect();
+        stack.change(&parsed?)?;
+        let until = Instant::now() + PATIENCE;
+        loop {
+            settled = stack.is_settled()?;
+            if settled || Instant::now() >= until {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let layers: Vec<String> = stack.layers().iter().map(ToString::to_string).collect();
+    Ok(json!({"layers": layers, "settled": settled}))
+}
+
+fn execute(
+    served: &Served,
+    request: Request,
+    before: &mut Option<Before>,
+) -> Result<Value, Box<dyn Error>> {
+    match request {
+        Request::Stats { since } => {
+            let (stats, now) = Stats::of(served, before.as_ref().filter(|_| since));
+            *before = Some(now);
+            Ok(serde_json::to_value(stats)?)
+        }
+        Request::Layers { set } => layers(served, set),
+        Request::Refresh {} => {
+            served.device.disk().refresh()?;
+            Ok(json!({"capacity": served.device.capacity() * 512}))
+        }
+        Request::Dirty { bitmap, take } => {
+            let found = served.stack.dirty(&bitmap);
+            let found = found
+                .and_then(|disk| disk.bitmap(&bitmap))
+                .ok_or_else(|| format!("there is no dirty bitmap `{bitmap}`"))?;
+            let changes = if take { found.take() } else { found.changes() };
+            Ok(json!({
+                "granularity": found.granularity(),
+                "beyond": changes.beyond,
+                "ranges": changes.ranges,
+            }))
+        }
+    }
+}
+
+fn answer(served: &Served, line: &str, before: &mut Option<Before>) -> Value {
+    let result = serde_json::from_str(line)
+        .map_err(Box::from)
+        .and_then(|request| execute(served, request, before));
+    match result {
+        Ok(value) => json!({"ok": value}),
+        Err(error) => json!({"error": error.to_string()}),
+    }
+}
+
+fn serve(served: &Served, stream: UnixStream) -> io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut writer = stream;
+    let mut before = None;
+    loop {
+        let mut line = String::new();
+        (&mut reader).take(MAX_LINE).read_line(&mut line)?;
+        if !line.ends_with('\n') {
+            return Ok(());
+        }
+        let mut answer = answer(served, &line, &mut before).to_string();
+        answer.push('\n');
+        writer.write_all(answer.as_bytes())?;
+    }
+}
+
+/// The control socket, until it is dropped.
+pub(super) struct Control {
+    path: PathBuf,
+}
+
+/// Binds, replacing a socket that nobody listens on.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Err(error) = UnixStream::connect(path)
+        && error.kind() == io::ErrorKind::ConnectionRefused
+        && fs::symlink_metadata(path)?.file_type().is_socket()
+    {
+        fs::remove_file(path)?;
+    }
+    let listener = UnixListener::bind(path)?;
+    // Who may change the layers may stop the disk.
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+impl Control {
+    pub(super) fn start(path: &Path, served: Served) -> io::Result<Self> {
+        let listener = bind(path).map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("--control {}: {error}", path.display()),
+            )
+        })?;
+        let this = Self {
+            path: path.to_owned(),
+        };
+        let served = Arc::new(served);
+        std::thread::Builder::new()
+            .name("vblk-control".into())
+            .spawn(move || {
+                for stream in listener.incoming() {
+                    let accepted = stream.and_then(|stream| {
+                        // The listener holds one, and each client.
+                        if Arc::strong_count(&served) > MAX_CLIENTS {
+                            return Err(io::Error::other("too many clients"));
+                        }
+                        let served = served.clone();
+                        std::thread::Builder::new()
+                            .name("vblk-client".into())
+                            .spawn(move || serve(&served, stream))
+                    });
+                    if let Err(error) = accepted {
+                        log::warn!("control socket: {error}");
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                }
+            })?;
+        Ok(this)
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // It may be gone already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Asks a server.
+pub(super) struct Client {
+    reader: BufReader<UnixStream>,
+}
+
+impl Client {
+    pub(super) fn connect(path: &Path) -> Result<Self, Box<dyn Error>> {
+        let stream = UnixStream::connect(path).map_err(|error| {
+            format!(
+                "{}: {error}; it must be the --control socket of a running `vblk serve`",
+                path.display()
+            )
+        })?;
+        Ok(Self {
+            reader: BufReader::new(stream),
+        })
+    }
+
+    pub(super) fn ask(&mut self, request: &Request) -> Result<Value, Box<dyn Error>> {
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        self.reader.get_mut().write_all(line.as_bytes())?;
+        line.clear();
+        if self.reader.read_line(&mut line)? == 0 {
+            return Err("the server has ended".into());
+        }
+        let mut answer: Value = serde_json::from_str(&line)?;
+        match answer.get("error").and_then(Value::as_str) {
+            Some(error) => Err(error.into()),
+            None => Ok(answer["ok"].take()),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! `--metrics`: the meter's numbers for Prometheus.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::{Registry, Unit};
+use virtio_blk_disks::meter::{ClassStats, Latency, OpClass, QueueStats};
+
+use super::Served;
+use super::stats::Stats;
+
+/// How long a client may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The longest request.
+const MAX_REQUEST: usize = 8192;
+/// Upper ends of the histogram: 2^10 ns (a microsecond) to 2^33 (8.6 s).
+const ENDS: std::ops::RangeInclusive<u32> = 10..=33;
+
+type Labels = [(&'static str, String); 2];
+
+/// Has the numbers fetched by HTTP, on a thread of its own. Answers the address.
+pub(super) fn start(address: SocketAddr, served: Served) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind(address)
+        .map_err(|error| io::Error::new(error.kind(), format!("--metrics {address}: {error}")))?;
+    let address = listener.local_addr()?;
+    let mut registry = Registry::with_prefix("vblk");
+    registry.register_collector(Box::new(served));
+    std::thread::Builder::new()
+        .name("vblk-metrics".into())
+        .spawn(move || {
+            for stream in listener.incoming() {
+                match stream.and_then(|stream| answer(stream, &registry)) {
+                    Ok(()) => {}
+                    Err(error) => {
+                        log::debug!("metrics: {error}");
+                        // Short of descriptors it would fail again at once.
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                }
+            }
+        })?;
+    Ok(address)
+}
+
+fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut request = Vec::new();
+    let path = loop {
+        let left = until.saturating_duration_since(Instant::now());
+        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+        let mut part = [0; 1024];
+        let read = stream.read(&mut part)?;
+        request.extend(part.iter().take(read));
+        match path(&request) {
+            Ok(Some(path)) => break Some(path),
+            Ok(None) if read != 0 && request.len() < MAX_REQUEST && !left.is_zero() => {}
+            Ok(None) | Err(_) => break None,
+        }
+    };
+    let (status, kind, body) = match path.as_deref() {
+        Some("/metrics") => {
+            let mut body = String::new();
+            text::encode(&mut body, registry).map_err(io::Error::other)?;
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ("200 OK", kind, body)
+        }
+        Some(_) => ("404 Not Found", "text/plain", "see /metrics\n".to_owned()),
+        None => ("400 Bad Request", "text/plain", "GET /metrics\n".to_owned()),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body.as_bytes())
+}
+
+/// The path of a GET; `None` while the request is not complete.
+fn path(request: &[u8]) -> Result<Option<String>, httparse::Error> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut parsed = httparse::Request::new(&mut headers);
+    if parsed.parse(request)?.is_partial() {
+        return Ok(None);
+    }
+    match (parsed.method, parsed.path) {
+        (Some("GET"), Some(path)) => Ok(Some(path.to_owned())),
+        _ => Err(httparse::Error::Token),
+    }
+}
+
+/// The durations between upper ends, as seconds and counts.
+fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
+    let first = Duration::from_nanos((1 << ENDS.start()) - 1);
+    let steps = latency.cumulative(first);
+    let mut before = 0;
+    let mut buckets: Vec<(f64, u64)> = ENDS
+        .zip(steps.into_iter().map(Some).chain(std::iter::repeat(None)))
+        .map(|(end, step)| {
+            let upto = step.map_or(before, |(_, count)| count);
+            let count = upto - before;
+            before = upto;
+            ((1_u64 << end) as f64 / 1e9, count)
+        })
+        .collect();
+    buckets.push((f64::MAX, latency.count() - before));
+    buckets
+}
+
+/// Each kind of each queue that happened, with its labels.
+fn classes(queues: &[QueueStats]) -> Vec<(Labels, &ClassStats)> {
+    let mut classes = Vec::new();
+    for (index, queue) in queues.iter().enumerate() {
+        for class in OpClass::ALL {
+            let stats = queue.class(class);
+            if stats.count() != 0 {
+                let labels = [
+                    ("queue", index.to_string()),
+                    ("op", class.name().to_owned()),
+                ];
+                classes.push((labels, stats));
+            }
+        }
+    }
+    classes
+}
+
+fn counter<'a, T>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    values: impl Iterator<Item = (&'a T, f64)>,
+) -> fmt::Result
+where
+    T: prometheus_client::encoding::EncodeLabelSet + 'a,
+{
+    let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
+    for (labels, value) in values {
+        ConstCounter::new(value).encode(family.encode_family(labels)?)?;
+    }
+    Ok(())
+}
+
+impl Collector for Served {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (stats, _) = Stats::of(self, None);
+        let queues = self.stack.meter().map_or_else(Vec::new, |m| m.queues());
+        let classes = classes(&queues);
+        let seconds = Some(&Unit::Seconds);
+        let each = |of: fn(&ClassStats) -> f64| {
+            (classes.iter()).map(move |(labels, class)| (labels, of(class)))
+        };
+        counter(
+            &mut encoder,
+            "operations",
+            "Operations that ended, well or badly",
+            None,
+            each(|class| class.count() as f64),
+        )?;
+        counter(
+            &mut encoder,
+            "transferred",
+            "Bytes of operations that succeeded",
+            Some(&Unit::Bytes),
+            each(|class| class.bytes as f64),
+        )?;
+        counter(
+            &mut encoder,
+            "errors",
+            "Operations that failed",
+            None,
+            each(|class| class.errors as f64),
+        )?;
+        counter(
+            &mut encoder,
+            "queued",
+            "Time in which the disk had no room for operations",
+            seconds,
+            each(|class| class.queued.as_secs_f64()),
+        )?;
+        let mut family = encoder.encode_descriptor(
+            "latency",
+            "From the submission of an operation to its end",
+            seconds,
+            MetricType::Histogram,
+        )?;
+        for (labels, class) in &classes {
+            let latency = &class.latency;
+            family.encode_family(labels)?.encode_histogram::<Labels>(
+                latency.sum().as_secs_f64(),
+                latency.count(),
+                &buckets(latency),
+                None,
+            )?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "in_flight",
+            "Operations that the disk has now",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (index, queue) in queues.iter().enumerate() {
+            let labels = [("queue", index.to_string())];
+            ConstGauge::new(queue.depth).encode(family.encode_family(&labels)?)?;
+        }
+        let throttles: Vec<_> = (stats.throttles.iter())
+            .map(|throttle| ([("layer", throttle.layer.clone())], throttle))
+            .collect();
+        counter(
+            &mut encoder,
+            "throttled_operations",
+            "Operations that had to wait",
+            None,
+            (throttles.iter()).map(|(labels, throttle)| (labels, throttle.released as f64)),
+        )?;
+        counter(
+            &mut encoder,
+            "throttled",
+            "How long they waited",
+            seconds,
+            throttles
+                .iter()
+                .map(|(labels, throttle)| (labels, throttle.seconds)),
+        )?;
+        let mut family = encoder.encode_descriptor(
+            "throttle_waiting",
+            "Operations that wait now",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (labels, throttle) in &throttles {
+            ConstGauge::new(throttle.waiting).encode(family.encode_family(labels)?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "dirty",
+            "Bytes in blocks that changed",
+            Some(&Unit::Bytes),
+            MetricType::Gauge,
+        )?;
+        for dirty in &stats.dirty {
+            let labels = [("bitmap", dirty.bitmap.clone())];
+            ConstGauge::new(dirty.bytes).encode(family.encode_family(&labels)?)?;
+        }
+        let capacity = encoder.encode_descriptor(
+            "capacity",
+            "Size of the disk",
+            Some(&Unit::Bytes),
+            MetricType::Gauge,
+        )?;
+        ConstGauge::new(stats.capacity).encode(capacity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_get_has_a_path() {
+        assert_eq!(path(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").unwrap(), None);
+        let whole = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
+        assert_eq!(path(whole).unwrap().as_deref(), Some("/metrics"));
+        assert!(path(b"POST /metrics HTTP/1.1\r\n\r\n").is_err());
+        assert!(path(b"\0\xFF\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn a_histogram_has_the_same_ends_always() {
+        let ends = |latency: &Latency| buckets(latency).iter().map(|b| b.0).collect::<Vec<_>>();
+        let empty = Latency::default();
+        assert_eq!(buckets(&empty).len(), 25);
+        assert!(buckets(&empty).iter().all(|(_, count)| *count == 0));
+        assert!(ends(&empty).is_sorted());
+    }
+}

@@ -1,0 +1,120 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Layers on the served disk, and what shows and changes them: `--metrics`, `--control`, `vblk ctl`,
+//! `vblk top`.
+
+mod control;
+pub mod ctl;
+mod metrics;
+mod stats;
+pub mod top;
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use serde::Serialize;
+use virtio_blk_core::device::Device;
+use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
+
+use crate::output;
+use crate::source::Source;
+
+/// The part of `--help` about layers.
+macro_rules! layers_help {
+    () => {
+        "\
+After the disk may stand layers, from the medium upwards, e.g. raw:disk.img,throttle=iops:5000/burst:20000,meter
+  throttle=LIMIT[/LIMIT…][/group:NAME]   limit iops, read_iops, write_iops (operations a second), bandwidth,
+                         read_bandwidth, write_bandwidth (bytes a second: 50M); after a limit
+                         /burst:RATE[/length:SECONDS] for the time after a quiet one
+  dirty=NAME[/granularity:SIZE]  mark changed blocks (64K)
+  meter                  count and time operations; --metrics brings it along
+  verify                 remember checksums and fail reads that lie; takes 50 bytes of memory a sector
+  fault=[seed:N][/errors:PER_MILLE][/delay:SECONDS][/reorder:on]  misbehave, for tests"
+    };
+}
+pub(crate) use layers_help;
+
+/// Options of all servers about layers.
+#[derive(Debug, Args)]
+pub struct LayerArgs {
+    /// Serve Prometheus metrics at http://ADDR/metrics, e.g. 127.0.0.1:9477.
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
+    /// Unix socket for `vblk ctl` and `vblk top`: layers can then be changed while the disk is served.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// Opens a disk with its layers, for these options.
+pub fn open(
+    spec: &StackSpec<Source>,
+    read_only: bool,
+    args: &LayerArgs,
+) -> Result<Arc<Stack>, Box<dyn Error>> {
+    let mut layers = spec.layers.clone();
+    if args.metrics.is_some() && !layers.contains(&LayerSpec::Meter) {
+        layers.push(LayerSpec::Meter);
+    }
+    let disk = spec.disk.open(read_only)?;
+    let groups = Groups::default();
+    Ok(Arc::new(match args.control {
+        Some(_) => Stack::live(disk, &layers, groups)?,
+        None => Stack::fixed(disk, &layers, groups)?,
+    }))
+}
+
+/// What the servers of metrics and control look at.
+#[derive(Clone, Debug)]
+struct Served {
+    name: String,
+    stack: Arc<Stack>,
+    device: Arc<Device>,
+}
+
+/// What is printed once metrics can be fetched. Field names are the JSON's.
+#[derive(Serialize)]
+struct Fetching {
+    event: &'static str,
+    address: SocketAddr,
+}
+
+/// The servers of metrics and control, until it is dropped.
+pub struct Windows {
+    _control: Option<control::Control>,
+}
+
+impl Windows {
+    /// Starts those that the options ask for.
+    pub fn open(
+        args: &LayerArgs,
+        disk: &StackSpec<Source>,
+        stack: Arc<Stack>,
+        device: Arc<Device>,
+        json: bool,
+    ) -> Result<Self, Box<dyn Error>> {
+        let served = Served {
+            name: disk.disk.to_string(),
+            stack,
+            device,
+        };
+        if let Some(address) = args.metrics {
+            let address = metrics::start(address, served.clone())?;
+            if json {
+                let event = "metrics";
+                output::print(&Fetching { event, address }, true)?;
+            } else {
+                eprintln!("metrics on http://{address}/metrics");
+            }
+        }
+        let control = match &args.control {
+            Some(path) => Some(control::Control::start(path, served)?),
+            None => None,
+        };
+        Ok(Self { _control: control })
+    }
+}

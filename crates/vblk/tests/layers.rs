@@ -1,0 +1,289 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Layers on a served disk under a driver that shares no code with it: seen through `--metrics`, `vblk
+//! ctl` and `vblk top`, and changed while every byte is compared.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+use vblk_testing::verify::{self, Config};
+
+fn vblk(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vblk"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+struct Served {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    dir: tempfile::TempDir,
+}
+
+impl Served {
+    fn start(disk: &str, more: &[&str]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vblk"))
+            .args(["--json", "serve", "vhost-user", "--queues", "4", "--disk"])
+            .arg(disk)
+            .arg("--socket")
+            .arg(dir.path().join("socket"))
+            .arg("--control")
+            .arg(dir.path().join("control"))
+            .args(more)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut this = Self { child, output, dir };
+        assert_eq!(this.line()["event"], "listening");
+        while !this.control().exists() {
+            std::thread::yield_now();
+        }
+        this
+    }
+
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    fn control(&self) -> PathBuf {
+        self.dir.path().join("control")
+    }
+
+    /// Runs `vblk ctl` and answers what it printed.
+    fn ctl(&self, args: &[&str]) -> Value {
+        let control = self.control();
+        let mut all = vec!["--json", "ctl", control.to_str().unwrap()];
+        all.extend(args);
+        let output = vblk(&all);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{args:?}: {said}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    fn refused(&self, args: &[&str]) -> String {
+        let control = self.control();
+        let mut all = vec!["ctl", control.to_str().unwrap()];
+        all.extend(args);
+        let output = vblk(&all);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // A test may have failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn layers_come_and_go_while_every_byte_is_compared() {
+    let served = Served::start("memory:32M,verify,meter", &[]);
+    let working = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let changer = scope.spawn(|| {
+            let stacks = [
+                "verify,throttle=iops:20000,meter",
+                "verify,fault=seed:1/reorder:on,dirty=a,meter",
+                "verify",
+                "dirty=a,verify,throttle=bandwidth:200M/group:g,meter",
+            ];
+            let mut changes = 0;
+            while working.load(Ordering::Relaxed) || changes < stacks.len() {
+                let set = stacks[changes % stacks.len()];
+                let answer = served.ctl(&["layers", set]);
+                let layers: Vec<_> = answer["layers"].as_array().unwrap().iter().collect();
+                assert_eq!(layers.len(), set.split(',').count(), "{answer}");
+                assert_eq!(answer["settled"], true);
+                changes += 1;
+            }
+        });
+        let (report, _) = verify::run(&Config::new(served.socket(), 20_000)).unwrap();
+        assert!(report.reads > 1000 && report.writes > 1000, "{report}");
+        working.store(false, Ordering::Relaxed);
+        changer.join().unwrap();
+    });
+    let stats = served.ctl(&["stats"]);
+    assert_eq!(stats["lie"], Value::Null);
+}
+
+#[test]
+fn what_changed_is_taken() {
+    let served = Served::start("memory:1M,dirty=backup/granularity:4K", &[]);
+    let none = served.ctl(&["dirty", "backup"]);
+    assert_eq!(none["ranges"], serde_json::json!([]));
+    verify::run(&Config::new(served.socket(), 500)).unwrap();
+    let some = served.ctl(&["dirty", "backup", "--take"]);
+    assert!(!some["ranges"].as_array().unwrap().is_empty(), "{some}");
+    assert_eq!(some["granularity"], 4096);
+    assert_eq!(served.ctl(&["dirty", "backup"]), none);
+    assert!(served.refused(&["dirty", "other"]).contains("`other`"));
+}
+
+#[test]
+fn numbers_agree_wherever_they_are_shown() {
+    let mut served = Served::start(
+        "memory:32M,throttle=iops:1000000",
+        &["--metrics", "127.0.0.1:0"],
+    );
+    let metrics = served.line();
+    assert_eq!(metrics["event"], "metrics");
+    let address = metrics["address"].as_str().unwrap().to_owned();
+    let fetch = |path: &str| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    };
+    verify::run(&Config::new(served.socket(), 3000)).unwrap();
+    let stats = served.ctl(&["stats"]);
+    let text = fetch("/metrics");
+    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let sum = |name: &str, op: &str| -> f64 {
+        let label = format!("op=\"{op}\"");
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with(name) && line.contains(&label));
+        lines
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    };
+    for op in ["read", "write", "flush", "discard", "write_zeroes"] {
+        let ops = &stats["total"]["ops"][op];
+        let count = ops["count"].as_f64().unwrap();
+        assert!(count > 0.0, "{op}: {stats}");
+        assert_eq!(sum("vblk_operations_total{", op), count, "{text}");
+        assert_eq!(sum("vblk_latency_seconds_count{", op), count, "{text}");
+        let bytes = ops["bytes"].as_f64().unwrap();
+        assert_eq!(sum("vblk_transferred_bytes_total{", op), bytes, "{text}");
+    }
+    assert!(text.contains("vblk_capacity_bytes 33554432"), "{text}");
+    assert!(fetch("/").starts_with("HTTP/1.1 404 "));
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream.write_all(b"rubbish\r\n\r\n").unwrap();
+    text_of(stream, "HTTP/1.1 400 ");
+
+    let control = served.control();
+    let top = vblk(&[
+        "top",
+        control.to_str().unwrap(),
+        "--count",
+        "2",
+        "--interval",
+        "0.01",
+    ]);
+    let table = String::from_utf8(top.stdout).unwrap();
+    assert!(top.status.success());
+    assert!(table.contains("memory:32M  32 MiB"), "{table}");
+    assert!(
+        table.contains("depth 0") && table.contains("p99.99"),
+        "{table}"
+    );
+    assert!(
+        table.contains("throttle=iops:1000000: 0 waiting"),
+        "{table}"
+    );
+}
+
+fn text_of(mut stream: TcpStream, start: &str) {
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with(start), "{text}");
+}
+
+#[test]
+fn wrong_requests_get_errors_and_change_nothing() {
+    let served = Served::start("memory:1M,meter", &[]);
+    for (set, word) in [
+        ("metre", "`metre`"),
+        ("meter,meter", "twice"),
+        ("throttle=iops:x", "`x`"),
+        ("meter,verify", "from the start"),
+    ] {
+        let said = served.refused(&["layers", set]);
+        assert!(said.contains(word), "{set}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let mut stream = UnixStream::connect(served.control()).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    for line in [
+        "rubbish",
+        "{}",
+        "[1]",
+        "{\"command\":\"fly\"}",
+        "{\"command\":\"layers\",\"set\":7}",
+        "{\"command\":\"dirty\"}",
+        "{\"command\":\"stats\",\"more\":1}",
+        "\u{0}",
+    ] {
+        writeln!(stream, "{line}").unwrap();
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["error"].is_string(), "{line}: {answer}");
+    }
+    // A line without an end is not kept for ever.
+    let mut endless = UnixStream::connect(served.control()).unwrap();
+    let closed = (0..64).any(|_| endless.write_all(&[b' '; 4096]).is_err())
+        || endless.read(&mut [0]).is_ok_and(|read| read == 0);
+    assert!(closed);
+    assert_eq!(
+        served.ctl(&["layers"]),
+        serde_json::json!({"layers": ["meter"], "settled": true})
+    );
+    let refreshed = served.ctl(&["refresh"]);
+    assert_eq!(refreshed["capacity"], 1 << 20);
+    let mode = std::fs::metadata(served.control())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn nobody_to_talk_to_is_one_line() {
+    for args in [
+        &["ctl", "/nonexistent/c", "stats"][..],
+        &["top", "/nonexistent/c"],
+    ] {
+        let output = vblk(args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("--control") && said.lines().count() == 1,
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn help_shows_the_layers() {
+    for args in [&["serve", "vhost-user", "--help"][..], &["ctl", "--help"]] {
+        let text = String::from_utf8(vblk(args).stdout).unwrap();
+        for word in ["throttle=", "dirty=", "meter", "verify", "fault="] {
+            assert!(text.contains(word), "{args:?}: {text}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Layers that were made.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtio_blk_core::disk::{Disk, DiskError};
+
+use super::{FaultSpec, Groups, LayerSpec};
+use crate::throttle::Limits;
+use crate::{
+    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, ThrottleDisk, ThrottleGroup, VerifyDisk,
+    fault::Rule,
+};
+
+/// A layer that was made.
+#[derive(Clone)]
+pub(super) enum Layer {
+    Throttle(Arc<ThrottleDisk>),
+    Dirty(Arc<DirtyDisk>),
+    Meter(Arc<MeterDisk>),
+    Verify(Arc<VerifyDisk>),
+    Fault(Arc<FaultDisk>),
+}
+
+/// A layer with its name.
+#[derive(Clone)]
+pub(super) struct Built {
+    pub(super) spec: LayerSpec,
+    pub(super) layer: Layer,
+}
+
+fn refused(error: impl Error) -> DiskError {
+    DiskError::Config(error.to_string())
+}
+
+fn plan(fault: &FaultSpec) -> FaultPlan {
+    let mut plan = FaultPlan::new(fault.seed);
+    if fault.errors != 0 {
+        plan = plan.rule(Rule::errno(libc::EIO).per_mille(fault.errors));
+    }
+    if fault.delay != Duration::ZERO {
+        plan = plan.delay_time(Duration::ZERO..=fault.delay);
+    }
+    if fault.reorder {
+        plan = plan.reorder();
+    }
+    plan
+}
+
+/// Whether two names stand for the same layer, perhaps with other settings.
+fn is_same(a: &LayerSpec, b: &LayerSpec) -> bool {
+    use LayerSpec::{Dirty, Throttle};
+    match (a, b) {
+        (Throttle { group: a, .. }, Throttle { group: b, .. }) => a == b,
+        (Dirty { name: a, .. }, Dirty { name: b, .. }) => a == b,
+        (a, b) => a.name() == b.name(),
+    }
+}
+
+impl Built {
+    /// Makes a layer over `inner`. What the same layer knew `before` is kept.
+    pub(super) fn new(
+        spec: &LayerSpec,
+        inner: Arc<dyn Disk>,
+        before: &[Self],
+        groups: &Groups,
+    ) -> Result<Self, DiskError> {
+        let before = before.iter().find(|built| is_same(&built.spec, spec));
+        let is_equal = before.is_some_and(|built| built.spec == *spec);
+        let layer = match (spec, before.map(|built| &built.layer)) {
+            (LayerSpec::Throttle { limits, group }, before) => {
+                let group = match (group, before) {
+                    (Some(name), _) => groups.join(name, *limits).map_err(refused)?,
+                    (None, Some(Layer::Throttle(before))) => before.group().clone(),
+                    (None, _) => ThrottleGroup::new(*limits).map_err(refused)?,
+                };
+                Layer::Throttle(Arc::new(match before {
+                    Some(Layer::Throttle(before)) => before.over(inner, group),
+                    _ => ThrottleDisk::new(inner, group),
+                }))
+            }
+            (LayerSpec::Dirty { .. }, Some(Layer::Dirty(before))) if is_equal => {
+                Layer::Dirty(Arc::new(before.over(inner)))
+            }
+            (LayerSpec::Dirty { name, granularity }, _) => {
+                let disk = DirtyDisk::new(inner);
+                disk.start(name, *granularity).map_err(refused)?;
+                Layer::Dirty(Arc::new(disk))
+            }
+            (LayerSpec::Meter, Some(Layer::Meter(before))) => {
+                Layer::Meter(Arc::new(before.over(inner)))
+            }
+            (LayerSpec::Meter, _) => Layer::Meter(Arc::new(MeterDisk::new(inner))),
+            (LayerSpec::Verify, Some(Layer::Verify(before))) => {
+                Layer::Verify(Arc::new(before.over(inner)))
+            }
+            (LayerSpec::Verify, _) => Layer::Verify(Arc::new(VerifyDisk::new(inner))),
+            (LayerSpec::Fault(_), Some(Layer::Fault(before))) if is_equal => {
+                Layer::Fault(Arc::new(before.over(inner)))
+            }
+            (LayerSpec::Fault(fault), _) => {
+                Layer::Fault(Arc::new(FaultDisk::new(inner, plan(fault))))
+            }
+        };
+        Ok(Self {
+            spec: spec.clone(),
+            layer,
+        })
+    }
+
+    /// Has the settings hold that can change while the layer is at work.
+    pub(super) fn apply(&self) -> Result<(), DiskError> {
+        let (LayerSpec::Throttle { limits, group }, Layer::Throttle(disk)) =
+            (&self.spec, &self.layer)
+        else {
+            return Ok(());
+        };
+        // A member of a group that says nothing takes the group's limits.
+        let is_said = group.is_none() || *limits != Limits::default();
+        if is_said && *limits != disk.group().limits() {
+            disk.group().set_limits(*limits).map_err(refused)?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is the layer of that name with other settings, which it can take over as it is.
+    pub(super) fn can_become(&self, spec: &LayerSpec) -> bool {
+        self.spec == *spec || matches!(self.layer, Layer::Throttle(_)) && is_same(&self.spec, spec)
+    }
+
+    /// The layer as a disk.
+    pub(super) fn disk(&self) -> Arc<dyn Disk> {
+        match &self.layer {
+            Layer::Throttle(disk) => disk.clone(),
+            Layer::Dirty(disk) => disk.clone(),
+            Layer::Meter(disk) => disk.clone(),
+            Layer::Verify(disk) => disk.clone(),
+            Layer::Fault(disk) => disk.clone(),
+        }
+    }
+}
+
+/// Two of these layers would be one and the same.
+pub(super) fn find_double(layers: &[LayerSpec]) -> Option<&LayerSpec> {
+    let is_double = |(index, layer): &(usize, &LayerSpec)| {
+        let before = layers.get(..*index).unwrap_or_default();
+        before.iter().any(|other| is_same(other, layer))
+    };
+    let found = layers.iter().enumerate().find(is_double);
+    found.map(|(_, layer)| layer)
+}

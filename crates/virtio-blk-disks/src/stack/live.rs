@@ -1,0 +1,230 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A disk with its layers at work.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_blk_core::disk::{Disk, DiskError};
+
+use super::built::{Built, Layer, find_double};
+use super::{Groups, LayerSpec};
+use crate::{DirtyDisk, FaultDisk, MeterDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk};
+
+/// Why a stack can't be made or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StackError {
+    /// The layers can't be there together.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The disk or a layer can't be made.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The stack was opened once for all.
+    #[error("the layers of this disk can't be changed: it was not opened for that")]
+    Fixed,
+    /// The driver was told of abilities that the disk would not have any more.
+    #[error(
+        "the layer `{0}` changes what the disk can do, of which its driver was told: it can only be there \
+         from the start"
+    )]
+    Abilities(String),
+}
+
+/// A disk with its layers.
+pub struct Stack {
+    base: Arc<dyn Disk>,
+    groups: Groups,
+    switch: Option<Arc<SwitchDisk>>,
+    layers: Mutex<Vec<Built>>,
+}
+
+/// Makes layers over a disk.
+fn build(
+    base: &Arc<dyn Disk>,
+    layers: &[LayerSpec],
+    before: &[Built],
+    groups: &Groups,
+) -> Result<Vec<Built>, StackError> {
+    if let Some(double) = find_double(layers) {
+        let layer = double.to_string();
+        return Err(SpecError::SameLayer { layer }.into());
+    }
+    let mut built: Vec<Built> = Vec::with_capacity(layers.len());
+    for spec in layers {
+        if let LayerSpec::Throttle { limits, .. } = spec {
+            limits.validate().map_err(SpecError::from)?;
+        }
+        let inner = top(base, &built);
+        built.push(Built::new(spec, inner, before, groups)?);
+    }
+    Ok(built)
+}
+
+fn top(base: &Arc<dyn Disk>, layers: &[Built]) -> Arc<dyn Disk> {
+    layers.last().map_or_else(|| base.clone(), Built::disk)
+}
+
+impl Stack {
+    /// Puts layers over a disk, once for all. Without any it is the bare disk.
+    ///
+    /// # Errors
+    /// The layers don't go together, or one can't be made.
+    pub fn fixed(
+        base: Arc<dyn Disk>,
+        layers: &[LayerSpec],
+        groups: Groups,
+    ) -> Result<Self, StackError> {
+        let layers = build(&base, layers, &[], &groups)?;
+        layers.iter().try_for_each(Built::apply)?;
+        Ok(Self {
+            base,
+            groups,
+            switch: None,
+            layers: Mutex::new(layers),
+        })
+    }
+
+    /// Puts layers over a disk that can be changed.
+    ///
+    /// # Errors
+    /// As for [`Stack::fixed`]; or the disk has only one queue.
+    pub fn live(
+        base: Arc<dyn Disk>,
+        layers: &[LayerSpec],
+        groups: Groups,
+    ) -> Result<Self, StackError> {
+        let mut stack = Self::fixed(base, layers, groups)?;
+        stack.switch = Some(Arc::new(SwitchDisk::new(stack.disk())?));
+        Ok(stack)
+    }
+
+    fn built(&self) -> MutexGuard<'_, Vec<Built>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk to serve.
+    pub fn disk(&self) -> Arc<dyn Disk> {
+        match &self.switch {
+            Some(switch) => switch.clone(),
+            None => top(&self.base, &self.built()),
+        }
+    }
+
+    /// The layers at work, from the medium upwards.
+    pub fn layers(&self) -> Vec<LayerSpec> {
+        self.built()
+            .iter()
+            .map(|built| built.spec.clone())
+            .collect()
+    }
+
+    /// Replaces the layers, while the disk works. A layer that is also in the new list keeps what it
+    /// knows: a throttle its group, a dirty bitmap its marks, a meter its counts. New limits of a throttle
+    /// hold at once; otherwise queues follow when they are next served ([`Stack::is_settled`]), and a
+    /// new layer sees each operation that is submitted from then on.
+    ///
+    /// # Errors
+    /// The layers don't go together, one can't be made or would change the disk's abilities, or the stack
+    /// is fixed. Nothing changed then.
+    pub fn change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
+        let switch = self.switch.as_ref().ok_or(StackError::Fixed)?;
+        let mut current = self.built();
+        let built = build(&self.base, layers, &current, &self.groups)?;
+        let same_places = current.len() == built.len()
+            && (current.iter().zip(&built)).all(|(old, new)| old.can_become(&new.spec));
+        if same_places {
+            built.iter().try_for_each(Built::apply)?;
+            for (old, new) in current.iter_mut().zip(built) {
+                old.spec = new.spec;
+            }
+            return Ok(());
+        }
+        let caps = self.base.caps();
+        if let Some(changes) = built.iter().find(|built| built.disk().caps() != caps)
+            && !current.iter().any(|old| old.spec == changes.spec)
+        {
+            return Err(StackError::Abilities(changes.spec.to_string()));
+        }
+        built.iter().try_for_each(Built::apply)?;
+        switch.switch(top(&self.base, &built));
+        *current = built;
+        Ok(())
+    }
+
+    /// Whether every queue has followed the last [`Stack::change`].
+    ///
+    /// # Errors
+    /// Why one can't.
+    pub fn is_settled(&self) -> Result<bool, StackError> {
+        let Some(switch) = &self.switch else {
+            return Ok(true);
+        };
+        match switch.last_error() {
+            Some(error) => Err(DiskError::Config(error).into()),
+            None => Ok(switch.is_settled()),
+        }
+    }
+
+    /// Whether somebody needs to see requests: then they can't take a path round this stack.
+    pub fn sees_requests(&self) -> bool {
+        !self.built().is_empty()
+    }
+
+    fn find<T>(&self, what: impl Fn(&Built) -> Option<T>) -> Option<T> {
+        self.built().iter().find_map(what)
+    }
+
+    /// The throttle layers, from the medium upwards.
+    pub fn throttles(&self) -> Vec<Arc<ThrottleDisk>> {
+        let throttle = |built: &Built| match &built.layer {
+            Layer::Throttle(disk) => Some(disk.clone()),
+            _ => None,
+        };
+        self.built().iter().filter_map(throttle).collect()
+    }
+
+    /// The layer with the dirty bitmap of that name.
+    pub fn dirty(&self, name: &str) -> Option<Arc<DirtyDisk>> {
+        self.find(|built| match &built.layer {
+            Layer::Dirty(disk) if disk.bitmap(name).is_some() => Some(disk.clone()),
+            _ => None,
+        })
+    }
+
+    /// The meter.
+    pub fn meter(&self) -> Option<Arc<MeterDisk>> {
+        self.find(|built| match &built.layer {
+            Layer::Meter(disk) => Some(disk.clone()),
+            _ => None,
+        })
+    }
+
+    /// The verifying layer.
+    pub fn verify(&self) -> Option<Arc<VerifyDisk>> {
+        self.find(|built| match &built.layer {
+            Layer::Verify(disk) => Some(disk.clone()),
+            _ => None,
+        })
+    }
+
+    /// The fault layer.
+    pub fn fault(&self) -> Option<Arc<FaultDisk>> {
+        self.find(|built| match &built.layer {
+            Layer::Fault(disk) => Some(disk.clone()),
+            _ => None,
+        })
+    }
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut layers = f.debug_list();
+        for built in self.built().iter() {
+            layers.entry(&built.spec);
+        }
+        layers.finish()
+    }
+}

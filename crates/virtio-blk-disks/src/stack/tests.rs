@@ -1,0 +1,313 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
+
+use super::*;
+use crate::meter::OpClass;
+use crate::throttle::{Burst, Rate};
+
+fn parse(text: &str) -> StackSpec {
+    text.parse().unwrap()
+}
+
+fn layer(text: &str) -> LayerSpec {
+    text.parse().unwrap()
+}
+
+fn layers(texts: &[&str]) -> Vec<LayerSpec> {
+    texts.iter().map(|text| layer(text)).collect()
+}
+
+fn refusal(text: &str) -> String {
+    text.parse::<StackSpec>().unwrap_err().to_string()
+}
+
+fn live(text: &str) -> Stack {
+    parse(text).open_live(false, &Groups::default()).unwrap()
+}
+
+fn write(queue: &mut dyn IoQueue, token: u64) {
+    let op = Op {
+        token: Token(token),
+        kind: OpKind::Write {
+            offset: token * 512,
+            fua: false,
+        },
+        buf: IoBuf::from_vec(vec![1; 512]),
+    };
+    let Submit::Done(done) = queue.submit(op) else {
+        panic!("it does not end at once");
+    };
+    done.result.unwrap();
+}
+
+#[test]
+fn a_disk_takes_layers_from_the_medium_upwards() {
+    let spec = parse(
+        "raw:/a,,b.img,direct=on,throttle=iops:5000/burst:20000/length:0.5/read_bandwidth:50M/group:a,\
+         dirty=backup/granularity:1M,meter",
+    );
+    assert_eq!(spec.disk.to_string(), "raw:/a,,b.img,direct=on");
+    let limits = Limits {
+        iops: Some(Rate::new(5000).with_burst(20_000, Duration::from_millis(500))),
+        read_bandwidth: Some(Rate::new(50 << 20)),
+        ..Limits::default()
+    };
+    assert_eq!(
+        spec.layers,
+        [
+            LayerSpec::Throttle {
+                limits,
+                group: Some("a".to_owned()),
+            },
+            LayerSpec::Dirty {
+                name: "backup".to_owned(),
+                granularity: 1 << 20,
+            },
+            LayerSpec::Meter,
+        ]
+    );
+}
+
+#[test]
+fn a_path_may_look_like_a_layer() {
+    assert_eq!(parse("raw:meter").layers, []);
+    assert_eq!(parse("raw:throttle=x").disk.to_string(), "raw:throttle=x");
+    assert_eq!(parse("raw:a,,meter").disk.to_string(), "raw:a,,meter");
+}
+
+#[test]
+fn errors_point_at_the_word() {
+    for (text, words) in [
+        ("memory:1M,metre", &["metre"][..]),
+        ("memory:1M,meter,zero=on", &["`zero`", "throttle, dirty"]),
+        ("memory:1M,meter=on", &["`on`", "meter"]),
+        ("memory:1M,throttle", &["throttle", "iops:5000"]),
+        ("memory:1M,throttle=iops:fast", &["`fast`", "iops"]),
+        ("memory:1M,throttle=iops:0", &["`0`", "iops"]),
+        ("memory:1M,throttle=bandwidth:5X", &["`5X`", "50M"]),
+        ("memory:1M,throttle=speed:5", &["`speed`", "read_iops"]),
+        (
+            "memory:1M,throttle=burst:5",
+            &["`5`", "burst", "after the limit"],
+        ),
+        ("memory:1M,throttle=iops:5/length:5", &["`5`", "length"]),
+        ("memory:1M,throttle=iops:5/burst:9/burst:9", &["one burst"]),
+        ("memory:1M,throttle=iops:9/burst:5", &["iops", "average"]),
+        ("memory:1M,throttle=iops:5/iops:6", &["`iops`", "twice"]),
+        ("memory:1M,throttle=iops:5/group:a b", &["`a b`", "group"]),
+        ("memory:1M,dirty", &["dirty=backup"]),
+        ("memory:1M,dirty=a/granularity:3", &["`3`", "granularity"]),
+        ("memory:1M,dirty=a/size:3", &["`size`", "granularity"]),
+        ("memory:1M,fault=errors:1001", &["`1001`", "1000"]),
+        ("memory:1M,fault=delay:-1", &["`-1`", "seconds"]),
+        ("memory:1M,fault=x:1", &["`x`", "reorder"]),
+        ("memory:3,meter", &["`3`"]),
+        ("meter", &["meter"]),
+    ] {
+        let message = refusal(text);
+        for word in words {
+            assert!(message.contains(word), "{text}: {message}");
+        }
+    }
+}
+
+#[test]
+fn the_same_layer_twice_is_refused() {
+    for text in [
+        "memory:1M,meter,meter",
+        "memory:1M,dirty=a,dirty=a/granularity:1M",
+        "memory:1M,throttle=iops:1,throttle=bandwidth:1",
+    ] {
+        let error = parse(text).open(false, &Groups::default()).unwrap_err();
+        assert!(error.to_string().contains("twice"), "{error}");
+    }
+    let two = "memory:1M,dirty=a,dirty=b,throttle=iops:1/group:a,throttle=iops:1/group:b";
+    assert!(parse(two).open(false, &Groups::default()).is_ok());
+}
+
+#[test]
+fn disks_share_the_groups_of_a_name() {
+    let groups = Groups::default();
+    let first = parse("memory:1M,throttle=iops:7/group:a");
+    let first = first.open(false, &groups).unwrap();
+    let second = parse("null:1M,throttle=group:a").open(false, &groups);
+    let second = second.unwrap();
+    assert_eq!(
+        second.throttles()[0].group().limits().iops,
+        Some(Rate::new(7))
+    );
+    let third = parse("null:1M,throttle=iops:9/group:a").open(false, &groups);
+    third.unwrap();
+    for stack in [first, second] {
+        let limits = stack.throttles()[0].group().limits();
+        assert_eq!(limits.iops, Some(Rate::new(9)), "the last word counts");
+    }
+}
+
+#[test]
+fn a_stack_without_layers_is_the_disk() {
+    let base: Arc<dyn Disk> = Arc::new(crate::MemoryDisk::new(1 << 20).unwrap());
+    let stack = Stack::fixed(base.clone(), &[], Groups::default()).unwrap();
+    assert!(Arc::ptr_eq(&stack.disk(), &base));
+    assert!(!stack.sees_requests());
+    assert!(matches!(
+        stack.change(&layers(&["meter"])),
+        Err(StackError::Fixed)
+    ));
+}
+
+#[test]
+fn layers_that_stay_keep_what_they_know() {
+    let stack = live("memory:1M,meter,dirty=backup/granularity:512");
+    let disk = stack.disk();
+    let mut queue = disk.open_queue(4).unwrap();
+    write(&mut *queue, 1);
+    stack
+        .change(&layers(&[
+            "dirty=backup/granularity:512",
+            "throttle=iops:100000",
+            "meter",
+        ]))
+        .unwrap();
+    assert!(!stack.is_settled().unwrap());
+    write(&mut *queue, 3);
+    assert!(stack.is_settled().unwrap());
+    let writes = |stack: &Stack| {
+        let meter = stack.meter().unwrap();
+        meter.total().class(OpClass::Write).count()
+    };
+    assert_eq!(writes(&stack), 2);
+    let bitmap = stack.dirty("backup").unwrap().bitmap("backup").unwrap();
+    assert_eq!(bitmap.changes().ranges, [(512, 512), (1536, 512)]);
+    // Another granularity is another bitmap.
+    let other = layers(&["dirty=backup/granularity:1K", "meter"]);
+    stack.change(&other).unwrap();
+    let bitmap = stack.dirty("backup").unwrap().bitmap("backup").unwrap();
+    assert_eq!(bitmap.changes().ranges, []);
+    stack.change(&[]).unwrap();
+    assert!(!stack.sees_requests() && stack.meter().is_none());
+    write(&mut *queue, 5);
+    assert_eq!(bitmap.changes().ranges, []);
+}
+
+#[test]
+fn limits_change_where_they_are() {
+    let stack = live("memory:1M,meter,throttle=iops:1");
+    let queue = stack.disk().open_queue(4).unwrap();
+    let group = stack.throttles()[0].group().clone();
+    stack
+        .change(&layers(&["meter", "throttle=iops:5/burst:9"]))
+        .unwrap();
+    assert!(stack.is_settled().unwrap(), "no queue has to move");
+    let burst = Burst {
+        per_second: 9,
+        length: Duration::from_secs(1),
+    };
+    assert_eq!(group.limits().iops.unwrap().burst, Some(burst));
+    assert_eq!(
+        stack.layers()[1].to_string(),
+        "throttle=iops:5/burst:9",
+        "and it is told so"
+    );
+    drop(queue);
+}
+
+#[test]
+fn a_change_that_is_refused_changes_nothing() {
+    let stack = live("memory:1M,throttle=iops:1");
+    let before = stack.layers();
+    for refused in [
+        layers(&["throttle=iops:5", "meter", "meter"]),
+        layers(&["throttle=iops:5", "verify"]),
+        vec![LayerSpec::Throttle {
+            limits: Limits {
+                iops: Some(Rate::new(0)),
+                ..Limits::default()
+            },
+            group: None,
+        }],
+    ] {
+        assert!(stack.change(&refused).is_err(), "{refused:?}");
+        assert_eq!(stack.layers(), before);
+        let limits = stack.throttles()[0].group().limits();
+        assert_eq!(limits.iops, Some(Rate::new(1)));
+    }
+}
+
+#[test]
+fn verify_is_there_from_the_start_or_not_at_all() {
+    let stack = live("memory:1M,verify");
+    let with_meter = layers(&["verify", "meter"]);
+    stack.change(&with_meter).unwrap();
+    assert_eq!(stack.verify().unwrap().lie(), None);
+    stack.change(&layers(&["meter"])).unwrap();
+}
+
+fn rate(least: u64) -> impl Strategy<Value = Option<Rate>> {
+    let rate = (
+        least..1 << 40,
+        proptest::option::of((0_u64..1 << 40, 1_u64..1000)),
+    );
+    proptest::option::of(rate.prop_map(|(rate, burst)| match burst {
+        Some((more, millis)) => {
+            Rate::new(rate).with_burst(rate + more, Duration::from_millis(millis))
+        }
+        None => Rate::new(rate),
+    }))
+}
+
+fn any_layer() -> impl Strategy<Value = LayerSpec> {
+    let limits = (rate(1), rate(1), rate(1), rate(1), rate(1), rate(1)).prop_map(
+        |(iops, read_iops, write_iops, bandwidth, read_bandwidth, write_bandwidth)| Limits {
+            iops,
+            read_iops,
+            write_iops,
+            bandwidth,
+            read_bandwidth,
+            write_bandwidth,
+        },
+    );
+    let fault = (any::<u64>(), 0_u32..=1000, 0_u64..5000, any::<bool>());
+    prop_oneof![
+        (limits, "[a-z0-9._-]{1,64}").prop_map(|(limits, group)| LayerSpec::Throttle {
+            limits,
+            group: Some(group),
+        }),
+        ("[A-Za-z0-9._-]{1,64}", 9_u32..40).prop_map(|(name, exponent)| LayerSpec::Dirty {
+            name,
+            granularity: 1 << exponent,
+        }),
+        Just(LayerSpec::Meter),
+        Just(LayerSpec::Verify),
+        fault.prop_map(
+            |(seed, errors, millis, reorder)| LayerSpec::Fault(FaultSpec {
+                seed,
+                errors,
+                delay: Duration::from_millis(millis),
+                reorder,
+            })
+        ),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_is_read(
+        path in "[ -~]{1,20}",
+        layers in proptest::collection::vec(any_layer(), 0..5),
+    ) {
+        let disk = DiskSpec::Raw(crate::RawOptions::new(path));
+        let spec = StackSpec { disk, layers };
+        prop_assert_eq!(spec.to_string().parse(), Ok(spec));
+    }
+
+    #[test]
+    fn nothing_panics(text in "(raw:x|null:1M),[a-z_=:/,0-9.-]{0,60}") {
+        let _ = text.parse::<StackSpec>();
+    }
+}

@@ -1,0 +1,288 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One data path that moves from disk to disk.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use virtio_blk_core::disk::{
+    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+};
+
+use super::{Seat, Shared, ring};
+use crate::in_flight::InFlight;
+
+/// An operation that is with the disk in force.
+struct Below {
+    kind: OpKind,
+    /// The owner asked for it to end.
+    cancelled: bool,
+}
+
+/// A data path of a [`super::SwitchDisk`].
+pub(super) struct SwitchQueue {
+    shared: Arc<Shared>,
+    id: u64,
+    version: u64,
+    depth: u16,
+    inner: Box<dyn IoQueue>,
+    below: InFlight<Below>,
+    /// What is in flight ends before the queue moves.
+    draining: bool,
+    /// Cancelled for the move, to be given to the next disk.
+    again: Vec<Op>,
+    /// Ended here, or inside the `submit` of another operation.
+    done: Vec<Completion>,
+    scratch: Vec<Completion>,
+    /// Readable while `bell` rings or the disk underneath has something.
+    ready: OwnedFd,
+    /// Rung by the disk for a change, by ourselves for `done`, and all the time for a disk that has to be
+    /// asked.
+    bell: OwnedFd,
+}
+
+/// Makes the descriptor of a disk's queue part of `ready`.
+fn watch(ready: &OwnedFd, inner: &dyn IoQueue) -> Result<(), DiskError> {
+    if let Wait::Fd(fd) = inner.wait() {
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(ready, fd, data, epoll::EventFlags::IN).map_err(io::Error::from)?;
+    }
+    Ok(())
+}
+
+impl SwitchQueue {
+    pub(super) fn open(shared: Arc<Shared>, depth: u16) -> Result<Self, DiskError> {
+        let bell =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
+        let ready = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(io::Error::from)?;
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&ready, &bell, data, epoll::EventFlags::IN).map_err(io::Error::from)?;
+        let (disk, version) = shared.current();
+        let inner = disk.open_queue(depth)?;
+        watch(&ready, &*inner)?;
+        let mut state = shared.state();
+        let id = state.next;
+        state.next += 1;
+        state.queues.push(Seat {
+            id,
+            version,
+            bell: bell.try_clone()?,
+        });
+        drop(state);
+        let this = Self {
+            shared,
+            id,
+            version,
+            depth,
+            inner,
+            below: InFlight::new(usize::from(depth)),
+            draining: false,
+            again: Vec::new(),
+            done: Vec::new(),
+            scratch: Vec::new(),
+            ready,
+            bell,
+        };
+        if this.is_behind() {
+            // It was exchanged before we had a seat.
+            ring(&this.bell);
+        }
+        Ok(this)
+    }
+
+    fn is_behind(&self) -> bool {
+        self.version != self.shared.version()
+    }
+
+    /// Moves, as far as that is possible now.
+    fn follow(&mut self) -> Result<(), DiskError> {
+        if !self.draining {
+            self.draining = true;
+            for token in self.below.tokens() {
+                self.inner.cancel(token);
+            }
+            self.inner.flush_batch()?;
+            self.collect()?;
+        }
+        if self.below.len() == 0 {
+            self.draining = false;
+            self.move_over();
+        }
+        Ok(())
+    }
+
+    /// Opens the queue of the disk in force, closes the other one.
+    fn move_over(&mut self) {
+        let (disk, version) = self.shared.current();
+        match disk.open_queue(self.depth).and_then(|queue| {
+            watch(&self.ready, &*queue)?;
+            Ok(queue)
+        }) {
+            Ok(queue) => {
+                if let Wait::Fd(fd) = self.inner.wait() {
+                    // It may be a clone that outlives the queue.
+                    let _ = epoll::delete(&self.ready, fd);
+                }
+                self.inner = queue;
+                self.shared.moved(self.id, version);
+            }
+            Err(error) => self.shared.failed(&error),
+        }
+        self.version = version;
+    }
+
+    fn give(&mut self, op: Op) -> Submit {
+        let outer = op.token;
+        let below = Below {
+            kind: op.kind,
+            cancelled: false,
+        };
+        let token = self.below.insert(outer, below);
+        match self.inner.submit(Op { token, ..op }) {
+            Submit::Queued => Submit::Queued,
+            Submit::Done(completion) => {
+                self.below.remove(token);
+                Submit::Done(Completion {
+                    token: outer,
+                    ..completion
+                })
+            }
+            Submit::Full(op) => {
+                self.below.remove(token);
+                Submit::Full(Op { token: outer, ..op })
+            }
+        }
+    }
+
+    /// Gives the disk in force what was cancelled for the move.
+    fn give_again(&mut self) -> Result<(), DiskError> {
+        if self.again.is_empty() {
+            return Ok(());
+        }
+        while let Some(op) = self.again.pop() {
+            match self.give(op) {
+                Submit::Queued => {}
+                Submit::Done(completion) => self.done.push(completion),
+                Submit::Full(op) => {
+                    self.again.push(op);
+                    break;
+                }
+            }
+        }
+        self.inner.flush_batch()
+    }
+
+    /// Takes over what the disk underneath finished.
+    fn collect(&mut self) -> Result<(), DiskError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = self.inner.reap(&mut scratch);
+        for mut completion in scratch.drain(..) {
+            let Some((token, below)) = self.below.remove(completion.token) else {
+                continue;
+            };
+            let for_move = self.draining && !below.cancelled;
+            if for_move && matches!(completion.result, Err(DiskError::Cancelled)) {
+                self.again.push(Op {
+                    token,
+                    kind: below.kind,
+                    buf: completion.buf,
+                });
+            } else {
+                completion.token = token;
+                self.done.push(completion);
+            }
+        }
+        self.scratch = scratch;
+        result.map(|_| ())
+    }
+
+    /// Silences the bell before anything is looked at, so that no later ring is missed.
+    fn silence(&self) {
+        let mut count = [0; 8];
+        // Fails only where it did not ring.
+        let _ = rustix::io::read(&self.bell, &mut count);
+    }
+}
+
+impl IoQueue for SwitchQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        if self.draining || !self.again.is_empty() {
+            return Submit::Full(op);
+        }
+        if self.is_behind() {
+            if self.below.len() != 0 {
+                ring(&self.bell);
+                return Submit::Full(op);
+            }
+            self.move_over();
+        }
+        let given = self.give(op);
+        if let Submit::Queued = given
+            && let Wait::Poll = self.inner.wait()
+        {
+            ring(&self.bell);
+        }
+        given
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        if self.draining || self.is_behind() {
+            return None;
+        }
+        self.inner.execute(kind, buf)
+    }
+
+    fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.inner.flush_batch()
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        self.silence();
+        let mut result = self.collect();
+        if result.is_ok() && (self.draining || self.is_behind()) {
+            result = self.follow();
+        }
+        if result.is_ok() && !self.draining {
+            result = self.give_again();
+        }
+        let count = self.done.len();
+        done.append(&mut self.done);
+        if self.below.len() != 0
+            && let Wait::Poll = self.inner.wait()
+        {
+            ring(&self.bell);
+        }
+        result.map(|()| count)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait::Fd(self.ready.as_fd())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.inner.deadline()
+    }
+
+    fn cancel(&mut self, token: Token) {
+        if let Some(inner) = self.below.find(token) {
+            if let Some(below) = self.below.get_mut(inner) {
+                below.cancelled = true;
+            }
+            self.inner.cancel(inner);
+        } else if let Some(index) = self.again.iter().position(|op| op.token == token) {
+            let op = self.again.swap_remove(index);
+            self.done.push(op.complete(Err(DiskError::Cancelled)));
+            ring(&self.bell);
+        }
+    }
+}
+
+impl Drop for SwitchQueue {
+    fn drop(&mut self) {
+        self.shared.leave(self.id);
+    }
+}

@@ -1,0 +1,186 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use virtio_blk_core::disk::{Completion, IoBuf, Op, OpKind, Submit, Token, Wait};
+
+use super::*;
+use crate::throttle::{Limits, Rate};
+use crate::{FaultDisk, FaultPlan, MemoryDisk, MeterDisk, ThrottleDisk, ThrottleGroup};
+
+const LEN: u64 = 1 << 20;
+
+fn memory() -> Arc<MemoryDisk> {
+    Arc::new(MemoryDisk::new(LEN).unwrap())
+}
+
+fn write(token: u64) -> Op {
+    Op {
+        token: Token(token),
+        kind: OpKind::Write {
+            offset: token * 512,
+            fua: false,
+        },
+        buf: IoBuf::from_vec(vec![token as u8; 512]),
+    }
+}
+
+fn readable(queue: &dyn IoQueue) -> bool {
+    let Wait::Fd(fd) = queue.wait() else {
+        panic!("a queue that can move has a descriptor");
+    };
+    let mut fds = [rustix::event::PollFd::from_borrowed_fd(
+        fd,
+        rustix::event::PollFlags::IN,
+    )];
+    let now = rustix::event::Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    rustix::event::poll(&mut fds, Some(&now)).unwrap() == 1
+}
+
+fn reap(queue: &mut dyn IoQueue) -> Vec<Completion> {
+    let mut done = Vec::new();
+    let count = queue.reap(&mut done).unwrap();
+    assert_eq!(count, done.len());
+    done
+}
+
+/// A throttle that lets one operation go, and then none for a day.
+fn stuck(inner: Arc<dyn Disk>) -> Arc<ThrottleDisk> {
+    let slow = Limits {
+        bandwidth: Some(Rate::new(1)),
+        ..Limits::default()
+    };
+    let group = ThrottleGroup::new(slow).unwrap();
+    Arc::new(ThrottleDisk::new(inner, group))
+}
+
+#[test]
+fn an_idle_queue_is_woken_and_moves() {
+    let disk = SwitchDisk::new(memory()).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    assert!(!readable(&*queue) && disk.is_settled());
+    disk.switch(memory());
+    assert!(readable(&*queue) && !disk.is_settled());
+    assert!(reap(&mut *queue).is_empty());
+    assert!(!readable(&*queue) && disk.is_settled());
+}
+
+#[test]
+fn a_submission_moves_too() {
+    let (first, second) = (memory(), memory());
+    let disk = SwitchDisk::new(first).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    let meter = Arc::new(MeterDisk::new(second as Arc<dyn Disk>));
+    disk.switch(meter.clone());
+    assert!(matches!(queue.submit(write(1)), Submit::Done(_)));
+    assert!(disk.is_settled());
+    assert_eq!(meter.total().class(crate::meter::OpClass::Write).count(), 1);
+}
+
+#[test]
+fn what_a_throttle_holds_back_goes_on_without_it() {
+    let memory = memory();
+    let disk = SwitchDisk::new(stuck(memory.clone())).unwrap();
+    let mut queue = disk.open_queue(8).unwrap();
+    assert!(matches!(queue.submit(write(0)), Submit::Done(_)));
+    for token in 1..8 {
+        assert!(matches!(queue.submit(write(token)), Submit::Queued));
+    }
+    assert!(reap(&mut *queue).is_empty());
+    queue.cancel(Token(5));
+    disk.switch(memory.clone());
+    assert!(matches!(queue.submit(write(9)), Submit::Full(_)));
+    let mut done = reap(&mut *queue);
+    done.sort_by_key(|completion| completion.token);
+    let tokens: Vec<_> = done.iter().map(|c| c.token.0).collect();
+    assert_eq!(tokens, [1, 2, 3, 4, 5, 6, 7]);
+    for completion in done {
+        let cancelled = matches!(completion.result, Err(DiskError::Cancelled));
+        assert_eq!(cancelled, completion.token == Token(5));
+        let offset = completion.token.0 * 512;
+        let buf = IoBuf::zeroed(512);
+        let mut plain = memory.open_queue(1).unwrap();
+        plain
+            .execute(&OpKind::Read { offset }, &buf)
+            .unwrap()
+            .unwrap();
+        let expected = if cancelled {
+            0
+        } else {
+            completion.token.0 as u8
+        };
+        assert_eq!(buf.to_vec(), [expected; 512]);
+    }
+    assert!(disk.is_settled());
+    assert!(!readable(&*queue));
+    assert_eq!(queue.deadline(), None);
+}
+
+#[test]
+fn what_cannot_be_cancelled_is_waited_for() {
+    let memory = memory();
+    let late = FaultDisk::new(
+        memory.clone() as Arc<dyn Disk>,
+        // Cancelling brings a completion sooner; the first reap still has none.
+        FaultPlan::new(1).delay_reaps(3..=3).poll(),
+    );
+    let disk = SwitchDisk::new(Arc::new(late)).unwrap();
+    let mut queue = disk.open_queue(8).unwrap();
+    assert!(matches!(queue.submit(write(1)), Submit::Queued));
+    assert!(readable(&*queue), "a disk that has to be asked");
+    disk.switch(memory);
+    let mut done = Vec::new();
+    while done.is_empty() {
+        assert!(readable(&*queue));
+        done = reap(&mut *queue);
+    }
+    assert_eq!(done.len(), 1);
+    done.remove(0).result.unwrap();
+    assert!(disk.is_settled());
+}
+
+#[test]
+fn a_queue_that_cannot_follow_stays() {
+    struct Closed(Arc<MemoryDisk>);
+    impl Disk for Closed {
+        fn caps(&self) -> Caps {
+            self.0.caps()
+        }
+        fn open_queue(&self, _: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+            Err(DiskError::from_errno(libc::ENOMEM))
+        }
+    }
+    let memory = memory();
+    let disk = SwitchDisk::new(memory.clone()).unwrap();
+    let mut queue = disk.open_queue(8).unwrap();
+    disk.switch(Arc::new(Closed(memory.clone())));
+    assert!(matches!(queue.submit(write(1)), Submit::Done(_)));
+    assert!(!disk.is_settled());
+    assert!(disk.last_error().unwrap().contains("memory"));
+    disk.switch(memory);
+    assert!(reap(&mut *queue).is_empty());
+    assert!(disk.is_settled() && disk.last_error().is_none());
+}
+
+#[test]
+fn half_the_queues_are_kept_for_moving() {
+    struct Few(u16);
+    impl Disk for Few {
+        fn caps(&self) -> Caps {
+            Caps {
+                max_queues: self.0,
+                ..Caps::basic(8)
+            }
+        }
+        fn open_queue(&self, _: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+            Err(DiskError::Unsupported)
+        }
+    }
+    assert_eq!(
+        SwitchDisk::new(Arc::new(Few(9))).unwrap().caps().max_queues,
+        4
+    );
+    assert!(SwitchDisk::new(Arc::new(Few(1))).is_err());
+}

@@ -1,0 +1,158 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Random stacks of layers against a vector of bytes, while layers come and go.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::{Act, BLOCK, Rig, act, directory, image, read, write};
+use proptest::prelude::*;
+use virtio_blk_core::disk::Disk;
+use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::{Engine, MemoryDisk, RawDisk, RawOptions};
+
+const BLOCKS: u64 = 1024;
+
+/// Layers that neither fail nor take long.
+fn stack() -> impl Strategy<Value = Vec<LayerSpec>> {
+    let texts = [
+        "meter",
+        "dirty=a",
+        "dirty=b/granularity:512",
+        "throttle=iops:5000/bandwidth:1G",
+        "throttle=write_iops:8000/burst:100000/group:g",
+        "fault=seed:7/reorder:on",
+        "fault=seed:8/delay:0.002/reorder:on",
+    ];
+    let all: Vec<LayerSpec> = texts.iter().map(|text| text.parse().unwrap()).collect();
+    let some = proptest::sample::subsequence(all, 0..=5).prop_shuffle();
+    some.prop_filter("one fault layer", |layers| {
+        layers.iter().filter(|l| l.name() == "fault").count() < 2
+    })
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Act(Act),
+    Change(Vec<LayerSpec>),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => act(BLOCKS, 16).prop_map(Step::Act),
+        1 => stack().prop_map(Step::Change),
+    ];
+    proptest::collection::vec(step, 1..50)
+}
+
+fn run(base: Arc<dyn Disk>, start: &[LayerSpec], depth: u16, steps: Vec<Step>) -> Vec<u8> {
+    let stack = Stack::live(base, start, Groups::default()).unwrap();
+    let mut rig = Rig::new(&*stack.disk(), depth, BLOCK);
+    for step in steps {
+        match step {
+            Step::Act(act) => rig.act(act),
+            Step::Change(layers) => stack.change(&layers).unwrap(),
+        }
+    }
+    let content = rig.finish();
+    stack.is_settled().unwrap();
+    content
+}
+
+fn depth() -> impl Strategy<Value = u16> {
+    prop_oneof![Just(1), Just(2), Just(32)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 30, ..ProptestConfig::default() })]
+
+    #[test]
+    fn memory(start in stack(), depth in depth(), steps in steps()) {
+        let base = Arc::new(MemoryDisk::new(BLOCKS * BLOCK as u64).unwrap());
+        run(base, &start, depth, steps);
+    }
+
+    #[test]
+    fn raw(start in stack(), depth in depth(), steps in steps(), ring in any::<bool>()) {
+        let directory = directory();
+        let path = image(directory.path(), BLOCKS as usize * BLOCK);
+        let engine = if ring && cfg!(feature = "io-uring") { Engine::IoUring } else { Engine::Auto };
+        let base = Arc::new(RawDisk::open(&RawOptions::new(&path).engine(engine)).unwrap());
+        let content = run(base, &start, depth, steps);
+        prop_assert!(std::fs::read(&path).unwrap() == content);
+    }
+
+    #[test]
+    fn each_write_is_in_the_bitmaps(acts in proptest::collection::vec(act(BLOCKS, 16), 1..40), depth in depth()) {
+        let base = Arc::new(MemoryDisk::new(BLOCKS * BLOCK as u64).unwrap());
+        let layers: Vec<LayerSpec> = ["dirty=all/granularity:512", "fault=seed:1/reorder:on"]
+            .iter().map(|text| text.parse().unwrap()).collect();
+        let stack = Stack::fixed(base, &layers, Groups::default()).unwrap();
+        let mut rig = Rig::new(&*stack.disk(), depth, BLOCK);
+        let before = rig.model.clone();
+        acts.into_iter().for_each(|act| rig.act(act));
+        let after = rig.finish();
+        let bitmap = stack.dirty("all").unwrap().bitmap("all").unwrap();
+        let changes = bitmap.take().ranges;
+        for (at, (old, new)) in before.iter().zip(&after).enumerate() {
+            let at = at as u64;
+            let is_marked = changes.iter().any(|(start, len)| (*start..start + len).contains(&at));
+            prop_assert!(old == new || is_marked, "byte {at}");
+        }
+    }
+}
+
+/// Queues at work on threads, each on blocks of its own, while another thread changes the layers.
+#[test]
+fn layers_come_and_go_under_load() {
+    let directory = directory();
+    let path = image(directory.path(), 1 << 20);
+    let base = Arc::new(RawDisk::open(&RawOptions::new(&path)).unwrap());
+    let stack = Stack::live(base, &[], Groups::default()).unwrap();
+    let disk = stack.disk();
+    let working = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let queues: Vec<_> = (0..3_u64)
+            .map(|number| {
+                let mut queue = disk.open_queue(8).unwrap();
+                scope.spawn(move || {
+                    for round in 0..600_u64 {
+                        let offset = (round % 20 * 3 + number) * 512;
+                        let data = vec![(round * 3 + number) as u8; 512];
+                        write(&mut *queue, offset, data.clone()).unwrap();
+                        assert!(read(&mut *queue, offset, 512).unwrap() == data);
+                    }
+                })
+            })
+            .collect();
+        let changer = scope.spawn(|| {
+            let stacks = [
+                "meter|dirty=a",
+                "throttle=iops:20000|meter|fault=seed:1/reorder:on",
+                "",
+                "dirty=a|throttle=iops:50000/group:g",
+            ];
+            let mut changes = 0;
+            while working.load(Ordering::Relaxed) || changes < stacks.len() {
+                let texts = stacks[changes % stacks.len()].split('|');
+                let layers: Vec<LayerSpec> = (texts.filter(|text| !text.is_empty()))
+                    .map(|text| text.parse().unwrap())
+                    .collect();
+                stack.change(&layers).unwrap();
+                stack.is_settled().unwrap();
+                changes += 1;
+                std::thread::yield_now();
+            }
+        });
+        for queue in queues {
+            queue.join().unwrap();
+        }
+        working.store(false, Ordering::Relaxed);
+        changer.join().unwrap();
+    });
+    assert!(stack.is_settled().unwrap(), "closed queues hold nobody up");
+}
