@@ -241,12 +241,18 @@ fn main() {
             std::thread::sleep(Duration::from_secs(1));
             let start = Instant::now();
             let mut driver = host.start();
-            println!("reset and started again after {:.1} s", start.elapsed().as_secs_f32());
+            println!(
+                "reset and started again after {:.1} s",
+                start.elapsed().as_secs_f32()
+            );
             driver.submit(&Request::read(0, 512)).unwrap();
             host.publish(&mut driver);
             // Longer than the kernel waits for an answer, all in all.
             std::thread::sleep(Duration::from_secs(12));
-            assert!(driver.poll().unwrap().is_none(), "served by a disk that hangs");
+            assert!(
+                driver.poll().unwrap().is_none(),
+                "served by a disk that hangs"
+            );
             shell(rest[1]);
             assert!(host.answer(&mut driver).is_ok());
             host.check(&mut driver, 2);
