@@ -19,14 +19,15 @@ peer() {
     vblk vdpa add disk1 >/dev/null
     qsd=$(cat /tmp/disk1.pid)
     status=0
-    timeout 20 vhost-vdpa-abuse /dev/vhost-vdpa-1 "$@" >/tmp/peer.log 2>&1 || status=$?
+    eventually 20 test -c /dev/vhost-vdpa-0
+    timeout 20 vhost-vdpa-abuse /dev/vhost-vdpa-0 "$@" >/tmp/peer.log 2>&1 || status=$?
     if kill -0 "$qsd" 2>/dev/null; then
         echo "it lives; the driver ended with status $status"
     else
         wait "$qsd" && status=0 || status=$?
         echo "it died with status $status"
     fi
-    tail -n 2 /tmp/disk1.log
+    tail -n 2 /tmp/disk1.log /tmp/peer.log
 }
 
 # A file system that can be frozen: writes to the image hang then.
@@ -50,6 +51,4 @@ expect "msg_timeout" "$(cat /sys/class/vduse/disk0/msg_timeout)" 10
 end_server disk0
 umount /mnt
 
-if [ -n "${LAB_PEER:-yes}" ] && command -v qemu-storage-daemon >/dev/null; then
-    peer reset 50
-fi
+peer reset 50

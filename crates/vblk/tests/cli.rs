@@ -431,3 +431,27 @@ fn vdpa_says_what_is_missing() {
         assert_refused(args, 1, &["modprobe vdpa"]);
     }
 }
+
+#[test]
+fn a_vduse_device_needs_a_name_and_a_module() {
+    let vduse = |name, rest: &[&'static str]| {
+        let mut args = vec!["serve", "vduse", "--disk", "memory:1M", "--name", name];
+        args.extend(rest);
+        args
+    };
+    assert_refused(&vduse("a/b", &[]), 2, &["'/'"]);
+    assert_refused(&vduse("disk0", &["--queues", "0"]), 2, &["--queues"]);
+    assert_refused(
+        &vduse("disk0", &["--attach", "scsi"]),
+        2,
+        &["virtio", "vhost"],
+    );
+    assert_refused(
+        &vduse("disk0", &["--queue-size", "100"]),
+        1,
+        &["power of two"],
+    );
+    if !Path::new("/dev/vduse").exists() {
+        assert_refused(&vduse("disk0", &[]), 1, &["modprobe vduse"]);
+    }
+}
