@@ -92,11 +92,14 @@ impl BlkSim {
         if !bell.take(vq) && !model.is_busy(vq) {
             return false;
         }
-        if model.work(vq, budget) == Work::More {
-            bell.ring(vq);
-            return true;
+        match model.work(vq, budget) {
+            Work::Idle => false,
+            Work::Flying | Work::Until(_) => true,
+            Work::More => {
+                bell.ring(vq);
+                true
+            }
         }
-        model.is_busy(vq)
     }
 
     /// Steps until nothing is left to do.

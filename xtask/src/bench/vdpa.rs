@@ -12,7 +12,7 @@ use crate::command::{Error, command, need_program, target_dir};
 
 /// The most that the layer may add, in percent.
 const TARGET: f64 = 15.0;
-/// Kicks, or lookups in thousands, of the shorter of two counts; the other has twice as many.
+/// Kicks, or lookups in hundreds, of the shorter of two counts; the other has twice as many.
 const SHORT: u64 = 100;
 
 /// Everything.
@@ -99,8 +99,8 @@ pub fn measure(seconds: f64, rounds: u32) -> Result<Report, Error> {
                 callgrind::count("vdpa-cost", "vdpa_cost::translate*", &args)
             };
             let cost = |scattered| {
-                let more = count(scattered, 2000 * SHORT)? - count(scattered, 1000 * SHORT)?;
-                Ok::<_, Error>(more / (1000 * SHORT) as f64)
+                let more = count(scattered, 200 * SHORT)? - count(scattered, 100 * SHORT)?;
+                Ok::<_, Error>(more / (100 * SHORT) as f64)
             };
             lookups.push(Lookups {
                 memory,

@@ -24,7 +24,7 @@ use crate::model::{Model, Work};
 use crate::options::{Drive, Options, OptionsError, StrictOptions};
 use crate::space::{Spaces, last};
 use control::{Control, Mm};
-use queue::{Pass, Queue};
+use queue::Queue;
 
 /// A device of the `strict` profile.
 ///
@@ -135,13 +135,10 @@ impl Model for Strict {
             // Held until the control side is done.
             drop(lock(&self.control));
         }
-        match queue.serve(budget) {
-            Pass::Work(work) => work,
-            Pass::Broke => {
-                self.need_reset();
-                Work::Idle
-            }
-        }
+        queue.serve(budget).unwrap_or_else(|| {
+            self.need_reset();
+            Work::Idle
+        })
     }
 
     fn is_busy(&self, vq: u16) -> bool {

@@ -22,7 +22,7 @@ use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::{
     DeviceMemory, GuestMap, HostMemory, Iotlb, IotlbMapping, IotlbTable, Permissions,
 };
-use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
+use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service, Stop};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, Request};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
@@ -234,6 +234,11 @@ fn requests(layer: Layer, write: bool, batch: u16, batches: u64, seconds: f64) -
         if data != expected {
             return Err(format!("place {place} holds something else at the end").into());
         }
+    }
+    // Each target can be stopped: a queue that never is would be compiled into its only caller.
+    match target {
+        Target::Queue(queue) => drop(queue.stop(Stop::Drain)),
+        Target::Sim(sim) => sim.free(),
     }
     println!("{rate:.0}");
     Ok(())
