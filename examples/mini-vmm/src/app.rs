@@ -39,8 +39,8 @@ struct Args {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1")]
     cmdline: String,
-    /// A disk: raw:PATH, memory:SIZE, null:SIZE, each with options after commas; may be repeated
-    #[arg(long, value_name = "DISK", default_value = "memory:64M")]
+    /// A disk: raw:PATH, memory:SIZE, null:SIZE (options after commas), sim:SIZE, vdpa:/dev/vhost-vdpa-N; may be repeated
+    #[arg(long, value_name = "DISK", default_value = "sim:64M")]
     disk: Vec<String>,
     /// How disks are attached
     #[arg(long, value_enum)]

@@ -8,6 +8,8 @@ use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sim_backend::{BlkSim, Options};
+use vhost_vdpa_frontend::{SlowOptions, SlowPath, VhostVdpa};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_disks::{DiskSpec, MemoryDisk};
 
@@ -37,23 +39,31 @@ enum Size {
 }
 
 impl OpenDisk {
-    /// Opens what `name` says (see [`DiskSpec`]) with `queues` queues or as many as it has.
+    /// Opens what `name` says with `queues` queues or as many as it has: `sim:SIZE`, a simulated vDPA device over
+    /// memory; `vdpa:/dev/vhost-vdpa-N`, one of the kernel's; or a disk of our own (see [`DiskSpec`]).
     pub fn open(number: usize, name: &str, queues: u16, transport: Transport) -> Result<Self> {
         let fail = |why: &dyn Display| disk_error(name, why);
-        let spec: DiskSpec = name.parse().map_err(|error| fail(&error))?;
-        let (disk, size): (Arc<dyn Disk>, _) = match &spec {
-            DiskSpec::Memory { bytes } => {
-                let disk = MemoryDisk::new(*bytes).map_err(|error| fail(&error))?;
-                let disk = Arc::new(disk);
-                (disk.clone(), Size::Memory(disk))
-            }
-            other => {
-                let size = match other {
-                    DiskSpec::Raw(raw) => Size::File(raw.path().to_owned()),
-                    _ => Size::Fixed,
+        let (disk, size): (Arc<dyn Disk>, _) = match name.split_once(':') {
+            Some(("sim", size)) => {
+                let spec = format!("memory:{size}").parse();
+                let Ok(DiskSpec::Memory { bytes }) = spec else {
+                    return Err(fail(&"give its size: sim:64M"));
                 };
-                (spec.open(false).map_err(|error| fail(&error))?, size)
+                let memory = Arc::new(MemoryDisk::new(bytes).map_err(|error| fail(&error))?);
+                let sim = BlkSim::new(memory.clone(), Options::strict_queues(queues));
+                let sim = sim.map_err(|error| fail(&error))?;
+                let disk = SlowPath::new(Arc::new(sim), SlowOptions::default());
+                (
+                    Arc::new(disk.map_err(|error| fail(&error))?),
+                    Size::Memory(memory),
+                )
             }
+            Some(("vdpa", path)) => {
+                let device = VhostVdpa::open(path).map_err(|error| fail(&error))?;
+                let disk = SlowPath::new(Arc::new(device), SlowOptions::default());
+                (Arc::new(disk.map_err(|error| fail(&error))?), Size::Fixed)
+            }
+            _ => own(name)?,
         };
         Ok(Self {
             number,
@@ -85,6 +95,22 @@ impl OpenDisk {
     pub fn error(&self, why: &dyn Display) -> Error {
         disk_error(&self.name, why)
     }
+}
+
+/// A disk of `virtio-blk-disks`.
+fn own(name: &str) -> Result<(Arc<dyn Disk>, Size)> {
+    let fail = |why: &dyn Display| disk_error(name, why);
+    let spec: DiskSpec = name.parse().map_err(|error| fail(&error))?;
+    let size = match &spec {
+        DiskSpec::Memory { bytes } => {
+            let disk = MemoryDisk::new(*bytes).map_err(|error| fail(&error))?;
+            let disk = Arc::new(disk);
+            return Ok((disk.clone(), Size::Memory(disk)));
+        }
+        DiskSpec::Raw(raw) => Size::File(raw.path().to_owned()),
+        _ => Size::Fixed,
+    };
+    Ok((spec.open(false).map_err(|error| fail(&error))?, size))
 }
 
 /// One page of notification addresses, interrupt vectors and so on is enough for this many.
