@@ -61,12 +61,15 @@ if grep -q nested.live /proc/cmdline; then
     # The driver leaves and comes back, also in the middle of I/O: resets and negotiations.
     for round in 1 2 3; do
         fio --name=load --filename=/dev/vdb --offset=1M --size=8M --rw=randread --direct=1 --ioengine=libaio \
-            --iodepth=16 --time_based --runtime=30 >/dev/null 2>&1 &
-        sleep 1
+            --iodepth=16 --time_based --runtime=60 --allow_file_create=0 >/dev/null 2>&1 &
+        busy() {
+            [ "$(awk '{ print $1 }' /sys/block/vdb/stat)" -gt 200 ]
+        }
+        eventually 60 busy
         echo 0000:00:02.0 >/sys/bus/pci/drivers/virtio-pci/unbind
         wait
         echo 0000:00:02.0 >/sys/bus/pci/drivers/virtio-pci/bind
-        eventually 20 test -b /dev/vdb
+        eventually 60 test -b /dev/vdb
     done
     dd if=/dev/vdb of=/tmp/read bs=64k count=4 iflag=direct 2>/dev/null
     cmp /tmp/random /tmp/read || fail "other data after the driver came back"
