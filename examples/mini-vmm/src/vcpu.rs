@@ -168,6 +168,9 @@ impl Runner {
                 Some(Command::Pause(answer)) => {
                     if running {
                         self.finish_access()?;
+                        // So that the guest's watchdogs know why time passed. A guest without KVM's clock
+                        // can't be told.
+                        let _ = self.fd.kvmclock_ctrl();
                     }
                     running = false;
                     let _ = answer.send(());
