@@ -12,7 +12,7 @@ use std::sync::{PoisonError, RwLock};
 use imago::file::File;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
-use imago::{FormatAccess, FormatDriverBuilder, StorageOpenOptions};
+use imago::{FormatAccess, FormatDriverBuilder, ShallowMapping, StorageOpenOptions};
 use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
 
 use super::Qcow2Options;
@@ -26,7 +26,8 @@ const PIECE: usize = 256 << 10;
 
 /// An open image.
 pub(super) struct Image {
-    /// Read by everything but what zeroes or frees clusters: that must not happen under somebody's I/O.
+    /// Read by what leaves the image's tables alone, written by what allocates, zeroes or frees clusters: imago
+    /// 0.2.6 loses writes where that happens beside other I/O on the same cluster.
     access: RwLock<FormatAccess<File>>,
     /// Holds the lock on the file.
     _locked: fs::File,
@@ -90,6 +91,37 @@ fn guarded<T>(what: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     })
 }
 
+/// Whether the image file has room of its own for a range, so that writing there changes no table.
+fn is_allocated(access: &FormatAccess<File>, mut offset: u64, mut len: u64) -> io::Result<bool> {
+    while len != 0 {
+        let (mapping, mapped) = access.get_shallow_mapping(offset, len)?;
+        if mapped == 0 || !matches!(mapping, ShallowMapping::Raw { writable: true, .. }) {
+            return Ok(false);
+        }
+        offset += mapped;
+        len -= mapped;
+    }
+    Ok(true)
+}
+
+fn write(
+    access: &FormatAccess<File>,
+    mut offset: u64,
+    buf: &IoBuf,
+    bounce: &mut Vec<u8>,
+) -> io::Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        let piece = PIECE.min(buf.len() - done);
+        bounce.resize(piece, 0);
+        buf.copy_out(done, bounce);
+        access.write(bounce.as_slice(), offset)?;
+        done += piece;
+        offset += piece as u64;
+    }
+    Ok(())
+}
+
 impl Image {
     /// Opens it. Answers what its header says, too.
     pub(super) fn open(options: &Qcow2Options) -> Result<(Self, Header), Qcow2Error> {
@@ -143,18 +175,17 @@ impl Image {
         Ok(())
     }
 
-    fn write(&self, mut offset: u64, buf: &IoBuf, bounce: &mut Vec<u8>) -> io::Result<()> {
-        let access = self.access.read().unwrap_or_else(PoisonError::into_inner);
-        let mut done = 0;
-        while done < buf.len() {
-            let piece = PIECE.min(buf.len() - done);
-            bounce.resize(piece, 0);
-            buf.copy_out(done, bounce);
-            access.write(bounce.as_slice(), offset)?;
-            done += piece;
-            offset += piece as u64;
+    fn write(&self, offset: u64, buf: &IoBuf, bounce: &mut Vec<u8>) -> io::Result<()> {
+        {
+            let access = self.access.read().unwrap_or_else(PoisonError::into_inner);
+            if is_allocated(&access, offset, buf.len() as u64)? {
+                return write(&access, offset, buf, bounce);
+            }
         }
-        Ok(())
+        // Two writes that allocate the same cluster at a time would each make one, and one of them be
+        // forgotten, with the data that was completed there.
+        let access = self.access.write().unwrap_or_else(PoisonError::into_inner);
+        write(&access, offset, buf, bounce)
     }
 
     fn flush(&self) -> io::Result<()> {
