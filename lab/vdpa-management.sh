@@ -84,10 +84,11 @@ bound vhost_vdpa /dev/vhost-vdpa-0
 step "unbinding waits for the user of the device"
 exec 4<>/dev/vhost-vdpa-0
 # Not by its own copy of the open file.
-vblk vdpa bind disk0 virtio 4>&- &
+vblk vdpa bind disk0 virtio 4>&- 2>/tmp/said &
 waiting=$!
-sleep 1
+sleep 1 4>&-
 kill -0 $waiting || fail "it didn't wait"
+expect "what it says" "$(cat /tmp/said)" "[WARN ] waiting until /dev/vhost-vdpa-0 is closed by dash ($$)"
 exec 4>&-
 wait $waiting
 bound virtio_vdpa /dev/vda

@@ -14,10 +14,10 @@ attach disk0
 round=0
 while [ $round -lt 10 ]; do
     round=$((round + 1))
-    bind disk0 vhost_vdpa
+    vblk vdpa bind disk0 vhost >/dev/null
     eventually 20 test -c /dev/vhost-vdpa-0
     [ ! -b /dev/vda ] || fail "the block device is still there"
-    bind disk0 virtio_vdpa
+    vblk vdpa bind disk0 virtio >/dev/null
     eventually 20 test -b /dev/vda
     [ $round = 1 ] || sha256sum -c /tmp/sums >/tmp/check || fail "$(cat /tmp/check)"
     verify /dev/vda --rw=randrw --size=1M --offset=${round}M --iodepth=16

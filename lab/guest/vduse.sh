@@ -39,11 +39,3 @@ end_server() {
     wait "$(cat "/tmp/$1.pid")" || fail "the server of $1 failed: $(cat "/tmp/$1.log")"
     cat "/tmp/$1.log"
 }
-
-# bind NAME DRIVER: another driver of the vDPA bus takes the device.
-bind() {
-    device=/sys/bus/vdpa/devices/$1
-    echo "$2" >"$device/driver_override"
-    [ ! -e "$device/driver" ] || echo "$1" >"$device/driver/unbind"
-    echo "$1" >/sys/bus/vdpa/drivers_probe
-}

@@ -6,6 +6,7 @@
 
 mod bell;
 mod callback;
+mod compat;
 mod faults;
 mod model;
 mod options;
@@ -17,7 +18,7 @@ mod worker;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use faults::{FaultCounts, Faults};
-pub use options::{Drive, Options, OptionsError, Profile, StrictOptions};
+pub use options::{CompatOptions, Drive, Options, OptionsError, Profile, StrictOptions};
 pub use sim::BlkSim;
 
 /// Locks; whoever panicked with it left the content whole.

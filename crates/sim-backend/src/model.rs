@@ -16,6 +16,8 @@ use crate::faults::FaultState;
 pub(crate) enum Work {
     /// Nothing until it is rung for.
     Idle,
+    /// As `Idle`, with requests in flight.
+    Flying,
     /// More, at once.
     More,
     /// Nothing until then.

@@ -55,6 +55,11 @@ impl Options {
         Self::new(Profile::Strict(options))
     }
 
+    /// The `compat` profile with the module's defaults, on a thread of its own.
+    pub fn compat() -> Self {
+        Self::new(Profile::Compat(CompatOptions::default()))
+    }
+
     /// The same, driven by the caller.
     #[must_use]
     pub fn stepped(mut self) -> Self {
@@ -82,6 +87,9 @@ impl Options {
 pub enum Profile {
     /// As virtio 1.4 and the vDPA interface want it.
     Strict(StrictOptions),
+    /// As the kernel's `vdpa_sim_blk` (6.12) behaves, faults included, except where it reads or writes
+    /// outside its disk: that is answered with IOERR.
+    Compat(CompatOptions),
 }
 
 /// Options of the `strict` profile.
@@ -105,6 +113,23 @@ impl Default for StrictOptions {
             groups: 1,
             address_spaces: 1,
             iova_range: 0..=u64::MAX,
+        }
+    }
+}
+
+/// Options of the `compat` profile: the parameters of the kernel's module.
+#[derive(Clone, Debug)]
+pub struct CompatOptions {
+    /// `batch_mapping`: the device has `set_map`. Without, it has `dma_map`, `dma_unmap` and
+    /// `get_vq_size` instead.
+    pub batch_mapping: bool,
+}
+
+impl Default for CompatOptions {
+    /// As the module's.
+    fn default() -> Self {
+        Self {
+            batch_mapping: true,
         }
     }
 }

@@ -14,6 +14,8 @@ use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::fault::FaultDisk;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::bell::Bell;
+use crate::compat::{self, Compat};
 use crate::faults::FaultCounts;
 use crate::lock;
 use crate::model::{Model, Work};
@@ -27,6 +29,7 @@ use crate::worker::Worker;
 /// the same `Arc`.
 pub struct BlkSim {
     model: Arc<dyn Model>,
+    bell: Arc<Bell>,
     faulty: Option<Arc<FaultDisk>>,
     worker: Mutex<Option<Worker>>,
     gone: AtomicBool,
@@ -46,12 +49,14 @@ impl BlkSim {
         let disk = faulty.clone().map_or(disk, |faulty| faulty);
         let model: Arc<dyn Model> = match &options.profile {
             Profile::Strict(strict) => Arc::new(Strict::new(disk, strict, &options)?),
+            Profile::Compat(compat) => Arc::new(Compat::new(&*disk, compat, &options)?),
         };
         let worker = match options.drive {
             Drive::Thread => Some(Worker::spawn(model.clone())?),
             Drive::Stepped => None,
         };
         Ok(Self {
+            bell: model.bell().clone(),
             model,
             faulty,
             worker: Mutex::new(worker),
@@ -64,7 +69,7 @@ impl BlkSim {
     /// # Errors
     /// As [`BlkSim::new`].
     pub fn in_memory(options: Options) -> Result<Self, OptionsError> {
-        let disk = MemoryDisk::new(CAPACITY * SECTOR_SIZE)?;
+        let disk = MemoryDisk::new(compat::CAPACITY * SECTOR_SIZE)?;
         Self::new(Arc::new(disk), options)
     }
 
@@ -78,19 +83,23 @@ impl BlkSim {
         more
     }
 
-    /// As [`BlkSim::step`] for one queue, taking at most `budget` new requests.
+    /// As [`BlkSim::step`] for one queue, taking at most `budget` new requests (a compat device: as many as
+    /// the kernel does in a pass, five).
     pub fn step_queue(&self, vq: u16, budget: usize) -> bool {
         let model = &*self.model;
-        let bell = model.bell();
+        let bell = &*self.bell;
         bell.look(|vq| model.kick_vq(vq));
         if !bell.take(vq) && !model.is_busy(vq) {
             return false;
         }
-        if model.work(vq, budget) == Work::More {
-            bell.ring(vq);
-            return true;
+        match model.work(vq, budget) {
+            Work::Idle => false,
+            Work::Flying | Work::Until(_) => true,
+            Work::More => {
+                bell.ring(vq);
+                true
+            }
         }
-        model.is_busy(vq)
     }
 
     /// Steps until nothing is left to do.
@@ -119,8 +128,6 @@ impl BlkSim {
     }
 }
 
-/// Sectors of the kernel's simulator.
-const CAPACITY: u64 = 0x4_0000;
 /// New requests per queue and step.
 const STEP_BUDGET: usize = 64;
 

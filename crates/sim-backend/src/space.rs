@@ -3,24 +3,25 @@
 
 //! Address spaces: what the device can reach, and what was given at its making.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vdpa_bus::VdpaError;
-use virtio_blk_core::memory::{HostMemory, Iotlb, IotlbMapping, IotlbTable, NoRegion, Permissions};
+use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, NoRegion, Permissions};
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
-    GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryError, GuestMemoryResult,
-    GuestRegionCollection,
+    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryResult, GuestRegionCollection,
 };
 
 use crate::faults::FaultState;
+use crate::lock;
 use crate::options::OptionsError;
 
-/// The address spaces of a device.
+/// The address spaces of a device. A table that queues use is never changed: they hold it, and with it the
+/// memory, until they are stopped.
 pub(crate) struct Spaces {
-    spaces: Box<[Iotlb]>,
-    identity: IotlbTable,
+    tables: Box<[Mutex<Arc<IotlbTable>>]>,
+    identity: Arc<IotlbTable>,
     max_mappings: usize,
 }
 
@@ -36,29 +37,57 @@ impl Spaces {
             let mapping = IotlbMapping::new(*address, memory.clone(), Permissions::ReadWrite)?;
             identity.insert(mapping)?;
         }
+        let identity = Arc::new(identity);
         Ok(Self {
-            spaces: (0..count).map(|_| Iotlb::new(identity.clone())).collect(),
+            tables: (0..count).map(|_| Mutex::new(identity.clone())).collect(),
             identity,
             max_mappings,
         })
     }
 
     pub(crate) fn count(&self) -> u32 {
-        self.spaces.len() as u32
+        self.tables.len() as u32
     }
 
-    pub(crate) fn get(&self, asid: u32) -> Result<&Iotlb, VdpaError> {
-        self.spaces.get(asid as usize).ok_or_else(|| {
+    fn table(&self, asid: u32) -> Result<MutexGuard<'_, Arc<IotlbTable>>, VdpaError> {
+        let table = self.tables.get(asid as usize).ok_or_else(|| {
             VdpaError::Invalid(format!(
                 "address space {asid} of a device with {}",
-                self.spaces.len()
+                self.tables.len()
             ))
-        })
+        })?;
+        Ok(lock(table))
+    }
+
+    /// What is mapped now.
+    pub(crate) fn get(&self, asid: u32) -> Result<Arc<IotlbTable>, VdpaError> {
+        Ok(self.table(asid)?.clone())
+    }
+
+    /// Puts another table in place.
+    pub(crate) fn set(&self, asid: u32, table: Arc<IotlbTable>) -> Result<(), VdpaError> {
+        *self.table(asid)? = table;
+        Ok(())
+    }
+
+    /// Adds a mapping. Copies the table only where somebody uses it.
+    pub(crate) fn insert(&self, asid: u32, mapping: IotlbMapping) -> Result<(), VdpaError> {
+        let mut table = self.table(asid)?;
+        if table.mappings().len() >= self.max_mappings {
+            return Err(VdpaError::NoSpace(self.max_mappings));
+        }
+        Ok(Arc::make_mut(&mut table).insert(mapping)?)
+    }
+
+    /// Removes what has an address in `first..=last`.
+    pub(crate) fn remove(&self, asid: u32, first: u64, last: u64) -> Result<(), VdpaError> {
+        Arc::make_mut(&mut *self.table(asid)?).remove(first, last);
+        Ok(())
     }
 
     /// The map at the device's making.
-    pub(crate) const fn identity(&self) -> &IotlbTable {
-        &self.identity
+    pub(crate) fn identity(&self) -> Arc<IotlbTable> {
+        self.identity.clone()
     }
 
     /// Refuses a table that is too large.
@@ -67,6 +96,13 @@ impl Spaces {
             return Err(VdpaError::NoSpace(self.max_mappings));
         }
         Ok(())
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        for table in &self.tables {
+            *lock(table) = Arc::default();
+        }
     }
 }
 
@@ -90,9 +126,9 @@ pub(crate) struct MissTable {
 }
 
 impl MissTable {
-    pub(crate) fn new(iotlb: &Iotlb, faults: Arc<FaultState>, armed: bool) -> Self {
+    pub(crate) fn new(table: Arc<IotlbTable>, faults: Arc<FaultState>, armed: bool) -> Self {
         Self {
-            table: iotlb.memory().into_inner(),
+            table,
             faults,
             armed: AtomicBool::new(armed),
         }
@@ -100,6 +136,11 @@ impl MissTable {
 
     pub(crate) fn arm(&self) {
         self.armed.store(true, Ordering::Relaxed);
+    }
+
+    /// The table without misses.
+    pub(crate) fn table(&self) -> &IotlbTable {
+        &self.table
     }
 }
 

@@ -58,7 +58,7 @@ fn run(model: &dyn Model, ending: &AtomicBool) {
             }
             *deadline = None;
             match model.work(vq, BUDGET) {
-                Work::Idle => {}
+                Work::Idle | Work::Flying => {}
                 Work::More => {
                     bell.ring(vq);
                     more = true;

@@ -6,10 +6,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
-use virtio_blk_disks::{DiskSpec, StackSpec};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use vdpa_bus::management::DeviceName;
+use virtio_blk_disks::StackSpec;
 
 use crate::layers::{LayerArgs, ctl, layers_help, top};
+use crate::source::Source;
 
 macro_rules! disk_help {
     () => {
@@ -28,6 +30,7 @@ A DISK names its format, always:
       backing=allow|deny     follow the image's reference to a backing file (deny)
   memory:SIZE                memory, gone when vblk ends
   null:SIZE[,zero=on|off]    stores nothing; for benchmarks
+  vdpa:/dev/vhost-vdpa-N     a vDPA block device that vhost_vdpa is bound to; it is reset first
 SIZE takes K, M, G, T (binary). A comma in PATH is written twice."
     };
 }
@@ -40,11 +43,14 @@ const VDUSE_HELP: &str = concat!(
     "\
 Examples:
   An image as /dev/vdX of this host:
-    modprobe vduse; modprobe virtio_vdpa
-    vblk serve vduse --disk raw:disk.img --name disk0 &
-    vdpa dev add name disk0 mgmtdev vduse
-  Take it away again:
-    vdpa dev del disk0; kill %1
+    modprobe -a vduse virtio_vdpa virtio_blk
+    vblk serve vduse --disk raw:disk.img --name disk0 --attach virtio
+  As /dev/vhost-vdpa-N for a virtual machine:
+    modprobe -a vduse vhost_vdpa
+    vblk serve vduse --disk raw:disk.img --name disk0 --attach vhost
+  By hand, so that the disk outlives a restart of vblk:
+    vblk serve vduse --disk raw:disk.img --name disk0 & vblk vdpa add disk0
+    vblk vdpa del disk0; kill %1
 
 ",
     disk_help!(),
@@ -60,7 +66,7 @@ Examples:
       -machine q35,memory-backend=mem -chardev socket,id=c,path=/tmp/vblk.sock,reconnect-ms=1000 \\
       -device vhost-user-blk-pci,chardev=c
   Serve an image to this host's kernel, as /dev/vdX:
-    vblk serve vduse --disk raw:disk.img --name disk0 & vdpa dev add name disk0 mgmtdev vduse
+    vblk serve vduse --disk raw:disk.img --name disk0 --attach virtio
   Limit it, and watch and change that while it is in use:
     vblk serve vhost-user --disk raw:disk.img,throttle=iops:2000,meter --control /tmp/c --socket /tmp/vblk.sock
     vblk top /tmp/c
@@ -122,7 +128,7 @@ pub enum ServeCommand {
 pub struct ServeArgs {
     /// The disk to serve, perhaps with layers; see below.
     #[arg(long, value_name = "DISK[,LAYER…]")]
-    pub disk: StackSpec,
+    pub disk: StackSpec<Source>,
     /// Let the driver only read.
     #[arg(long)]
     pub read_only: bool,
@@ -161,6 +167,15 @@ pub struct VhostUserArgs {
     pub queue_size: u16,
 }
 
+/// A driver of the vDPA bus.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum AttachArg {
+    /// virtio_vdpa
+    Virtio,
+    /// vhost_vdpa
+    Vhost,
+}
+
 /// Options of `serve vduse`.
 #[derive(Debug, Args)]
 pub struct VduseArgs {
@@ -169,7 +184,11 @@ pub struct VduseArgs {
     pub serve: ServeArgs,
     /// The device's name: /dev/vduse/NAME.
     #[arg(long, value_name = "NAME")]
-    pub name: String,
+    pub name: DeviceName,
+    /// Add the device to the vDPA bus for this driver, and take it away at the end: virtio for /dev/vdX of this
+    /// host, vhost for /dev/vhost-vdpa-N.
+    #[arg(long, value_name = "DRIVER")]
+    pub attach: Option<AttachArg>,
     /// Queues to offer [default: one per CPU of this host].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub queues: Option<u16>,
@@ -200,7 +219,7 @@ pub enum DiskCommand {
 pub struct InfoArgs {
     /// The disk; see below. It is not locked, and nothing is written.
     #[arg(value_name = "DISK")]
-    pub disk: DiskSpec,
+    pub disk: Source,
 }
 
 /// Options of `features`.
@@ -208,5 +227,5 @@ pub struct InfoArgs {
 pub struct FeaturesArgs {
     /// Show what a device over this disk offers, too.
     #[arg(long, value_name = "DISK")]
-    pub disk: Option<DiskSpec>,
+    pub disk: Option<Source>,
 }

@@ -12,6 +12,7 @@ use virtio_blk_disks::DiskSpec;
 
 use crate::cli::InfoArgs;
 use crate::output;
+use crate::source::Source;
 
 /// Limits of discard and secure erase.
 #[derive(Serialize)]
@@ -98,11 +99,11 @@ impl Info {
 /// can be.
 pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let mut spec = args.disk.clone();
-    if let DiskSpec::Raw(options) = &mut spec {
+    if let Source::Disk(DiskSpec::Raw(options)) = &mut spec {
         // An image in use can be looked at.
         *options = options.clone().lock(false);
     }
-    if let DiskSpec::Qcow2(options) = &mut spec {
+    if let Source::Disk(DiskSpec::Qcow2(options)) = &mut spec {
         // Writable it could not be looked at safely while another writes to it.
         *options = options.clone().lock(false).read_only(true);
     }

@@ -10,6 +10,7 @@ mod layers;
 mod output;
 mod serve;
 mod signals;
+mod source;
 mod status;
 mod vdpa;
 

@@ -148,6 +148,15 @@ fn bad_command_lines() {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         assert_refused(&args, code, words);
     };
+    assert_refused(&["disk", "info", "vdpa:"], 2, &["vdpa:/dev/vhost-vdpa-N"]);
+    let gone = "vdpa:/dev/vhost-vdpa-none";
+    assert_refused(
+        &["disk", "info", gone],
+        1,
+        &["/dev/vhost-vdpa-none", "No such file"],
+    );
+    // Some other device says itself that it is none.
+    assert_refused(&["disk", "info", "vdpa:/dev/null"], 1, &["VHOST_SET_OWNER"]);
     assert_refused(&["frobnicate"], 2, &["frobnicate"]);
     assert_refused(&["serve", "vhost-user"], 2, &["--disk", "--socket"]);
     assert_refused(&["disk", "info"], 2, &["<DISK>"]);
@@ -420,5 +429,29 @@ fn vdpa_says_what_is_missing() {
         &["vdpa", "bind", "disk0", "vhost"],
     ] {
         assert_refused(args, 1, &["modprobe vdpa"]);
+    }
+}
+
+#[test]
+fn a_vduse_device_needs_a_name_and_a_module() {
+    let vduse = |name, rest: &[&'static str]| {
+        let mut args = vec!["serve", "vduse", "--disk", "memory:1M", "--name", name];
+        args.extend(rest);
+        args
+    };
+    assert_refused(&vduse("a/b", &[]), 2, &["'/'"]);
+    assert_refused(&vduse("disk0", &["--queues", "0"]), 2, &["--queues"]);
+    assert_refused(
+        &vduse("disk0", &["--attach", "scsi"]),
+        2,
+        &["virtio", "vhost"],
+    );
+    assert_refused(
+        &vduse("disk0", &["--queue-size", "100"]),
+        1,
+        &["power of two"],
+    );
+    if !Path::new("/dev/vduse").exists() {
+        assert_refused(&vduse("disk0", &[]), 1, &["modprobe vduse"]);
     }
 }

@@ -137,11 +137,17 @@ impl Queue {
         let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(QueueError::Kick)?;
         let kicked = context.file.set_kick(index, Some(&kick));
         kicked.map_err(QueueError::Kick)?;
+        let gate = context.gate.clone();
         let options = ThreadOptions {
             name: format!("vblk-queue{index}"),
             poll: context.poll,
             on_fatal: Box::new(move |error| {
-                log::error!("queue {index} stopped until the driver resets the device: {error}");
+                // A queue that was cut off finds zeroes where its ring was.
+                if gate.is_open() {
+                    log::error!(
+                        "queue {index} stopped until the driver resets the device: {error}"
+                    );
+                }
             }),
         };
         let worker = QueueThread::spawn(runner, kick, options).map_err(QueueError::Thread)?;

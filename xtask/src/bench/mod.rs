@@ -3,10 +3,12 @@
 
 //! `cargo xtask bench`: what a request costs, and vblk beside `qemu-storage-daemon`.
 
+mod callgrind;
 mod cost;
 mod document;
 mod machine;
 mod servers;
+mod vdpa;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +26,9 @@ pub struct Args {
     /// Only compare the servers (needs qemu-storage-daemon)
     #[arg(long)]
     servers: bool,
+    /// Only measure the vDPA layer and the I/O TLB (needs valgrind)
+    #[arg(long, conflicts_with_all = ["cost", "servers"])]
+    vdpa: bool,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -50,6 +55,8 @@ struct Report {
     instructions: Option<Vec<cost::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     servers: Option<Vec<servers::Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vdpa: Option<vdpa::Report>,
 }
 
 /// Measures, prints, and writes it down if asked to.
@@ -57,14 +64,23 @@ struct Report {
 /// # Errors
 /// A program is missing and can't be installed, or fails.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
-    execute(&mut command(
-        "cargo",
-        ["build", "--release", "-p", "vblk", "-p", "vblk-testing"],
-    ))?;
+    let mut build = command("cargo", ["build", "--release", "-p", "vblk-testing"]);
+    // One program is enough for the layer.
+    build.args(if args.vdpa {
+        ["--bin", "vdpa-cost"]
+    } else {
+        ["-p", "vblk"]
+    });
+    execute(&mut build)?;
     let report = Report {
-        instructions: (!args.servers).then(cost::measure).transpose()?,
-        servers: (!args.cost)
+        instructions: (!args.servers && !args.vdpa)
+            .then(cost::measure)
+            .transpose()?,
+        servers: (!args.cost && !args.vdpa)
             .then(|| servers::measure(args.seconds, args.rounds, args.dir.as_deref()))
+            .transpose()?,
+        vdpa: (!args.cost && !args.servers)
+            .then(|| vdpa::measure(args.seconds, args.rounds))
             .transpose()?,
         machine: machine::Machine::look()?,
     };
@@ -74,6 +90,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     }
     if let Some(rows) = &report.servers {
         sections.push(("servers", servers::table(rows)));
+    }
+    if let Some(report) = &report.vdpa {
+        sections.push(("vdpa", vdpa::tables(report)));
     }
     if args.json {
         let json = serde_json::to_string_pretty(&report).map_err(|source| Error::Format {
@@ -94,6 +113,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         }
         if args.servers {
             line += " --servers";
+        }
+        if args.vdpa {
+            line += " --vdpa";
         }
         if !args.cost {
             line += &format!(" --seconds {} --rounds {}", args.seconds, args.rounds);

@@ -25,6 +25,7 @@ const ROOT_OFFSET: u64 = 1 << 20;
 /// # Errors
 /// The file system's.
 pub fn overlay(
+    base: &Base,
     script: &Script,
     guest: &Path,
     server: &str,
@@ -45,6 +46,9 @@ pub fn overlay(
     copy(&guest.join("lib.sh"), "lab/lib.sh")?;
     copy(&guest.join("vduse.sh"), "lab/vduse.sh")?;
     copy(&script.path, "lab/script")?;
+    if script.machine.kernel {
+        copy(&base.kernel, "lab/vmlinuz")?;
+    }
     for binary in binaries {
         let name = binary.file_name().unwrap_or_default().to_string_lossy();
         copy(binary, &format!("usr/bin/{name}"))?;

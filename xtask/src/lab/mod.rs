@@ -29,7 +29,7 @@ use std::time::Instant;
 use base::Base;
 pub use error::Error;
 use error::{Context, Result};
-use script::Script;
+use script::{Machine, Script};
 use server::{Kind, Server};
 use vm::Vm;
 
@@ -117,7 +117,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 fn chosen(all: Vec<Script>, names: &[String]) -> Result<Vec<Script>> {
     if names.is_empty() {
-        return Ok(all);
+        let unnamed = all.into_iter().filter(|script| !script.machine.named);
+        return Ok(unnamed.collect());
     }
     let find = |name: &String| {
         // A path works too, so that a shell can complete it.
@@ -158,7 +159,7 @@ impl Bench<'_> {
             println!("qemu-storage-daemon keeps no record of requests in flight: nothing to show");
             return Ok(0);
         }
-        let binaries = self.guest_binaries(&script.machine.binaries)?;
+        let binaries = self.guest_binaries(&script.machine)?;
         let run = self.lab.join("run").join(&script.name);
         if run.exists() {
             fs::remove_dir_all(&run).on("remove", &run)?;
@@ -171,6 +172,7 @@ impl Bench<'_> {
         let name = kind.as_ref().map_or("none", Kind::name);
         let overlay = run.join("overlay");
         image::overlay(
+            &self.base,
             script,
             &self.root.join("lab/guest"),
             name,
@@ -214,7 +216,7 @@ impl Bench<'_> {
             return Ok(kind.clone());
         }
         let kind = match self.args.server.as_str() {
-            "vblk" => Kind::Vblk(self.build("vblk", None)?),
+            "vblk" => Kind::Vblk(self.build("vblk", None, false)?),
             "qsd" => Kind::Qsd,
             template => Kind::Custom(template.to_owned()),
         };
@@ -222,17 +224,14 @@ impl Bench<'_> {
         Ok(kind)
     }
 
-    fn guest_binaries(&self, names: &[String]) -> Result<Vec<PathBuf>> {
-        names
-            .iter()
-            .map(|name| self.build(name, Some(GUEST_TARGET)))
-            .collect()
+    fn guest_binaries(&self, machine: &Machine) -> Result<Vec<PathBuf>> {
+        let build = |name: &String| self.build(name, Some(GUEST_TARGET), machine.release);
+        machine.binaries.iter().map(build).collect()
     }
 
     /// Builds the binary of one of the workspace's packages, or an example as `PACKAGE/EXAMPLE`, and returns
-    /// its path. With debug assertions: a lab that
-    /// runs on software emulation isn't the place to measure speed, but a good one to catch overflows.
-    fn build(&self, name: &str, target: Option<&str>) -> Result<PathBuf> {
+    /// its path. Unless the script compares speeds with debug assertions: they catch overflows.
+    fn build(&self, name: &str, target: Option<&str>, release: bool) -> Result<PathBuf> {
         eprintln!("lab: building {name}");
         let (package, example) = match name.split_once('/') {
             Some((package, example)) => (package, Some(example)),
@@ -249,7 +248,10 @@ impl Bench<'_> {
             command.args(["--target", target]);
             directory.push(target);
         }
-        directory.push("debug");
+        directory.push(if release { "release" } else { "debug" });
+        if release {
+            command.arg("--release");
+        }
         if let Some(example) = example {
             command.args(["--all-features", "--example", example]);
             directory.push("examples");

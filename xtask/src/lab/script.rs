@@ -35,6 +35,12 @@ pub struct Machine {
     pub modules: Vec<String>,
     /// Binaries of this project to put into the guest.
     pub binaries: Vec<String>,
+    /// Whether the guest gets its own kernel as a file, to boot it once more inside.
+    pub kernel: bool,
+    /// These are built for speed, without debug assertions.
+    pub release: bool,
+    /// The script runs only when it is named.
+    pub named: bool,
     /// The disk that a server on the host exports, if any.
     pub disk: Option<Disk>,
 }
@@ -60,6 +66,9 @@ impl Default for Machine {
             timeout: Duration::from_secs(120),
             modules: Vec::new(),
             binaries: Vec::new(),
+            kernel: false,
+            release: false,
+            named: false,
             disk: None,
         }
     }
@@ -136,6 +145,9 @@ fn set(machine: &mut Machine, word: &str) -> std::result::Result<(), String> {
         "timeout" => machine.timeout = Duration::from_secs(number()?.into()),
         "modules" => machine.modules = names(),
         "binaries" => machine.binaries = names(),
+        "kernel" if value == "yes" => machine.kernel = true,
+        "build" if value == "release" => machine.release = true,
+        "run" if value == "named" => machine.named = true,
         "disk" => {
             machine.disk = Some(Disk {
                 size: number()?.into(),

@@ -8,16 +8,14 @@ use std::sync::Arc;
 use vdpa_bus::{VdpaError, VqAddress};
 use virtio_blk_core::device::StartError;
 use virtio_blk_core::disk::{KeepAlive, Wait};
-use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Stop};
 use virtio_blk_core::spec::feature;
 use virtio_queue::QueueState;
-use vm_memory::GuestAddressSpace;
 
 use super::Strict;
 use super::queue::{Engine, Running};
 use crate::lock;
-use crate::space::MissTable;
+use crate::space::{MissTable, Spaces};
 
 /// What was set of the device.
 pub(super) struct Control {
@@ -52,14 +50,23 @@ pub(super) struct Vq {
     pub(super) avail: u16,
 }
 
+impl Vq {
+    fn new(num: u16) -> Self {
+        Self {
+            num,
+            ..Self::default()
+        }
+    }
+}
+
 impl Control {
-    pub(super) fn new(queues: u16, groups: u32) -> Self {
+    pub(super) fn new(queues: u16, queue_size: u16, groups: u32) -> Self {
         Self {
             features: 0,
             suspended: false,
             gone: false,
             mm: Mm::Any,
-            vqs: vec![Vq::default(); usize::from(queues)],
+            vqs: vec![Vq::new(queue_size); usize::from(queues)],
             asids: vec![0; groups as usize],
         }
     }
@@ -90,11 +97,6 @@ impl Control {
 impl Strict {
     pub(super) fn group_of(&self, vq: u16) -> u32 {
         u32::from(vq) % self.groups
-    }
-
-    /// A copy of what is mapped.
-    pub(super) fn table(&self, asid: u32) -> Result<IotlbTable, VdpaError> {
-        Ok((*self.spaces.get(asid)?.memory()).clone())
     }
 
     /// Starts every queue that should run and does not.
@@ -155,7 +157,7 @@ impl Strict {
             index: vq,
             queues: self.device.options().queues,
         };
-        let (Some(queue), Ok(iotlb)) = (
+        let (Some(queue), Ok(table)) = (
             self.queues.get(usize::from(vq)),
             control
                 .asid(self.group_of(vq))
@@ -166,14 +168,14 @@ impl Strict {
         let callback = queue.callback.clone();
         let notify = move || callback.notify();
         if self.faults.iotlb.is_loaded() {
-            let table = Arc::new(MissTable::new(iotlb, self.faults.clone(), false));
+            let table = Arc::new(MissTable::new(table, self.faults.clone(), false));
             let setup = QueueSetup::new(table.clone(), notify);
             let runner = self.device.start_queue(vq, setup, ring)?;
             table.arm();
             let watch = self.watch(vq, &runner)?;
             return Ok(Running::new(Engine::Missing(runner), watch));
         }
-        let setup = QueueSetup::new(iotlb.clone(), notify);
+        let setup = QueueSetup::new(table, notify);
         let runner = self.device.start_queue(vq, setup, ring)?;
         let watch = self.watch(vq, &runner)?;
         Ok(Running::new(Engine::Direct(runner), watch))
@@ -219,39 +221,33 @@ impl Strict {
     }
 
     /// Changes something while the queues for which `which` holds do nothing.
-    pub(super) fn while_stopped(
+    pub(super) fn while_stopped<R>(
         &self,
         control: &mut Control,
         which: impl Fn(&Control, u16) -> bool,
-        change: impl FnOnce(&mut Control),
-    ) {
+        change: impl FnOnce(&mut Control) -> R,
+    ) -> R {
         for vq in 0..self.device.options().queues {
             if which(control, vq) {
                 self.drain(control, vq);
             }
         }
-        change(control);
+        let answer = change(control);
         self.start_all(control);
+        answer
     }
 
-    /// Puts another map in place. Nothing uses the old one any more when it returns.
-    pub(super) fn replace_map(
-        &self,
-        control: &mut Control,
-        asid: u32,
-        table: IotlbTable,
-    ) -> Result<(), VdpaError> {
-        let space = self.spaces.get(asid)?;
+    /// Changes the map of an address space. Nothing uses the old one any more when it returns.
+    pub(super) fn change_map<R>(&self, asid: u32, change: impl FnOnce(&Spaces) -> R) -> R {
         self.while_stopped(
-            control,
+            &mut lock(&self.control),
             |control, vq| {
                 control
                     .asid(self.group_of(vq))
                     .is_ok_and(|used| used == asid)
             },
-            |_| table.publish(space),
-        );
-        Ok(())
+            |_| change(&self.spaces),
+        )
     }
 
     /// Back to the state after the making, apart from the maps.
@@ -263,10 +259,7 @@ impl Strict {
                 queue.callback.set(None);
             }
         }
-        control.vqs.fill(Vq {
-            num: self.device.options().queue_size,
-            ..Vq::default()
-        });
+        control.vqs.fill(Vq::new(self.device.options().queue_size));
         control.asids.fill(0);
         control.features = 0;
         control.suspended = false;

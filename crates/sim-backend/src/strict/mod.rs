@@ -24,7 +24,7 @@ use crate::model::{Model, Work};
 use crate::options::{Drive, Options, OptionsError, StrictOptions};
 use crate::space::{Spaces, last};
 use control::{Control, Mm};
-use queue::{Pass, Queue};
+use queue::Queue;
 
 /// A device of the `strict` profile.
 ///
@@ -85,7 +85,11 @@ impl Strict {
                 .map(|_| Queue::new(VqCallback::new(faults.clone())))
                 .collect(),
             status: Mutex::default(),
-            control: Mutex::new(Control::new(queues, strict.groups)),
+            control: Mutex::new(Control::new(
+                queues,
+                device.options().queue_size,
+                strict.groups,
+            )),
             config,
             bell: Arc::new(Bell::new(queues)?),
             faults,
@@ -131,13 +135,10 @@ impl Model for Strict {
             // Held until the control side is done.
             drop(lock(&self.control));
         }
-        match queue.serve(budget) {
-            Pass::Work(work) => work,
-            Pass::Broke => {
-                self.need_reset();
-                Work::Idle
-            }
-        }
+        queue.serve(budget).unwrap_or_else(|| {
+            self.need_reset();
+            Work::Idle
+        })
     }
 
     fn is_busy(&self, vq: u16) -> bool {
@@ -389,10 +390,7 @@ impl VdpaDevice for Strict {
         self.reset_with(&mut control);
         if clean_map {
             for asid in 0..self.nas() {
-                self.spaces
-                    .identity()
-                    .clone()
-                    .publish(self.spaces.get(asid)?);
+                self.spaces.set(asid, self.spaces.identity())?;
             }
         }
         Ok(())
@@ -479,36 +477,22 @@ impl VdpaDevice for Strict {
         if let [first, .., end] | [first @ end] = table.mappings() {
             self.check_iova(first.iova(), end.last())?;
         }
-        self.replace_map(&mut lock(&self.control), asid, table.clone())
+        let table = Arc::new(table.clone());
+        self.change_map(asid, |spaces| spaces.set(asid, table))
     }
 
     fn dma_map(&self, asid: u32, mapping: IotlbMapping) -> Result<(), VdpaError> {
-        let control = &mut lock(&self.control);
-        let mut table = self.table(asid)?;
         self.check_iova(mapping.iova(), mapping.last())?;
-        table.insert(mapping)?;
-        self.spaces.check_room(&table)?;
-        if self.faults.iotlb.is_loaded() {
-            return self.replace_map(control, asid, table);
-        }
-        // Nothing that is in use changes: the queues go over by themselves.
-        table.publish(self.spaces.get(asid)?);
-        self.start_all(control);
-        Ok(())
+        self.change_map(asid, |spaces| spaces.insert(asid, mapping))
     }
 
     fn dma_unmap(&self, asid: u32, iova: u64, size: u64) -> Result<(), VdpaError> {
-        let control = &mut lock(&self.control);
-        let mut table = self.table(asid)?;
-        if table.remove(iova, last(iova, size)?) == 0 {
-            return Ok(());
-        }
-        self.replace_map(control, asid, table)
+        let last = last(iova, size)?;
+        self.change_map(asid, |spaces| spaces.remove(asid, iova, last))
     }
 
     fn reset_map(&self, asid: u32) -> Result<(), VdpaError> {
-        let table = self.spaces.identity().clone();
-        self.replace_map(&mut lock(&self.control), asid, table)
+        self.change_map(asid, |spaces| spaces.set(asid, spaces.identity()))
     }
 
     fn bind_mm(&self, mm: Arc<dyn KeepAlive>) -> Result<(), VdpaError> {
@@ -541,11 +525,7 @@ impl VdpaDevice for Strict {
             // Taking a descriptor out does not fail.
             let _ = self.bell.set_kick(vq, None);
         }
-        for asid in 0..self.nas() {
-            if let Ok(space) = self.spaces.get(asid) {
-                IotlbTable::new().publish(space);
-            }
-        }
+        self.spaces.clear();
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_blk_core::disk::Wait;
-use virtio_blk_core::memory::Iotlb;
+use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::runner::{QueueRunner, Service, Stop, Stopped};
 
 use crate::bell::Watch;
@@ -16,9 +16,9 @@ use crate::lock;
 use crate::model::Work;
 use crate::space::MissTable;
 
-/// A runner over the IOTLB, or over one that misses by plan.
+/// A runner over a table, or over one that misses by plan.
 pub(super) enum Engine {
-    Direct(QueueRunner<Iotlb>),
+    Direct(QueueRunner<Arc<IotlbTable>>),
     Missing(QueueRunner<Arc<MissTable>>),
 }
 
@@ -56,6 +56,15 @@ impl Running {
         either!(self.engine, runner => runner.stop(mode))
     }
 
+    /// What is to be done for requests in flight.
+    #[cold]
+    fn flying(&self) -> Work {
+        match either!(&self.engine, runner => runner.wait()) {
+            Wait::Poll => Work::More,
+            Wait::Fd(_) | Wait::Inline => Work::Flying,
+        }
+    }
+
     /// The index of the next buffer to take.
     pub(super) fn next_avail(&self) -> u16 {
         either!(&self.engine, runner => runner.state()).next_avail
@@ -70,13 +79,6 @@ pub(super) struct Queue {
     /// Requests are in flight.
     busy: AtomicBool,
     pub(super) callback: Arc<VqCallback>,
-}
-
-/// What a pass answers.
-pub(super) enum Pass {
-    Work(Work),
-    /// The queue broke in this pass.
-    Broke,
 }
 
 impl Queue {
@@ -109,31 +111,29 @@ impl Queue {
         self.busy.load(Ordering::Relaxed)
     }
 
-    /// One pass.
-    pub(super) fn serve(&self, budget: usize) -> Pass {
+    /// One pass. `None` if the queue broke in it.
+    #[inline]
+    pub(super) fn serve(&self, budget: usize) -> Option<Work> {
         let mut slot = lock(&self.slot);
         let Some(running) = slot.as_mut().filter(|r| !r.paused && !r.broken) else {
             self.busy.store(false, Ordering::Relaxed);
-            return Pass::Work(Work::Idle);
+            return Some(Work::Idle);
         };
         let (answer, in_flight) = either!(&mut running.engine, runner => {
             (runner.service(budget), runner.in_flight())
         });
         self.busy.store(in_flight != 0, Ordering::Relaxed);
         match answer {
-            Service::More => Pass::Work(Work::More),
-            Service::WaitUntil(at) => Pass::Work(Work::Until(at)),
-            Service::Idle => {
-                let polled = in_flight != 0
-                    && either!(&running.engine, runner => matches!(runner.wait(), Wait::Poll));
-                Pass::Work(if polled { Work::More } else { Work::Idle })
-            }
+            Service::Idle if in_flight == 0 => Some(Work::Idle),
+            Service::Idle => Some(running.flying()),
+            Service::More => Some(Work::More),
+            Service::WaitUntil(at) => Some(Work::Until(at)),
             Service::Fatal => {
                 running.broken = true;
                 // Nobody collects from the disk any more: it would ring for ever.
                 running.watch = None;
                 self.busy.store(false, Ordering::Relaxed);
-                Pass::Broke
+                None
             }
         }
     }

@@ -5,12 +5,15 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sim_backend::{BlkSim, Options};
-use vdpa_bus::{VdpaDevice, VqState};
+use sim_backend::{BlkSim, Drive, Options};
+use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqState};
+use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
-use virtio_blk_driver::request::{Done, Request};
+use virtio_blk_disks::MemoryDisk;
+use virtio_blk_driver::request::{ArenaConfig, Done, Driver as QueueDriver, Request, Token};
 use virtio_blk_driver::vdpa::{Setup, VdpaDriver};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -42,47 +45,156 @@ pub fn table(memory: &Memory) -> IotlbTable {
     table
 }
 
-/// A simulator and a driver of `queues` queues.
-pub fn bring_up(options: Options, queues: u16) -> (Arc<BlkSim>, Driver) {
-    let memory = memory();
-    let sim = Arc::new(BlkSim::in_memory(options).unwrap());
-    let driver = attach(&sim, &memory, queues);
-    (sim, driver)
+/// A simulator and a driver of it.
+pub struct Rig {
+    pub sim: Arc<BlkSim>,
+    pub memory: Memory,
+    pub driver: Driver,
+    stepped: bool,
 }
 
-pub fn attach(sim: &Arc<BlkSim>, memory: &Memory, queues: u16) -> Driver {
-    let setup = Setup {
-        queues,
-        maps: &[(0, table(memory))],
-        ..Setup::default()
-    };
-    VdpaDriver::start(sim.clone(), memory.clone(), &setup).unwrap()
-}
+impl Rig {
+    /// Over memory of the kernel's size, with `queues` queues.
+    pub fn new(options: Options, queues: u16) -> Self {
+        let disk = Arc::new(MemoryDisk::new(128 << 20).unwrap());
+        Self::over(disk, options, queues)
+    }
 
-/// The answer to one request on queue `vq`.
-pub fn ask(sim: &BlkSim, driver: &mut Driver, vq: u16, request: &Request<'_>) -> Done {
-    driver.queues()[usize::from(vq)].submit(request).unwrap();
-    driver.publish(vq).unwrap();
-    answer(sim, driver, vq)
-}
-
-/// The next answer on queue `vq`, for which a lot of time is given before the test fails.
-pub fn answer(sim: &BlkSim, driver: &mut Driver, vq: u16) -> Done {
-    let patience = Instant::now() + Duration::from_secs(30);
-    loop {
-        sim.step();
-        if let Some(done) = driver.queues()[usize::from(vq)].poll().unwrap() {
-            return done;
+    pub fn over(disk: Arc<dyn Disk>, options: Options, queues: u16) -> Self {
+        let stepped = options.drive == Drive::Stepped;
+        let memory = memory();
+        let sim = Arc::new(BlkSim::new(disk, options).unwrap());
+        let driver = Self::start(&sim, &memory, queues);
+        if stepped {
+            // What the bring-up kicked.
+            sim.run();
         }
-        assert!(Instant::now() < patience, "no answer on queue {vq}");
-        std::thread::yield_now();
+        Self {
+            sim,
+            memory,
+            driver,
+            stepped,
+        }
+    }
+
+    fn start(sim: &Arc<BlkSim>, memory: &Memory, queues: u16) -> Driver {
+        let setup = Setup {
+            queues,
+            arena: ARENA,
+            maps: &[(0, table(memory))],
+            ..Setup::default()
+        };
+        VdpaDriver::start(sim.clone(), memory.clone(), &setup).unwrap()
+    }
+
+    /// Resets the device and starts it again.
+    pub fn restart(&mut self) {
+        let queues = self.driver.queues().len() as u16;
+        self.driver = Self::start(&self.sim, &self.memory, queues);
+    }
+
+    pub fn queue(&mut self, vq: u16) -> &mut QueueDriver<Memory> {
+        &mut self.driver.queues()[usize::from(vq)]
+    }
+
+    /// Puts a request into queue `vq` and kicks.
+    pub fn send(&mut self, vq: u16, request: &Request<'_>) -> Token {
+        let token = self.queue(vq).submit(request).unwrap();
+        self.driver.publish(vq).unwrap();
+        token
+    }
+
+    /// The answer to one request on queue `vq`.
+    pub fn ask(&mut self, vq: u16, request: &Request<'_>) -> Done {
+        self.send(vq, request);
+        self.answer(vq)
+    }
+
+    /// The data that is read from `sector` on.
+    pub fn read(&mut self, vq: u16, sector: u64, len: u32) -> Vec<u8> {
+        let done = self.ask(vq, &Request::read(sector, len));
+        assert!(done.is_ok(), "{done:?}");
+        self.data(vq, done.token, len)
+    }
+
+    /// The data of a request that was answered.
+    pub fn data(&mut self, vq: u16, token: Token, len: u32) -> Vec<u8> {
+        let mut data = vec![0; len as usize];
+        self.queue(vq).read_data(token, 0, &mut data).unwrap();
+        data
+    }
+
+    /// The next answer on queue `vq`. A lot of time is given before the test fails.
+    pub fn answer(&mut self, vq: u16) -> Done {
+        let patience = Instant::now() + Duration::from_secs(60);
+        loop {
+            self.turn();
+            if let Some(done) = self.queue(vq).poll().unwrap() {
+                return done;
+            }
+            assert!(Instant::now() < patience, "no answer on queue {vq}");
+        }
+    }
+
+    /// No answer comes on queue `vq`, however long the device works.
+    pub fn no_answer(&mut self, vq: u16) {
+        assert!(self.stepped, "only a stepped device is known to be idle");
+        self.sim.run();
+        assert_eq!(self.queue(vq).poll().unwrap(), None);
+    }
+
+    /// A step, or a moment for the worker.
+    pub fn turn(&self) {
+        if self.stepped {
+            self.sim.step();
+        } else {
+            std::thread::yield_now();
+        }
+    }
+
+    /// The index at which queue `vq` stands.
+    pub fn state(&self, vq: u16) -> u16 {
+        match self.sim.get_vq_state(vq).unwrap() {
+            VqState::Split { avail_index } => avail_index,
+            other => panic!("{other:?}"),
+        }
     }
 }
 
-/// The index at which queue `vq` stands.
-pub fn state(sim: &BlkSim, vq: u16) -> u16 {
-    match sim.get_vq_state(vq).unwrap() {
-        VqState::Split { avail_index } => avail_index,
-        other => panic!("{other:?}"),
+/// 16 requests of 8 KiB.
+pub const ARENA: ArenaConfig = ArenaConfig {
+    slots: 16,
+    data_len: 8192,
+    data_align: 512,
+    table_len: 32,
+};
+
+/// A callback that counts.
+pub fn counter() -> (Callback, Arc<AtomicU64>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let callback = Callback::call({
+        let count = count.clone();
+        move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    (callback, count)
+}
+
+/// The error number of an operation that must fail.
+pub fn errno<T: std::fmt::Debug>(answer: Result<T, VdpaError>) -> i32 {
+    answer.unwrap_err().errno()
+}
+
+/// Numbers that follow from a seed (splitmix64).
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
     }
 }

@@ -21,6 +21,7 @@ use virtio_blk_core::device::Device;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 
 use crate::output;
+use crate::source::Source;
 
 /// The part of `--help` about layers.
 macro_rules! layers_help {
@@ -51,18 +52,19 @@ pub struct LayerArgs {
 
 /// Opens a disk with its layers, for these options.
 pub fn open(
-    disk: &StackSpec,
+    spec: &StackSpec<Source>,
     read_only: bool,
     args: &LayerArgs,
 ) -> Result<Arc<Stack>, Box<dyn Error>> {
-    let mut spec = disk.clone();
-    if args.metrics.is_some() && !spec.layers.contains(&LayerSpec::Meter) {
-        spec.layers.push(LayerSpec::Meter);
+    let mut layers = spec.layers.clone();
+    if args.metrics.is_some() && !layers.contains(&LayerSpec::Meter) {
+        layers.push(LayerSpec::Meter);
     }
+    let disk = spec.disk.open(read_only)?;
     let groups = Groups::default();
     Ok(Arc::new(match args.control {
-        Some(_) => spec.open_live(read_only, &groups)?,
-        None => spec.open(read_only, &groups)?,
+        Some(_) => Stack::live(disk, &layers, groups)?,
+        None => Stack::fixed(disk, &layers, groups)?,
     }))
 }
 
@@ -90,7 +92,7 @@ impl Windows {
     /// Starts those that the options ask for.
     pub fn open(
         args: &LayerArgs,
-        disk: &StackSpec,
+        disk: &StackSpec<Source>,
         stack: Arc<Stack>,
         device: Arc<Device>,
         json: bool,

@@ -3,6 +3,7 @@
 
 //! `vblk serve`.
 
+mod attach;
 mod vduse;
 mod vhost_user;
 

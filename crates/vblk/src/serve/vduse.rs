@@ -4,15 +4,17 @@
 //! `vblk serve vduse`.
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::Serialize;
+use vdpa_bus::management::{DeviceName, Driver};
 use vduse_backend::{Linux, Outcome, Server, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
-use super::{Listening, Ticker, refresh, usual_queues};
-use crate::cli::VduseArgs;
+use super::{Listening, Ticker, attach, refresh, usual_queues};
+use crate::cli::{AttachArg, VduseArgs};
 use crate::layers::{self, Windows};
 use crate::status::Totals;
 use crate::{output, signals};
@@ -32,6 +34,42 @@ struct Ended {
     removed: bool,
     #[serde(flatten)]
     totals: Totals,
+}
+
+/// What is printed once the device can be used. Field names are the JSON's.
+#[derive(Serialize)]
+struct Attached<'a> {
+    event: &'static str,
+    name: &'a str,
+    node: Option<PathBuf>,
+}
+
+fn attach_and_tell(name: &DeviceName, driver: AttachArg, json: bool) -> Result<(), String> {
+    let driver = match driver {
+        AttachArg::Virtio => Driver::Virtio,
+        AttachArg::Vhost => Driver::Vhost,
+    };
+    let node = attach::attach(name, driver).map_err(|error| {
+        format!(
+            "device {name} can't be attached: {error}; the modules are vduse and {}",
+            driver.name()
+        )
+    })?;
+    match &node {
+        Some(node) if !json => eprintln!("device {name} is {}", node.display()),
+        None => log::warn!("device {name} has no node: is the module virtio_blk loaded?"),
+        Some(_) => {}
+    }
+    if json {
+        let attached = Attached {
+            event: "attached",
+            name: name.as_str(),
+            node,
+        };
+        // Whoever does not read it any more does not need it.
+        let _ = output::print(&attached, true);
+    }
+    Ok(())
 }
 
 /// Serves until a signal.
@@ -57,25 +95,50 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
         state_dir: args.state_dir.clone(),
         bounce_size: args.bounce_size,
         msg_timeout: args.msg_timeout,
-        ..ServerOptions::new(&args.name)
+        ..ServerOptions::new(args.name.as_str())
     };
     let server = Server::new(Arc::new(Linux), device.clone(), options)?;
     let handle = server.handle();
-    let stop = handle.clone();
-    signals::handle(move || stop.stop(), move || refresh(disk.as_ref()))?;
+    let (stop, name, attached) = (handle.clone(), args.name.clone(), args.attach.is_some());
+    let stop = move || {
+        let (stop, name) = (stop.clone(), name.clone());
+        // Taking it off the bus may wait for others; a second signal is still heard.
+        std::thread::spawn(move || {
+            if attached && let Err(error) = attach::detach(&name) {
+                log::error!("device {name} can't be taken off the bus: {error}");
+            }
+            stop.stop();
+        });
+    };
+    signals::handle(stop, move || refresh(disk.as_ref()))?;
 
     let at = At {
-        name: &args.name,
+        name: args.name.as_str(),
         taken_over: server.is_taken_over(),
     };
     let place = format!("as VDUSE device {}", args.name);
     Listening::print(at, &place, serve.disk.to_string(), &device, json)?;
     let windows = Windows::open(&serve.layers, &serve.disk, stack, device.clone(), json)?;
+    let attacher = args.attach.map(|driver| {
+        let (name, stop) = (args.name.clone(), handle.clone());
+        std::thread::spawn(move || {
+            let attached = attach_and_tell(&name, driver, json);
+            if attached.is_err() {
+                // What is half there goes again.
+                let _ = attach::detach(&name);
+                stop.stop();
+            }
+            attached
+        })
+    });
     let ticker = Ticker::start(&device, json, move || handle.is_live())?;
     let result = server.run();
     drop(ticker);
     drop(windows);
     let outcome = result?;
+    if let Some(Ok(Err(error))) = attacher.map(std::thread::JoinHandle::join) {
+        return Err(error.into());
+    }
     if json {
         let ended = Ended {
             event: "ended",
@@ -85,8 +148,8 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
         output::print(&ended, true)?;
     } else if outcome == Outcome::Attached {
         eprintln!(
-            "device {0} is still attached: its requests wait for the next server, or `vdpa dev del {0}` and \
-             another start and end take it away",
+            "device {0} is still attached: its requests wait for the next server; `vblk vdpa del {0}`, and \
+             another start and end, take it away",
             args.name
         );
     }

@@ -11,11 +11,13 @@ mod table;
 mod tests;
 
 use std::error::Error;
+use std::fs;
 use std::io;
 
 use serde::Serialize;
 use vdpa_bus::management::{
-    AddDevice, Device, DeviceName, Management, ManagementDevice, ManagementError, Node, Sysfs,
+    AddDevice, Device, DeviceName, Driver, Management, ManagementDevice, ManagementError, Node,
+    Sysfs,
 };
 
 pub use cli::{HELP, VdpaCommand};
@@ -40,21 +42,51 @@ pub fn run(command: &VdpaCommand, json: bool) -> Result<(), Box<dyn Error>> {
                 .and_then(|()| changed("added", &args.name, json))
         }
         VdpaCommand::Del(args) => Management::open()
-            .and_then(|mut client| client.delete(&args.name))
+            .and_then(|mut client| {
+                say_who_is_waited_for(&args.name);
+                client.delete(&args.name)
+            })
             .map_err(Failure::Management)
             .and_then(|()| Ok(print(&Change::of("deleted", &args.name), json)?)),
-        VdpaCommand::Bind(args) => Sysfs::new()
-            .bind(&args.name, args.driver.driver())
-            .map_err(Failure::Management)
-            .and_then(|()| {
-                let event = args.driver.driver().map_or("unbound", |_| "bound");
-                changed(event, &args.name, json)
-            }),
+        VdpaCommand::Bind(args) => {
+            let driver = args.driver.driver();
+            if driver != Some(Driver::Vhost) {
+                say_who_is_waited_for(&args.name);
+            }
+            Sysfs::new()
+                .bind(&args.name, driver)
+                .map_err(Failure::Management)
+                .and_then(|()| {
+                    let event = driver.map_or("unbound", |_| "bound");
+                    changed(event, &args.name, json)
+                })
+        }
     };
     outcome.map_err(|failure| match failure {
         Failure::Management(error) => hint::explain(&error, command).into(),
         Failure::Output(error) => error.into(),
     })
+}
+
+/// The kernel lets go of a device only when its `/dev/vhost-vdpa-N` is closed, and waits without a word.
+fn say_who_is_waited_for(name: &DeviceName) {
+    // What is wrong with the device is said by what is done to it.
+    let Ok(Some(node @ Node::Vhost(_))) = Sysfs::new().node(name) else {
+        return;
+    };
+    let users: Vec<String> = node
+        .users()
+        .into_iter()
+        .map(|id| match fs::read_to_string(format!("/proc/{id}/comm")) {
+            // A process may call itself anything.
+            Ok(comm) => format!("{} ({id})", comm.trim_end().escape_debug()),
+            Err(_) => id.to_string(),
+        })
+        .collect();
+    if !users.is_empty() {
+        let node = node.path().display();
+        log::warn!("waiting until {node} is closed by {}", users.join(", "));
+    }
 }
 
 /// Why a subcommand ended early.

@@ -48,6 +48,13 @@ impl Node {
             Self::Vhost(path) | Self::Block(path) => path,
         }
     }
+
+    /// The numbers of the processes that have the node open, as far as this process may look (root sees
+    /// all). Before a device is unbound or deleted: those whom the kernel will wait for. Another may still
+    /// open it afterwards.
+    pub fn users(&self) -> Vec<u32> {
+        users(Path::new("/proc"), self.path())
+    }
 }
 
 /// The vDPA bus in sysfs.
@@ -214,4 +221,20 @@ fn failed(doing: &str, file: &Path, source: io::Error) -> ManagementError {
         what: format!("{doing} {}", file.display()),
         source,
     }
+}
+
+/// The processes below `proc` that have `node` open.
+pub(super) fn users(proc: &Path, node: &Path) -> Vec<u32> {
+    // A process may end at any moment, or be somebody else's: what can't be read has no say.
+    let processes = fs::read_dir(proc).into_iter().flatten().flatten();
+    let mut users: Vec<u32> = processes
+        .filter_map(|process| {
+            let id = process.file_name().to_str()?.parse().ok()?;
+            let mut open = fs::read_dir(process.path().join("fd")).ok()?.flatten();
+            let uses = open.any(|fd| fs::read_link(fd.path()).is_ok_and(|file| file == node));
+            uses.then_some(id)
+        })
+        .collect();
+    users.sort_unstable();
+    users
 }

@@ -173,6 +173,13 @@ pub struct QueueRunner<M: DeviceMemory> {
     spare_ranges: Vec<Range>,
 }
 
+/// What a request with `len` bytes counts of a pass's budget: a disk that works inside the call must not
+/// keep the caller for long because a guest asks for much at a time.
+#[inline(always)]
+const fn weight(len: u32) -> usize {
+    1 + (len >> 16) as usize
+}
+
 /// How writes become stable (checklist 39 to 45).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteCache {
@@ -247,7 +254,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         Ok(runner)
     }
 
-    /// Takes up to `budget` new requests, finishes what the disk is done with, publishes and notifies.
+    /// Takes up to `budget` new requests (one with much data counts once more for each 64 KiB), finishes what the disk is done with, publishes and notifies.
     /// Never blocks, apart from what a synchronous disk does inside a request.
     ///
     /// The first call after a start scans the ring without waiting for a kick. Once it answered `Idle`
@@ -289,7 +296,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             });
         }
         if self.replay.len() != 0
-            || self.intake && (taken == budget.max(1) || self.ring.enable_kicks()?)
+            || self.intake && (taken >= budget.max(1) || self.ring.enable_kicks()?)
         {
             return Ok(Service::More);
         }
@@ -330,16 +337,19 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 match self.ring.take_next(&self.map, &mut self.chain)? {
                     Taken::Nothing => break,
                     Taken::Usual(usual) => {
+                        taken += weight(usual.data.len);
                         if let Some(log) = &mut self.log {
                             log.taken(usual.head);
                         }
                         self.begin_usual(usual);
                         self.publish_some()?;
                     }
-                    Taken::Chain => self.begin_taken()?,
-                    Taken::Malformed => self.return_malformed()?,
+                    Taken::Chain => taken += self.begin_taken()?,
+                    Taken::Malformed => {
+                        self.return_malformed()?;
+                        taken += 1;
+                    }
                 }
-                taken += 1;
             }
         }
         if self.slab.len() != 0 {
@@ -360,22 +370,27 @@ impl<M: DeviceMemory> QueueRunner<M> {
             && let Some(head) = self.replay.next()
         {
             match self.ring.resume(&self.map, head, &mut self.chain)? {
-                Popped::Chain => self.begin_taken()?,
-                _ => self.return_malformed()?,
+                Popped::Chain => taken += self.begin_taken()?,
+                _ => {
+                    self.return_malformed()?;
+                    taken += 1;
+                }
             }
-            taken += 1;
         }
         Ok(taken)
     }
 
-    /// Begins the request in `chain`.
+    /// Begins the request in `chain`. Answers what it counts.
     #[inline(never)]
-    fn begin_taken(&mut self) -> Result<(), QueueError> {
+    fn begin_taken(&mut self) -> Result<usize, QueueError> {
+        // Together below 2^32.
+        let weight = weight(self.chain.readable_len() + self.chain.writable_len());
         if let Some(log) = &mut self.log {
             log.taken(self.chain.head());
         }
         self.begin();
-        self.publish_some()
+        self.publish_some()?;
+        Ok(weight)
     }
 
     /// Hands the chain in `chain` back.

@@ -47,9 +47,9 @@ pub use live::{Stack, StackError};
 /// A disk with layers, by name. `Display` writes what `FromStr` reads; see the [module](self) for the
 /// syntax.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StackSpec {
-    /// The disk at the bottom.
-    pub disk: DiskSpec,
+pub struct StackSpec<D = DiskSpec> {
+    /// The disk at the bottom: one of this crate's, or of an embedder's own kinds.
+    pub disk: D,
     /// What lies on it, from the medium upwards.
     pub layers: Vec<LayerSpec>,
 }
@@ -84,7 +84,7 @@ impl From<DiskSpec> for StackSpec {
     }
 }
 
-impl FromStr for StackSpec {
+impl<D: FromStr<Err = SpecError>> FromStr for StackSpec<D> {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
@@ -92,7 +92,7 @@ impl FromStr for StackSpec {
     }
 }
 
-impl fmt::Display for StackSpec {
+impl<D: fmt::Display> fmt::Display for StackSpec<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.disk)?;
         self.layers

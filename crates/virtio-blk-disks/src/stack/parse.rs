@@ -3,6 +3,7 @@
 
 //! From text to [`LayerSpec`] and [`StackSpec`].
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use super::StackSpec;
@@ -24,7 +25,10 @@ fn is_layer(part: &str) -> bool {
 }
 
 /// Reads a disk and its layers.
-pub(super) fn stack(text: &str) -> Result<StackSpec, SpecError> {
+pub(super) fn stack<D>(text: &str) -> Result<StackSpec<D>, SpecError>
+where
+    D: FromStr<Err = SpecError>,
+{
     let mut parts = split(text).into_iter().peekable();
     let mut disk = Vec::new();
     while let Some(part) = parts.next_if(|part| disk.is_empty() || !is_layer(part)) {

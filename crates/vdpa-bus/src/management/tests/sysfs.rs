@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use super::super::sysfs::users;
 use super::super::{DeviceName, Driver, ManagementError, Node, Sysfs};
 
 /// As the kernel: the driver to use is written before, in the device's `driver_override`.
@@ -202,4 +203,22 @@ fn what_is_missing() {
     fs::remove_dir_all(&bus.bus).unwrap();
     let error = bus.sysfs.driver(&bus.name).unwrap_err();
     assert!(error.to_string().contains("modprobe vdpa"), "{error}");
+}
+
+#[test]
+fn users_of_a_node() {
+    let root = tempfile::tempdir().unwrap();
+    for (process, file) in [
+        ("17", "/dev/vhost-vdpa-0"),
+        ("4", "/dev/vhost-vdpa-0"),
+        ("5", "/dev/vhost-vdpa-01"),
+        ("self", "/dev/vhost-vdpa-0"),
+    ] {
+        let open = root.path().join(process).join("fd");
+        fs::create_dir_all(&open).unwrap();
+        symlink("/dev/null", open.join("0")).unwrap();
+        symlink(file, open.join("9")).unwrap();
+    }
+    fs::create_dir(root.path().join("6")).unwrap();
+    assert_eq!(users(root.path(), Path::new("/dev/vhost-vdpa-0")), [4, 17]);
 }

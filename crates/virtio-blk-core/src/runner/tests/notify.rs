@@ -4,6 +4,7 @@
 //! When the driver is told, and when it has to tell.
 
 use virtio_blk_driver::on_each_memory;
+use virtio_blk_driver::request::Framing;
 
 use super::*;
 
@@ -101,5 +102,41 @@ fn item_22_kicks_are_needed_when_the_device_rests_and_only_then() {
             }
             assert_eq!(rig.runner.in_flight(), 5);
         });
+    }
+}
+
+#[test]
+fn large_requests_use_a_pass_up_sooner() {
+    let (mem, mut space) = virtio_blk_driver::testmem::single(2 << 20).unwrap();
+    let mem = Arc::new(mem);
+    let device = device(&disk(Mode::Inline, WaitKind::Inline));
+    let config = RingConfig {
+        event_idx: true,
+        indirect: true,
+        start: 0,
+    };
+    let arena = ArenaConfig {
+        slots: 8,
+        data_len: 128 << 10,
+        ..ARENA
+    };
+    let mut driver = space.driver(mem.clone(), 32, config, arena).unwrap();
+    let setup = QueueSetup::new(mem, || {});
+    let mut runner = device.start_queue(0, setup, &driver.state()).unwrap();
+    for framing in [Framing::Separate, Framing::Merged] {
+        for _ in 0..4 {
+            let request = Request::read(0, 128 << 10).framed(framing);
+            driver.submit(&request).unwrap();
+        }
+        driver.publish().unwrap();
+        // Each counts three times.
+        for (budget, passed) in [(1, 1), (3, 1), (4, 2)] {
+            assert_eq!(runner.service(budget), Service::More);
+            for _ in 0..passed {
+                assert!(driver.poll().unwrap().is_some());
+            }
+            assert!(driver.poll().unwrap().is_none());
+        }
+        assert_eq!(runner.service(1), Service::Idle);
     }
 }

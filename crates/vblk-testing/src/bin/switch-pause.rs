@@ -1,0 +1,229 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! For how long nobody serves a guest while it is moved between the paths of a vDPA device.
+//!
+//! A guest keeps requests of 4 KiB in flight on a memory disk behind the simulator, and is moved there and back; both
+//! directions are reported apart.
+
+use std::error::Error;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use clap::Parser;
+use sim_backend::{BlkSim, Options};
+use vdpa_bus::{Callback, VqAddress};
+use vhost_vdpa_frontend::{GuestQueue, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadHost};
+use virtio_blk_disks::MemoryDisk;
+use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Request};
+use virtio_blk_driver::ring::{RingConfig, SplitLayout};
+use virtio_blk_driver::{testmem, wire};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const DATA: u32 = 4096;
+const PLACES: u64 = 1024;
+const QUEUE_SIZE: u16 = 64;
+
+/// The pause that a guest sees when it is moved.
+#[derive(Clone, Copy, Debug, Parser)]
+struct Cli {
+    /// Queues.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    queues: u16,
+    /// Requests in flight, on all queues together.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=512))]
+    in_flight: u16,
+    /// Moves in each direction.
+    #[arg(long, default_value_t = 1000)]
+    moves: usize,
+}
+
+type Fail = Box<dyn Error + Send + Sync>;
+
+/// One queue of the guest.
+struct Queue {
+    driver: Driver<Arc<GuestMemoryMmap<()>>>,
+    kick: Arc<EventFd>,
+    irq: Arc<EventFd>,
+    depth: u16,
+    next: u64,
+}
+
+impl Queue {
+    fn run(&mut self, stop: &AtomicBool, answered: &AtomicU64) -> Result<(), Fail> {
+        let mut free = self.depth;
+        loop {
+            let ending = stop.load(Ordering::Relaxed);
+            while free != 0 && !ending {
+                self.next = (self.next + 7) % PLACES;
+                let sector = self.next * u64::from(DATA) / 512;
+                let read = Request::new(wire::T_IN, sector).with_input(In::Len(DATA));
+                self.driver.submit(&read.indirect(true))?;
+                free -= 1;
+            }
+            if self.driver.publish()? {
+                self.kick.write(1)?;
+            }
+            if self.driver.in_flight() == 0 && ending {
+                return Ok(());
+            }
+            let before = free;
+            while let Some(done) = self.driver.poll()? {
+                if !done.is_ok() {
+                    return Err(format!("the device answered {done:?}").into());
+                }
+                free += 1;
+            }
+            answered.fetch_add((free - before).into(), Ordering::Relaxed);
+            let (ring, memory) = self.driver.ring_mut();
+            if free == before && !ring.enable_interrupts(memory)? {
+                self.wait()?;
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<(), Fail> {
+        let mut fd = libc::pollfd {
+            fd: self.irq.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid entry.
+        if unsafe { libc::poll(&mut fd, 1, 10_000) } != 1 {
+            return Err("requests are stuck".into());
+        }
+        self.irq.read()?;
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("switch-pause: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Fail> {
+    let (memory, mut space) = testmem::single(32 << 20)?;
+    let memory = Arc::new(memory);
+    let depth = (cli.in_flight / cli.queues).max(1);
+    let mut queues = Vec::new();
+    for _ in 0..cli.queues {
+        let base = space.take(SplitLayout::footprint(QUEUE_SIZE), 4096)?;
+        let layout = SplitLayout::contiguous(QUEUE_SIZE, base)?;
+        let arena = ArenaConfig {
+            slots: depth,
+            data_len: DATA,
+            data_align: DATA,
+            ..ArenaConfig::default()
+        };
+        let arena = Arena::new(space.take(arena.footprint(), 4096)?, arena)?;
+        let ring = RingConfig {
+            event_idx: true,
+            indirect: true,
+            start: 0,
+        };
+        queues.push(Queue {
+            driver: Driver::new(memory.clone(), layout, ring, arena)?,
+            kick: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            irq: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            depth,
+            next: 0,
+        });
+    }
+    let disk = Arc::new(MemoryDisk::new(PLACES * u64::from(DATA))?);
+    let device = Arc::new(BlkSim::new(disk, Options::strict_queues(cli.queues))?);
+    let parts = SwitchParts {
+        device,
+        memory,
+        host: Box::new(ThreadHost::new(Duration::ZERO)),
+        vmm: Arc::new(()),
+        layers: None,
+    };
+    let switch = PathSwitch::new(parts, SwitchOptions::default())?;
+    switch.set_status(1)?;
+    switch.set_status(3)?;
+    switch.set_features(switch.offered())?;
+    switch.set_status(11)?;
+    for (index, queue) in (0..).zip(&queues) {
+        let state = queue.driver.state();
+        let address = VqAddress {
+            desc: state.desc_table,
+            driver: state.avail_ring,
+            device: state.used_ring,
+        };
+        let call = Callback::Trigger(queue.irq.clone());
+        let kick = queue.kick.clone();
+        let size = QUEUE_SIZE;
+        let queue = GuestQueue {
+            size,
+            address,
+            kick,
+            call,
+        };
+        switch.set_queue(index, queue)?;
+    }
+    switch.set_status(15)?;
+
+    let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    let moved = std::thread::scope(|scope| {
+        let guests: Vec<_> = queues
+            .iter_mut()
+            .map(|queue| scope.spawn(|| queue.run(&stop, &answered)))
+            .collect();
+        let moved = measure(cli, &switch, &answered);
+        stop.store(true, Ordering::Relaxed);
+        for guest in guests {
+            guest.join().map_err(|_| "a guest thread panicked")??;
+        }
+        moved
+    })?;
+    for (name, mut pauses) in ["fast to slow", "slow to fast"].into_iter().zip(moved) {
+        pauses.sort_unstable();
+        let at = |per_mille: usize| {
+            let index = (pauses.len() * per_mille / 1000).min(pauses.len().saturating_sub(1));
+            pauses.get(index).copied().unwrap_or_default()
+        };
+        println!(
+            "{name}: p50 {:?}, p99 {:?}, max {:?}",
+            at(500),
+            at(990),
+            at(1000)
+        );
+    }
+    println!("{} requests answered", answered.load(Ordering::Relaxed));
+    Ok(())
+}
+
+/// The pauses, by direction.
+fn measure<M>(
+    cli: Cli,
+    switch: &PathSwitch<M>,
+    answered: &AtomicU64,
+) -> Result<[Vec<Duration>; 2], Fail>
+where
+    M: virtio_blk_core::memory::DeviceMemory + Clone,
+{
+    let mut pauses = [Vec::new(), Vec::new()];
+    for _ in 0..cli.moves {
+        for (path, pauses) in [Path::Slow, Path::Fast].into_iter().zip(&mut pauses) {
+            // Under full load, not on the heels of the last move.
+            let goal = answered.load(Ordering::Relaxed) + 4 * u64::from(cli.in_flight);
+            while answered.load(Ordering::Relaxed) < goal {
+                std::thread::yield_now();
+            }
+            if let Some(report) = switch.switch_to(path)? {
+                pauses.push(report.phases.pause());
+            }
+        }
+    }
+    Ok(pauses)
+}

@@ -1,0 +1,402 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A server on the fake kernel, a driver for it, and a disk that hangs when a test says so.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vduse_backend::fake::{FakeDriver, FakeKernel, FakeRegion};
+use vduse_backend::kernel::VqInfo;
+use vduse_backend::message::{Answer, Request as Ask};
+use vduse_backend::{Outcome, Server, ServerError, ServerHandle, ServerOptions};
+use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::disk::{
+    Caps, Completion, Disk, DiskError, DiskListener, IoBuf, IoQueue, Op, OpKind, Submit, Wait,
+};
+use virtio_blk_core::memory::Permissions;
+use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
+use virtio_blk_core::testdisk::TestDisk;
+use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Request, Token};
+use virtio_blk_driver::ring::RingConfig;
+use virtio_blk_driver::testmem::Space;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+
+/// How long to wait for what must come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub type Guest = GuestMemoryMmap<()>;
+
+pub const NAME: &str = "disk0";
+pub const SECTORS: u64 = 256;
+pub const QUEUE_SIZE: u16 = 32;
+/// Guest memory for the queues of one life of the driver.
+const LIFE: u64 = 1 << 20;
+/// Lives of the driver in one test.
+const LIVES: u64 = 8;
+/// Where guest memory begins for the device.
+pub const BASE: u64 = 1 << 32;
+
+const ARENA: ArenaConfig = ArenaConfig {
+    slots: 16,
+    data_len: 8192,
+    data_align: 512,
+    table_len: 32,
+};
+
+/// A gate that requests pass through.
+#[derive(Default)]
+struct Gate {
+    /// Closed; and how many wait at it.
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.1 += 1;
+        self.changed.notify_all();
+        while state.0 {
+            state = self.changed.wait(state).unwrap();
+        }
+        state.1 -= 1;
+        self.changed.notify_all();
+    }
+}
+
+/// A disk whose requests hang inside `submit` while a test wants that, and are executed afterwards: as
+/// late as can be.
+#[derive(Clone)]
+pub struct StallDisk {
+    inner: TestDisk,
+    gate: Arc<Gate>,
+}
+
+impl StallDisk {
+    pub fn new() -> Self {
+        let inner = TestDisk::new(Caps {
+            flush: true,
+            ..Caps::basic(SECTORS)
+        });
+        let inner = inner.with_mode(
+            virtio_blk_core::testdisk::Mode::Inline,
+            virtio_blk_core::testdisk::WaitKind::Inline,
+        );
+        Self {
+            inner,
+            gate: Arc::default(),
+        }
+    }
+
+    /// A disk that never hangs, but completes when a test says so, and is waited for by a descriptor.
+    pub fn held() -> Self {
+        let disk = Self::new();
+        Self {
+            inner: disk.inner.with_mode(
+                virtio_blk_core::testdisk::Mode::Held,
+                virtio_blk_core::testdisk::WaitKind::Fd,
+            ),
+            ..disk
+        }
+    }
+
+    pub fn inner(&self) -> &TestDisk {
+        &self.inner
+    }
+
+    pub fn stall(&self) {
+        self.gate.state.lock().unwrap().0 = true;
+    }
+
+    pub fn go_on(&self) {
+        self.gate.state.lock().unwrap().0 = false;
+        self.gate.changed.notify_all();
+    }
+
+    /// Waits until so many requests hang.
+    pub fn wait_stalled(&self, count: usize) {
+        let mut state = self.gate.state.lock().unwrap();
+        while state.1 < count {
+            state = self.gate.changed.wait(state).unwrap();
+        }
+    }
+
+    /// Waits until none does.
+    pub fn wait_idle(&self) {
+        let mut state = self.gate.state.lock().unwrap();
+        while state.1 != 0 {
+            state = self.gate.changed.wait(state).unwrap();
+        }
+    }
+}
+
+impl Disk for StallDisk {
+    fn caps(&self) -> Caps {
+        self.inner.caps()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        Ok(Box::new(StallQueue {
+            inner: self.inner.open_queue(depth)?,
+            gate: self.gate.clone(),
+        }))
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        self.inner.listen(listener);
+    }
+}
+
+struct StallQueue {
+    inner: Box<dyn IoQueue>,
+    gate: Arc<Gate>,
+}
+
+impl IoQueue for StallQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        self.gate.pass();
+        self.inner.submit(op)
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        self.gate.pass();
+        self.inner.execute(kind, buf)
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        self.inner.reap(done)
+    }
+
+    fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.inner.flush_batch()
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        self.inner.wait()
+    }
+
+    fn cancel(&mut self, token: virtio_blk_core::disk::Token) {
+        self.inner.cancel(token);
+    }
+}
+
+struct Running {
+    thread: JoinHandle<Result<Outcome, ServerError>>,
+    handle: ServerHandle,
+}
+
+/// Kernel, server, driver.
+pub struct Rig {
+    pub kernel: FakeKernel,
+    pub bus: FakeDriver,
+    pub disk: StallDisk,
+    pub guest: Arc<Guest>,
+    pub memory: Arc<OwnedFd>,
+    pub queues: Vec<Driver<Arc<Guest>>>,
+    pub dir: tempfile::TempDir,
+    pub options: Options,
+    life: u64,
+    server: Option<Running>,
+}
+
+pub fn memfd(len: u64) -> std::fs::File {
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
+    file.set_len(len).unwrap();
+    file
+}
+
+pub fn usual(queues: u16) -> Options {
+    Options {
+        queues,
+        queue_size: QUEUE_SIZE,
+        serial: "a serial number".to_owned(),
+        config_wce: false,
+        transport_features: ACCESS_PLATFORM,
+        ..Options::default()
+    }
+}
+
+impl Rig {
+    pub fn new(queues: u16) -> Self {
+        let features = vduse_backend::F_QUEUE_READY | vduse_backend::F_SUSPEND;
+        Self::on(FakeKernel::new(1, features), queues)
+    }
+
+    pub fn on(kernel: FakeKernel, queues: u16) -> Self {
+        Self::with(kernel, StallDisk::new(), queues)
+    }
+
+    pub fn with(kernel: FakeKernel, disk: StallDisk, queues: u16) -> Self {
+        let file = memfd(LIFE * LIVES);
+        let memory = Arc::new(OwnedFd::from(file.try_clone().unwrap()));
+        let size = (LIFE * LIVES) as usize;
+        let range = (GuestAddress(BASE), size, Some(FileOffset::new(file, 0)));
+        let mut rig = Self {
+            bus: kernel.driver(NAME),
+            kernel,
+            disk,
+            guest: Arc::new(Guest::from_ranges_with_files([range]).unwrap()),
+            memory,
+            queues: Vec::new(),
+            dir: tempfile::tempdir().unwrap(),
+            options: usual(queues),
+            life: 0,
+            server: None,
+        };
+        rig.serve().unwrap();
+        rig.bus.attach(true);
+        rig.bus.set_regions(vec![rig.region()]);
+        rig
+    }
+
+    /// All of guest memory.
+    pub fn region(&self) -> FakeRegion {
+        FakeRegion {
+            file: self.memory.clone(),
+            offset: 0,
+            first: BASE,
+            last: BASE + LIFE * LIVES - 1,
+            permissions: Permissions::ReadWrite,
+        }
+    }
+
+    pub fn server_options(&self) -> ServerOptions {
+        ServerOptions {
+            state_dir: self.dir.path().join("state"),
+            // A fifth of it is what a message gets: one second.
+            msg_timeout: Some(5),
+            ..ServerOptions::new(NAME)
+        }
+    }
+
+    pub fn try_serve(&self, options: ServerOptions) -> Result<Server, ServerError> {
+        let device = Device::new(Arc::new(self.disk.clone()), self.options.clone()).unwrap();
+        Server::new(Arc::new(self.kernel.clone()), device, options)
+    }
+
+    /// Starts a server. Answers whether it took the device over.
+    pub fn serve(&mut self) -> Result<bool, ServerError> {
+        let server = self.try_serve(self.server_options())?;
+        let (handle, taken_over) = (server.handle(), server.is_taken_over());
+        let thread = std::thread::spawn(move || server.run());
+        self.server = Some(Running { thread, handle });
+        Ok(taken_over)
+    }
+
+    /// Ends the server in order.
+    pub fn stop(&mut self) -> Result<Outcome, ServerError> {
+        let server = self.server.take().unwrap();
+        server.handle.stop();
+        server.thread.join().unwrap()
+    }
+
+    /// The server ends by itself.
+    pub fn ended(&mut self) -> Result<Outcome, ServerError> {
+        self.server.take().unwrap().thread.join().unwrap()
+    }
+
+    /// Negotiates everything and sets the queues up, in memory that no earlier life used.
+    pub fn start(&mut self) {
+        assert!(self.bus.negotiate(self.bus.device_features()));
+        self.set_queues_up();
+        assert!(self.bus.set_driver_ok());
+    }
+
+    pub fn set_queues_up(&mut self) {
+        assert!(self.life < LIVES);
+        let base = GuestAddress(BASE + self.life * LIFE);
+        let mut space = Space::new(&[(base, LIFE)]);
+        self.life += 1;
+        self.queues.clear();
+        for index in 0..self.options.queues {
+            let config = RingConfig {
+                event_idx: true,
+                indirect: true,
+                start: 0,
+            };
+            let driver = space
+                .driver(self.guest.clone(), QUEUE_SIZE, config, ARENA)
+                .unwrap();
+            self.bus.set_vq(index, info(&driver));
+            self.queues.push(driver);
+        }
+    }
+
+    pub fn submit(&mut self, queue: usize, request: &Request<'_>) -> Token {
+        let driver = &mut self.queues[queue];
+        let token = driver.submit(request).unwrap();
+        if driver.publish().unwrap() {
+            self.bus.kick(queue as u16);
+        }
+        token
+    }
+
+    /// Waits for the next answer on a queue.
+    pub fn answer(&mut self, queue: usize) -> Done {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(done) = self.queues[queue].poll().unwrap() {
+                return done;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        panic!("queue {queue} does not answer");
+    }
+
+    /// A request with its answer.
+    pub fn ask(&mut self, queue: usize, request: &Request<'_>) -> Done {
+        let token = self.submit(queue, request);
+        let done = self.answer(queue);
+        assert_eq!(done.token, token);
+        done
+    }
+
+    /// Writes and reads back, on each queue.
+    pub fn check(&mut self) {
+        for queue in 0..self.queues.len() {
+            let sector = 8 * queue as u64;
+            let data = [0x40 + queue as u8; 1024];
+            assert!(self.ask(queue, &Request::write(sector, &data)).is_ok());
+            let done = self.ask(queue, &Request::read(sector, 1024));
+            assert!(done.is_ok());
+            let mut back = [0; 1024];
+            self.queues[queue]
+                .read_data(done.token, 0, &mut back)
+                .unwrap();
+            assert_eq!(back, data);
+        }
+        assert!(!self.bus.is_broken());
+    }
+
+    /// A message that must be answered with success.
+    pub fn ok(&self, ask: Ask) {
+        assert_eq!(self.bus.ask(ask), Some(Answer::Ok), "{ask:?}");
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.disk.go_on();
+        if let Some(server) = self.server.take() {
+            server.handle.stop();
+            let _ = server.thread.join();
+        }
+    }
+}
+
+pub fn info(driver: &Driver<Arc<Guest>>) -> VqInfo {
+    let state = driver.state();
+    VqInfo {
+        num: state.size.into(),
+        descriptor: state.desc_table,
+        driver: state.avail_ring,
+        device: state.used_ring,
+        avail_index: 0,
+        ready: true,
+    }
+}

@@ -1,0 +1,73 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A device from its reset to DRIVER_OK, in the order that works on every parent.
+
+use std::sync::Arc;
+
+use vdpa_bus::{Callback, VdpaDevice, VqAddress, VqState};
+use virtio_blk_core::spec::status;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::{PathError, Step};
+
+/// What a queue is started with.
+#[derive(Clone, Debug)]
+pub(crate) struct Ring {
+    pub(crate) index: u16,
+    pub(crate) size: u16,
+    pub(crate) state: VqState,
+    pub(crate) address: VqAddress,
+    pub(crate) kick: Option<Arc<EventFd>>,
+    pub(crate) callback: Option<Callback>,
+}
+
+/// Negotiates on a device that was just reset: up to FEATURES_OK, and sees that it stayed.
+pub(crate) fn negotiate(device: &dyn VdpaDevice, features: u64) -> Result<(), PathError> {
+    let mut byte = status::ACKNOWLEDGE;
+    device.set_status(byte).step("status ACKNOWLEDGE")?;
+    byte |= status::DRIVER;
+    device.set_status(byte).step("status DRIVER")?;
+    device.set_driver_features(features).step("features")?;
+    byte |= status::FEATURES_OK;
+    device.set_status(byte).step("status FEATURES_OK")?;
+    if device.get_status() & status::FEATURES_OK == 0 {
+        return Err(PathError::Features(features));
+    }
+    Ok(())
+}
+
+/// Starts `rings` on a device that [`negotiate`] left, and kicks each of them: a kick that came earlier may be
+/// lost.
+pub(crate) fn start(
+    device: &dyn VdpaDevice,
+    rings: &[Ring],
+    config: Option<Callback>,
+) -> Result<(), PathError> {
+    for ring in rings {
+        let vq = ring.index;
+        device.set_vq_num(vq, ring.size.into()).step("queue size")?;
+        device.set_vq_state(vq, ring.state).step("queue state")?;
+        device
+            .set_vq_address(vq, ring.address)
+            .step("queue address")?;
+        device
+            .set_vq_kick(vq, ring.kick.clone())
+            .step("queue kick")?;
+        device
+            .set_vq_cb(vq, ring.callback.clone())
+            .step("queue callback")?;
+    }
+    device
+        .set_config_cb(config)
+        .step("configuration callback")?;
+    for ring in rings {
+        device.set_vq_ready(ring.index, true).step("queue ready")?;
+    }
+    let byte = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+    device.set_status(byte).step("status DRIVER_OK")?;
+    for ring in rings {
+        device.kick_vq(ring.index);
+    }
+    Ok(())
+}

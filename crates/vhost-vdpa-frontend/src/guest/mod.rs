@@ -1,0 +1,190 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The guest's side of a device: what it negotiated and where its rings lie, whatever path they are on.
+
+mod quiesce;
+mod ring;
+
+use std::sync::Arc;
+
+use vdpa_bus::{Callback, VdpaDevice, VqAddress, VqState};
+use virtio_blk_core::memory::IotlbTable;
+use virtio_blk_core::spec::{feature, status};
+use vmm_sys_util::eventfd::EventFd;
+
+pub(crate) use quiesce::{Drained, Halt, bind_kicks, calm, drain, go_on, reset, suspend};
+pub(crate) use ring::RingView;
+
+use crate::PathError;
+use crate::bring_up::{self, Ring};
+use crate::error::Step;
+
+/// A queue as the guest set it up. Addresses are guest physical.
+#[derive(Clone, Debug)]
+pub struct GuestQueue {
+    /// Entries.
+    pub size: u16,
+    /// Where it lies.
+    pub address: VqAddress,
+    /// Written when the guest kicks (KVM's ioeventfd); not blocking. Handed to the device as it is.
+    pub kick: Arc<EventFd>,
+    /// What interrupts the guest: a [`Callback::Trigger`] of KVM's irqfd works with every device.
+    pub call: Callback,
+}
+
+/// Everything that must survive resets that the guest does not know of.
+pub(crate) struct Guest {
+    /// What it acknowledged.
+    pub(crate) features: u64,
+    /// The status byte that it sees.
+    pub(crate) status: u8,
+    /// By index; those it enabled.
+    pub(crate) queues: Vec<Option<GuestQueue>>,
+    /// Its memory: addresses are guest physical.
+    pub(crate) memory: IotlbTable,
+    /// How it hears of configuration changes.
+    pub(crate) config: Option<Callback>,
+    /// What it wrote into the configuration space, to be written again after a reset: offset and bytes.
+    pub(crate) written: Vec<(usize, Vec<u8>)>,
+}
+
+/// Writes of the guest's into the configuration space that are kept at most: a block device has one field.
+const MAX_WRITTEN: usize = 16;
+
+impl Guest {
+    pub(crate) fn new(queues: u16) -> Self {
+        Self {
+            features: 0,
+            status: 0,
+            queues: vec![None; queues.into()],
+            memory: IotlbTable::new(),
+            config: None,
+            written: Vec::new(),
+        }
+    }
+
+    /// Forgets all but the memory, as a reset does.
+    pub(crate) fn reset(&mut self) {
+        self.features = 0;
+        self.status = 0;
+        self.queues.fill(None);
+        self.written.clear();
+    }
+
+    /// Whether its driver runs.
+    pub(crate) const fn runs(&self) -> bool {
+        self.status & status::DRIVER_OK != 0
+    }
+
+    /// The queues it enabled.
+    pub(crate) fn enabled(&self) -> impl Iterator<Item = (u16, &GuestQueue)> {
+        (0..)
+            .zip(&self.queues)
+            .filter_map(|(index, queue)| Some((index, queue.as_ref()?)))
+    }
+
+    /// Notes a queue.
+    pub(crate) fn set_queue(
+        &mut self,
+        index: u16,
+        queue: GuestQueue,
+        max: u16,
+    ) -> Result<(), PathError> {
+        let refuse = |why: String| Err(PathError::Queue { index, why });
+        let packed = self.features & feature::RING_PACKED != 0;
+        if queue.size == 0 || queue.size > max || !packed && !queue.size.is_power_of_two() {
+            return refuse(format!(
+                "{} entries, at most {max} are possible",
+                queue.size
+            ));
+        }
+        let count = self.queues.len();
+        match self.queues.get_mut(usize::from(index)) {
+            Some(slot) => {
+                *slot = Some(queue);
+                Ok(())
+            }
+            None => refuse(format!("the device has {count} queues")),
+        }
+    }
+
+    /// Notes a write into the configuration space.
+    pub(crate) fn note_write(&mut self, offset: usize, bytes: &[u8]) {
+        self.written
+            .retain(|(at, old)| (*at, old.len()) != (offset, bytes.len()));
+        if self.written.len() < MAX_WRITTEN {
+            self.written.push((offset, bytes.to_vec()));
+        }
+    }
+
+    /// Writes again what the guest wrote, on a device that was reset and negotiated since.
+    pub(crate) fn write_again(&self, device: &dyn VdpaDevice) -> Result<(), PathError> {
+        for (offset, bytes) in &self.written {
+            device
+                .set_config(*offset, bytes)
+                .step("writing the configuration again")?;
+        }
+        Ok(())
+    }
+
+    /// Puts the guest's rings onto a device that [`bring_up::negotiate`] left, at `states`.
+    pub(crate) fn start(
+        &self,
+        device: &dyn VdpaDevice,
+        states: &[(u16, VqState)],
+    ) -> Result<(), PathError> {
+        self.write_again(device)?;
+        let mut rings = Vec::new();
+        for (index, queue) in self.enabled() {
+            let state = states
+                .iter()
+                .find(|(found, _)| *found == index)
+                .map_or_else(|| self.fresh(), |(_, state)| *state);
+            rings.push(Ring {
+                index,
+                size: queue.size,
+                state,
+                address: queue.address,
+                kick: Some(queue.kick.clone()),
+                callback: Some(queue.call.clone()),
+            });
+        }
+        bring_up::start(device, &rings, self.config.clone())
+    }
+
+    /// Where a ring starts after a reset.
+    fn fresh(&self) -> VqState {
+        if self.features & feature::RING_PACKED != 0 {
+            VqState::Packed {
+                last_avail_counter: true,
+                last_avail_idx: 0,
+                last_used_counter: true,
+                last_used_idx: 0,
+            }
+        } else {
+            VqState::Split { avail_index: 0 }
+        }
+    }
+
+    /// The enabled split rings, resolved.
+    pub(crate) fn rings(&self) -> Result<Vec<(u16, RingView)>, PathError> {
+        self.enabled()
+            .map(|(index, queue)| {
+                RingView::new(&self.memory, queue)
+                    .map(|view| (index, view))
+                    .ok_or_else(|| PathError::Queue {
+                        index,
+                        why: "its rings are not in memory, or not aligned".to_owned(),
+                    })
+            })
+            .collect()
+    }
+
+    /// Interrupts the guest on every queue: a notification may have gone lost with the device's reset.
+    pub(crate) fn signal(&self) {
+        for (_, queue) in self.enabled() {
+            queue.call.notify();
+        }
+    }
+}

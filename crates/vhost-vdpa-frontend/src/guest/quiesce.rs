@@ -1,0 +1,216 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Stopping a device that works on the guest's rings, at an instant at which nothing is in flight.
+//!
+//! What is in flight can't be read from a split ring: a device returns requests in any order. So no other instant
+//! will do for going over to another device, or another user of the ring.
+
+use std::time::{Duration, Instant};
+
+use vdpa_bus::{VdpaDevice, VdpaError, VqState, backend_feature};
+
+use virtio_blk_core::spec::feature;
+
+use super::{Guest, RingView};
+use crate::PathError;
+use crate::error::Step;
+
+/// How long to wait between two looks.
+const LOOK: Duration = Duration::from_micros(20);
+/// How long a device that was resumed, as it was not drained, runs on before the next attempt.
+const RETRY: Duration = Duration::from_micros(200);
+
+/// Where each queue stands. Nothing is in flight.
+pub(crate) type Drained = Vec<(u16, VqState)>;
+
+/// Why a device was not stopped.
+#[derive(Debug)]
+pub(crate) struct Halt {
+    pub(crate) why: PathError,
+    /// It is suspended and can't be resumed; requests are in flight. Else it runs, without kicks.
+    pub(crate) stuck: bool,
+}
+
+impl From<PathError> for Halt {
+    fn from(why: PathError) -> Self {
+        Self { why, stuck: false }
+    }
+}
+
+fn position(view: &RingView, index: u16) -> (u16, VqState) {
+    let avail_index = view.used_idx();
+    (index, VqState::Split { avail_index })
+}
+
+/// Has the device listen to no kicks, or to the guest's again. Those of the meantime collect in the eventfds.
+pub(crate) fn bind_kicks(
+    device: &dyn VdpaDevice,
+    guest: &Guest,
+    bind: bool,
+) -> Result<(), PathError> {
+    for (index, queue) in guest.enabled() {
+        let kick = bind.then(|| queue.kick.clone());
+        device.set_vq_kick(index, kick).step("binding kicks")?;
+    }
+    Ok(())
+}
+
+/// Binds the kicks again, and kicks: the kernel may have lost one that it saw while it was being suspended.
+pub(crate) fn go_on(device: &dyn VdpaDevice, guest: &Guest) -> Result<(), PathError> {
+    bind_kicks(device, guest, true)?;
+    for (index, _) in guest.enabled() {
+        device.kick_vq(index);
+    }
+    Ok(())
+}
+
+/// Method A: by SUSPEND. Also counts how often it was tried.
+pub(crate) fn suspend(
+    device: &dyn VdpaDevice,
+    guest: &Guest,
+    deadline: Instant,
+    attempts: &mut u32,
+) -> Result<Drained, Halt> {
+    // A packed ring has no index to compare with: what SUSPEND promises must do.
+    let packed = guest.features & feature::RING_PACKED != 0;
+    let views = if packed { Vec::new() } else { guest.rings()? };
+    let can_resume = device.get_backend_features() & backend_feature::RESUME != 0;
+    loop {
+        *attempts += 1;
+        bind_kicks(device, guest, false)?;
+        device.suspend().step("SUSPEND")?;
+        let states = match states(device, guest) {
+            Ok(states) => states,
+            Err(why) => return Err(back(device, can_resume, why)),
+        };
+        // What was fetched before the suspension may still end.
+        let patience = if can_resume {
+            Instant::now() + RETRY
+        } else {
+            deadline
+        };
+        loop {
+            match drained(&views, &states) {
+                Ok(true) => return Ok(states),
+                Ok(false) if Instant::now() < patience => std::thread::sleep(LOOK),
+                Ok(false) => break,
+                Err(why) => return Err(back(device, can_resume, why)),
+            }
+        }
+        let late = PathError::Busy("requests in flight don't end");
+        if !can_resume {
+            return Err(Halt {
+                why: late,
+                stuck: true,
+            });
+        }
+        device
+            .resume()
+            .step("RESUME")
+            .map_err(|why| Halt { why, stuck: true })?;
+        go_on(device, guest)?;
+        if Instant::now() >= deadline {
+            return Err(late.into());
+        }
+        std::thread::sleep(RETRY);
+    }
+}
+
+/// The error of a device that is suspended, after its return to work.
+fn back(device: &dyn VdpaDevice, can_resume: bool, why: PathError) -> Halt {
+    let stuck = !can_resume || device.resume().is_err();
+    Halt { why, stuck }
+}
+
+fn states(device: &dyn VdpaDevice, guest: &Guest) -> Result<Drained, PathError> {
+    guest
+        .enabled()
+        .map(|(index, _)| Ok((index, device.get_vq_state(index).step("queue state")?)))
+        .collect()
+}
+
+/// Whether nothing is in flight at `states`.
+fn drained(views: &[(u16, RingView)], states: &Drained) -> Result<bool, PathError> {
+    let mut all = true;
+    for ((index, view), (_, state)) in views.iter().zip(states) {
+        let VqState::Split { avail_index } = *state else {
+            return Err(PathError::Queue {
+                index: *index,
+                why: "it is a packed ring".to_owned(),
+            });
+        };
+        let pending = view.avail_idx().wrapping_sub(avail_index);
+        if pending > view.layout().size() {
+            return Err(PathError::Queue {
+                index: *index,
+                why: format!(
+                    "the guest made {pending} requests available in a ring of {}",
+                    view.layout().size()
+                ),
+            });
+        }
+        all &= avail_index == view.used_idx();
+    }
+    Ok(all)
+}
+
+/// Waits while the device, which hears no kicks, still returns requests; at most until `deadline`.
+pub(crate) fn calm(guest: &Guest, deadline: Instant) -> Result<(), PathError> {
+    let views = guest.rings()?;
+    let used = || -> Vec<u16> { views.iter().map(|(_, view)| view.used_idx()).collect() };
+    let mut last = used();
+    while Instant::now() < deadline {
+        std::thread::sleep(RETRY);
+        let now = used();
+        if now == last {
+            break;
+        }
+        last = now;
+    }
+    Ok(())
+}
+
+/// Waits until everything that the guest made available is used. The guest does not run, or gives no kicks.
+fn idle(guest: &Guest, deadline: Instant) -> Result<Option<Drained>, PathError> {
+    let views = guest.rings()?;
+    loop {
+        if views
+            .iter()
+            .all(|(_, view)| view.used_idx() == view.avail_idx())
+        {
+            return Ok(Some(
+                views
+                    .iter()
+                    .map(|(index, view)| position(view, *index))
+                    .collect(),
+            ));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Method B, with the guest stopped by the caller: everything available is consumed. Nothing was reset yet.
+pub(crate) fn drain(
+    device: &dyn VdpaDevice,
+    guest: &Guest,
+    deadline: Instant,
+) -> Result<Drained, Halt> {
+    go_on(device, guest)?;
+    match idle(guest, deadline)? {
+        Some(states) => Ok(states),
+        None => Err(PathError::Busy("requests in flight don't end").into()),
+    }
+}
+
+/// Resets, twice if need be.
+pub(crate) fn reset(device: &dyn VdpaDevice) -> Result<(), PathError> {
+    match device.reset() {
+        Err(VdpaError::Gone) => Err(VdpaError::Gone).step("reset"),
+        Err(_) => device.reset().step("reset"),
+        Ok(()) => Ok(()),
+    }
+}

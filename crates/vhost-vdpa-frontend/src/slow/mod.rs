@@ -1,0 +1,482 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The slow path: our own driver in front of a vDPA block device, as a disk.
+
+mod lane;
+mod limits;
+mod options;
+mod queue;
+mod serial;
+mod signal;
+mod task;
+mod translate;
+mod window;
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, DiskListener, IoQueue};
+use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
+use virtio_blk_core::spec::{self, feature, status};
+
+use crate::bring_up::{self, Ring};
+use crate::device_map::DeviceMap;
+use crate::error::{PathError, Step};
+use crate::lock;
+use crate::vhost::holds;
+use lane::Lane;
+use limits::Limits;
+pub(crate) use limits::{BLOCK_FEATURES, RING_FEATURES};
+pub use options::{SlowOptions, Wake};
+use queue::SlowQueue;
+use signal::Signal;
+use translate::{Translation, Translations};
+use window::Window;
+
+/// How long memory that is taken away may still be in use.
+const UNMAP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A vDPA block device as a [`Disk`].
+///
+/// Our own driver runs on rings of ours (the *shadow rings*), which lie in a window of I/O addresses of their own.
+/// Everything that works on a disk works above it: layers, any transport.
+///
+/// **Zero copy.** Buffers in memory that the device knows ([`SlowPath::set_memory`]) go into descriptors as they are,
+/// whatever their alignment. Others are copied through a bounded part of the window. Operations larger than the device's
+/// limits (`seg_max`, `size_max`, …) are cut into several requests.
+///
+/// **Queues.** Each open queue has one of the device's to itself.
+///
+/// **Failures.** A device that breaks the rules of the ring, asks for a reset, or goes away is reset and given up:
+/// all its requests fail, once each, and so does everything that is asked later. The cause is logged.
+///
+/// Dropping the last handle (queues are handles, too) resets the device.
+#[derive(Clone)]
+pub struct SlowPath(Arc<Shared>);
+
+/// What queues share.
+struct Shared {
+    device: Arc<dyn VdpaDevice>,
+    map: Arc<DeviceMap>,
+    options: SlowOptions,
+    window: Window,
+    limits: Limits,
+    caps: Caps,
+    capacity: AtomicU64,
+    offered: u64,
+    features: AtomicU64,
+    translations: Arc<Translations>,
+    signals: Vec<Arc<Signal>>,
+    config: Arc<Signal>,
+    listeners: Mutex<Vec<DiskListener>>,
+    /// Locked while the device is set up or given up.
+    control: Mutex<Control>,
+    lanes: Mutex<Vec<Lane>>,
+    running: AtomicBool,
+    dead: AtomicBool,
+    /// Somebody is about to give the device up.
+    doomed: AtomicBool,
+    /// Whether nobody else cleans up behind us.
+    alone: bool,
+}
+
+#[derive(Default)]
+struct Control {
+    /// What the guest's memory is, without the window.
+    guest: IotlbTable,
+}
+
+impl SlowPath {
+    /// Takes a device over: resets it and drives it with all it offers.
+    ///
+    /// # Errors
+    /// It is no block device, can't be driven ([`PathError`] says why), or refused a step.
+    pub fn new(device: Arc<dyn VdpaDevice>, options: SlowOptions) -> Result<Self, PathError> {
+        let map = Arc::new(DeviceMap::new(device.clone()));
+        device.reset().step("reset")?;
+        let path = Self::idle(device, map, options, true)?;
+        path.start(&IotlbTable::new(), path.0.offered)?;
+        Ok(path)
+    }
+
+    /// Makes a path that does not touch the device before [`SlowPath::start`].
+    pub(crate) fn idle(
+        device: Arc<dyn VdpaDevice>,
+        map: Arc<DeviceMap>,
+        options: SlowOptions,
+        alone: bool,
+    ) -> Result<Self, PathError> {
+        match device.get_device_id() {
+            spec::DEVICE_ID => {}
+            other => return Err(PathError::DeviceClass(other)),
+        }
+        let offered = device.get_device_features() & (BLOCK_FEATURES | RING_FEATURES);
+        if offered & feature::VERSION_1 == 0 {
+            return Err(PathError::Missing("VIRTIO_F_VERSION_1"));
+        }
+        let config = limits::read_config(device.as_ref())?;
+        let limits = limits::limits(offered, &config)?;
+        let queues = if offered & feature::MQ != 0 {
+            config.num_queues.min(device.nvqs())
+        } else {
+            device.nvqs().min(1)
+        };
+        let queues = queues.min(options.queues);
+        if queues == 0 {
+            return Err(PathError::Config("no queues".into()));
+        }
+        let shape = options.shape(device.as_ref(), queues, &limits)?;
+        let len = shape.len() * u64::from(queues);
+        let iova = options.window_at(device.as_ref(), len)?;
+        let bytes = usize::try_from(len).map_err(|_| PathError::Window {
+            at: iova,
+            len,
+            why: "it is larger than this machine's memory",
+        })?;
+        let window = Window::new(iova, bytes)?;
+        let lanes = (0..queues)
+            .map(|index| {
+                let base = iova + shape.len() * u64::from(index);
+                Lane::new(index, base, shape, &window)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let caps = limits::caps(offered, &config, queues)?;
+        Ok(Self(Arc::new(Shared {
+            device,
+            map,
+            options,
+            window,
+            limits,
+            capacity: AtomicU64::new(caps.capacity),
+            caps,
+            offered,
+            features: AtomicU64::new(0),
+            translations: Arc::default(),
+            signals: (0..queues)
+                .map(|_| Signal::new())
+                .collect::<Result<_, _>>()?,
+            config: Signal::new()?,
+            listeners: Mutex::default(),
+            control: Mutex::default(),
+            lanes: Mutex::new(lanes),
+            running: AtomicBool::new(false),
+            dead: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
+            alone,
+        })))
+    }
+
+    /// Drives a device that was just reset. No queue may be open.
+    fn start(&self, guest: &IotlbTable, features: u64) -> Result<(), PathError> {
+        self.start_with(guest, features, Some(self.0.config.trigger()))
+    }
+
+    /// As [`SlowPath::start`], with another to be told of configuration changes.
+    pub(crate) fn start_with(
+        &self,
+        guest: &IotlbTable,
+        features: u64,
+        config: Option<Callback>,
+    ) -> Result<(), PathError> {
+        let shared = &self.0;
+        let mut control = lock(&shared.control);
+        let device = shared.device.as_ref();
+        bring_up::negotiate(device, features)?;
+        shared.map.set(shared.with_window(guest)?)?;
+        control.guest = guest.clone();
+        shared.translations.publish(Translation::new(guest));
+        let mut lanes = lock(&shared.lanes);
+        if lanes.len() != shared.signals.len() {
+            return Err(PathError::Busy("a queue of the slow path is still open"));
+        }
+        let count = if features & feature::MQ != 0 {
+            lanes.len()
+        } else {
+            1
+        };
+        let has = |bit| features & bit != 0;
+        for lane in lanes.iter_mut() {
+            lane.reset(
+                &shared.window,
+                has(feature::RING_EVENT_IDX),
+                has(feature::RING_INDIRECT_DESC),
+            )
+            .map_err(|error| PathError::Queue {
+                index: lane.index,
+                why: error.to_string(),
+            })?;
+        }
+        let mut rings: Vec<_> = lanes
+            .iter()
+            .filter(|lane| usize::from(lane.index) < count)
+            .map(|lane| shared.ring(lane))
+            .collect();
+        rings.sort_unstable_by_key(|ring| ring.index);
+        let polls = shared.options.wake == Wake::Poll;
+        if polls {
+            rings.iter_mut().for_each(|ring| ring.callback = None);
+        } else if let Some(first) = rings.first() {
+            match device.set_vq_cb(first.index, first.callback.clone()) {
+                // A kernel device.
+                Err(VdpaError::NotSupported(_)) => {
+                    for ring in &mut rings {
+                        let signal = &shared.signals[usize::from(ring.index)];
+                        ring.callback = Some(signal.trigger());
+                    }
+                }
+                other => other.step("queue callback")?,
+            }
+        }
+        bring_up::start(device, &rings, config)?;
+        shared.features.store(features, Ordering::Release);
+        shared.dead.store(false, Ordering::Release);
+        shared.doomed.store(false, Ordering::Release);
+        shared.running.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Ends the path, whose device is reset next. All queues were closed.
+    pub(crate) fn stop(&self) -> Result<(), PathError> {
+        let lanes = lock(&self.0.lanes);
+        if lanes.len() != self.0.signals.len() {
+            return Err(PathError::Busy("a queue of the slow path is still open"));
+        }
+        self.0.running.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    /// Gives the device up, so that everything in flight ends with an error at once. For a reset that the guest wants.
+    pub(crate) fn abandon(&self) {
+        self.0
+            .give_up(&"the guest resets it, and its requests don't end");
+    }
+
+    /// The features that are negotiated with the device.
+    pub fn features(&self) -> u64 {
+        self.0.features.load(Ordering::Acquire)
+    }
+
+    /// The shadow window's first and last I/O address.
+    pub fn window(&self) -> (u64, u64) {
+        (self.0.window.iova(), self.0.window.last())
+    }
+
+    /// Whether the device was given up.
+    pub fn is_broken(&self) -> bool {
+        self.0.dead.load(Ordering::Acquire)
+    }
+
+    /// Readable when the device changed its configuration: call [`Disk::refresh`], which also makes it unreadable.
+    pub fn config_event(&self) -> BorrowedFd<'_> {
+        self.0.config.as_fd()
+    }
+
+    /// The device's serial number (`VIRTIO_BLK_T_GET_ID`): up to 20 bytes. Sends a request, and gives the device up
+    /// if that is not answered in time (ten seconds, or [`SlowOptions::timeout`]).
+    ///
+    /// # Errors
+    /// No queue is free, or the device answered with an error.
+    pub fn serial(&self) -> Result<Vec<u8>, DiskError> {
+        let lane = self.0.take_lane()?;
+        serial::get(&self.0, lane)
+    }
+
+    /// Tells the device of the memory that buffers will lie in, by I/O address, in the place of what it knew before.
+    /// What lies elsewhere is copied. May be called while requests are in flight: it waits for those that use memory
+    /// which goes away.
+    ///
+    /// # Errors
+    /// The device refused; ranges overlap each other or the window; [`PathError::Busy`] after ten seconds in which
+    /// requests did not end, with nothing changed.
+    pub fn set_memory(&self, memory: &[(u64, HostMemory)]) -> Result<(), PathError> {
+        let mut table = IotlbTable::new();
+        for (iova, memory) in memory {
+            let mapping = IotlbMapping::new(*iova, memory.clone(), Permissions::ReadWrite)?;
+            table.insert(mapping)?;
+        }
+        self.set_guest(&table)
+    }
+
+    pub(crate) fn set_guest(&self, new: &IotlbTable) -> Result<(), PathError> {
+        let shared = &self.0;
+        let full = shared.with_window(new)?;
+        let mut control = lock(&shared.control);
+        let mut both = IotlbTable::new();
+        for kept in control.guest.mappings().iter().filter(|m| holds(new, m)) {
+            both.insert(kept.clone())?;
+        }
+        if both.mappings().len() != control.guest.mappings().len() {
+            let generation = shared.translations.publish(Translation::new(&both));
+            let deadline = Instant::now() + UNMAP_TIMEOUT;
+            while !shared.translations.is_past(generation) {
+                if Instant::now() >= deadline || shared.doomed.load(Ordering::Acquire) {
+                    let old = Translation::new(&control.guest);
+                    shared.translations.publish(old);
+                    return Err(PathError::Busy("requests that use the memory don't end"));
+                }
+                std::thread::sleep(Duration::from_micros(50));
+            }
+        }
+        let mapped = shared.map.set(full);
+        if mapped.is_ok() {
+            control.guest = new.clone();
+        }
+        // Where the device refused, what stays is mapped in any case.
+        let known = if mapped.is_ok() { new } else { &both };
+        shared.translations.publish(Translation::new(known));
+        mapped
+    }
+}
+
+impl Shared {
+    /// Lends out the free lane with the lowest index.
+    fn take_lane(&self) -> Result<Lane, DiskError> {
+        if !self.running.load(Ordering::Acquire) {
+            return Err(DiskError::Config("the slow path is not active".into()));
+        }
+        let usable = if self.negotiated(feature::MQ) {
+            u16::MAX
+        } else {
+            1
+        };
+        let mut lanes = lock(&self.lanes);
+        let free = (0..)
+            .zip(lanes.iter())
+            .filter(|(_, lane)| lane.index < usable)
+            .min_by_key(|(_, lane)| lane.index)
+            .map(|(at, _)| at);
+        match free {
+            Some(at) => Ok(lanes.swap_remove(at)),
+            None => Err(DiskError::Config(
+                "every queue of the vDPA device is in use".into(),
+            )),
+        }
+    }
+
+    fn with_window(&self, guest: &IotlbTable) -> Result<IotlbTable, PathError> {
+        let mut table = guest.clone();
+        table.insert(self.window.mapping()?)?;
+        Ok(table)
+    }
+
+    /// What to start a lane's queue with.
+    fn ring(&self, lane: &Lane) -> Ring {
+        let layout = lane.ring.layout();
+        Ring {
+            index: lane.index,
+            size: layout.size(),
+            state: VqState::Split { avail_index: 0 },
+            address: VqAddress {
+                desc: layout.desc().0,
+                driver: layout.avail().0,
+                device: layout.used().0,
+            },
+            kick: None,
+            callback: Some(self.signals[usize::from(lane.index)].call()),
+        }
+    }
+
+    /// Gives the device up. When it returns nothing of ours is touched any more.
+    fn give_up(&self, why: &dyn std::fmt::Display) {
+        self.doomed.store(true, Ordering::Release);
+        let _control = lock(&self.control);
+        if self.dead.load(Ordering::Acquire) {
+            return;
+        }
+        log::error!("the vDPA device is given up: {why}");
+        if self.device.reset().is_err() {
+            // It promises the same, for good.
+            self.device.free();
+        }
+        self.dead.store(true, Ordering::Release);
+        self.running.store(false, Ordering::Release);
+        self.signals.iter().for_each(|signal| signal.ring());
+        let listeners = lock(&self.listeners).clone();
+        listeners
+            .iter()
+            .for_each(|tell| tell(DiskEvent::MediaError));
+    }
+
+    /// Whether the device says of itself that it does not work (any more).
+    fn looks_broken(&self) -> bool {
+        let byte = self.device.get_status();
+        byte & status::DRIVER_OK == 0 || byte & (status::DEVICE_NEEDS_RESET | status::FAILED) != 0
+    }
+
+    fn negotiated(&self, bit: u64) -> bool {
+        self.features.load(Ordering::Relaxed) & bit != 0
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.alone {
+            if self.device.reset().is_err() {
+                self.device.free();
+            }
+            // Nothing to be done about a device that fails in this.
+            let _ = self.map.set(IotlbTable::new());
+        }
+    }
+}
+
+impl Disk for SlowPath {
+    fn caps(&self) -> Caps {
+        Caps {
+            capacity: self.0.capacity.load(Ordering::Acquire),
+            ..self.0.caps
+        }
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        let lane = self.0.take_lane()?;
+        Ok(Box::new(SlowQueue::new(self.0.clone(), lane, depth)))
+    }
+
+    fn refresh(&self) -> Result<(), DiskError> {
+        let shared = &self.0;
+        shared.config.clear();
+        if self.is_broken() {
+            return Err(DiskError::from_errno(libc::ENODEV));
+        }
+        if shared.running.load(Ordering::Acquire) && shared.looks_broken() {
+            shared.give_up(&"its status says that it does not run");
+            return Err(DiskError::from_errno(libc::ENODEV));
+        }
+        let config = limits::read_config(shared.device.as_ref())
+            .map_err(|error| DiskError::Io(std::io::Error::other(error)))?;
+        let capacity = limits::capacity(&config, shared.limits.block);
+        if (Caps {
+            capacity,
+            ..shared.caps
+        })
+        .validate()
+        .is_ok()
+            && shared.capacity.swap(capacity, Ordering::AcqRel) != capacity
+        {
+            let listeners = lock(&shared.listeners).clone();
+            listeners
+                .iter()
+                .for_each(|tell| tell(DiskEvent::Resized { capacity }));
+        }
+        Ok(())
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        lock(&self.0.listeners).push(listener);
+    }
+}
+
+impl std::fmt::Debug for SlowPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SlowPath")
+            .field("caps", &self.caps())
+            .field("window", &self.window())
+            .field("broken", &self.is_broken())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,70 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! How a queue's owner learns that the device used buffers.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vdpa_bus::Callback;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::PathError;
+
+/// An eventfd, and whether there is anything in it where that is known without asking the kernel.
+pub(super) struct Signal {
+    fd: Arc<EventFd>,
+    /// Devices in this process say so; the kernel's only write the eventfd.
+    rung: AtomicBool,
+    told: AtomicBool,
+}
+
+impl Signal {
+    pub(super) fn new() -> Result<Arc<Self>, PathError> {
+        let fd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| PathError::System {
+            what: "no eventfd to be had",
+            source,
+        })?;
+        Ok(Arc::new(Self {
+            fd: Arc::new(fd),
+            rung: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        }))
+    }
+
+    /// A callback that any device takes.
+    pub(super) fn trigger(&self) -> Callback {
+        self.told.store(false, Ordering::Release);
+        Callback::Trigger(self.fd.clone())
+    }
+
+    /// A callback that devices in this process take.
+    pub(super) fn call(self: &Arc<Self>) -> Callback {
+        self.told.store(true, Ordering::Release);
+        let signal = self.clone();
+        Callback::call(move || signal.ring())
+    }
+
+    /// Makes it readable.
+    pub(super) fn ring(&self) {
+        // First the descriptor, then the flag: the other way round the descriptor could stay readable with a
+        // flag that says it is not.
+        let _ = self.fd.write(1);
+        self.rung.store(true, Ordering::Release);
+    }
+
+    /// Makes it unreadable.
+    #[inline]
+    pub(super) fn clear(&self) {
+        if !self.told.load(Ordering::Relaxed) || self.rung.swap(false, Ordering::AcqRel) {
+            // Nothing in it is fine.
+            let _ = self.fd.read();
+        }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as `self` lives.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }
+    }
+}

@@ -1,0 +1,236 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! From the host address of a buffer to the address under which the device knows it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use virtio_blk_core::memory::{IotlbTable, Permissions};
+
+use crate::lock;
+
+/// Host memory that a device knows.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    start: usize,
+    last: usize,
+    iova: u64,
+    permissions: Permissions,
+}
+
+/// The ranges of one memory map, by host address. Numbers only: an operation keeps its memory mapped by itself.
+#[derive(Debug, Default)]
+pub(super) struct Translation(Vec<Range>);
+
+impl Translation {
+    /// Of `table`. Where the same memory is mapped twice, one of the two is used.
+    pub(super) fn new(table: &IotlbTable) -> Self {
+        let mut ranges: Vec<Range> = table
+            .mappings()
+            .iter()
+            .map(|mapping| {
+                let start = mapping.memory().as_ptr() as usize;
+                Range {
+                    start,
+                    // A mapping is never empty.
+                    last: start + (mapping.memory().len() - 1),
+                    iova: mapping.iova(),
+                    permissions: mapping.permissions(),
+                }
+            })
+            .collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        ranges.dedup_by(|next, kept| next.start <= kept.last);
+        Self(ranges)
+    }
+
+    /// The device's address for `host`, and the bytes from there on in one piece.
+    #[inline]
+    pub(super) fn find(&self, host: usize, access: Permissions) -> Option<(u64, usize)> {
+        let index = self.0.partition_point(|range| range.last < host);
+        let range = self.0.get(index)?;
+        if range.start > host || !range.permissions.allow(access) {
+            return None;
+        }
+        let offset = host - range.start;
+        Some((range.iova + offset as u64, range.last - host + 1))
+    }
+}
+
+/// No generation: nothing is in flight.
+const IDLE: u64 = u64::MAX;
+
+/// The present translation, and who still uses an older one.
+#[derive(Default)]
+pub(super) struct Translations {
+    /// Counts translations; the number of the present one.
+    generation: AtomicU64,
+    current: Mutex<(u64, Arc<Translation>)>,
+    /// For each queue the oldest generation that it has in flight, or [`IDLE`].
+    readers: Mutex<Vec<Arc<AtomicU64>>>,
+}
+
+impl Translations {
+    /// Makes `translation` the present one. Answers its generation.
+    pub(super) fn publish(&self, translation: Translation) -> u64 {
+        let mut current = lock(&self.current);
+        current.0 += 1;
+        current.1 = Arc::new(translation);
+        // After this, nothing is submitted with an older one: see `View::enter`.
+        self.generation.store(current.0, Ordering::SeqCst);
+        current.0
+    }
+
+    /// Whether no request in flight was translated before `generation`.
+    pub(super) fn is_past(&self, generation: u64) -> bool {
+        lock(&self.readers)
+            .iter()
+            .all(|oldest| oldest.load(Ordering::SeqCst) >= generation)
+    }
+
+    /// A queue's view.
+    pub(super) fn view(self: &Arc<Self>) -> View {
+        let oldest = Arc::new(AtomicU64::new(IDLE));
+        lock(&self.readers).push(oldest.clone());
+        let (generation, translation) = lock(&self.current).clone();
+        View {
+            all: self.clone(),
+            oldest,
+            generation,
+            translation,
+            in_flight: VecDeque::new(),
+        }
+    }
+}
+
+/// One queue's use of the translations.
+pub(super) struct View {
+    all: Arc<Translations>,
+    oldest: Arc<AtomicU64>,
+    generation: u64,
+    translation: Arc<Translation>,
+    /// Generations in flight, oldest first, and how many requests have them.
+    in_flight: VecDeque<(u64, u32)>,
+}
+
+impl View {
+    /// Brings the view up to date for a request that is to be translated.
+    #[inline]
+    pub(super) fn enter(&mut self) -> &Translation {
+        if self.in_flight.is_empty() {
+            // Told before we look: whoever publishes another translation either sees this, and waits for us, or
+            // published before, and we see that.
+            self.oldest.store(self.generation, Ordering::SeqCst);
+        }
+        if self.all.generation.load(Ordering::SeqCst) != self.generation {
+            let (generation, translation) = lock(&self.all.current).clone();
+            self.generation = generation;
+            self.translation = translation;
+            if self.in_flight.is_empty() {
+                self.oldest.store(generation, Ordering::SeqCst);
+            }
+        }
+        &self.translation
+    }
+
+    /// Counts the request for which [`View::enter`] was called last as in flight; answers its generation.
+    #[inline]
+    pub(super) fn commit(&mut self) -> u64 {
+        match self.in_flight.back_mut() {
+            Some((generation, count)) if *generation == self.generation => *count += 1,
+            _ => self.in_flight.push_back((self.generation, 1)),
+        }
+        self.generation
+    }
+
+    /// A request of `generation` ended.
+    #[inline]
+    pub(super) fn leave(&mut self, generation: u64) {
+        for (found, count) in &mut self.in_flight {
+            if *found == generation {
+                *count -= 1;
+            }
+        }
+        while self.in_flight.front().is_some_and(|(_, count)| *count == 0) {
+            self.in_flight.pop_front();
+        }
+        self.settle();
+    }
+
+    /// Says which generation is the oldest in flight. Also for a request that was not made after all.
+    #[inline]
+    pub(super) fn settle(&self) {
+        let oldest = self
+            .in_flight
+            .front()
+            .map_or(IDLE, |(generation, _)| *generation);
+        self.oldest.store(oldest, Ordering::Release);
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        lock(&self.all.readers).retain(|reader| !Arc::ptr_eq(reader, &self.oldest));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_blk_core::memory::{HostMemory, IotlbMapping};
+
+    use super::*;
+
+    fn table(ranges: &[(u64, usize, usize)]) -> IotlbTable {
+        let mut table = IotlbTable::new();
+        for &(iova, host, len) in ranges {
+            // SAFETY: nothing is accessed.
+            let memory = unsafe { HostMemory::new(host as *mut u8, len, Arc::new(())) };
+            let mapping = IotlbMapping::new(iova, memory, Permissions::ReadWrite);
+            table.insert(mapping.unwrap()).unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn host_addresses_become_the_devices() {
+        let translation = Translation::new(&table(&[
+            (0x10_0000, 0x7000, 0x1000),
+            (0, 0x9000, 0x2000),
+            (0x20_0000, 0x9800, 0x100),
+        ]));
+        let find = |host| translation.find(host, Permissions::Read);
+        assert_eq!(find(0x7000), Some((0x10_0000, 0x1000)));
+        assert_eq!(find(0x7fff), Some((0x10_0fff, 1)));
+        assert_eq!(find(0x8000), None);
+        assert_eq!(find(0x6fff), None);
+        assert_eq!(find(0x9801), Some((0x801, 0x17ff)));
+        assert_eq!(find(0xb000), None);
+    }
+
+    #[test]
+    fn the_publisher_sees_who_is_behind() {
+        let all = Arc::new(Translations::default());
+        let (mut a, _b) = (all.view(), all.view());
+        assert!(all.is_past(1), "nothing in flight");
+        a.enter();
+        let first = a.commit();
+        let next = all.publish(Translation::default());
+        assert!(!all.is_past(next));
+        a.enter();
+        let second = a.commit();
+        assert_eq!(second, next);
+        assert!(!all.is_past(next));
+        a.leave(first);
+        assert!(all.is_past(next));
+        let last = all.publish(Translation::default());
+        assert!(!all.is_past(last));
+        a.leave(second);
+        assert!(all.is_past(last));
+        // Looked at and not used.
+        a.enter();
+        a.settle();
+        assert!(all.is_past(u64::MAX));
+    }
+}

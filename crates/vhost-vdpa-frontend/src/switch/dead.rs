@@ -1,0 +1,35 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A disk for requests that nobody can serve.
+
+use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, Submit, Wait};
+
+/// Fails everything.
+pub(super) struct DeadDisk(pub(super) Caps);
+
+struct DeadQueue;
+
+impl Disk for DeadDisk {
+    fn caps(&self) -> Caps {
+        self.0
+    }
+
+    fn open_queue(&self, _depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        Ok(Box::new(DeadQueue))
+    }
+}
+
+impl IoQueue for DeadQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        Submit::Done(op.complete(Err(DiskError::from_errno(libc::EIO))))
+    }
+
+    fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        Ok(0)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait::Inline
+    }
+}

@@ -1,0 +1,83 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Who serves the guest's queues while they are on the slow path.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtio_blk_core::memory::DeviceMemory;
+use virtio_blk_core::runner::{QueueRunner, QueueThread, Stop, Stopped, ThreadOptions};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Serves queues: with threads ([`ThreadHost`]), or from a VMM's own event loop. Its methods are called with the
+/// switch locked: none of them, and nothing that serves a queue, may call the switch.
+pub trait QueueHost<M: DeviceMemory>: Send {
+    /// Serves `runner` from now on: at once without waiting for a kick, then whenever `kick` is readable or the
+    /// runner's disk is.
+    ///
+    /// # Errors
+    /// The system has no room for it. The runner was dropped unused.
+    fn start(&mut self, index: u16, runner: QueueRunner<M>, kick: Arc<EventFd>) -> io::Result<()>;
+
+    /// Opens or closes the queue's intake ([`QueueRunner::set_intake`]). After opening it is served at once.
+    fn set_intake(&mut self, index: u16, open: bool);
+
+    /// Requests in flight ([`QueueRunner::in_flight`]); 0 for a queue that is not served.
+    fn in_flight(&mut self, index: u16) -> usize;
+
+    /// Stops serving, and answers where the queue stands. `None` for one that was not served.
+    fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped>;
+}
+
+/// A thread for each queue that is on the slow path; none on the fast path.
+pub struct ThreadHost<M: DeviceMemory> {
+    threads: Vec<(u16, QueueThread<M>)>,
+    poll: Duration,
+}
+
+impl<M: DeviceMemory> ThreadHost<M> {
+    /// Threads that look for work for `poll` before they sleep.
+    pub const fn new(poll: Duration) -> Self {
+        Self {
+            threads: Vec::new(),
+            poll,
+        }
+    }
+
+    fn find(&self, index: u16) -> Option<&QueueThread<M>> {
+        let found = self.threads.iter().find(|(found, _)| *found == index);
+        found.map(|(_, thread)| thread)
+    }
+}
+
+impl<M: DeviceMemory> QueueHost<M> for ThreadHost<M> {
+    fn start(&mut self, index: u16, runner: QueueRunner<M>, kick: Arc<EventFd>) -> io::Result<()> {
+        let options = ThreadOptions {
+            name: format!("vdpa-slow{index}"),
+            poll: self.poll,
+            on_fatal: Box::new(move |error| log::error!("queue {index}: {error}")),
+        };
+        let thread = QueueThread::spawn(runner, kick.try_clone()?, options)?;
+        self.threads.push((index, thread));
+        Ok(())
+    }
+
+    fn set_intake(&mut self, index: u16, open: bool) {
+        if let Some(thread) = self.find(index) {
+            thread.with(move |runner| runner.set_intake(open));
+        }
+    }
+
+    fn in_flight(&mut self, index: u16) -> usize {
+        self.find(index)
+            .and_then(|thread| thread.with(|runner| runner.in_flight()))
+            .unwrap_or(0)
+    }
+
+    fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped> {
+        let at = self.threads.iter().position(|(found, _)| *found == index)?;
+        self.threads.swap_remove(at).1.stop(mode)
+    }
+}

@@ -1,0 +1,459 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Moving a running guest between the fast path and the slow path.
+
+mod dead;
+mod host;
+mod moves;
+mod policy;
+mod report;
+mod vmm;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use vdpa_bus::{Callback, VdpaDevice};
+use virtio_blk_core::device::Device;
+use virtio_blk_core::disk::{Caps, Disk};
+use virtio_blk_core::memory::{DeviceMemory, HostMemory, IotlbMapping, IotlbTable, Permissions};
+use virtio_blk_core::runner::Stop;
+use virtio_blk_core::spec::{feature, status};
+
+pub use host::{QueueHost, ThreadHost};
+pub use policy::{Interception, OnFailure, Policy};
+pub use report::{Method, Path, Phases, Report, SwitchError, SwitchStep};
+pub use vmm::Vmm;
+
+use crate::bring_up;
+use crate::device_map::DeviceMap;
+use crate::error::{PathError, Step};
+use crate::guest::{self, Drained, Guest, GuestQueue};
+use crate::lock;
+use crate::slow::{BLOCK_FEATURES, SlowOptions, SlowPath};
+use policy::Needs;
+
+/// How a switch is made.
+#[derive(Clone, Debug)]
+pub struct SwitchOptions {
+    /// The slow path.
+    pub slow: SlowOptions,
+    /// Who decides on the path.
+    pub policy: Policy,
+    /// What to do with requests when neither path works.
+    pub on_failure: OnFailure,
+    /// How long a device on the fast path may take to finish what it has, after SUSPEND or under stopped vCPUs. The
+    /// guest waits meanwhile.
+    pub quiesce: Duration,
+    /// How long it is given, without kicks, before vCPUs are stopped. The guest waits for requests, but runs.
+    pub calm: Duration,
+    /// How long the slow path may take to finish what it has.
+    pub drain: Duration,
+    /// Bits never to offer to the guest.
+    pub masked_features: u64,
+}
+
+impl Default for SwitchOptions {
+    /// Manual, holding requests on failure; 2 s to quiesce, 2 ms to calm down, 5 s to drain.
+    fn default() -> Self {
+        Self {
+            slow: SlowOptions::default(),
+            policy: Policy::Manual,
+            on_failure: OnFailure::Hold,
+            quiesce: Duration::from_secs(2),
+            calm: Duration::from_millis(2),
+            drain: Duration::from_secs(5),
+            masked_features: 0,
+        }
+    }
+}
+
+/// Puts layers onto the slow path's disk, once: what comes back is what the guest's requests go to.
+pub type Layers = Box<dyn FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk> + Send>;
+
+/// What a switch is made of.
+pub struct SwitchParts<M: DeviceMemory> {
+    /// The device: a block device, with split rings.
+    pub device: Arc<dyn VdpaDevice>,
+    /// The guest's memory. Its changes are made known by [`PathSwitch::sync_memory`].
+    pub memory: M,
+    /// Who serves queues on the slow path.
+    pub host: Box<dyn QueueHost<M>>,
+    /// The VMM.
+    pub vmm: Arc<dyn Vmm>,
+    /// What to put onto the slow path's disk.
+    pub layers: Option<Layers>,
+}
+
+/// A vDPA block device for a guest, on the fast path or on the slow path, and moved between the two while the guest
+/// runs and has requests in flight.
+///
+/// The guest sees one device: the same features, the same configuration, its rings where it put them. What changes is
+/// who serves them. A switch happens only at an instant at which nothing is in flight, as a split ring can't tell
+/// what is; at that instant the device is reset behind the guest's back and set up for the other path. If any step
+/// fails, the path that was left is set up again at the same indices.
+///
+/// For a VMM's transport it looks like [`crate::FastPath`]. One lock is held by all methods: a switch, a write of the
+/// status byte and a change of memory exclude each other.
+pub struct PathSwitch<M: DeviceMemory + Clone> {
+    device: Arc<dyn VdpaDevice>,
+    map: Arc<DeviceMap>,
+    memory: M,
+    vmm: Arc<dyn Vmm>,
+    options: SwitchOptions,
+    slow: SlowPath,
+    /// The slow path with its layers.
+    disk: Arc<dyn Disk>,
+    caps: Caps,
+    needs: Arc<Needs>,
+    inner: Mutex<Inner<M>>,
+}
+
+struct Inner<M: DeviceMemory> {
+    guest: Guest,
+    path: Path,
+    host: Box<dyn QueueHost<M>>,
+    /// The device model in front of `disk`; made when it is first needed.
+    served: Option<Arc<Device>>,
+    /// Where the queues stand while nobody serves them ([`Path::Failed`]); `None`: unknown.
+    held: Option<Drained>,
+    /// The device has the guest's rings, and is suspended or hears no kicks ([`Path::Failed`]).
+    stalled: bool,
+    /// The device can't take rings over that were used.
+    one_way: bool,
+    last: Option<Report>,
+}
+
+impl<M: DeviceMemory + Clone> PathSwitch<M> {
+    /// Takes a device over, and tells it of the guest's memory.
+    ///
+    /// # Errors
+    /// It is no block device or can't be driven; memory reaches into the shadow window.
+    pub fn new(parts: SwitchParts<M>, options: SwitchOptions) -> Result<Self, PathError> {
+        let SwitchParts {
+            device,
+            memory,
+            host,
+            vmm,
+            layers,
+        } = parts;
+        device.reset().step("reset")?;
+        let map = Arc::new(DeviceMap::new(device.clone()));
+        let slow = SlowPath::idle(device.clone(), map.clone(), options.slow.clone(), false)?;
+        let plain: Arc<dyn Disk> = Arc::new(slow.clone());
+        let disk = match layers {
+            Some(layers) => layers(plain),
+            None => plain,
+        };
+        let this = Self {
+            caps: slow.caps(),
+            inner: Mutex::new(Inner {
+                guest: Guest::new(slow.caps().max_queues),
+                path: Path::Idle,
+                host,
+                served: None,
+                held: None,
+                stalled: false,
+                one_way: false,
+                last: None,
+            }),
+            device,
+            map,
+            memory,
+            vmm,
+            options,
+            slow,
+            disk,
+            needs: Arc::default(),
+        };
+        this.sync_memory()?;
+        Ok(this)
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn VdpaDevice> {
+        &self.device
+    }
+
+    /// The disk of the slow path, with its layers. It works while the path is slow.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Queues of the device that the guest sees.
+    pub fn queues(&self) -> u16 {
+        self.caps.max_queues
+    }
+
+    /// Where requests go now.
+    pub fn path(&self) -> Path {
+        lock(&self.inner).path
+    }
+
+    /// What the last successful switch did.
+    pub fn last_report(&self) -> Option<Report> {
+        lock(&self.inner).last.clone()
+    }
+
+    /// The features to offer to the guest: what the device has and both paths honour.
+    pub fn offered(&self) -> u64 {
+        let both = BLOCK_FEATURES
+            | feature::CONFIG_WCE
+            | feature::GEOMETRY
+            | feature::RING_INDIRECT_DESC
+            | feature::RING_EVENT_IDX
+            | feature::VERSION_1;
+        self.device.get_device_features()
+            & both
+            & !(self.options.masked_features & !feature::VERSION_1)
+    }
+
+    /// Notes what the guest acknowledges; the device is told at FEATURES_OK.
+    ///
+    /// # Errors
+    /// Bits that were not offered; the guest set FEATURES_OK before.
+    pub fn set_features(&self, features: u64) -> Result<(), PathError> {
+        let mut inner = lock(&self.inner);
+        if inner.guest.status & status::FEATURES_OK != 0 {
+            return Err(PathError::Busy("features are fixed after FEATURES_OK"));
+        }
+        if features & !self.offered() != 0 {
+            return Err(PathError::Features(features));
+        }
+        inner.guest.features = features;
+        Ok(())
+    }
+
+    /// The status byte that the guest reads.
+    pub fn status(&self) -> u8 {
+        let inner = lock(&self.inner);
+        match inner.guest.status {
+            0 => 0,
+            byte => byte | self.device.get_status() & status::DEVICE_NEEDS_RESET,
+        }
+    }
+
+    /// The guest writes the status byte. 0 resets the device, whatever it is doing and on whatever path; FEATURES_OK
+    /// negotiates, and does not stay if the device does not take the features; DRIVER_OK starts the path that the policy
+    /// wants.
+    ///
+    /// # Errors
+    /// The device refused a step. After a failed reset it stays reset in the eyes of the guest.
+    pub fn set_status(&self, byte: u8) -> Result<(), PathError> {
+        let mut inner = lock(&self.inner);
+        if byte == 0 {
+            return self.reset(&mut inner);
+        }
+        let new = byte & !inner.guest.status;
+        if new & status::FEATURES_OK != 0 {
+            match self.negotiate(&inner.guest) {
+                Ok(()) => {}
+                Err(
+                    PathError::Features(_)
+                    | PathError::Device {
+                        step: "features", ..
+                    },
+                ) => {
+                    inner.guest.status = byte & !status::FEATURES_OK;
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if new & status::DRIVER_OK != 0 {
+            if (byte | inner.guest.status) & status::FEATURES_OK == 0 {
+                return Err(PathError::Busy("DRIVER_OK before FEATURES_OK"));
+            }
+            self.begin(&mut inner)?;
+        }
+        inner.guest.status = byte;
+        Ok(())
+    }
+
+    fn negotiate(&self, guest: &Guest) -> Result<(), PathError> {
+        if guest.features & feature::VERSION_1 == 0 {
+            return Err(PathError::Features(guest.features));
+        }
+        self.device.reset().step("reset")?;
+        bring_up::negotiate(self.device.as_ref(), self.fast_features(guest))
+    }
+
+    /// What is negotiated for the fast path.
+    fn fast_features(&self, guest: &Guest) -> u64 {
+        guest.features | self.device.get_device_features() & feature::ACCESS_PLATFORM
+    }
+
+    /// The guest resets its device.
+    fn reset(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
+        self.vmm.unmap_doorbells();
+        if !self.close_intakes(inner) && inner.path == Path::Slow {
+            // The device is reset in any case: that ends what it has.
+            self.slow.abandon();
+        }
+        self.stop_hosts(inner, Stop::HandOver);
+        let stopped = self.slow.stop();
+        inner.guest.reset();
+        inner.path = Path::Idle;
+        inner.held = None;
+        inner.stalled = false;
+        guest::reset(self.device.as_ref())?;
+        self.map.set(inner.guest.memory.clone())?;
+        stopped
+    }
+
+    /// Reads the configuration space.
+    ///
+    /// # Errors
+    /// The range does not lie inside.
+    pub fn read_config(&self, offset: usize, buf: &mut [u8]) -> Result<(), PathError> {
+        let inner = lock(&self.inner);
+        if inner.path == Path::Slow
+            && let Err(error) = self.slow.refresh()
+        {
+            log::debug!("the slow path's capacity was not brought up to date: {error}");
+        }
+        self.device
+            .get_config(offset, buf)
+            .step("reading the configuration")
+    }
+
+    /// The guest writes the configuration space.
+    ///
+    /// # Errors
+    /// The range does not lie inside, or can't be written.
+    pub fn write_config(&self, offset: usize, bytes: &[u8]) -> Result<(), PathError> {
+        let mut inner = lock(&self.inner);
+        self.device
+            .set_config(offset, bytes)
+            .step("writing the configuration")?;
+        inner.guest.note_write(offset, bytes);
+        Ok(())
+    }
+
+    /// What interrupts the guest when the configuration changes. Before DRIVER_OK.
+    pub fn set_config_call(&self, call: Option<Callback>) {
+        lock(&self.inner).guest.config = call;
+    }
+
+    /// The guest enables a queue. Before DRIVER_OK.
+    ///
+    /// # Errors
+    /// No such queue or size; the driver runs already.
+    pub fn set_queue(&self, index: u16, queue: GuestQueue) -> Result<(), PathError> {
+        let mut inner = lock(&self.inner);
+        if inner.guest.runs() {
+            return Err(PathError::Busy("the driver runs already"));
+        }
+        let max = self.device.get_vq_size(index);
+        let max = max.unwrap_or_else(|_| self.device.get_vq_num_max());
+        inner.guest.set_queue(index, queue, max)
+    }
+
+    /// Looks at the guest's memory again after it changed (hot plug), and tells the device. May be called while it
+    /// runs, on both paths.
+    ///
+    /// # Errors
+    /// Memory reaches into the shadow window, or the device refused.
+    pub fn sync_memory(&self) -> Result<(), PathError> {
+        let mut table = IotlbTable::new();
+        let (window, last) = self.slow.window();
+        for (at, memory) in HostMemory::of_map(&self.memory) {
+            let mapping = IotlbMapping::new(at, memory, Permissions::ReadWrite)?;
+            if mapping.last() >= window {
+                return Err(PathError::Window {
+                    at: window,
+                    len: last - window + 1,
+                    why: "guest memory reaches there: give the window a place above it",
+                });
+            }
+            table.insert(mapping)?;
+        }
+        let mut inner = lock(&self.inner);
+        if inner.path == Path::Slow {
+            self.slow.set_guest(&table)?;
+        } else {
+            self.map.set(table.clone())?;
+        }
+        inner.guest.memory = table;
+        Ok(())
+    }
+
+    /// Moves the guest to `path`, `Fast` or `Slow`. Answers what was done, `None` if it is there already or if its
+    /// driver does not run (then it starts there).
+    ///
+    /// # Errors
+    /// It stays where it was ([`SwitchError::path`]), or nobody serves it any more.
+    pub fn switch_to(&self, path: Path) -> Result<Option<Report>, SwitchError> {
+        self.go(&mut lock(&self.inner), path)
+    }
+
+    /// Says that somebody needs to see requests. With [`Policy::Auto`] the guest is on the slow path when this
+    /// returns.
+    ///
+    /// # Errors
+    /// It can't be brought there; nothing is noted then.
+    pub fn intercept(&self, reason: &'static str) -> Result<Interception, SwitchError> {
+        let mut inner = lock(&self.inner);
+        let need = self.needs.add(reason);
+        if self.options.policy == Policy::Auto {
+            self.go(&mut inner, Path::Slow)?;
+        }
+        Ok(need)
+    }
+
+    /// With [`Policy::Auto`], brings the guest to the path that is wanted now: to be called after an
+    /// [`Interception`] ended. A device that can't take used rings over stays slow.
+    ///
+    /// # Errors
+    /// It stays where it was.
+    pub fn settle(&self) -> Result<Option<Report>, SwitchError> {
+        let mut inner = lock(&self.inner);
+        if self.options.policy == Policy::Manual || inner.path == Path::Failed {
+            return Ok(None);
+        }
+        let path = if self.needs.reasons().is_empty() {
+            Path::Fast
+        } else {
+            Path::Slow
+        };
+        if path == Path::Fast && inner.one_way {
+            return Ok(None);
+        }
+        self.go(&mut inner, path)
+    }
+
+    /// Tries again to serve a guest that nobody serves ([`Path::Failed`]).
+    ///
+    /// # Errors
+    /// It still fails; or where its queues stand is not known, and only a reset by the guest helps.
+    pub fn retry(&self) -> Result<(), SwitchError> {
+        self.try_again(&mut lock(&self.inner))
+    }
+
+    /// Who needs to see requests.
+    pub fn reasons(&self) -> Vec<&'static str> {
+        self.needs.reasons()
+    }
+}
+
+impl<M: DeviceMemory + Clone> Drop for PathSwitch<M> {
+    fn drop(&mut self) {
+        let mut inner = lock(&self.inner);
+        if self.reset(&mut inner).is_err() {
+            self.device.free();
+        }
+        // The memory's owner may end it now.
+        if let Err(error) = self.map.set(IotlbTable::new()) {
+            log::debug!("memory stays mapped in the device: {error}");
+        }
+    }
+}
+
+impl<M: DeviceMemory + Clone> std::fmt::Debug for PathSwitch<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PathSwitch")
+            .field("path", &self.path())
+            .field("needs", &self.reasons())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,113 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a switch did.
+
+use std::time::Duration;
+
+use crate::PathError;
+
+/// Where the guest's requests go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// Nowhere: the guest's driver does not run.
+    Idle,
+    /// From the guest's rings straight into the device.
+    Fast,
+    /// Through the VMM.
+    Slow,
+    /// Nowhere, or into errors ([`super::OnFailure`]): neither path could be set up. [`super::PathSwitch::retry`] tries
+    /// again, a reset by the guest starts anew.
+    Failed,
+}
+
+/// How the device was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By SUSPEND, under a running guest.
+    Suspend,
+    /// Idle under stopped vCPUs, then reset.
+    PausedVcpus,
+    /// The slow path finished what it had.
+    Drain,
+}
+
+/// How long each part of a switch took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// From the moment at which kicks went nowhere until nothing was in flight.
+    pub quiesce: Duration,
+    /// Of that the time for which vCPUs stood still.
+    pub vcpus_paused: Duration,
+    /// Resetting the device.
+    pub reset: Duration,
+    /// Negotiating, mapping, starting the other rings.
+    pub start: Duration,
+    /// Taking the guest's rings over, and telling the guest.
+    pub take_over: Duration,
+}
+
+impl Phases {
+    /// How long nobody served the guest.
+    pub fn pause(&self) -> Duration {
+        self.quiesce + self.reset + self.start + self.take_over
+    }
+}
+
+/// A switch that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// Where the requests went.
+    pub from: Path,
+    /// Where they go.
+    pub to: Path,
+    /// How the device was stopped; none where it did nothing.
+    pub method: Option<Method>,
+    /// Durations.
+    pub phases: Phases,
+    /// Requests that the guest had made available and not got back, when the switch began.
+    pub in_flight: u32,
+    /// Times that the device was suspended before it was found drained.
+    pub attempts: u32,
+}
+
+/// What a switch was doing when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SwitchStep {
+    /// Looking whether it may be done at all.
+    Prepare,
+    /// Stopping who served the guest.
+    Quiesce,
+    /// Resetting the device.
+    Reset,
+    /// Setting the other path up.
+    Start,
+    /// Handing the guest's rings over.
+    TakeOver,
+}
+
+impl std::fmt::Display for SwitchStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Prepare => "preparing",
+            Self::Quiesce => "stopping the old path",
+            Self::Reset => "resetting the device",
+            Self::Start => "starting the new path",
+            Self::TakeOver => "handing the rings over",
+        })
+    }
+}
+
+/// A switch that failed. The guest is served all the same, unless [`SwitchError::path`] says `Failed`.
+#[derive(Debug, thiserror::Error)]
+#[error("the path is {path:?}: {step} failed: {source}")]
+pub struct SwitchError {
+    /// What was being done.
+    pub step: SwitchStep,
+    /// Where requests go now.
+    pub path: Path,
+    /// The cause.
+    pub source: PathError,
+    /// Why going back failed, too.
+    pub back: Option<PathError>,
+}

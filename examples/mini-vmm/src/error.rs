@@ -1,0 +1,72 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Why the VMM gave up.
+
+use std::io;
+
+/// Anything that ends the VMM or refuses a command.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "/dev/kvm can't be used ({0}): this needs a host with KVM and the right to open it. \
+         In a virtual machine without nested KVM run `cargo xtask lab mini-vmm` instead: \
+         it does the same inside a software-emulated host"
+    )]
+    NoKvm(#[source] kvm_ioctls::Error),
+    #[error("KVM: {what}: {source}")]
+    Kvm {
+        what: &'static str,
+        source: kvm_ioctls::Error,
+    },
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("guest memory: {0}")]
+    Memory(String),
+    #[error("{image}: {why}")]
+    Boot { image: String, why: String },
+    #[error("disk {disk}: {why}")]
+    Disk { disk: String, why: String },
+    #[error("vCPU {index} stopped: {why}")]
+    Vcpu { index: u8, why: String },
+    #[error("snapshot: {0}")]
+    Snapshot(String),
+    #[error("{0}")]
+    Control(String),
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Says what was being done when KVM or the system refused.
+pub trait Context<T> {
+    fn context(self, what: &'static str) -> Result<T>;
+}
+
+impl<T> Context<T> for std::result::Result<T, kvm_ioctls::Error> {
+    fn context(self, what: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Kvm { what, source })
+    }
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn context(self, what: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Io {
+            what: what.to_owned(),
+            source,
+        })
+    }
+}
+
+/// As [`Context`], with a file's name.
+pub trait OnFile<T> {
+    fn on(self, verb: &str, path: &std::path::Path) -> Result<T>;
+}
+
+impl<T> OnFile<T> for io::Result<T> {
+    fn on(self, verb: &str, path: &std::path::Path) -> Result<T> {
+        self.map_err(|source| Error::Io {
+            what: format!("can't {verb} {}", path.display()),
+            source,
+        })
+    }
+}

@@ -1,0 +1,170 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! From devices to the interrupt controllers in the kernel: eventfds bound to interrupt lines, and
+//! messages that are routed like further lines.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+};
+use kvm_ioctls::VmFd;
+use vm_allocator::IdAllocator;
+use vm_superio::Trigger;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::bus::lock;
+use crate::error::{Context, Error, Result};
+
+/// Lines of the IO-APIC.
+const LINES: u32 = 24;
+const PIC_LINES: u32 = 8;
+/// Lines below are the PC's own: timer, keyboard, serial port.
+const FIRST_FREE_LINE: u32 = 5;
+/// Messages get numbers beyond the IO-APIC's lines.
+const MAX_ROUTES: u32 = 1023;
+
+/// An eventfd that raises an interrupt in the guest when it is written. Its number is free again once this
+/// is dropped.
+pub struct Line {
+    pub number: u32,
+    event: EventFd,
+    router: Arc<Router>,
+}
+
+impl Line {
+    /// Raises the interrupt.
+    pub fn trigger(&self) {
+        // Only a full counter could fail, and then an interrupt is on its way.
+        let _ = self.event.write(1);
+    }
+}
+
+impl Drop for Line {
+    fn drop(&mut self) {
+        // It was registered, so that it can be unregistered.
+        let _ = self.router.vm.unregister_irqfd(&self.event, self.number);
+        let mut state = lock(&self.router.state);
+        state.routes.remove(&self.number);
+        // Those that are fixed were never allocated.
+        let _ = match self.number {
+            0..LINES => state.lines.free_id(self.number),
+            _ => state.messages.free_id(self.number),
+        };
+    }
+}
+
+/// For the devices of vm-superio.
+pub struct LineTrigger(pub Line);
+
+impl Trigger for LineTrigger {
+    type E = std::io::Error;
+
+    fn trigger(&self) -> std::io::Result<()> {
+        self.0.trigger();
+        Ok(())
+    }
+}
+
+/// The interrupt numbers of a VM and where they lead.
+pub struct Router {
+    vm: Arc<VmFd>,
+    state: Mutex<State>,
+}
+
+struct State {
+    lines: IdAllocator,
+    messages: IdAllocator,
+    routes: BTreeMap<u32, kvm_irq_routing_entry>,
+}
+
+impl Router {
+    pub fn new(vm: Arc<VmFd>) -> Result<Self> {
+        let ids = |from, to| {
+            IdAllocator::new(from, to).map_err(|error| Error::Control(error.to_string()))
+        };
+        Ok(Self {
+            vm,
+            state: Mutex::new(State {
+                lines: ids(FIRST_FREE_LINE, LINES - 1)?,
+                messages: ids(LINES, MAX_ROUTES)?,
+                routes: BTreeMap::new(),
+            }),
+        })
+    }
+
+    /// A line of the IO-APIC: `number`, or any free one.
+    pub fn line(self: &Arc<Self>, number: Option<u32>) -> Result<Line> {
+        let number = match number {
+            Some(number) => number,
+            None => allocate(&mut lock(&self.state).lines)?,
+        };
+        self.bind(number)
+    }
+
+    /// A message-signalled interrupt. It leads nowhere until [`Router::route`].
+    pub fn message(self: &Arc<Self>) -> Result<Line> {
+        let number = allocate(&mut lock(&self.state).messages)?;
+        self.bind(number)
+    }
+
+    fn bind(self: &Arc<Self>, number: u32) -> Result<Line> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?;
+        self.vm.register_irqfd(&event, number).context("no irqfd")?;
+        Ok(Line {
+            number,
+            event,
+            router: self.clone(),
+        })
+    }
+
+    /// Sends a message's interrupt to where the guest wants it.
+    pub fn route(&self, line: &Line, address: u64, data: u32) -> Result<()> {
+        let msi = kvm_irq_routing_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        let entry = kvm_irq_routing_entry {
+            gsi: line.number,
+            type_: KVM_IRQ_ROUTING_MSI,
+            u: kvm_irq_routing_entry__bindgen_ty_1 { msi },
+            ..Default::default()
+        };
+        let mut state = lock(&self.state);
+        state.routes.insert(line.number, entry);
+        let entries: Vec<_> = chip_routes()
+            .chain(state.routes.values().copied())
+            .collect();
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| Error::Control("too many interrupts".to_owned()))?;
+        self.vm.set_gsi_routing(&table).context("interrupt routing")
+    }
+}
+
+fn allocate(ids: &mut IdAllocator) -> Result<u32> {
+    ids.allocate_id()
+        .map_err(|_| Error::Control("no interrupt left for another device".to_owned()))
+}
+
+/// A routing table replaces the kernel's own, so the lines must be in it again.
+fn chip_routes() -> impl Iterator<Item = kvm_irq_routing_entry> {
+    let entry = |gsi, irqchip, pin| kvm_irq_routing_entry {
+        gsi,
+        type_: KVM_IRQ_ROUTING_IRQCHIP,
+        u: kvm_irq_routing_entry__bindgen_ty_1 {
+            irqchip: kvm_irq_routing_irqchip { irqchip, pin },
+        },
+        ..Default::default()
+    };
+    let pic = (0..2 * PIC_LINES).map(move |line| match line {
+        0..PIC_LINES => entry(line, KVM_IRQCHIP_PIC_MASTER, line),
+        _ => entry(line, KVM_IRQCHIP_PIC_SLAVE, line - PIC_LINES),
+    });
+    pic.chain((0..LINES).map(move |line| entry(line, KVM_IRQCHIP_IOAPIC, line)))
+}

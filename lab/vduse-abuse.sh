@@ -1,0 +1,54 @@
+#!/bin/sh
+# Copyright 2026 The vblk Authors.
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# about: resets with I/O in flight, malformed requests, hot-added memory, a disk that hangs: the server lives and answers
+# lab: modules=vhost_iotlb,vhost,vdpa,vhost_vdpa,vduse,loop binaries=vblk,vduse-backend/vhost-vdpa-abuse timeout=180
+
+. /lab/lib.sh
+. /lab/vduse.sh
+
+abuse() {
+    timeout 100 vhost-vdpa-abuse /dev/vhost-vdpa-0 "$@" || fail "$* $(cat /tmp/disk0.log)"
+    serving disk0
+}
+# peer CASE ARGUMENT...: what qemu-storage-daemon does: for the record, in a machine that is thrown away.
+peer() {
+    step "qemu-storage-daemon: $1"
+    vduse_disk disk1 64 1
+    vblk vdpa add disk1 >/dev/null
+    qsd=$(cat /tmp/disk1.pid)
+    status=0
+    eventually 20 test -c /dev/vhost-vdpa-0
+    timeout 20 vhost-vdpa-abuse /dev/vhost-vdpa-0 "$@" >/tmp/peer.log 2>&1 || status=$?
+    if kill -0 "$qsd" 2>/dev/null; then
+        echo "it lives; the driver ended with status $status"
+    else
+        wait "$qsd" && status=0 || status=$?
+        echo "it died with status $status"
+    fi
+    tail -n 2 /tmp/disk1.log /tmp/peer.log
+}
+
+# A file system that can be frozen: writes to the image hang then.
+truncate -s 128M /tmp/fs.img
+mkfs.ext4 -q /tmp/fs.img
+losetup /dev/loop0 /tmp/fs.img
+mount -t ext4 /dev/loop0 /mnt
+dd if=/dev/zero of=/mnt/disk.img bs=1M count=64 2>/dev/null
+serve disk0 raw:/mnt/disk.img --queues 1 --msg-timeout 10 --attach vhost
+eventually 20 test -c /dev/vhost-vdpa-0
+
+step "resets with requests in flight"
+abuse reset 50
+step "malformed requests, then a reset"
+abuse malformed 20
+step "memory comes and goes under requests"
+abuse hot-add 50
+step "resets while the disk hangs for longer than msg_timeout"
+abuse stall "fsfreeze --freeze /mnt" "fsfreeze --unfreeze /mnt"
+expect "msg_timeout" "$(cat /sys/class/vduse/disk0/msg_timeout)" 10
+end_server disk0
+umount /mnt
+
+peer reset 50

@@ -1,0 +1,194 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the vDPA layer costs, and a translation.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use super::callgrind;
+use crate::command::{Error, command, need_program, target_dir};
+
+/// The most that the layer may add, in percent.
+const TARGET: f64 = 15.0;
+/// Kicks, or lookups in hundreds, of the shorter of two counts; the other has twice as many.
+const SHORT: u64 = 100;
+
+/// Everything.
+#[derive(Serialize)]
+pub struct Report {
+    requests: Vec<Requests>,
+    lookups: Vec<Lookups>,
+}
+
+/// One kind of request through one layer.
+#[derive(Serialize)]
+struct Requests {
+    layer: &'static str,
+    write: bool,
+    batch: u64,
+    /// Per request, in the device.
+    instructions: f64,
+    /// Requests per second, driver and verification included: the median.
+    rate: f64,
+}
+
+/// One kind of memory.
+#[derive(Serialize)]
+struct Lookups {
+    memory: &'static str,
+    ranges: u64,
+    /// Instructions of a lookup in the range of the one before, and in another.
+    same: f64,
+    scattered: f64,
+}
+
+/// Measures both.
+///
+/// # Errors
+/// valgrind is missing and can't be installed, or something fails.
+pub fn measure(seconds: f64, rounds: u32) -> Result<Report, Error> {
+    need_program("valgrind", "valgrind")?;
+    let mut requests = Vec::new();
+    for write in [false, true] {
+        for batch in [1, 32] {
+            let layers = ["none", "strict", "compat"];
+            let mut rates = layers.map(|_| Vec::new());
+            // The layers take turns, so that what else the machine does meets all of them.
+            for _ in 0..rounds {
+                for (layer, rates) in layers.iter().zip(&mut rates) {
+                    let mut args = arguments(layer, write, batch);
+                    args.push(format!("--seconds={seconds}"));
+                    rates.push(run(&args)?);
+                }
+            }
+            for (layer, mut rates) in layers.into_iter().zip(rates) {
+                eprintln!("counting: {layer}, write {write}, {batch} per kick");
+                let count = |batches: u64| {
+                    let mut args = arguments(layer, write, batch);
+                    args.push(format!("--batches={batches}"));
+                    callgrind::count("vdpa-cost", "vdpa_cost::serve*", &args)
+                };
+                let more = count(2 * SHORT)? - count(SHORT)?;
+                rates.sort_by(f64::total_cmp);
+                requests.push(Requests {
+                    layer,
+                    write,
+                    batch,
+                    instructions: more / (SHORT * batch) as f64,
+                    rate: rates.get(rates.len() / 2).copied().unwrap_or_default(),
+                });
+            }
+        }
+    }
+    let mut lookups = Vec::new();
+    for memory in ["plain", "iotlb", "iommu"] {
+        for ranges in [1, 64, 4096] {
+            eprintln!("counting: {memory} memory of {ranges} ranges");
+            let count = |scattered: bool, lookups: u64| {
+                let mut args = vec![
+                    "lookups".to_owned(),
+                    format!("--memory={memory}"),
+                    format!("--ranges={ranges}"),
+                    format!("--lookups={lookups}"),
+                ];
+                if scattered {
+                    args.push("--scattered".into());
+                }
+                callgrind::count("vdpa-cost", "vdpa_cost::translate*", &args)
+            };
+            let cost = |scattered| {
+                let more = count(scattered, 200 * SHORT)? - count(scattered, 100 * SHORT)?;
+                Ok::<_, Error>(more / (100 * SHORT) as f64)
+            };
+            lookups.push(Lookups {
+                memory,
+                ranges,
+                same: cost(false)?,
+                scattered: cost(true)?,
+            });
+        }
+    }
+    Ok(Report { requests, lookups })
+}
+
+fn arguments(layer: &str, write: bool, batch: u64) -> Vec<String> {
+    let mut args = vec![
+        "requests".to_owned(),
+        format!("--layer={layer}"),
+        format!("--batch={batch}"),
+    ];
+    if write {
+        args.push("--write".into());
+    }
+    args
+}
+
+/// Requests per second.
+fn run(args: &[String]) -> Result<f64, Error> {
+    let program = target_dir().join("release/vdpa-cost");
+    let name = program.display().to_string();
+    let output = command(&name, args.iter().map(String::as_str))
+        .output()
+        .map_err(|source| Error::Start {
+            command: name.clone(),
+            source,
+        })?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    match said.trim().parse() {
+        Ok(rate) if output.status.success() => Ok(rate),
+        _ => Err(Error::Other(format!(
+            "{name}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        ))),
+    }
+}
+
+/// The tables.
+pub fn tables(report: &Report) -> String {
+    let mut text = format!(
+        "4 KiB requests on a memory disk; instructions of the device per request (target: the strict \
+         layer adds at most {TARGET} percent), and requests per second with the driver and the \
+         verification, all on one thread:\n\n\
+         | request | layer | instructions | added | requests/s | to none |\n|---|---|--:|--:|--:|--:|\n"
+    );
+    for row in &report.requests {
+        let verb = if row.write { "write" } else { "read" };
+        let base = report
+            .requests
+            .iter()
+            .find(|b| b.layer == "none" && (b.write, b.batch) == (row.write, row.batch));
+        let (added, slower) = base.filter(|_| row.layer != "none").map_or_else(
+            || (String::new(), String::new()),
+            |base| {
+                let added = 100.0 * (row.instructions / base.instructions - 1.0);
+                (
+                    format!("{added:+.1} %"),
+                    format!("{:.2}", row.rate / base.rate),
+                )
+            },
+        );
+        // Writing to a String does not fail.
+        let _ = writeln!(
+            text,
+            "| {verb}, {} per kick | {} | {:.0} | {added} | {:.0} | {slower} |",
+            row.batch, row.layer, row.instructions, row.rate
+        );
+    }
+    text += "\nInstructions of a lookup of 4 KiB by `GuestMap::translate`:\n\n\
+             | memory | ranges | in the same range as the last | in another |\n|---|--:|--:|--:|\n";
+    for row in &report.lookups {
+        let memory = match row.memory {
+            "plain" => "plain (`GuestMemoryMmap`)",
+            "iotlb" => "`IotlbTable`",
+            _ => "`IommuMemory` of vm-memory",
+        };
+        let _ = writeln!(
+            text,
+            "| {memory} | {} | {:.0} | {:.0} |",
+            row.ranges, row.same, row.scattered
+        );
+    }
+    text
+}
