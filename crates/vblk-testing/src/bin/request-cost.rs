@@ -24,6 +24,7 @@ use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
+use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
 use virtio_blk_disks::{MemoryDisk, NullDisk};
 use virtio_blk_driver::Memory;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Out, Request};
@@ -42,11 +43,17 @@ const PLACES: u64 = 64;
 const MEMORY: usize = 16 << 20;
 
 /// Requests for callgrind to count.
-#[derive(Clone, Copy, Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 struct Cli {
     /// What is served.
     #[arg(long, value_enum)]
     disk: DiskKind,
+    /// Layers on it, from the medium upwards.
+    #[arg(long, value_name = "LAYER[,LAYER…]", value_delimiter = ',')]
+    layers: Vec<LayerSpec>,
+    /// The layers could be changed while the disk is in use.
+    #[arg(long)]
+    live: bool,
     /// Guest memory behind an IOMMU, in scattered pages.
     #[arg(long)]
     iommu: bool,
@@ -85,11 +92,11 @@ fn main() -> ExitCode {
     let result = if cli.iommu {
         testmem::fragmented(MEMORY, 1)
             .map_err(Into::into)
-            .and_then(|(memory, space)| run(cli, &Arc::new(memory), space))
+            .and_then(|(memory, space)| run(&cli, &Arc::new(memory), space))
     } else {
         testmem::single(MEMORY)
             .map_err(Into::into)
-            .and_then(|(memory, space)| run(cli, &Arc::new(memory), space))
+            .and_then(|(memory, space)| run(&cli, &Arc::new(memory), space))
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -109,12 +116,18 @@ fn disk(kind: DiskKind) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
     })
 }
 
-fn run<G>(cli: Cli, memory: &Arc<G>, mut space: Space) -> Result<(), Box<dyn Error>>
+fn run<G>(cli: &Cli, memory: &Arc<G>, mut space: Space) -> Result<(), Box<dyn Error>>
 where
     G: GuestMemory + Memory + Send + Sync + 'static,
     Arc<G>: DeviceMemory,
 {
-    let device = Device::new(disk(cli.disk)?, Options::default())?;
+    let (base, groups) = (disk(cli.disk)?, Groups::default());
+    let stack = if cli.live {
+        Stack::live(base, &cli.layers, groups)?
+    } else {
+        Stack::fixed(base, &cli.layers, groups)?
+    };
+    let device = Device::new(stack.disk(), Options::default())?;
     device.accept(device.offered())?;
     let layout = SplitLayout::contiguous(QUEUE_SIZE, space.take(0x4000, 0x1000)?)?;
     let arena = ArenaConfig {
