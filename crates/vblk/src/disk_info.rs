@@ -103,10 +103,6 @@ pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
         // An image in use can be looked at.
         *options = options.clone().lock(false);
     }
-    if let Source::Disk(DiskSpec::Qcow2(options)) = &mut spec {
-        // Writable it could not be looked at safely while another writes to it.
-        *options = options.clone().lock(false).read_only(true);
-    }
     let disk = spec.open(false).or_else(|_| spec.open(true))?;
     output::print(&Info::new(args.disk.to_string(), &disk.caps()), json)?;
     Ok(())

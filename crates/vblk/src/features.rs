@@ -44,7 +44,7 @@ pub fn run(args: &FeaturesArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let features = Features {
         version: env!("CARGO_PKG_VERSION"),
         exports: vec!["vhost-user", "vduse"],
-        disks: vec!["raw", "qcow2", "memory", "null", "vdpa"],
+        disks: vec!["raw", "memory", "null", "vdpa"],
         requests: vec![
             "in",
             "out",

@@ -22,8 +22,6 @@ use engine::Plan;
 pub use error::OpenError;
 use medium::Medium;
 pub use options::{Engine, RawOptions};
-#[cfg(feature = "qcow2")]
-pub(crate) use probe::lock;
 
 /// A regular file, or a block device of the host, as a disk.
 ///

@@ -5,13 +5,6 @@
 
 use crate::throttle::LimitError;
 
-/// The formats there are.
-const FORMATS: &str = if cfg!(feature = "qcow2") {
-    "raw, qcow2, memory or null"
-} else {
-    "raw, memory or null"
-};
-
 /// What is wrong with the name of a disk. Each message quotes the offending word and says what could
 /// stand there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +20,9 @@ pub enum SpecError {
         text: String,
     },
     /// A format we don't have.
-    #[error("unknown disk format `{format}`: use {FORMATS} (a bare path needs raw: before it)")]
+    #[error(
+        "unknown disk format `{format}`: use raw, memory or null (a bare path needs raw: before it)"
+    )]
     Format {
         /// The word before the colon.
         format: String,

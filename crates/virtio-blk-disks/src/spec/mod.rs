@@ -6,7 +6,6 @@
 //! | disk | syntax |
 //! |---|---|
 //! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off][,mmap=auto\|off]` |
-//! | qcow2 image (feature `qcow2`) | `qcow2:PATH[,readonly=on\|off][,backing=allow\|deny][,lock=on\|off]` |
 //! | memory | `memory:SIZE` |
 //! | nothing | `null:SIZE[,zero=on\|off]` |
 //!
@@ -35,9 +34,6 @@ pub(crate) use size::{Size, bytes};
 pub enum DiskSpec {
     /// A file or block device.
     Raw(RawOptions),
-    /// A qcow2 image.
-    #[cfg(feature = "qcow2")]
-    Qcow2(crate::Qcow2Options),
     /// Memory.
     Memory {
         /// Bytes, a multiple of 512.
@@ -63,12 +59,6 @@ impl DiskSpec {
                 let options = options.clone();
                 let read_only = read_only || options.read_only;
                 Arc::new(RawDisk::open(&options.read_only(read_only))?)
-            }
-            #[cfg(feature = "qcow2")]
-            Self::Qcow2(options) => {
-                let read_only = read_only || options.read_only;
-                let options = options.clone().read_only(read_only);
-                Arc::new(crate::Qcow2Disk::open(&options)?)
             }
             Self::Memory { bytes } => {
                 let disk = MemoryDisk::new(*bytes)?;
@@ -129,21 +119,6 @@ impl fmt::Display for DiskSpec {
                 }
                 if !options.mmap {
                     write!(f, ",mmap=off")?;
-                }
-                Ok(())
-            }
-            #[cfg(feature = "qcow2")]
-            Self::Qcow2(options) => {
-                let path = options.path.to_string_lossy().replace(',', ",,");
-                write!(f, "qcow2:{path}")?;
-                if options.read_only {
-                    write!(f, ",readonly=on")?;
-                }
-                if options.backing {
-                    write!(f, ",backing=allow")?;
-                }
-                if !options.lock {
-                    write!(f, ",lock=off")?;
                 }
                 Ok(())
             }

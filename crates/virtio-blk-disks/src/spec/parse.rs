@@ -55,8 +55,6 @@ pub(super) fn spec(text: &str) -> Result<DiskSpec, SpecError> {
     })?;
     match format {
         "raw" => raw(rest),
-        #[cfg(feature = "qcow2")]
-        "qcow2" => qcow2(rest),
         "memory" => {
             let (bytes, given) = sized("memory", rest)?;
             match given.first() {
@@ -107,40 +105,6 @@ fn null(rest: &str) -> Result<DiskSpec, SpecError> {
         }
     }
     Ok(DiskSpec::Null { bytes, zero })
-}
-
-#[cfg(feature = "qcow2")]
-fn qcow2(rest: &str) -> Result<DiskSpec, SpecError> {
-    let mut parts = split(rest);
-    let path = parts.remove(0);
-    if path.is_empty() {
-        return Err(SpecError::Missing {
-            format: "qcow2",
-            what: "PATH",
-        });
-    }
-    let mut qcow2 = crate::Qcow2Options::new(path);
-    for (name, value) in options(&parts)? {
-        match name {
-            "readonly" => qcow2.read_only = switch("readonly", value)?,
-            "lock" => qcow2.lock = switch("lock", value)?,
-            "backing" => {
-                qcow2.backing = match value {
-                    "allow" => true,
-                    "deny" => false,
-                    _ => {
-                        return Err(SpecError::Value {
-                            option: "backing",
-                            value: value.to_owned(),
-                            allowed: "allow or deny",
-                        });
-                    }
-                }
-            }
-            _ => return Err(unknown(name, "qcow2", "it has readonly, backing and lock")),
-        }
-    }
-    Ok(DiskSpec::Qcow2(qcow2))
 }
 
 fn raw(rest: &str) -> Result<DiskSpec, SpecError> {

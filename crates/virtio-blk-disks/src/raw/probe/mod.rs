@@ -163,7 +163,7 @@ fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
 }
 
 /// Locks the file.
-pub(crate) fn lock(file: &File, exclusive: bool, path: &Path) -> Result<(), OpenError> {
+fn lock(file: &File, exclusive: bool, path: &Path) -> Result<(), OpenError> {
     for _ in 0..LOCK_TRIES {
         match sys::lock(file, exclusive) {
             Ok(()) => return Ok(()),
