@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # about: mini-vmm in nested KVM: Debian's kernel with its root on our disk, on PCI and on MMIO
-# lab: cpus=2 memory=3072 timeout=1200 kernel=yes
+# lab: cpus=2 memory=3072 timeout=1200 kernel=yes run=named
 # lab: modules=irqbypass,kvm,kvm_amd binaries=mini-vmm
 
 . /lab/lib.sh
