@@ -127,8 +127,20 @@ impl Load {
     }
 }
 
+/// A connection to a server that may not listen yet: the socket of a killed one is still there.
+fn connect(server: &Server) -> Client {
+    let started = Instant::now();
+    loop {
+        match Client::connect(&server.socket()) {
+            Ok(client) => return client,
+            Err(error) if started.elapsed() > PATIENCE => panic!("{error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+}
+
 fn attach(server: &Server, guest: &Guest, area: Option<&InFlight>, loads: &[Load]) -> Client {
-    let mut client = Client::connect(&server.socket()).unwrap();
+    let mut client = connect(server);
     if let Some(area) = area {
         client.set_in_flight(area).unwrap();
     }
