@@ -12,7 +12,7 @@ step "an image of 64 MiB becomes a VDUSE device that vhost_vdpa takes"
 truncate -s 64M /tmp/disk.img
 serve inner raw:/tmp/disk.img --queues 2
 attach inner
-bind inner vhost_vdpa
+vblk vdpa bind inner vhost >/dev/null
 eventually 10 test -e /sys/bus/vdpa/devices/inner/vhost-vdpa-0
 eventually 10 test -c /dev/vhost-vdpa-0
 
