@@ -79,8 +79,9 @@ impl<T> InFlight<T> {
         self.places.len() - self.free.len()
     }
 
-    /// The values of all operations.
-    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
-        self.places.iter().flatten().map(|entry| &entry.value)
+    /// Forgets all operations, and hands out their values.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
+        self.free.clear();
+        self.places.drain(..).flatten().map(|entry| entry.value)
     }
 }

@@ -10,6 +10,7 @@ mod listeners;
 pub mod memory;
 pub mod meter;
 pub mod null;
+mod observe;
 pub mod power_cut;
 pub mod raw;
 pub mod spec;

@@ -23,7 +23,7 @@
 //! ```
 
 mod bitmap;
-mod queue;
+mod marker;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,7 +31,9 @@ use arc_swap::ArcSwap;
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue, SECTOR_SIZE};
 
 pub use bitmap::{BitmapError, Changes, DirtyBitmap};
-use queue::DirtyQueue;
+use marker::Marker;
+
+use crate::observe::ObservedQueue;
 
 /// The bitmaps at work.
 type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
@@ -130,8 +132,9 @@ impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         let inner = self.inner.open_queue(depth)?;
-        Ok(Box::new(DirtyQueue::new(
-            self.bitmaps.clone(),
+        let bitmaps = self.bitmaps.clone();
+        Ok(Box::new(ObservedQueue::new(
+            Marker { bitmaps },
             inner,
             depth,
         )))

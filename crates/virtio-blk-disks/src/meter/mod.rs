@@ -18,18 +18,20 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod gauge;
 mod histogram;
-mod queue;
 mod recorder;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
+use gauge::Gauge;
 pub use histogram::Latency;
-use queue::MeterQueue;
 use recorder::Recorder;
 pub use recorder::{ClassStats, OpClass, QueueStats};
+
+use crate::observe::ObservedQueue;
 
 /// A disk whose operations are counted and timed.
 pub struct MeterDisk<D: ?Sized = dyn Disk> {
@@ -92,7 +94,11 @@ impl<D: Disk + ?Sized> Disk for MeterDisk<D> {
                 }
             }
         };
-        Ok(Box::new(MeterQueue::new(recorder, inner, depth)))
+        Ok(Box::new(ObservedQueue::new(
+            Gauge::new(recorder, depth),
+            inner,
+            depth,
+        )))
     }
 
     fn refresh(&self) -> Result<(), DiskError> {

@@ -13,7 +13,7 @@
 //! It keeps a copy of everything that is written: for tests, not for service.
 
 mod history;
-mod queue;
+mod scribe;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,7 +21,9 @@ use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
 use history::History;
 pub use history::{BrokenPromise, Choice, Content, Cut, Moment};
-use queue::PowerCutQueue;
+use scribe::Scribe;
+
+use crate::observe::ObservedQueue;
 
 /// The history, shared with the queues.
 #[derive(Clone, Default)]
@@ -66,8 +68,9 @@ impl<D: Disk + ?Sized> Disk for PowerCutDisk<D> {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         let inner = self.inner.open_queue(depth)?;
-        Ok(Box::new(PowerCutQueue::new(
-            self.history.clone(),
+        let history = self.history.clone();
+        Ok(Box::new(ObservedQueue::new(
+            Scribe { history },
             inner,
             depth,
         )))

@@ -17,15 +17,17 @@
 //! # Ok::<(), virtio_blk_core::disk::DiskError>(())
 //! ```
 
-mod queue;
+mod checker;
 mod sums;
 
 use std::sync::{Arc, OnceLock};
 
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
-use queue::VerifyQueue;
+use checker::Checker;
 use sums::Sums;
+
+use crate::observe::ObservedQueue;
 
 /// A sector that was read and did not hold what was written to it, or what was read from it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -96,8 +98,9 @@ impl<D: Disk + ?Sized> Disk for VerifyDisk<D> {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         let inner = self.inner.open_queue(depth)?;
-        Ok(Box::new(VerifyQueue::new(
-            self.shared.clone(),
+        let shared = self.shared.clone();
+        Ok(Box::new(ObservedQueue::new(
+            Checker { shared },
             inner,
             depth,
         )))
