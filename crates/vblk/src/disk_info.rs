@@ -99,9 +99,9 @@ impl Info {
 /// can be.
 pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let mut spec = args.disk.clone();
-    if let Source::Disk(DiskSpec::Raw(options)) = &mut spec {
+    if let Source::Disk(disk) = &mut spec {
         // An image in use can be looked at.
-        *options = options.clone().lock(false);
+        *disk = disk.clone().unlocked();
     }
     let disk = spec.open(false).or_else(|_| spec.open(true))?;
     output::print(&Info::new(args.disk.to_string(), &disk.caps()), json)?;

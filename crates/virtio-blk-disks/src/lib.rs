@@ -11,6 +11,8 @@ pub mod memory;
 pub mod meter;
 pub mod null;
 pub mod power_cut;
+#[cfg(feature = "qcow2")]
+pub mod qcow2;
 pub mod raw;
 pub mod spec;
 pub mod stack;
@@ -23,6 +25,8 @@ pub use fault::{FaultDisk, FaultPlan};
 pub use memory::MemoryDisk;
 pub use meter::MeterDisk;
 pub use null::NullDisk;
+#[cfg(feature = "qcow2")]
+pub use qcow2::{Qcow2Disk, Qcow2Options};
 pub use raw::{Engine, RawDisk, RawOptions};
 pub use spec::{DiskSpec, SpecError};
 pub use stack::{Stack, StackSpec};

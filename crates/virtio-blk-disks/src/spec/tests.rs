@@ -89,7 +89,7 @@ fn a_bare_path_is_refused_with_the_right_spelling() {
 #[test]
 fn mistakes_are_named_with_what_is_allowed() {
     for (text, parts) in [
-        ("qcow2:x", &["`qcow2`", "raw, memory or null"][..]),
+        ("qcow:x", &["`qcow`", "raw, qcow2, memory or null"][..]),
         ("raw:x,dierct=on", &["`dierct`", "direct", "engine"]),
         ("raw:x,", &["``", "engine"]),
         ("raw:x,direct=yes", &["`yes`", "direct", "on or off"]),
