@@ -8,8 +8,6 @@ use std::error::Error;
 use serde::Serialize;
 use virtio_blk_core::disk::{Caps, EraseLimits, SECTOR_SIZE, ZeroLimits};
 
-use virtio_blk_disks::DiskSpec;
-
 use crate::cli::InfoArgs;
 use crate::output;
 use crate::source::Source;
