@@ -269,7 +269,7 @@ fn a_queue_can_go_away_at_any_time() {
                 };
                 let token = Token(token);
                 drop(queue.submit(Op { token, kind, buf }));
-                if token.0 % 9 == 0 {
+                if token.0.is_multiple_of(9) {
                     queue.flush_batch().unwrap();
                 }
             }
