@@ -314,13 +314,13 @@ proptest! {
         qemu::create(&path, "cluster_size=4k,preallocation=metadata", 256 << 10);
         for (place, value, shift) in damage {
             // Small numbers, and places inside the file, are the more interesting ones.
-            let value = if aligned { value % 128 * 4096 | 1 << 63 } else { value >> shift };
+            let value = if aligned { (value % 128 * 4096) | (1 << 63) } else { value >> shift };
             put(&path, 112 + place / 8 * 8, &value.to_be_bytes());
         }
         if let Ok(disk) = Qcow2Disk::open(&Qcow2Options::new(&path)) {
             let mut queue = disk.open_queue(8).unwrap();
             for round in 0..8_u64 {
-                let offset = round * 28 << 10;
+                let offset = (round * 28) << 10;
                 let len = 8192;
                 for kind in [
                     OpKind::Read { offset },

@@ -6,15 +6,15 @@
 use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use imago::{FormatAccess, Mapping};
 use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
 
 use super::chain::Opened;
 use super::gate::Gate;
-use super::storage::ImageFile;
+use super::storage::{ImageFile, read_into};
 use super::tables::Tables;
 use crate::admit::Bounds;
 
@@ -40,6 +40,9 @@ pub(super) struct Extent {
 pub(super) struct Image {
     /// Only `None` while dropped.
     format: Option<FormatAccess<ImageFile>>,
+    /// Held in every call into the library. Its caches keep refcounts and tables in order on the way to the
+    /// file, but not against an allocation between the writing of the first and of the second.
+    library: Mutex<()>,
     tables: Tables,
     file: Arc<File>,
     pub gate: Gate,
@@ -68,6 +71,7 @@ impl Image {
                 read_only,
             },
             format: Some(opened.format),
+            library: Mutex::new(()),
             tables: opened.tables,
             file: opened.file,
             gate: Gate::default(),
@@ -93,6 +97,7 @@ impl Image {
                 ));
             }
         };
+        let _alone = self.library.lock().unwrap_or_else(PoisonError::into_inner);
         // The library's own state is not looked at again after a panic.
         catch_unwind(AssertUnwindSafe(|| f(format))).unwrap_or_else(|_| {
             self.failed.store(true, Ordering::Release);
@@ -104,9 +109,7 @@ impl Image {
     /// gate.
     pub fn execute(&self, kind: &OpKind, buf: &IoBuf) -> (Result<(), DiskError>, Option<Extent>) {
         match *kind {
-            OpKind::Read { offset } => {
-                self.inside(|| self.with(|f| self.read(f, offset, buf)), offset)
-            }
+            OpKind::Read { offset } => self.inside(|| self.read(offset, buf), offset),
             OpKind::Write { offset, fua } => {
                 let (mut result, extent) =
                     self.inside(|| self.with(|f| self.write(f, offset, buf)), offset);
@@ -172,44 +175,49 @@ impl Image {
         })
     }
 
-    fn read(
-        &self,
-        format: &FormatAccess<ImageFile>,
-        offset: u64,
-        buf: &IoBuf,
-    ) -> Result<(), DiskError> {
+    fn read(&self, offset: u64, buf: &IoBuf) -> Result<(), DiskError> {
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            let rest = (buf.len() - done) as u64;
-            let (mapping, len) = format.get_mapping(at, rest)?;
-            let len = usize::try_from(len.min(rest)).unwrap_or(0);
-            let moved = match mapping {
-                Mapping::Raw {
-                    storage,
-                    offset: host,
-                    ..
-                } => {
-                    storage.read_into(buf, done, len, host)?;
-                    len
-                }
-                Mapping::Zero { .. } => buf.fill(done, len, 0),
-                Mapping::Special { .. } => {
-                    // To the end of the cluster.
-                    let in_cluster = self.cluster() - (at & (self.cluster() - 1));
-                    let len = len.min(usize::try_from(in_cluster).unwrap_or(len));
-                    let mut data = vec![0; len];
-                    format.read(data.as_mut_slice(), at)?;
-                    buf.copy_in(done, &data)
-                }
-                _ => 0,
-            };
+            let (moved, place) = self.with(|format| self.read_piece(format, at, buf, done))?;
             if moved == 0 {
                 return Err(broken("the image has a hole in its tables"));
+            }
+            if let Some((file, host)) = place {
+                read_into(&file, buf, done, moved, host)?;
             }
             done += moved;
         }
         Ok(())
+    }
+
+    /// Reads the next bytes of a buffer, from its byte `done` on; or says where they are, so that others
+    /// may use the library meanwhile. How many is the answer, too.
+    fn read_piece(
+        &self,
+        format: &FormatAccess<ImageFile>,
+        at: u64,
+        buf: &IoBuf,
+        done: usize,
+    ) -> Result<(usize, Option<(Arc<File>, u64)>), DiskError> {
+        let rest = (buf.len() - done) as u64;
+        let (mapping, len) = format.get_mapping(at, rest)?;
+        let len = usize::try_from(len.min(rest)).unwrap_or(0);
+        Ok(match mapping {
+            Mapping::Raw {
+                storage, offset, ..
+            } => (len, Some((storage.file.clone(), offset))),
+            Mapping::Zero { .. } => (buf.fill(done, len, 0), None),
+            Mapping::Special { .. } => {
+                // To the end of the cluster.
+                let in_cluster = self.cluster() - (at & (self.cluster() - 1));
+                let len = len.min(usize::try_from(in_cluster).unwrap_or(len));
+                let mut data = vec![0; len];
+                format.read(data.as_mut_slice(), at)?;
+                (buf.copy_in(done, &data), None)
+            }
+            _ => (0, None),
+        })
     }
 
     fn write(
@@ -316,12 +324,10 @@ impl Image {
             return Ok(());
         }
         self.gate.enter();
-        let result = self.with(|format| {
-            format.flush()?;
-            Ok(format.sync()?)
-        });
+        let result = self.with(|format| Ok(format.flush()?));
         self.gate.leave();
-        result
+        result?;
+        Ok(self.file.sync_data()?)
     }
 }
 

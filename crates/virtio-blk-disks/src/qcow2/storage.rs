@@ -67,39 +67,6 @@ impl ImageFile {
         self.top
     }
 
-    /// Fills `len` bytes of a buffer from its byte `done` on with what is at `offset`; zeroes behind the
-    /// end of the file.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn read_into(
-        &self,
-        buf: &IoBuf,
-        mut done: usize,
-        mut len: usize,
-        mut offset: u64,
-    ) -> Result<(), DiskError> {
-        let mut segments = Vec::new();
-        while len > 0 {
-            segments.clear();
-            if buf.window(done, len.min(MAX_CALL), MAX_SEGMENTS, &mut segments) == 0 {
-                return Err(DiskError::OutOfRange);
-            }
-            // SAFETY: the segments are the buffer's, which is borrowed for the length of the call.
-            let got = match unsafe { sys::preadv2(&self.file, &segments, offset, 0) } {
-                0 => {
-                    buf.fill(done, len, 0);
-                    return Ok(());
-                }
-                outcome => moved(outcome)?,
-            };
-            done += got;
-            len -= got.min(len);
-            offset += got as u64;
-        }
-        Ok(())
-    }
-
     /// Stores `len` bytes of a buffer from its byte `done` on at `offset`.
     ///
     /// # Errors
@@ -141,6 +108,39 @@ impl ImageFile {
         }
         Ok(())
     }
+}
+
+/// Fills `len` bytes of a buffer from its byte `done` on with what is at `offset`; zeroes behind the
+/// end of the file.
+///
+/// # Errors
+/// The host's.
+pub(super) fn read_into(
+    file: &File,
+    buf: &IoBuf,
+    mut done: usize,
+    mut len: usize,
+    mut offset: u64,
+) -> Result<(), DiskError> {
+    let mut segments = Vec::new();
+    while len > 0 {
+        segments.clear();
+        if buf.window(done, len.min(MAX_CALL), MAX_SEGMENTS, &mut segments) == 0 {
+            return Err(DiskError::OutOfRange);
+        }
+        // SAFETY: the segments are the buffer's, which is borrowed for the length of the call.
+        let got = match unsafe { sys::preadv2(file, &segments, offset, 0) } {
+            0 => {
+                buf.fill(done, len, 0);
+                return Ok(());
+            }
+            outcome => moved(outcome)?,
+        };
+        done += got;
+        len -= got.min(len);
+        offset += got as u64;
+    }
+    Ok(())
 }
 
 /// Bytes moved by a call; none if it was interrupted.
