@@ -23,6 +23,9 @@ const MAX_MAPPING: u64 = 8 << 20;
 /// Most bytes whose place is told after an operation.
 const MAX_LEARNED: u64 = 64 << 20;
 
+/// A file, and the first byte of some data in it.
+type Place = (Arc<File>, u64);
+
 /// Clusters in a row, in the guest's view and in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
@@ -199,7 +202,7 @@ impl Image {
         at: u64,
         buf: &IoBuf,
         done: usize,
-    ) -> Result<(usize, Option<(Arc<File>, u64)>), DiskError> {
+    ) -> Result<(usize, Option<Place>), DiskError> {
         let rest = (buf.len() - done) as u64;
         let (mapping, len) = format.get_mapping(at, rest)?;
         let len = usize::try_from(len.min(rest)).unwrap_or(0);
