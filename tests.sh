@@ -22,6 +22,13 @@ if ! command -v cc >/dev/null; then
     apt-get update -q
     apt-get install -qy --no-install-recommends gcc libc6-dev
 fi
+# The judge of qcow2 images.
+if ! command -v qemu-img >/dev/null; then
+    [[ $(id -u) = 0 ]] && command -v apt-get >/dev/null ||
+        die 'qemu-img is missing: install it (as root, on Debian: apt-get install qemu-utils)'
+    apt-get update -q
+    apt-get install -qy --no-install-recommends qemu-utils
+fi
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

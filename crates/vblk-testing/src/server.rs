@@ -33,6 +33,8 @@ pub enum Disk {
         /// The program's own name for the way it does I/O; its default if there is none.
         engine: Option<String>,
     },
+    /// A qcow2 image.
+    Qcow2(PathBuf),
     /// Memory of that many bytes. Only `vblk` has it.
     Memory(u64),
     /// Nothing: writes are forgotten.
@@ -190,6 +192,10 @@ fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
                 disk.push(engine);
             }
         }
+        Disk::Qcow2(path) => {
+            disk.push("qcow2:");
+            disk.push(path);
+        }
         Disk::Memory(len) => disk.push(format!("memory:{len}")),
         Disk::Null { len, zero } => disk.push(format!("null:{len},zero={}", on_off(*zero))),
     }
@@ -217,6 +223,11 @@ fn qemu_storage_daemon(config: &Config, socket: &Path) -> Result<Command, Error>
                 blockdev.push(",aio=");
                 blockdev.push(engine);
             }
+        }
+        Disk::Qcow2(path) => {
+            blockdev.push("driver=qcow2,discard=unmap,file.driver=file,file.discard=unmap,");
+            blockdev.push("file.filename=");
+            blockdev.push(path);
         }
         Disk::Memory(_) => {
             return Err(Error::Config(

@@ -25,6 +25,8 @@ A DISK names its format, always:
       block=BYTES            logical block size that the guest sees (probed)
       lock=on|off            lock the file against other users (on)
       mmap=auto|off          copy cached reads from a mapping of the file (auto)
+  qcow2:PATH[,OPTION…]       a qcow2 image: readonly, engine, discard, lock as above, and
+      backing=deny|allow     open the backing file that the image names; trusted images only (deny)
   memory:SIZE                memory, gone when vblk ends
   null:SIZE[,zero=on|off]    stores nothing; for benchmarks
   vdpa:/dev/vhost-vdpa-N     a vDPA block device that vhost_vdpa is bound to; it is reset first

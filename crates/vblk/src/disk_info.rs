@@ -8,8 +8,6 @@ use std::error::Error;
 use serde::Serialize;
 use virtio_blk_core::disk::{Caps, EraseLimits, SECTOR_SIZE, ZeroLimits};
 
-use virtio_blk_disks::DiskSpec;
-
 use crate::cli::InfoArgs;
 use crate::output;
 use crate::source::Source;
@@ -99,9 +97,9 @@ impl Info {
 /// can be.
 pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let mut spec = args.disk.clone();
-    if let Source::Disk(DiskSpec::Raw(options)) = &mut spec {
+    if let Source::Disk(disk) = &mut spec {
         // An image in use can be looked at.
-        *options = options.clone().lock(false);
+        *disk = disk.clone().unlocked();
     }
     let disk = spec.open(false).or_else(|_| spec.open(true))?;
     output::print(&Info::new(args.disk.to_string(), &disk.caps()), json)?;

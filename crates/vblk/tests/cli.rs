@@ -162,7 +162,7 @@ fn bad_command_lines() {
     assert_refused(&["disk", "info"], 2, &["<DISK>"]);
     assert_refused(&["--jsn", "features"], 2, &["--jsn", "--json"]);
     refused(serve("disk.img", &[]), 2, &["raw:disk.img", "memory:SIZE"]);
-    refused(serve("qcow2:disk.img", &[]), 2, &["qcow2"]);
+    refused(serve("qcow:disk.img", &[]), 2, &["qcow", "qcow2"]);
     refused(serve("raw:", &[]), 2, &["raw:PATH"]);
     refused(serve("raw:x,direct=perhaps", &[]), 2, &["direct", "on"]);
     refused(serve("raw:x,colour=red", &[]), 2, &["colour"]);

@@ -12,6 +12,8 @@ pub mod meter;
 pub mod null;
 mod observe;
 pub mod power_cut;
+#[cfg(feature = "qcow2")]
+pub mod qcow2;
 pub mod raw;
 pub mod spec;
 pub mod stack;
@@ -24,6 +26,8 @@ pub use fault::{FaultDisk, FaultPlan};
 pub use memory::MemoryDisk;
 pub use meter::MeterDisk;
 pub use null::NullDisk;
+#[cfg(feature = "qcow2")]
+pub use qcow2::{Qcow2Disk, Qcow2Options};
 pub use raw::{Engine, RawDisk, RawOptions};
 pub use spec::{DiskSpec, SpecError};
 pub use stack::{Stack, StackSpec};

@@ -11,10 +11,12 @@ mod job;
 mod medium;
 mod options;
 mod probe;
-mod sys;
+pub(crate) mod sys;
 
 use std::path::Path;
 use std::sync::Arc;
+#[cfg(feature = "qcow2")]
+use std::{fs::File, io, os::unix::fs::FileTypeExt};
 
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
@@ -41,6 +43,25 @@ pub fn io_uring_support() -> Result<(), String> {
     engine::available()
 }
 
+/// Opens a file of a kind that can be a disk, without a lock.
+#[cfg(feature = "qcow2")]
+pub(crate) fn open_file(options: &RawOptions) -> Result<File, OpenError> {
+    probe::open_file(options).map(|(file, _)| file)
+}
+
+/// Locks a file, shared if the options say that it is read-only.
+#[cfg(feature = "qcow2")]
+pub(crate) fn lock_file(file: &File, options: &RawOptions) -> Result<(), OpenError> {
+    probe::lock(file, !options.read_only, options.path())
+}
+
+/// The size in bytes of a file that may be a block device.
+#[cfg(feature = "qcow2")]
+pub(crate) fn file_size(file: &File) -> io::Result<u64> {
+    let is_device = file.metadata()?.file_type().is_block_device();
+    probe::size(file, is_device)
+}
+
 impl RawDisk {
     /// Opens, locks and examines the file.
     ///
@@ -48,6 +69,14 @@ impl RawDisk {
     /// Each names the file and says what to change, see [`OpenError`].
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let medium = Arc::new(probe::open(options)?);
+        let plan = Plan::choose(options.engine, &medium)?;
+        Ok(Self { medium, plan })
+    }
+
+    /// A file that another format keeps its data in: offsets are the file's, and the file may grow.
+    #[cfg(feature = "qcow2")]
+    pub(crate) fn over(file: File, options: &RawOptions) -> Result<Self, OpenError> {
+        let medium = Arc::new(probe::over(file, options));
         let plan = Plan::choose(options.engine, &medium)?;
         Ok(Self { medium, plan })
     }

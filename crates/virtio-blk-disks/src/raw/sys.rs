@@ -52,7 +52,7 @@ fn last_errno() -> i32 {
 ///
 /// # Safety
 /// The segments must be valid for writes for the length of the call.
-pub(super) unsafe fn preadv2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
+pub(crate) unsafe fn preadv2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
     if let ([one], 0) = (iov, flags) {
         let at = offset as libc::off_t;
         // SAFETY: as below. The kernel need not copy a list then.
@@ -74,7 +74,7 @@ pub(super) unsafe fn preadv2(file: &File, iov: &[libc::iovec], offset: u64, flag
 ///
 /// # Safety
 /// The segments must be valid for reads for the length of the call.
-pub(super) unsafe fn pwritev2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
+pub(crate) unsafe fn pwritev2(file: &File, iov: &[libc::iovec], offset: u64, flags: i32) -> i32 {
     if let ([one], 0) = (iov, flags) {
         let at = offset as libc::off_t;
         // SAFETY: as in `preadv2`.
@@ -99,7 +99,7 @@ pub(super) fn fdatasync(file: &File) -> i32 {
 }
 
 /// `fallocate`: 0 or a negated `errno`.
-pub(super) fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> i32 {
+pub(crate) fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> i32 {
     // SAFETY: the descriptor is open; no memory is involved.
     outcome(unsafe {
         libc::fallocate(

@@ -12,8 +12,8 @@ use crate::throttle::LimitError;
 pub enum SpecError {
     /// No format before a colon.
     #[error(
-        "`{text}` names no format: write raw:{text} for a raw image or a block device, memory:SIZE or \
-         null:SIZE. The format is never guessed from the content, because a guest could then choose it"
+        "`{text}` names no format: write raw:{text} for a raw image or a block device, qcow2:{text} for a \
+         qcow2 image, memory:SIZE or null:SIZE. The format is never guessed from the content, because a guest could then choose it"
     )]
     NoFormat {
         /// The whole text.
@@ -21,11 +21,17 @@ pub enum SpecError {
     },
     /// A format we don't have.
     #[error(
-        "unknown disk format `{format}`: use raw, memory or null (a bare path needs raw: before it)"
+        "unknown disk format `{format}`: use raw, qcow2, memory or null (a bare path needs raw: before it)"
     )]
     Format {
         /// The word before the colon.
         format: String,
+    },
+    /// A format that this build leaves out.
+    #[error("this program was built without {format}: build it with the cargo feature `{format}`")]
+    NotBuilt {
+        /// The format.
+        format: &'static str,
     },
     /// Nothing after the colon.
     #[error("`{format}:` lacks its {what}: write {format}:{what}")]

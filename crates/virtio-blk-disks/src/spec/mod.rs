@@ -6,6 +6,7 @@
 //! | disk | syntax |
 //! |---|---|
 //! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off][,mmap=auto\|off]` |
+//! | qcow2 image | `qcow2:PATH[,readonly=on\|off][,backing=deny\|allow][,engine=auto\|io_uring\|sync][,discard=on\|off][,lock=on\|off]` (feature `qcow2`) |
 //! | memory | `memory:SIZE` |
 //! | nothing | `null:SIZE[,zero=on\|off]` |
 //!
@@ -24,6 +25,8 @@ use std::sync::Arc;
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use crate::{Engine, MemoryDisk, NullDisk, RawDisk, RawOptions};
+#[cfg(feature = "qcow2")]
+use crate::{Qcow2Disk, Qcow2Options};
 pub use error::SpecError;
 pub(crate) use parse::{split, switch};
 pub(crate) use size::{Size, bytes};
@@ -34,6 +37,9 @@ pub(crate) use size::{Size, bytes};
 pub enum DiskSpec {
     /// A file or block device.
     Raw(RawOptions),
+    /// A qcow2 image.
+    #[cfg(feature = "qcow2")]
+    Qcow2(Qcow2Options),
     /// Memory.
     Memory {
         /// Bytes, a multiple of 512.
@@ -60,6 +66,12 @@ impl DiskSpec {
                 let read_only = read_only || options.read_only;
                 Arc::new(RawDisk::open(&options.read_only(read_only))?)
             }
+            #[cfg(feature = "qcow2")]
+            Self::Qcow2(options) => {
+                let options = options.clone();
+                let read_only = read_only || options.read_only;
+                Arc::new(Qcow2Disk::open(&options.read_only(read_only))?)
+            }
             Self::Memory { bytes } => {
                 let disk = MemoryDisk::new(*bytes)?;
                 Arc::new(if read_only { disk.read_only()? } else { disk })
@@ -68,6 +80,19 @@ impl DiskSpec {
                 Arc::new(NullDisk::new(*bytes)?.zero_fill(*zero).read_only(read_only))
             }
         })
+    }
+}
+
+impl DiskSpec {
+    /// The same disk without locks on its files: for a look at one that is in use.
+    #[must_use]
+    pub fn unlocked(self) -> Self {
+        match self {
+            Self::Raw(options) => Self::Raw(options.lock(false)),
+            #[cfg(feature = "qcow2")]
+            Self::Qcow2(options) => Self::Qcow2(options.lock(false)),
+            other => other,
+        }
     }
 }
 
@@ -119,6 +144,28 @@ impl fmt::Display for DiskSpec {
                 }
                 if !options.mmap {
                     write!(f, ",mmap=off")?;
+                }
+                Ok(())
+            }
+            #[cfg(feature = "qcow2")]
+            Self::Qcow2(options) => {
+                let path = options.path.to_string_lossy().replace(',', ",,");
+                write!(f, "qcow2:{path}")?;
+                let usual = Qcow2Options::new("");
+                for (name, value, default) in [
+                    ("readonly", options.read_only, usual.read_only),
+                    ("discard", options.discard, usual.discard),
+                    ("lock", options.lock, usual.lock),
+                ] {
+                    if value != default {
+                        write!(f, ",{name}={}", on_off(value))?;
+                    }
+                }
+                if options.backing {
+                    write!(f, ",backing=allow")?;
+                }
+                if options.engine != usual.engine {
+                    write!(f, ",engine={}", engine(options.engine))?;
                 }
                 Ok(())
             }

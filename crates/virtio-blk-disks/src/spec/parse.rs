@@ -48,6 +48,20 @@ pub(crate) fn switch(option: &'static str, value: &str) -> Result<bool, SpecErro
     }
 }
 
+/// Reads the name of an engine.
+fn engine(value: &str) -> Result<Engine, SpecError> {
+    match value {
+        "auto" => Ok(Engine::Auto),
+        "io_uring" => Ok(Engine::IoUring),
+        "sync" => Ok(Engine::Sync),
+        _ => Err(SpecError::Value {
+            option: "engine",
+            value: value.to_owned(),
+            allowed: "auto, io_uring or sync",
+        }),
+    }
+}
+
 /// Reads the name of a disk.
 pub(super) fn spec(text: &str) -> Result<DiskSpec, SpecError> {
     let (format, rest) = text.split_once(':').ok_or_else(|| SpecError::NoFormat {
@@ -55,6 +69,10 @@ pub(super) fn spec(text: &str) -> Result<DiskSpec, SpecError> {
     })?;
     match format {
         "raw" => raw(rest),
+        #[cfg(feature = "qcow2")]
+        "qcow2" => qcow2(rest),
+        #[cfg(not(feature = "qcow2"))]
+        "qcow2" => Err(SpecError::NotBuilt { format: "qcow2" }),
         "memory" => {
             let (bytes, given) = sized("memory", rest)?;
             match given.first() {
@@ -123,20 +141,7 @@ fn raw(rest: &str) -> Result<DiskSpec, SpecError> {
             "direct" => raw.direct = switch("direct", value)?,
             "discard" => raw.discard = switch("discard", value)?,
             "lock" => raw.lock = switch("lock", value)?,
-            "engine" => {
-                raw.engine = match value {
-                    "auto" => Engine::Auto,
-                    "io_uring" => Engine::IoUring,
-                    "sync" => Engine::Sync,
-                    _ => {
-                        return Err(SpecError::Value {
-                            option: "engine",
-                            value: value.to_owned(),
-                            allowed: "auto, io_uring or sync",
-                        });
-                    }
-                }
-            }
+            "engine" => raw.engine = engine(value)?,
             "mmap" => {
                 raw.mmap = match value {
                     "auto" => true,
@@ -170,4 +175,46 @@ fn raw(rest: &str) -> Result<DiskSpec, SpecError> {
         }
     }
     Ok(DiskSpec::Raw(raw))
+}
+
+#[cfg(feature = "qcow2")]
+fn qcow2(rest: &str) -> Result<DiskSpec, SpecError> {
+    let mut parts = split(rest);
+    let path = parts.remove(0);
+    if path.is_empty() {
+        return Err(SpecError::Missing {
+            format: "qcow2",
+            what: "PATH",
+        });
+    }
+    let mut image = crate::Qcow2Options::new(path);
+    for (name, value) in options(&parts)? {
+        match name {
+            "readonly" => image.read_only = switch("readonly", value)?,
+            "discard" => image.discard = switch("discard", value)?,
+            "lock" => image.lock = switch("lock", value)?,
+            "engine" => image.engine = engine(value)?,
+            "backing" => {
+                image.backing = match value {
+                    "allow" => true,
+                    "deny" => false,
+                    _ => {
+                        return Err(SpecError::Value {
+                            option: "backing",
+                            value: value.to_owned(),
+                            allowed: "allow or deny",
+                        });
+                    }
+                }
+            }
+            _ => {
+                return Err(unknown(
+                    name,
+                    "qcow2",
+                    "it has readonly, backing, engine, discard and lock",
+                ));
+            }
+        }
+    }
+    Ok(DiskSpec::Qcow2(image))
 }

@@ -123,8 +123,32 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     ))
 }
 
+/// A medium over a file of which only reads and writes inside are wanted, at offsets that are known to be
+/// there.
+#[cfg(feature = "qcow2")]
+pub(super) fn over(file: File, options: &RawOptions) -> Medium {
+    let caps = Caps {
+        read_only: options.read_only,
+        flush: true,
+        ..Caps::basic(i64::MAX as u64 / SECTOR_SIZE)
+    };
+    let map = options.mmap && sys::has_local_cache(&file);
+    let is_device = file
+        .metadata()
+        .is_ok_and(|about| about.file_type().is_block_device());
+    let path = options.path().to_owned();
+    Medium::new(
+        file,
+        path,
+        caps,
+        Abilities::new(false, map),
+        false,
+        is_device,
+    )
+}
+
 /// Opens the file and makes sure it is of a kind that can be a disk.
-fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
+pub(super) fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
     let path = options.path();
     let direct = if options.direct { libc::O_DIRECT } else { 0 };
     // O_NONBLOCK: opening a pipe must not wait for somebody at its other end.
@@ -163,7 +187,7 @@ fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
 }
 
 /// Locks the file.
-fn lock(file: &File, exclusive: bool, path: &Path) -> Result<(), OpenError> {
+pub(super) fn lock(file: &File, exclusive: bool, path: &Path) -> Result<(), OpenError> {
     for _ in 0..LOCK_TRIES {
         match sys::lock(file, exclusive) {
             Ok(()) => return Ok(()),

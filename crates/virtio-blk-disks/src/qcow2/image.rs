@@ -1,0 +1,344 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The image behind the library: operations in our terms, and the library's panics caught.
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use imago::{FormatAccess, Mapping};
+use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
+
+use super::chain::Opened;
+use super::gate::Gate;
+use super::storage::{ImageFile, read_into};
+use super::tables::Tables;
+use crate::admit::Bounds;
+
+/// Most bytes that are mapped in one go.
+const MAX_MAPPING: u64 = 8 << 20;
+/// Most bytes whose place is told after an operation.
+const MAX_LEARNED: u64 = 64 << 20;
+
+/// A file, and the first byte of some data in it.
+type Place = (Arc<File>, u64);
+
+/// Clusters in a row, in the guest's view and in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// First cluster of the guest, by number.
+    pub cluster: u64,
+    /// First byte in the file.
+    pub host: u64,
+    /// Clusters.
+    pub count: u64,
+    /// When this was so.
+    pub generation: u64,
+}
+
+/// An open image.
+pub(super) struct Image {
+    /// Only `None` while dropped.
+    format: Option<FormatAccess<ImageFile>>,
+    /// Held in every call into the library. Its caches keep refcounts and tables in order on the way to the
+    /// file, but not against an allocation between the writing of the first and of the second.
+    library: Mutex<()>,
+    tables: Tables,
+    file: Arc<File>,
+    pub gate: Gate,
+    pub cluster_bits: u32,
+    pub bounds: Bounds,
+    /// Clusters can be made zero.
+    pub erases: bool,
+    /// Discards give space back to the host.
+    punch: bool,
+    /// Set when the library panicked: what it has in memory may be wrong, so nothing is written any more.
+    failed: Arc<AtomicBool>,
+}
+
+fn broken(what: &str) -> DiskError {
+    DiskError::Io(io::Error::new(io::ErrorKind::InvalidData, what))
+}
+
+impl Image {
+    pub fn new(opened: Opened, read_only: bool, punch: bool) -> Self {
+        Self {
+            erases: opened.header.version >= 3,
+            cluster_bits: opened.header.cluster_bits,
+            bounds: Bounds {
+                capacity: opened.header.size,
+                block: 512,
+                read_only,
+            },
+            format: Some(opened.format),
+            library: Mutex::new(()),
+            tables: opened.tables,
+            file: opened.file,
+            gate: Gate::default(),
+            punch,
+            failed: opened.frozen,
+        }
+    }
+
+    const fn cluster(&self) -> u64 {
+        1 << self.cluster_bits
+    }
+
+    /// Runs one call into the library.
+    fn with<T>(
+        &self,
+        f: impl FnOnce(&FormatAccess<ImageFile>) -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        let format = match &self.format {
+            Some(format) if !self.failed.load(Ordering::Acquire) => format,
+            _ => {
+                return Err(broken(
+                    "the image failed before and is closed for I/O: check it and open it again",
+                ));
+            }
+        };
+        let _alone = self.library.lock().unwrap_or_else(PoisonError::into_inner);
+        // The library's own state is not looked at again after a panic.
+        catch_unwind(AssertUnwindSafe(|| f(format))).unwrap_or_else(|_| {
+            self.failed.store(true, Ordering::Release);
+            Err(broken("the qcow2 library failed on this image"))
+        })
+    }
+
+    /// Executes an operation that was admitted, waiting for its end. Must not be called from inside the
+    /// gate.
+    pub fn execute(&self, kind: &OpKind, buf: &IoBuf) -> (Result<(), DiskError>, Option<Extent>) {
+        match *kind {
+            OpKind::Read { offset } => self.inside(|| self.read(offset, buf), offset),
+            OpKind::Write { offset, fua } => {
+                let (mut result, extent) =
+                    self.inside(|| self.with(|f| self.write(f, offset, buf)), offset);
+                // Outside: who is inside must not enter again, as somebody may wait for them to leave.
+                if fua && result.is_ok() {
+                    result = self.flush();
+                }
+                (result, extent)
+            }
+            OpKind::Flush => (self.flush(), None),
+            OpKind::Discard { offset, len } => (self.zero(offset, len, true, false), None),
+            OpKind::WriteZeroes {
+                offset,
+                len,
+                unmap,
+                fua,
+            } => (self.zero(offset, len, unmap, fua), None),
+            _ => (Err(DiskError::Unsupported), None),
+        }
+    }
+
+    /// Runs `f` as a user of the gate, and finds out where the cluster at `offset` is then.
+    fn inside(
+        &self,
+        f: impl FnOnce() -> Result<(), DiskError>,
+        offset: u64,
+    ) -> (Result<(), DiskError>, Option<Extent>) {
+        self.gate.enter();
+        let result = f();
+        let extent = match result {
+            Ok(()) => self.with(|format| Ok(self.extent(format, offset))),
+            Err(_) => Ok(None),
+        };
+        self.gate.leave();
+        (result, extent.ok().flatten())
+    }
+
+    /// Where the clusters from `offset` on are, if they can be read and, on a writable disk, written there.
+    fn extent(&self, format: &FormatAccess<ImageFile>, offset: u64) -> Option<Extent> {
+        let start = offset & !(self.cluster() - 1);
+        let (mapping, len) = format.get_mapping(start, MAX_LEARNED).ok()?;
+        let Mapping::Raw {
+            storage,
+            offset: host,
+            writable,
+            ..
+        } = mapping
+        else {
+            return None;
+        };
+        if !storage.is_top() || !(writable || self.bounds.read_only) {
+            return None;
+        }
+        // What is not wholly in the file yet reads as zeroes behind its end, which takes more than a read.
+        let there = self.file.metadata().ok()?.len().saturating_sub(host);
+        let count = len.min(there) >> self.cluster_bits;
+        let bytes = count << self.cluster_bits;
+        (count > 0 && !self.tables.touch(host, bytes)).then_some(Extent {
+            cluster: start >> self.cluster_bits,
+            host,
+            count,
+            generation: self.gate.generation(),
+        })
+    }
+
+    fn read(&self, offset: u64, buf: &IoBuf) -> Result<(), DiskError> {
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let (moved, place) = self.with(|format| self.read_piece(format, at, buf, done))?;
+            if moved == 0 {
+                return Err(broken("the image has a hole in its tables"));
+            }
+            if let Some((file, host)) = place {
+                read_into(&file, buf, done, moved, host)?;
+            }
+            done += moved;
+        }
+        Ok(())
+    }
+
+    /// Reads the next bytes of a buffer, from its byte `done` on; or says where they are, so that others
+    /// may use the library meanwhile. How many is the answer, too.
+    fn read_piece(
+        &self,
+        format: &FormatAccess<ImageFile>,
+        at: u64,
+        buf: &IoBuf,
+        done: usize,
+    ) -> Result<(usize, Option<Place>), DiskError> {
+        let rest = (buf.len() - done) as u64;
+        let (mapping, len) = format.get_mapping(at, rest)?;
+        let len = usize::try_from(len.min(rest)).unwrap_or(0);
+        Ok(match mapping {
+            Mapping::Raw {
+                storage, offset, ..
+            } => (len, Some((storage.file.clone(), offset))),
+            Mapping::Zero { .. } => (buf.fill(done, len, 0), None),
+            Mapping::Special { .. } => {
+                // To the end of the cluster.
+                let in_cluster = self.cluster() - (at & (self.cluster() - 1));
+                let len = len.min(usize::try_from(in_cluster).unwrap_or(len));
+                let mut data = vec![0; len];
+                format.read(data.as_mut_slice(), at)?;
+                (buf.copy_in(done, &data), None)
+            }
+            _ => (0, None),
+        })
+    }
+
+    fn write(
+        &self,
+        format: &FormatAccess<ImageFile>,
+        offset: u64,
+        buf: &IoBuf,
+    ) -> Result<(), DiskError> {
+        let mut done = 0;
+        while done < buf.len() {
+            let rest = ((buf.len() - done) as u64).min(MAX_MAPPING);
+            let place = format.prepare_data_mapping(offset + done as u64, rest, true)?;
+            let len = usize::try_from(place.length().min(rest)).unwrap_or(0);
+            if len == 0 || self.tables.touch(place.offset(), len as u64) {
+                return Err(broken("the image's tables point at themselves"));
+            }
+            place.storage().write_from(buf, done, len, place.offset())?;
+            format.commit_data_mapping(place)?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn zero(&self, offset: u64, len: u64, unmap: bool, fua: bool) -> Result<(), DiskError> {
+        let mut at = offset;
+        while at < offset + len {
+            let rest = offset + len - at;
+            // One piece at a time, so that other operations wait only for that.
+            let moved = self
+                .gate
+                .change(|| self.with(|format| self.zero_piece(format, at, rest, unmap)))?;
+            at += moved;
+        }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    /// Zeroes the first bytes of a range; how many is the answer. Nobody else uses the image.
+    ///
+    /// Only whole clusters are left to the library, which miscounts in the last cluster of an image
+    /// otherwise.
+    fn zero_piece(
+        &self,
+        format: &FormatAccess<ImageFile>,
+        at: u64,
+        rest: u64,
+        unmap: bool,
+    ) -> Result<u64, DiskError> {
+        let stuck = || broken("the image has a hole in its tables");
+        let (mapping, len) = format.get_mapping(at, rest)?;
+        let len = len.min(rest);
+        if len == 0 {
+            return Err(stuck());
+        }
+        // Nothing to do, and no table for it.
+        if matches!(mapping, Mapping::Zero { .. }) {
+            return Ok(len);
+        }
+        let in_cluster = at & (self.cluster() - 1);
+        let to_end = (self.cluster() - in_cluster).min(self.bounds.capacity - at);
+        if in_cluster != 0 || rest < to_end {
+            let len = len.min(to_end);
+            let zeroes = IoBuf::zeroed(usize::try_from(len).unwrap_or(0));
+            self.write(format, at, &zeroes)?;
+            return Ok(len);
+        }
+        let whole = if at + len == self.bounds.capacity {
+            len
+        } else {
+            // What is mapped may end inside a cluster, where a backing file does.
+            (len & !(self.cluster() - 1)).max(to_end)
+        };
+        if let Mapping::Raw {
+            storage,
+            offset: host,
+            writable: true,
+            ..
+        } = mapping
+            && unmap
+            && self.punch
+            && storage.is_top()
+        {
+            // Before the clusters become free: then they may be somebody else's.
+            let bytes = whole.next_multiple_of(self.cluster());
+            if !self.tables.touch(host, bytes) {
+                storage.punch(host, bytes);
+            }
+        }
+        let driver = format.inner();
+        let (start, done) = if unmap {
+            // SAFETY: the gate is closed: nobody else is in the library, or uses a mapping from it.
+            unsafe { driver.discard_to_zero_unsafe(at, whole) }?
+        } else {
+            driver.ensure_zero_mapping(at, whole)?
+        };
+        if start != at || done == 0 {
+            return Err(stuck());
+        }
+        Ok(done.min(rest))
+    }
+
+    /// Makes everything stable that was completed.
+    fn flush(&self) -> Result<(), DiskError> {
+        if self.bounds.read_only {
+            return Ok(());
+        }
+        self.gate.enter();
+        let result = self.with(|format| Ok(format.flush()?));
+        self.gate.leave();
+        result?;
+        Ok(self.file.sync_data()?)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let format = self.format.take();
+        // Dropping writes what is still in memory. An error can't be told to anyone: who needs to know
+        // flushes before.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(format)));
+    }
+}

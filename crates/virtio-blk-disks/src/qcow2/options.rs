@@ -1,0 +1,76 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! How a qcow2 image is to be used as a disk.
+
+use std::path::{Path, PathBuf};
+
+use crate::Engine;
+
+/// How a qcow2 image is to be used as a disk: what [`super::Qcow2Disk::open`] takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Options {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+    pub(crate) backing: bool,
+    pub(crate) engine: Engine,
+    pub(crate) discard: bool,
+    pub(crate) lock: bool,
+}
+
+impl Qcow2Options {
+    /// The image at `path`: writable, without a backing file, with discard and a lock.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            read_only: false,
+            backing: false,
+            engine: Engine::Auto,
+            discard: true,
+            lock: true,
+        }
+    }
+
+    /// Whether the disk is read-only (default: no).
+    #[must_use]
+    pub fn read_only(mut self, yes: bool) -> Self {
+        self.read_only = yes;
+        self
+    }
+
+    /// Whether the image may name a backing file (default: no). Whoever wrote the image chooses that
+    /// file, and its content becomes the guest's to read: say yes only for images you trust.
+    #[must_use]
+    pub fn backing(mut self, yes: bool) -> Self {
+        self.backing = yes;
+        self
+    }
+
+    /// How I/O on allocated clusters is made (default: [`Engine::Auto`]).
+    #[must_use]
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.engine = engine;
+        self
+    }
+
+    /// Whether discards give space back to the host, too (default: yes). The clusters become free inside
+    /// the image in any case.
+    #[must_use]
+    pub fn discard(mut self, yes: bool) -> Self {
+        self.discard = yes;
+        self
+    }
+
+    /// Whether the files are locked against other users: the image for itself, or shared if read-only;
+    /// backing files always shared (default: yes).
+    #[must_use]
+    pub fn lock(mut self, yes: bool) -> Self {
+        self.lock = yes;
+        self
+    }
+
+    /// The image.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}

@@ -1,0 +1,364 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! qcow2 images against a vector of bytes, with QEMU's `qemu-img` as the judge of what is in the file.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+#[path = "common/qemu.rs"]
+mod qemu;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{Act, BLOCK, Rig, act, directory, read, run, wait, write};
+use proptest::prelude::*;
+use virtio_blk_core::disk::{Disk, DiskError, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, Qcow2Options, VerifyDisk};
+
+const BLOCKS: u64 = 1024;
+const SIZE: usize = BLOCKS as usize * BLOCK;
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let most = prop_oneof![6 => Just(16_u64), 1 => Just(700)];
+    proptest::collection::vec(most.prop_flat_map(|most| act(BLOCKS, most)), 1..60)
+}
+
+fn path(directory: &tempfile::TempDir, name: &str) -> PathBuf {
+    directory.path().join(name)
+}
+
+fn open(path: &Path) -> Qcow2Disk {
+    Qcow2Disk::open(&Qcow2Options::new(path)).unwrap()
+}
+
+/// Runs a sequence on an image that holds what `model` says, then has QEMU look at it.
+fn play(options: &Qcow2Options, depth: u16, acts: Vec<Act>, model: Option<Vec<u8>>) {
+    let disk = Qcow2Disk::open(options).unwrap();
+    let mut rig = Rig::new(&disk, depth, BLOCK);
+    if let Some(model) = model {
+        assert!(rig.model == model);
+    }
+    acts.into_iter().for_each(|act| rig.act(act));
+    let model = rig.finish();
+    drop(disk);
+    qemu::check(options.path());
+    qemu::compare(options.path(), &model);
+}
+
+fn engine() -> impl Strategy<Value = Engine> {
+    prop_oneof![Just(Engine::Auto), Just(Engine::Sync)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn new_images(
+        acts in acts(),
+        depth in prop_oneof![Just(1_u16), Just(2), Just(32)],
+        engine in engine(),
+        cluster in prop_oneof![Just("512"), Just("4k"), Just("64k"), Just("2M")],
+        refcounts in prop_oneof![Just(1), Just(16), Just(64)],
+        discard in any::<bool>(),
+    ) {
+        let directory = directory();
+        let image = path(&directory, "disk.qcow2");
+        qemu::create(&image, &format!("cluster_size={cluster},refcount_bits={refcounts}"), SIZE);
+        play(&Qcow2Options::new(&image).engine(engine).discard(discard), depth, acts, None);
+    }
+
+    #[test]
+    fn images_over_others(
+        acts in acts(),
+        short in any::<bool>(),
+        compressed in any::<bool>(),
+        cluster in prop_oneof![Just("4k"), Just("64k")],
+    ) {
+        let directory = directory();
+        let (base, image) = (path(&directory, "base.img"), path(&directory, "disk.qcow2"));
+        // A backing file may be shorter: behind its end there are zeroes.
+        let len = if short { SIZE / 2 + BLOCK } else { SIZE };
+        let mut model: Vec<u8> = (0..len).map(|i| (i / 700) as u8).collect();
+        std::fs::write(&base, &model).unwrap();
+        model.resize(SIZE, 0);
+        let options = format!("cluster_size={cluster}");
+        let mut setup = Qcow2Options::new(&image);
+        if compressed {
+            let (base, image) = (base.to_str().unwrap(), image.to_str().unwrap());
+            qemu::ok(&["convert", "-q", "-c", "-f", "raw", "-O", "qcow2", "-o", &options, base, image]);
+            qemu::ok(&["resize", "-q", image, &SIZE.to_string()]);
+        } else {
+            let options = format!("{options},backing_file=base.img,backing_fmt=raw");
+            qemu::create(&image, &options, SIZE);
+            setup = setup.backing(true);
+        }
+        play(&setup, 8, acts, Some(model.clone()));
+        prop_assert!(std::fs::read(&base).unwrap() == model[..len] || compressed);
+    }
+}
+
+#[test]
+fn images_of_version_2_have_no_discard() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "compat=0.10", SIZE);
+    let disk = open(&image);
+    assert_eq!(
+        (disk.caps().discard, disk.caps().write_zeroes),
+        (None, None)
+    );
+    let mut queue = disk.open_queue(4).unwrap();
+    write(&mut *queue, 512, vec![7; 512]).unwrap();
+    let discard = OpKind::Discard {
+        offset: 0,
+        len: 512,
+    };
+    let result = run(&mut *queue, discard, IoBuf::new()).result;
+    assert!(matches!(result, Err(DiskError::Unsupported)), "{result:?}");
+    drop((queue, disk));
+    qemu::check(&image);
+    let mut model = vec![0; SIZE];
+    model[512..1024].fill(7);
+    qemu::compare(&image, &model);
+}
+
+#[test]
+fn internal_snapshots_keep_their_content() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=4k", SIZE);
+    let all = |value| vec![value; SIZE];
+    let disk = open(&image);
+    write(&mut *disk.open_queue(1).unwrap(), 0, all(1)).unwrap();
+    drop(disk);
+    let name = image.to_str().unwrap();
+    qemu::ok(&["snapshot", "-q", "-c", "before", name]);
+    let disk = open(&image);
+    let mut queue = disk.open_queue(1).unwrap();
+    for at in (0..SIZE).step_by(BLOCK * 3) {
+        write(&mut *queue, at as u64, vec![2; BLOCK]).unwrap();
+    }
+    let discard = OpKind::Discard {
+        offset: 0,
+        len: 64 << 10,
+    };
+    run(&mut *queue, discard, IoBuf::new()).result.unwrap();
+    drop((queue, disk));
+    qemu::check(&image);
+    qemu::ok(&["snapshot", "-q", "-a", "before", name]);
+    qemu::compare(&image, &all(1));
+}
+
+#[test]
+fn queues_at_once_keep_to_themselves() {
+    const QUEUES: usize = 4;
+    const SHARE: usize = 4 << 20;
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    // Small tables, so that they are thrown out of the library's cache.
+    qemu::create(&image, "cluster_size=1k", QUEUES * SHARE);
+    let disk: Arc<dyn Disk> = Arc::new(open(&image));
+    let disk = VerifyDisk::new(disk);
+    let shared = &disk;
+    let model: Vec<Vec<u8>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..QUEUES)
+            .map(|number| {
+                let mut queue = shared.open_queue(32).unwrap();
+                scope.spawn(move || {
+                    let mut model = vec![0; SHARE];
+                    let mut random = number as u64 + 1;
+                    let mut flight = 0;
+                    let mut done = Vec::new();
+                    for turn in 0..3000_u64 {
+                        random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+                        let len = BLOCK * (1 + (random >> 60) as usize);
+                        // Nothing overlaps what is in flight: 32 operations, each in a part of its own.
+                        let part = SHARE / 32;
+                        let at = turn as usize % 32 * part
+                            + (random >> 33) as usize % (part - len) / BLOCK * BLOCK;
+                        let offset = (number * SHARE + at) as u64;
+                        let (kind, buf) = match random >> 40 & 15 {
+                            0 => (OpKind::Flush, IoBuf::new()),
+                            1 => (
+                                OpKind::Discard {
+                                    offset,
+                                    len: len as u64,
+                                },
+                                IoBuf::new(),
+                            ),
+                            _ => (
+                                OpKind::Write {
+                                    offset,
+                                    fua: random >> 45 & 63 == 0,
+                                },
+                                IoBuf::from_vec(vec![turn as u8 | 1; len]),
+                            ),
+                        };
+                        match kind {
+                            OpKind::Write { .. } => model[at..at + len].fill(turn as u8 | 1),
+                            OpKind::Discard { .. } => model[at..at + len].fill(0),
+                            _ => {}
+                        }
+                        while flight > 0 && turn.is_multiple_of(32) {
+                            queue.flush_batch().unwrap();
+                            if queue.reap(&mut done).unwrap() == 0 {
+                                wait(&*queue);
+                            }
+                            for completion in done.drain(..) {
+                                completion.result.unwrap();
+                                flight -= 1;
+                            }
+                        }
+                        match queue.submit(Op {
+                            token: Token(turn),
+                            kind,
+                            buf,
+                        }) {
+                            Submit::Done(completion) => completion.result.unwrap(),
+                            Submit::Queued => flight += 1,
+                            Submit::Full(_) => panic!("full"),
+                        }
+                    }
+                    while flight > 0 {
+                        queue.flush_batch().unwrap();
+                        wait(&*queue);
+                        flight -= queue.reap(&mut done).unwrap();
+                    }
+                    done.into_iter().for_each(|c| c.result.unwrap());
+                    drop(queue);
+                    let mut queue = shared.open_queue(1).unwrap();
+                    let offset = (number * SHARE) as u64;
+                    assert!(read(&mut *queue, offset, SHARE).unwrap() == model);
+                    model
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    drop(disk);
+    qemu::check(&image);
+    qemu::compare(&image, &model.concat());
+}
+
+/// Everything that can be in flight when a queue goes away: with the file's queue, with the threads, and
+/// one that waits for the others.
+#[test]
+fn a_queue_can_go_away_at_any_time() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=4k", 16 << 20);
+    for engine in [Engine::Sync, Engine::Auto, Engine::IoUring] {
+        let options = Qcow2Options::new(&image).engine(engine);
+        let disk = match Qcow2Disk::open(&options) {
+            Ok(disk) => disk,
+            Err(error) => {
+                let no_ring = virtio_blk_disks::raw::io_uring_support().is_err();
+                assert!(engine == Engine::IoUring && no_ring, "{error}");
+                continue;
+            }
+        };
+        for round in 0..40_u64 {
+            let mut queue = disk.open_queue(64).unwrap();
+            for token in 0..64 {
+                let offset = (token * 7 + round) % 256 * 4096;
+                let (kind, buf) = match token % 4 {
+                    0 => (OpKind::Discard { offset, len: 8192 }, IoBuf::new()),
+                    1 => (OpKind::Read { offset }, IoBuf::zeroed(4096)),
+                    _ => (OpKind::Write { offset, fua: false }, IoBuf::zeroed(4096)),
+                };
+                let token = Token(token);
+                drop(queue.submit(Op { token, kind, buf }));
+                if token.0.is_multiple_of(9) {
+                    queue.flush_batch().unwrap();
+                }
+            }
+        }
+        drop(disk);
+        qemu::check(&image);
+    }
+}
+
+#[test]
+fn a_flush_puts_everything_in_the_file() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=64k", SIZE);
+    let disk = open(&image);
+    let mut queue = disk.open_queue(4).unwrap();
+    write(&mut *queue, 4096, vec![9; 4096]).unwrap();
+    run(&mut *queue, OpKind::Flush, IoBuf::new())
+        .result
+        .unwrap();
+    // The file as it is now, while the disk still has its caches.
+    let copy = path(&directory, "copy.qcow2");
+    std::fs::copy(&image, &copy).unwrap();
+    let mut model = vec![0; SIZE];
+    model[4096..8192].fill(9);
+    qemu::check(&copy);
+    qemu::compare(&copy, &model);
+    // The same for one write that is stable by itself.
+    let kind = OpKind::Write {
+        offset: 256 << 10,
+        fua: true,
+    };
+    run(&mut *queue, kind, IoBuf::from_vec(vec![8; 512]))
+        .result
+        .unwrap();
+    std::fs::copy(&image, &copy).unwrap();
+    model[256 << 10..(256 << 10) + 512].fill(8);
+    qemu::check(&copy);
+    qemu::compare(&copy, &model);
+}
+
+#[test]
+fn discards_give_space_back() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=64k", 8 << 20);
+    let disk = open(&image);
+    let mut queue = disk.open_queue(4).unwrap();
+    write(&mut *queue, 0, vec![9; 8 << 20]).unwrap();
+    run(&mut *queue, OpKind::Flush, IoBuf::new())
+        .result
+        .unwrap();
+    let full = std::fs::metadata(&image).unwrap().blocks();
+    let discard = OpKind::Discard {
+        offset: 0,
+        len: 7 << 20,
+    };
+    run(&mut *queue, discard, IoBuf::new()).result.unwrap();
+    run(&mut *queue, OpKind::Flush, IoBuf::new())
+        .result
+        .unwrap();
+    let sparse = std::fs::metadata(&image).unwrap().blocks();
+    assert!(full - sparse >= (7 << 20) / 512, "{full} {sparse}");
+    // And is used again.
+    write(&mut *queue, 0, vec![8; 7 << 20]).unwrap();
+    drop((queue, disk));
+    assert!(std::fs::metadata(&image).unwrap().len() < 9 << 20);
+    qemu::check(&image);
+}
+
+#[test]
+fn an_image_in_use_is_locked() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=64k", SIZE);
+    let spec: DiskSpec = format!("qcow2:{}", image.display()).parse().unwrap();
+    let disk = spec.open(false).unwrap();
+    let error = spec.open(false).err().unwrap().to_string();
+    assert!(error.contains("locked"), "{error}");
+    let queue = disk.open_queue(1).unwrap();
+    drop(disk);
+    assert!(spec.open(true).is_err(), "a queue still has it");
+    spec.clone().unlocked().open(true).unwrap();
+    drop(queue);
+    let first = spec.open(true).unwrap();
+    let second = spec.open(true).unwrap();
+    assert!(first.caps().read_only && second.caps().read_only);
+    let mut queue = first.open_queue(1).unwrap();
+    let result = write(&mut *queue, 0, vec![0; 512]);
+    assert!(matches!(result, Err(DiskError::ReadOnly)));
+}
