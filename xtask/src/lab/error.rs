@@ -49,6 +49,12 @@ pub enum Error {
         /// What it did.
         what: String,
     },
+    /// QEMU met a known bug of its own.
+    #[error("a bug of QEMU's: {what}")]
+    Emulator {
+        /// How it ended and what it said.
+        what: String,
+    },
     /// The virtual machine did not do what was asked.
     #[error("virtual machine: {what}")]
     Vm {

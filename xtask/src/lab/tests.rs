@@ -10,12 +10,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::cpio::Writer;
+use super::error::Error;
 use super::modules::{canonical, depends, load_order, modules_dep};
 use super::packages::{Package, is_kernel, is_tool_or_library, parse_simulation};
 use super::qemu::parse_version;
 use super::script::{Disk, Machine, parse};
 use super::sources::{Archive, debian_codename, from_deb822, from_lines};
 use super::tools::needed_libraries;
+use super::vm::early_end;
 
 /// One entry of an archive, read back by the format's description.
 #[derive(Debug, PartialEq, Eq)]
@@ -345,4 +347,16 @@ fn qemus_version_is_read() {
     );
     assert_eq!(parse_version("QEMU emulator version 7.2.1\n"), Some(7));
     assert_eq!(parse_version("something else"), None);
+}
+
+#[test]
+fn only_the_known_bug_of_qemus_earns_another_try() {
+    let status = "signal: 6 (SIGABRT)";
+    let known = "; QEMU said:\nqemu-system-x86_64: hw/pci/msix.c:228: msix_table_mmio_write: Assertion \
+                 `addr + size <= dev->msix_entries_nr * PCI_MSIX_ENTRY_SIZE' failed.";
+    assert!(matches!(early_end(status, known), Error::Emulator { .. }));
+    let other =
+        "; QEMU said:\nqemu-system-x86_64: hw/virtio/vhost-user.c:1: x: Assertion `y' failed.";
+    assert!(matches!(early_end(status, other), Error::Vm { .. }));
+    assert!(matches!(early_end(status, ""), Error::Vm { .. }));
 }
