@@ -122,14 +122,18 @@ impl Drop for Server {
     }
 }
 
-/// What `args` prints, as lines of JSON with these fields.
-fn assert_json(args: &[&str], fields: &[&str]) {
+/// What `args` prints, as JSON.
+fn json(args: &[&str]) -> serde_json::Value {
     let output = vblk(args);
-    assert!(output.status.success(), "{args:?}");
-    let said = String::from_utf8(output.stdout).unwrap();
-    let value: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(output.status.success(), "{args:?}: {output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What `args` prints, as JSON with these fields.
+fn assert_json(args: &[&str], fields: &[&str]) {
+    let value = json(args);
     for field in fields {
-        assert!(value.get(field).is_some(), "{field} in {said}");
+        assert!(value.get(field).is_some(), "{field} in {value}");
     }
 }
 
@@ -373,6 +377,39 @@ fn sigterm_drains_and_cleans_up() {
     }
     assert_eq!(ended["writes"], 1 + answered);
     assert_eq!(ended["errors"], 0);
+}
+
+#[test]
+fn a_second_signal_ends_a_server_whose_disk_does_not_finish() {
+    let place = Place::new();
+    let disk = "memory:1M,fault=delay:3600,meter";
+    let control = &place.path("control");
+    let more = ["-v", "--control", control];
+    let mut server = Server::start(disk, &place.path("socket"), &more);
+    let mut client = Client::connect(&server.socket).unwrap();
+    let mut guest = Guest::new(&[(0, 4 << 20)]).unwrap();
+    client.set_memory(&guest).unwrap();
+    let mut queue = guest.queue(64, 4096, 0).unwrap();
+    client.start(0, &queue, 0).unwrap();
+    for sector in 0..16 {
+        let read = virtio_blk_driver::request::Request::read(sector, 512);
+        queue.driver.submit(&read).unwrap();
+    }
+    queue.publish().unwrap();
+    let started = Instant::now();
+    while json(&["--json", "ctl", control, "stats"])["total"]["depth"] != 16 {
+        assert!(started.elapsed() < PATIENCE, "the disk has no work");
+    }
+    server.signal("-TERM");
+    let mut complaints = BufReader::new(server.child.stderr.as_mut().unwrap());
+    let mut line = String::new();
+    while !line.contains("a second signal ends at once") {
+        line.clear();
+        assert_ne!(complaints.read_line(&mut line).unwrap(), 0);
+    }
+    assert!(server.child.try_wait().unwrap().is_none());
+    server.signal("-INT");
+    assert_eq!(server.end().0, Some(128 + 2));
 }
 
 #[test]
