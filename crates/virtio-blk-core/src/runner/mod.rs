@@ -17,7 +17,9 @@ mod complete;
 mod counters;
 mod inflight;
 mod log;
+mod setup;
 mod slab;
+mod stop;
 #[cfg(feature = "event-manager")]
 mod subscriber;
 #[cfg(feature = "thread")]
@@ -26,7 +28,6 @@ mod usual;
 mod wait;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use virtio_queue::QueueState;
@@ -34,7 +35,10 @@ use virtio_queue::QueueState;
 pub use counters::{Counter, Counters};
 pub use inflight::{InFlightArea, InFlightError, SplitLog};
 pub use log::InFlightLog;
+pub use setup::{Notify, QueueSetup};
+pub(crate) use setup::{QueueParts, WriteCache};
 use slab::Slab;
+pub use stop::{Stop, Stopped};
 #[cfg(feature = "event-manager")]
 pub use subscriber::QueueSubscriber;
 #[cfg(feature = "thread")]
@@ -45,40 +49,6 @@ use crate::disk::{Completion, DiskError, IoBuf, IoQueue, Op, Wait};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::request::{Range, Rules};
 use crate::ring::{Chain, Popped, Ring, RingError, SplitRing, Taken, are_distinct};
-
-/// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
-/// not block.
-pub type Notify = Box<dyn Fn() + Send>;
-
-/// What an embedder gives to [`crate::device::Device::start_queue`].
-pub struct QueueSetup<M: DeviceMemory> {
-    /// Guest memory; snapshots are taken from it whenever it changes.
-    pub memory: M,
-    /// How to notify the driver.
-    pub notify: Notify,
-    /// An in-flight log, where the transport has one.
-    pub log: Option<Box<dyn InFlightLog>>,
-    /// Heads that an earlier owner of the queue took and did not return ([`Stopped::in_flight`], or what
-    /// a log says), in the order in which they were taken. They are executed first. The state counts
-    /// them as taken; more of them than it counts, or one named twice, are refused at the start.
-    pub replay: Vec<u16>,
-    /// Where the memory tracks writes at times only (a log of dirty pages while a migration runs): whether
-    /// it does now. May be switched at any time. `None`: whenever its bitmap has state.
-    pub tracking: Option<Arc<AtomicBool>>,
-}
-
-impl<M: DeviceMemory> QueueSetup<M> {
-    /// A set-up without log and replay.
-    pub fn new(memory: M, notify: impl Fn() + Send + 'static) -> Self {
-        Self {
-            memory,
-            notify: Box::new(notify),
-            log: None,
-            replay: Vec::new(),
-            tracking: None,
-        }
-    }
-}
 
 /// What [`QueueRunner::service`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,28 +82,6 @@ pub enum QueueError {
 /// Told why a queue broke, once, on the thread that noticed. Must not block.
 #[cfg(any(feature = "thread", feature = "event-manager"))]
 pub type OnFatal = Box<dyn FnOnce(&QueueError) + Send>;
-
-/// How to stop a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// Wait until every request taken has been returned to the driver.
-    Drain,
-    /// Return nothing more. Requests are cancelled where the disk can; what was not returned is named in
-    /// [`Stopped::in_flight`], and may have been executed: the next owner executes it again.
-    HandOver,
-}
-
-/// What is left of a queue.
-#[derive(Debug)]
-pub struct Stopped {
-    /// Where to go on. Counts the heads in `in_flight` as taken. Of no use after a broken ring.
-    pub state: QueueState,
-    /// Heads taken and not returned, in the order in which they were taken. Empty after a drain of a
-    /// sound queue.
-    pub in_flight: Vec<u16>,
-    /// Why the queue was broken, if it was.
-    pub error: Option<QueueError>,
-}
 
 /// Used entries are published at the latest after this many, so that the driver has work while the rest
 /// of a batch is executed.
@@ -178,27 +126,6 @@ pub struct QueueRunner<M: DeviceMemory> {
 #[inline(always)]
 const fn weight(len: u32) -> usize {
     1 + (len >> 16) as usize
-}
-
-/// How writes become stable (checklist 39 to 45).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WriteCache {
-    /// No volatile cache below, or the driver flushes: writes need nothing.
-    Back,
-    /// FLUSH was offered and the driver can't flush: each write is stable before it completes.
-    Through,
-    /// The driver switches with `writeback`.
-    Switchable,
-}
-
-/// What the device decides about a queue; see [`QueueSetup`] for the transport's part.
-pub(crate) struct QueueParts {
-    pub(crate) rules: Rules,
-    pub(crate) features: u64,
-    pub(crate) live: Arc<Live>,
-    pub(crate) serial: [u8; crate::spec::SERIAL_SIZE],
-    pub(crate) write_cache: WriteCache,
-    pub(crate) counters: Arc<Counters>,
 }
 
 impl<M: DeviceMemory> QueueRunner<M> {
@@ -254,8 +181,9 @@ impl<M: DeviceMemory> QueueRunner<M> {
         Ok(runner)
     }
 
-    /// Takes up to `budget` new requests (one with much data counts once more for each 64 KiB), finishes what the disk is done with, publishes and notifies.
-    /// Never blocks, apart from what a synchronous disk does inside a request.
+    /// Takes up to `budget` new requests (one with much data counts once more for each 64 KiB), finishes
+    /// what the disk is done with, publishes and notifies. Never blocks, apart from what a synchronous
+    /// disk does inside a request.
     ///
     /// The first call after a start scans the ring without waiting for a kick. Once it answered `Idle`
     /// the driver has been asked to kick for the next buffer, unless the intake is closed or the disk has
@@ -570,59 +498,6 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// Why the queue is broken, if it is.
     pub fn error(&self) -> Option<&QueueError> {
         self.error.as_ref()
-    }
-
-    /// Ends the queue's work. No guest memory is touched after it returns. Blocks until the disk is done
-    /// with every buffer (`Drain`: with every request).
-    pub fn stop(mut self, mode: Stop) -> Stopped {
-        self.intake = false;
-        match mode {
-            Stop::Drain => self.drain(),
-            Stop::HandOver => self.cancel_all(),
-        }
-        // Dropping the disk's queue waits until no buffer is used any more.
-        self.io = None;
-        let in_flight = self
-            .slab
-            .busy()
-            .into_iter()
-            .filter_map(|token| self.slab.get(token).map(|slot| slot.head))
-            .chain(self.replay.by_ref())
-            .collect();
-        Stopped {
-            state: self.ring.state(),
-            in_flight,
-            error: self.error,
-        }
-    }
-
-    fn drain(&mut self) {
-        while self.in_flight() != 0 || self.replay.len() != 0 {
-            match self.service(usize::from(u16::MAX)) {
-                Service::Fatal => break,
-                Service::More => {}
-                Service::WaitUntil(at) => self.wait_for_disk(Some(at)),
-                // The call may have returned the last request.
-                Service::Idle if self.in_flight() == 0 => {}
-                Service::Idle => self.wait_for_disk(None),
-            }
-        }
-    }
-
-    fn wait_for_disk(&self, deadline: Option<Instant>) {
-        match self.wait() {
-            Wait::Fd(fd) => wait::readable(fd, deadline),
-            Wait::Poll | Wait::Inline => std::thread::yield_now(),
-        }
-    }
-
-    fn cancel_all(&mut self) {
-        self.stalled.clear();
-        if let Some(io) = &mut self.io {
-            for token in self.slab.busy() {
-                io.cancel(token);
-            }
-        }
     }
 
     /// Notes the error. A broken disk queue fails what it had; a broken ring returns nothing any more.

@@ -1,0 +1,69 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a queue is started with: the transport's part and the device's.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+#[cfg(doc)]
+use super::Stopped;
+use super::{Counters, InFlightLog};
+use crate::device::Live;
+use crate::memory::DeviceMemory;
+use crate::request::Rules;
+
+/// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
+/// not block.
+pub type Notify = Box<dyn Fn() + Send>;
+
+/// What an embedder gives to [`crate::device::Device::start_queue`].
+pub struct QueueSetup<M: DeviceMemory> {
+    /// Guest memory; snapshots are taken from it whenever it changes.
+    pub memory: M,
+    /// How to notify the driver.
+    pub notify: Notify,
+    /// An in-flight log, where the transport has one.
+    pub log: Option<Box<dyn InFlightLog>>,
+    /// Heads that an earlier owner of the queue took and did not return ([`Stopped::in_flight`], or what
+    /// a log says), in the order in which they were taken. They are executed first. The state counts
+    /// them as taken; more of them than it counts, or one named twice, are refused at the start.
+    pub replay: Vec<u16>,
+    /// Where the memory tracks writes at times only (a log of dirty pages while a migration runs): whether
+    /// it does now. May be switched at any time. `None`: whenever its bitmap has state.
+    pub tracking: Option<Arc<AtomicBool>>,
+}
+
+impl<M: DeviceMemory> QueueSetup<M> {
+    /// A set-up without log and replay.
+    pub fn new(memory: M, notify: impl Fn() + Send + 'static) -> Self {
+        Self {
+            memory,
+            notify: Box::new(notify),
+            log: None,
+            replay: Vec::new(),
+            tracking: None,
+        }
+    }
+}
+
+/// How writes become stable (checklist 39 to 45).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteCache {
+    /// No volatile cache below, or the driver flushes: writes need nothing.
+    Back,
+    /// FLUSH was offered and the driver can't flush: each write is stable before it completes.
+    Through,
+    /// The driver switches with `writeback`.
+    Switchable,
+}
+
+/// What the device decides about a queue; see [`QueueSetup`] for the transport's part.
+pub(crate) struct QueueParts {
+    pub(crate) rules: Rules,
+    pub(crate) features: u64,
+    pub(crate) live: Arc<Live>,
+    pub(crate) serial: [u8; crate::spec::SERIAL_SIZE],
+    pub(crate) write_cache: WriteCache,
+    pub(crate) counters: Arc<Counters>,
+}

@@ -1,0 +1,89 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The end of a queue's work, and what is left of it.
+
+use std::time::Instant;
+
+use virtio_queue::QueueState;
+
+use super::{QueueError, QueueRunner, Service, wait};
+use crate::disk::Wait;
+use crate::memory::DeviceMemory;
+
+/// How to stop a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Wait until every request taken has been returned to the driver.
+    Drain,
+    /// Return nothing more. Requests are cancelled where the disk can; what was not returned is named in
+    /// [`Stopped::in_flight`], and may have been executed: the next owner executes it again.
+    HandOver,
+}
+
+/// What is left of a queue.
+#[derive(Debug)]
+pub struct Stopped {
+    /// Where to go on. Counts the heads in `in_flight` as taken. Of no use after a broken ring.
+    pub state: QueueState,
+    /// Heads taken and not returned, in the order in which they were taken. Empty after a drain of a
+    /// sound queue.
+    pub in_flight: Vec<u16>,
+    /// Why the queue was broken, if it was.
+    pub error: Option<QueueError>,
+}
+
+impl<M: DeviceMemory> QueueRunner<M> {
+    /// Ends the queue's work. No guest memory is touched after it returns. Blocks until the disk is done
+    /// with every buffer (`Drain`: with every request).
+    pub fn stop(mut self, mode: Stop) -> Stopped {
+        self.intake = false;
+        match mode {
+            Stop::Drain => self.drain(),
+            Stop::HandOver => self.cancel_all(),
+        }
+        // Dropping the disk's queue waits until no buffer is used any more.
+        self.io = None;
+        let in_flight = self
+            .slab
+            .busy()
+            .into_iter()
+            .filter_map(|token| self.slab.get(token).map(|slot| slot.head))
+            .chain(self.replay.by_ref())
+            .collect();
+        Stopped {
+            state: self.state(),
+            in_flight,
+            error: self.error,
+        }
+    }
+
+    fn drain(&mut self) {
+        while self.in_flight() != 0 || self.replay.len() != 0 {
+            match self.service(usize::from(u16::MAX)) {
+                Service::Fatal => break,
+                Service::More => {}
+                Service::WaitUntil(at) => self.wait_for_disk(Some(at)),
+                // The call may have returned the last request.
+                Service::Idle if self.in_flight() == 0 => {}
+                Service::Idle => self.wait_for_disk(None),
+            }
+        }
+    }
+
+    fn wait_for_disk(&self, deadline: Option<Instant>) {
+        match self.wait() {
+            Wait::Fd(fd) => wait::readable(fd, deadline),
+            Wait::Poll | Wait::Inline => std::thread::yield_now(),
+        }
+    }
+
+    fn cancel_all(&mut self) {
+        self.stalled.clear();
+        if let Some(io) = &mut self.io {
+            for token in self.slab.busy() {
+                io.cancel(token);
+            }
+        }
+    }
+}
