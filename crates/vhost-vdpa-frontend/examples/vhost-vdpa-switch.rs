@@ -4,10 +4,11 @@
 //! A guest that checks every answer and every sector, on `PathSwitch` over a `/dev/vhost-vdpa-N`. The lab's
 //! `vdpa-switch` runs it.
 //!
-//!     vhost-vdpa-switch NODE QUEUES SWITCHES RESETS
+//!     vhost-vdpa-switch NODE QUEUES SWITCHES RESETS [gently]
 //!
-//! In this order: bring-up and configuration, resets on both paths with requests in flight, memory that is plugged in on
-//! the fast path, moves under load. Anything that is not as it must be ends it with a message.
+//! In this order: bring-up and configuration, memory that is plugged in on the fast path, resets on both paths with
+//! requests in flight, moves under load. `gently`: memory changes and resets come while nothing is in flight, for devices
+//! that can't take more. Anything that is not as it must be ends it with a message.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use guest::{Gate, Guest, Memory, PLUGGED, disk_bytes};
+use guest::{Gate, Guest, Memory, disk_bytes};
 use vdpa_bus::{Callback, VdpaDevice, backend_feature};
 use vhost_vdpa_frontend::{
     Method, Path, PathSwitch, Report, SwitchOptions, SwitchParts, SwitchStep, ThreadHost,
@@ -51,8 +52,10 @@ impl Vmm for Vcpus {
     }
 }
 
+type Switch = PathSwitch<GuestMemoryAtomic<Memory>>;
+
 struct Machine {
-    switch: PathSwitch<GuestMemoryAtomic<Memory>>,
+    switch: Switch,
     memory: GuestMemoryAtomic<Memory>,
     guest: Guest,
     config_irq: Arc<EventFd>,
@@ -113,10 +116,7 @@ impl Machine {
     }
 
     /// Runs the guest on threads while `work` is done.
-    fn run<R>(
-        &mut self,
-        work: impl FnOnce(&PathSwitch<GuestMemoryAtomic<Memory>>, &AtomicU64) -> R,
-    ) -> (R, u64) {
+    fn run<R>(&mut self, work: impl FnOnce(&Switch, &AtomicU64) -> R) -> (R, u64) {
         let (stop, total) = (AtomicBool::new(false), AtomicU64::new(0));
         let switch = &self.switch;
         std::thread::scope(|scope| {
@@ -174,14 +174,16 @@ fn bring_up(machine: &mut Machine) {
     println!("bring-up: {sectors} sectors, serial {serial:?}, the same on both paths");
 }
 
-fn resets(machine: &mut Machine, count: u32) {
+fn resets(machine: &mut Machine, count: u32, gently: bool) {
     let mut answered = 0;
     for round in 0..count {
         if round % 2 == 1 {
             machine.switch.switch_to(Path::Slow).unwrap().unwrap();
         }
-        for queue in &mut machine.guest.queues {
-            queue.start_some();
+        if !gently {
+            for queue in &mut machine.guest.queues {
+                queue.start_some();
+            }
         }
         machine.switch.set_status(0).unwrap();
         assert_eq!(machine.switch.path(), Path::Idle);
@@ -191,34 +193,36 @@ fn resets(machine: &mut Machine, count: u32) {
         machine.load();
         answered += machine.run(|_, total| progress(total)).1;
     }
-    println!(
-        "{count} resets with {IN_FLIGHT} requests in flight, {answered} answers checked between"
-    );
+    let load = if gently { 0 } else { IN_FLIGHT };
+    println!("{count} resets with {load} requests in flight, {answered} answers checked between");
 }
 
-fn hot_add(machine: &mut Machine) {
+fn hot_add(machine: &mut Machine, gently: bool) {
     // Its buffers are in memory that is not there yet.
     let last = machine.guest.queues.pop().unwrap();
-    machine.run(|_, total| progress(total));
-    let all = machine.guest.memory.clone();
+    let all = (*machine.guest.memory).clone();
+    let less = machine.guest.unplugged();
     let memory = machine.memory.clone();
-    let mut running = Vec::new();
-    machine.run(|switch, total| {
-        for _ in 0..10 {
-            memory.lock().unwrap().replace((*all).clone());
-            switch.sync_memory().unwrap();
-            progress(total);
-            let (at, len) = (vm_memory::GuestAddress(PLUGGED.0), PLUGGED.1 as u64);
-            let (less, _) = all.remove_region(at, len).unwrap();
-            memory.lock().unwrap().replace(less);
-            switch.sync_memory().unwrap();
-            progress(total);
-        }
-        memory.lock().unwrap().replace((*all).clone());
+    let change = |switch: &Switch, to: &Memory| {
+        memory.lock().unwrap().replace(to.clone());
         switch.sync_memory().unwrap();
-        running.push(switch.path());
-    });
-    assert_eq!(running, [Path::Fast]);
+    };
+    for _ in 0..10 {
+        for now in [&all, &less] {
+            if gently {
+                change(&machine.switch, now);
+            }
+            machine.run(|switch, total| {
+                progress(total);
+                if !gently {
+                    change(switch, now);
+                    progress(total);
+                }
+            });
+        }
+    }
+    change(&machine.switch, &all);
+    assert_eq!(machine.switch.path(), Path::Fast);
     machine.guest.queues.push(last);
     let (_, answered) = machine.run(|_, total| progress(total));
     println!(
@@ -278,12 +282,16 @@ fn main() {
         std::process::exit(1);
     }));
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [node, queues, switches, rounds] = args.as_slice() else {
-        panic!("NODE QUEUES SWITCHES RESETS");
+    let (args, gently) = match args.as_slice() {
+        [args @ .., last] if last == "gently" => (args, true),
+        args => (args, false),
+    };
+    let [node, queues, switches, rounds] = args else {
+        panic!("NODE QUEUES SWITCHES RESETS [gently]");
     };
     let mut machine = Machine::new(node, queues.parse().unwrap());
     bring_up(&mut machine);
-    resets(&mut machine, rounds.parse().unwrap());
-    hot_add(&mut machine);
+    hot_add(&mut machine, gently);
+    resets(&mut machine, rounds.parse().unwrap(), gently);
     moves(&mut machine, switches.parse().unwrap());
 }
