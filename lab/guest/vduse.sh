@@ -39,3 +39,25 @@ end_server() {
     wait "$(cat "/tmp/$1.pid")" || fail "the server of $1 failed: $(cat "/tmp/$1.log")"
     cat "/tmp/$1.log"
 }
+
+# moves COUNT: a guest that checks what it reads is moved between the paths, over our device and then over
+# qemu-storage-daemon's.
+moves() {
+    step "our VDUSE device"
+    truncate -s 64M /tmp/disk0.img
+    serve disk0 raw:/tmp/disk0.img --queues 4 --serial switched --attach vhost
+    eventually 20 test -c /dev/vhost-vdpa-0
+    vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 || fail "$(cat /tmp/disk0.log)"
+    serving disk0
+    end_server disk0
+
+    step "qemu-storage-daemon's"
+    vduse_disk disk1 64 4
+    vblk vdpa add disk1 >/dev/null
+    eventually 20 test -c /dev/vhost-vdpa-0
+    # It unmaps memory under requests when the map changes.
+    vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 gently || fail "$(cat /tmp/disk1.log)"
+    vblk vdpa del disk1 >/dev/null
+    kill "$(cat /tmp/disk1.pid)"
+    wait "$(cat /tmp/disk1.pid)" || true
+}

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use virtio_blk_core::device::Device;
+use virtio_blk_core::memory::HostMemory;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config_channel::ConfigChannel;
@@ -58,6 +59,9 @@ pub struct ServerOptions {
     /// How long a queue's thread looks for new work before it sleeps; zero: not at all.
     pub poll: Duration,
 }
+
+/// Told of a client's memory: see [`Server::on_memory`].
+pub(crate) type MemoryListener = Arc<dyn Fn(&[(u64, HostMemory)]) + Send + Sync>;
 
 #[derive(Debug)]
 struct Shared {
@@ -108,6 +112,7 @@ pub struct Server {
     inode: (u64, u64),
     device: Arc<Device>,
     options: ServerOptions,
+    memory: Option<MemoryListener>,
     shared: Arc<Shared>,
     channel: Arc<ConfigChannel>,
 }
@@ -162,6 +167,7 @@ impl Server {
             inode,
             device,
             options,
+            memory: None,
             shared: Arc::new(Shared {
                 stopping: AtomicBool::new(false),
                 wake,
@@ -170,6 +176,23 @@ impl Server {
             }),
             channel,
         })
+    }
+
+    /// Has `listener` told of each client's memory, for a disk that can use it better if it knows it beforehand (a
+    /// device that has it mapped).
+    ///
+    /// It is called on the thread of [`Server::run`] whenever the client changed its memory table: with all of the
+    /// table, by guest physical address, before a queue is started on it, and with nothing once the client has gone.
+    /// Requests in flight may still use memory that is no longer in the table. A piece stays mapped as long as a clone
+    /// of its [`HostMemory`] lives; let go of what is in no later table. The client waits meanwhile. The client may
+    /// shrink the memory's file at any time.
+    #[must_use]
+    pub fn on_memory(
+        mut self,
+        listener: impl Fn(&[(u64, HostMemory)]) + Send + Sync + 'static,
+    ) -> Self {
+        self.memory = Some(Arc::new(listener));
+        self
     }
 
     /// A handle to stop this server.
@@ -245,7 +268,8 @@ impl Server {
 
     /// Handles messages until the connection ends. All queues are stopped when it returns.
     fn converse(&self, stream: UnixStream, peek: &UnixStream) {
-        let session = match Session::new(self.device.clone(), self.options.poll) {
+        let session = Session::new(self.device.clone(), self.options.poll, self.memory.clone());
+        let session = match session {
             Ok(session) => session,
             Err(error) => return log::error!("client refused: {error}"),
         };

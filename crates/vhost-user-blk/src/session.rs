@@ -17,6 +17,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_blk_core::device::Device;
+use virtio_blk_core::memory::HostMemory;
 use virtio_blk_core::runner::InFlightArea;
 use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 
@@ -24,6 +25,7 @@ use crate::dirty_log::DirtyLog;
 use crate::event;
 use crate::inflight;
 use crate::memory::{MAX_SLOTS, MemoryTable};
+use crate::server::MemoryListener;
 use crate::shared_file::Alarm;
 use crate::vring::{Addresses, Vring, VringContext};
 
@@ -60,6 +62,8 @@ type RegionBase = u64;
 pub(crate) struct Session {
     device: Arc<Device>,
     poll: Duration,
+    /// Told of the client's memory.
+    listener: Option<MemoryListener>,
     features: u64,
     protocol_features: u64,
     table: MemoryTable,
@@ -83,7 +87,11 @@ fn unsupported<T>(what: &'static str) -> Result<T> {
 impl Session {
     /// # Errors
     /// The system has no descriptor left.
-    pub(crate) fn new(device: Arc<Device>, poll: Duration) -> io::Result<Self> {
+    pub(crate) fn new(
+        device: Arc<Device>,
+        poll: Duration,
+        listener: Option<MemoryListener>,
+    ) -> io::Result<Self> {
         let log = Arc::new(DirtyLog::default());
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let alarm = Arc::new(eventfd(0, flags)?);
@@ -93,6 +101,7 @@ impl Session {
                 .collect(),
             device,
             poll,
+            listener,
             features: 0,
             protocol_features: 0,
             table: MemoryTable::new(log.clone(), alarm.clone()),
@@ -181,10 +190,17 @@ impl Session {
         }
     }
 
+    fn tell_memory(&self) {
+        if let Some(listener) = &self.listener {
+            listener(&HostMemory::of_map(&self.table.memory()));
+        }
+    }
+
     fn memory_changed(&mut self) {
         for vring in &self.vrings {
             vring.remap();
         }
+        self.tell_memory();
         self.start_ready();
     }
 }
@@ -193,6 +209,9 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.stop_all();
         self.device.reset();
+        if let Some(listener) = &self.listener {
+            listener(&[]);
+        }
     }
 }
 

@@ -10,8 +10,9 @@ mod common;
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex};
 
-use common::{QUEUE_SIZE, QUEUES, serve, start, wait_for};
+use common::{QUEUE_SIZE, QUEUES, Served, serve, start, test_disk, wait_for};
 use vblk_testing::frontend::{Client, Guest, LOG_ALL, Queue, memory_file};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
@@ -72,6 +73,32 @@ fn a_new_table_replaces_the_old_one_under_io() {
     drop(running.client);
     served.wait_idle();
     assert_eq!(mapped(&running.guest), 2);
+}
+
+/// Whoever listens knows the memory before requests use it, and learns that it is gone.
+#[test]
+fn a_listener_is_told_of_the_memory() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink = told.clone();
+    let served = Served::with(Arc::new(test_disk()), |server| {
+        server.on_memory(move |memory| {
+            let ranges: Vec<_> = memory.iter().map(|(at, m)| (*at, m.len())).collect();
+            sink.lock().unwrap().push(ranges);
+        })
+    });
+    let mut running = served.running(1);
+    running.queues[0].write(0, &[1; 512]).unwrap();
+    let more = Guest::new(&[(1 << 40, 1 << 20)]).unwrap();
+    let region = more.regions()[0];
+    let frontend = running.client.frontend();
+    frontend.add_mem_region(&region).unwrap();
+    frontend.remove_mem_region(&region).unwrap();
+    drop(running.client);
+    served.wait_idle();
+    let both = vec![(0, 2 << 20), (1 << 32, 1 << 20)];
+    let mut three = both.clone();
+    three.push((1 << 40, 1 << 20));
+    assert_eq!(*told.lock().unwrap(), [both.clone(), three, both, vec![]]);
 }
 
 #[test]

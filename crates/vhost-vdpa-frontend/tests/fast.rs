@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use common::device::{Profile, TestDevice};
-use common::guest::{DATA, Guest, disk_bytes};
+use common::guest::{DATA, Guest, SIZE, disk_bytes};
 use vdpa_bus::{Callback, VdpaDevice};
 use vhost_vdpa_frontend::{FastPath, PathError};
 use virtio_blk_core::memory::HostMemory;
@@ -36,7 +36,7 @@ fn profile() -> Profile {
 }
 
 fn guest() -> Guest {
-    Guest::new(QUEUES, DEPTH, true)
+    Guest::new(QUEUES, DEPTH, u64::MAX)
 }
 
 /// What a driver does at start.
@@ -279,7 +279,7 @@ fn the_rings_tell_what_was_written_until_descriptors_are_reused() {
         assert!(
             ranges
                 .iter()
-                .any(|(at, len)| *at == used && *len == 6 + 8 * 64)
+                .any(|(at, len)| *at == used && *len == 6 + 8 * u64::from(SIZE))
         );
     }
     assert!(ranges.iter().any(|(_, len)| *len == u64::from(DATA)));

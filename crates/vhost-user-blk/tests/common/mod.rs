@@ -33,6 +33,11 @@ pub struct Served {
 
 impl Served {
     pub fn new(disk: Arc<dyn Disk>) -> Self {
+        Self::with(disk, |server| server)
+    }
+
+    /// With a server that `change` makes of the usual one.
+    pub fn with(disk: Arc<dyn Disk>, change: impl FnOnce(Server) -> Server) -> Self {
         let options = Options {
             queues: QUEUES,
             queue_size: QUEUE_SIZE,
@@ -43,6 +48,7 @@ impl Served {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
         let server = Server::bind(&socket, device.clone(), ServerOptions::default()).unwrap();
+        let server = change(server);
         let handle = server.handle();
         let thread = std::thread::spawn(move || server.run());
         Self {

@@ -24,7 +24,7 @@ use super::translate::View;
 use super::{Shared, Wake};
 use crate::lock;
 
-/// How often the status of a device that finishes nothing is looked at.
+/// How often the status of a device that finishes nothing is looked at, and the device kicked again: some lose a kick.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What became of an attempt to give a task to the device.
@@ -381,6 +381,8 @@ impl SlowQueue {
         {
             self.shared
                 .give_up(&format_args!("nothing was finished for {timeout:?}"));
+        } else if let Some(lane) = &self.lane {
+            self.shared.device.kick_vq(lane.index);
         }
     }
 

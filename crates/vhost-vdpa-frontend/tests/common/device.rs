@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
-use sim_backend::{BlkSim, Faults, Options, StrictOptions};
+use sim_backend::{BlkSim, CompatOptions, Faults, Options, StrictOptions};
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
 use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
@@ -24,6 +24,8 @@ pub struct Profile {
     pub features: u64,
     /// Callbacks may only be eventfds, as a kernel device's.
     pub triggers_only: bool,
+    /// It is as the kernel's simulator, with one queue; `features` has no effect then.
+    pub compat: bool,
     /// It takes single mappings and no maps.
     pub single_maps: bool,
     pub faults: Faults,
@@ -38,6 +40,7 @@ impl Default for Profile {
             midway: true,
             features: u64::MAX,
             triggers_only: false,
+            compat: false,
             single_maps: false,
             faults: Faults::default(),
         }
@@ -61,8 +64,15 @@ impl TestDevice {
             },
             ..StrictOptions::default()
         };
+        let kind = if profile.compat {
+            sim_backend::Profile::Compat(CompatOptions {
+                batch_mapping: !profile.single_maps,
+            })
+        } else {
+            sim_backend::Profile::Strict(strict)
+        };
         let options = Options {
-            profile: sim_backend::Profile::Strict(strict),
+            profile: kind,
             ..Options::strict().faults(profile.faults.clone())
         };
         Arc::new(Self {

@@ -3,24 +3,37 @@
 
 //! A guest with a verified load: it knows what each sector must hold, waits for interrupts, and gives up on nothing.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use vdpa_bus::{Callback, VqAddress};
 use vhost_vdpa_frontend::GuestQueue;
+use virtio_blk_core::spec::feature;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, Request, Token};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
-use virtio_blk_driver::testmem::{self, Space};
-use vm_memory::GuestMemoryMmap;
+use virtio_blk_driver::testmem::Space;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::eventfd;
 
 pub const DATA: u32 = 1024;
-pub const SIZE: u16 = 64;
+pub const SIZE: u16 = 128;
 /// Places on the disk that each request slot of a queue has to itself.
 const PLACES: u64 = 4;
+
+/// Where memory lies that may be plugged in later, and its bytes.
+pub const PLUGGED: (u64, usize) = (1 << 33, 1 << 20);
+/// Two adjacent regions, which buffers straddle, and one behind a gap.
+const REGIONS: [(u64, usize); 4] = [
+    (0x1_1000, REGION),
+    (0x1_1000 + REGION as u64, REGION),
+    (1 << 24, REGION),
+    PLUGGED,
+];
+const REGION: usize = 1 << 20;
 
 pub type Memory = GuestMemoryMmap<()>;
 
@@ -70,7 +83,11 @@ pub struct Queue {
     pub irq: Arc<EventFd>,
     index: u16,
     slots: Vec<SlotState>,
-    event_idx: bool,
+    flushes: bool,
+    /// It waits for an interrupt not for long, and kicks again then.
+    pub kicks_again: bool,
+    /// Requests may fail.
+    pub takes_errors: bool,
     rng: u64,
 }
 
@@ -87,10 +104,36 @@ impl Parts {
     }
 }
 
+/// What a slot asked for.
+#[derive(Clone, Copy)]
+enum Ask {
+    Read { place: u64 },
+    Write { place: u64, number: u64 },
+    Flush,
+}
+
 struct SlotState {
-    flight: Option<(Token, Option<u64>, u64)>,
-    /// What was last written to each place.
-    content: [u64; PLACES as usize],
+    flight: Option<(Token, Ask)>,
+    /// What was last written to each place, if that is known.
+    content: [Option<u64>; PLACES as usize],
+    /// Counts writes.
+    number: u64,
+}
+
+/// Regions of file-backed memory: devices of the kernel take nothing else.
+fn memory() -> Memory {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = Arc::new(File::from(
+        rustix::fs::memfd_create("guest", flags).unwrap(),
+    ));
+    let mut end = 0;
+    let ranges = REGIONS.map(|(base, len)| {
+        let offset = FileOffset::from_arc(file.clone(), end);
+        end += len as u64;
+        (GuestAddress(base), len, Some(offset))
+    });
+    file.set_len(end).unwrap();
+    Memory::from_ranges_with_files(ranges).unwrap()
 }
 
 pub struct Guest {
@@ -104,13 +147,22 @@ pub fn disk_bytes(queues: u16, depth: u16) -> u64 {
 }
 
 impl Guest {
-    /// A guest with `queues` of `depth` requests in flight each.
-    pub fn new(queues: u16, depth: u16, event_idx: bool) -> Self {
-        let (memory, mut space) = testmem::gapped(8 << 20).unwrap();
-        let memory = Arc::new(memory);
+    /// A guest with `queues` of `depth` requests in flight each, which uses what there is of `features`. Where it has
+    /// several queues, the buffers of the last are in [`PLUGGED`] memory.
+    pub fn new(queues: u16, depth: u16, features: u64) -> Self {
+        let memory = Arc::new(memory());
+        let part = |(base, len): (u64, usize)| (GuestAddress(base), len as u64);
+        let [first, second, third, plugged] = REGIONS.map(part);
+        let mut space = Space::new(&[(first.0, first.1 + second.1), third]);
+        let mut more = Space::new(&[plugged]);
         let gate = Arc::new(Gate::default());
         let queues = (0..queues)
-            .map(|index| Queue::new(&memory, &mut space, index, depth, event_idx, &gate))
+            .map(|index| {
+                let at = space.take(SplitLayout::footprint(SIZE), 4096).unwrap();
+                let last = index != 0 && index == queues - 1;
+                let buffers = if last { &mut more } else { &mut space };
+                Queue::new(&memory, at, buffers, index, depth, features, &gate)
+            })
             .collect();
         Self {
             memory,
@@ -118,18 +170,25 @@ impl Guest {
             gate,
         }
     }
+
+    /// Memory without that which is plugged in.
+    pub fn unplugged(&self) -> Memory {
+        let (base, len) = PLUGGED;
+        let removed = self.memory.remove_region(GuestAddress(base), len as u64);
+        removed.unwrap().0
+    }
 }
 
 impl Queue {
     fn new(
         memory: &Arc<Memory>,
-        space: &mut Space,
+        at: GuestAddress,
+        buffers: &mut Space,
         index: u16,
         depth: u16,
-        event_idx: bool,
+        features: u64,
         gate: &Arc<Gate>,
     ) -> Self {
-        let at = space.take(SplitLayout::footprint(SIZE), 4096).unwrap();
         let layout = SplitLayout::contiguous(SIZE, at).unwrap();
         let config = ArenaConfig {
             slots: depth,
@@ -137,17 +196,16 @@ impl Queue {
             data_align: 512,
             table_len: 16,
         };
-        let arena = Arena::new(space.take(config.footprint(), 4096).unwrap(), config).unwrap();
-        let ring = RingConfig {
-            event_idx,
-            indirect: true,
-            start: 0,
-        };
+        let arena = buffers.take(config.footprint(), 4096).unwrap();
         let parts = Parts {
             memory: memory.clone(),
             layout,
-            ring,
-            arena,
+            ring: RingConfig {
+                event_idx: features & feature::RING_EVENT_IDX != 0,
+                indirect: features & feature::RING_INDIRECT_DESC != 0,
+                start: 0,
+            },
+            arena: Arena::new(arena, config).unwrap(),
         };
         Self {
             driver: parts.driver(),
@@ -159,10 +217,13 @@ impl Queue {
             slots: (0..depth)
                 .map(|_| SlotState {
                     flight: None,
-                    content: [0; PLACES as usize],
+                    content: [Some(0); PLACES as usize],
+                    number: 0,
                 })
                 .collect(),
-            event_idx,
+            flushes: features & feature::FLUSH != 0,
+            kicks_again: false,
+            takes_errors: false,
             rng: u64::from(index) + 1,
         }
     }
@@ -186,7 +247,9 @@ impl Queue {
     pub fn reset(&mut self) {
         self.driver = self.parts.driver();
         for slot in &mut self.slots {
-            slot.flight = None;
+            if let Some((_, Ask::Write { place, .. })) = slot.flight.take() {
+                slot.content[place as usize] = None;
+            }
         }
     }
 
@@ -281,22 +344,31 @@ impl Queue {
                 continue;
             }
             let place = self.random() % PLACES;
-            let write = self.random().is_multiple_of(2);
-            let before = self.slots[slot].content[place as usize];
+            let ask = match self.random() % 32 {
+                0 if self.flushes => Ask::Flush,
+                odd if odd % 2 == 1 => {
+                    self.slots[slot].number += 1;
+                    let number = self.slots[slot].number;
+                    Ask::Write { place, number }
+                }
+                _ => Ask::Read { place },
+            };
             let sector = ((u64::from(self.index) * self.slots.len() as u64 + slot as u64) * PLACES
                 + place)
                 * u64::from(DATA)
                 / 512;
-            let indirect = self.random().is_multiple_of(2);
-            let data = self.pattern(slot, place, before + 1);
-            let request = if write {
-                Request::write(sector, &data)
-            } else {
-                Request::read(sector, DATA)
+            let data;
+            let request = match ask {
+                Ask::Write { number, .. } => {
+                    data = self.pattern(slot, place, number);
+                    Request::write(sector, &data)
+                }
+                Ask::Read { .. } => Request::read(sector, DATA),
+                Ask::Flush => Request::flush(),
             };
+            let indirect = self.parts.ring.indirect && self.random().is_multiple_of(2);
             let token = self.driver.submit(&request.indirect(indirect)).unwrap();
-            let number = write.then_some(before + 1);
-            self.slots[slot].flight = Some((token, number, place));
+            self.slots[slot].flight = Some((token, ask));
         }
     }
 
@@ -304,25 +376,31 @@ impl Queue {
         let mut answered = 0;
         loop {
             while let Some(done) = self.driver.poll().unwrap() {
-                assert!(done.is_ok(), "queue {}: {done:?}", self.index);
+                assert!(
+                    done.is_ok() || self.takes_errors,
+                    "queue {}: {done:?}",
+                    self.index
+                );
                 let slot = self
                     .slots
                     .iter()
-                    .position(|slot| slot.flight.is_some_and(|(token, _, _)| token == done.token))
+                    .position(|slot| slot.flight.is_some_and(|(token, _)| token == done.token))
                     .expect("an answer to a request in flight");
-                let (_, number, place) = self.slots[slot].flight.take().unwrap();
-                match number {
-                    Some(number) => self.slots[slot].content[place as usize] = number,
-                    None => {
+                match self.slots[slot].flight.take().unwrap().1 {
+                    Ask::Write { place, number } => {
+                        self.slots[slot].content[place as usize] = done.is_ok().then_some(number);
+                    }
+                    Ask::Read { place } if done.is_ok() => {
                         let mut data = vec![0; DATA as usize];
                         self.driver.read_data(done.token, 0, &mut data).unwrap();
                         let number = self.slots[slot].content[place as usize];
                         assert!(
-                            data == self.pattern(slot, place, number),
+                            number.is_none_or(|number| data == self.pattern(slot, place, number)),
                             "queue {} slot {slot} place {place}: not what was written",
                             self.index
                         );
                     }
+                    Ask::Read { .. } | Ask::Flush => {}
                 }
                 answered += 1;
             }
@@ -338,7 +416,7 @@ impl Queue {
             self.gate.leave();
             self.wait();
             self.gate.enter();
-            if !self.event_idx {
+            if !self.parts.ring.event_idx {
                 let (ring, memory) = self.driver.ring_mut();
                 ring.disable_interrupts(memory).unwrap();
             }
@@ -352,13 +430,21 @@ impl Queue {
             events: libc::POLLIN,
             revents: 0,
         };
-        // SAFETY: one valid entry.
-        let ready = unsafe { libc::poll(&mut fd, 1, 30_000) };
-        assert_eq!(
-            ready, 1,
-            "queue {}: no interrupt, requests are stuck",
-            self.index
-        );
-        self.irq.read().unwrap();
+        let (tries, pause) = if self.kicks_again {
+            (1200, 50)
+        } else {
+            (1, 60_000)
+        };
+        for _ in 0..tries {
+            // SAFETY: one valid entry.
+            if unsafe { libc::poll(&mut fd, 1, pause) } == 1 {
+                self.irq.read().unwrap();
+                return;
+            }
+            if self.kicks_again {
+                self.kick.write(1).unwrap();
+            }
+        }
+        panic!("queue {}: no interrupt, requests are stuck", self.index);
     }
 }

@@ -1,9 +1,10 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A device, a guest and a saboteur.
+//! A device, a guest, a saboteur, and a bench with all of them.
 #![allow(dead_code)]
 
+pub mod bench;
 pub mod device;
 pub mod flaky;
 pub mod guest;

@@ -1,0 +1,187 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+//! Moves that fail: the guest goes on.
+
+mod common;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use common::bench::{Setup, bench, delays, other, progress};
+use common::device::Profile;
+use vhost_vdpa_frontend::{OnFailure, Path, SwitchOptions, SwitchStep};
+
+#[test]
+fn an_undrained_device_is_resumed_and_tried_again() {
+    let mut bench = bench(Setup {
+        plan: Some(delays()),
+        ..Setup::default()
+    });
+    bench.run(|switch, device, total| {
+        progress(total);
+        device
+            .undrained
+            .store(i64::from(Profile::default().queues) * 3, Ordering::SeqCst);
+        let report = switch.switch_to(Path::Slow).unwrap().unwrap();
+        assert_eq!(report.attempts, 4);
+        progress(total);
+        // One that never drains stays where it is.
+        switch.switch_to(Path::Fast).unwrap().unwrap();
+        device.undrained.store(i64::MAX, Ordering::SeqCst);
+        let error = switch.switch_to(Path::Slow).unwrap_err();
+        assert_eq!((error.step, error.path), (SwitchStep::Quiesce, Path::Fast));
+        device.undrained.store(0, Ordering::SeqCst);
+        progress(total);
+        switch.switch_to(Path::Slow).unwrap().unwrap();
+        progress(total);
+    });
+}
+
+/// Each operation of a switch fails once, in both directions: the guest goes on, and so does the next switch.
+#[test]
+fn each_step_may_fail() {
+    let without_suspend = Profile {
+        suspend: false,
+        resume: false,
+        ..Profile::default()
+    };
+    let single_maps = Profile {
+        single_maps: true,
+        ..Profile::default()
+    };
+    for profile in [Profile::default(), without_suspend, single_maps] {
+        let mut bench = bench(Setup {
+            profile,
+            plan: Some(delays()),
+            ..Setup::default()
+        });
+        bench.vcpus.able.store(true, Ordering::SeqCst);
+        let (steps, _) = bench.run(|switch, device, total| {
+            let mut steps = [0; 2];
+            for (path, step) in [Path::Slow, Path::Fast].into_iter().zip(&mut steps) {
+                loop {
+                    if switch.path() == path {
+                        switch.switch_to(other(path)).unwrap().unwrap();
+                    }
+                    device.fail(*step, 1);
+                    let result = switch.switch_to(path);
+                    let failed = device.heal();
+                    if let Err(error) = &result {
+                        assert_eq!(failed, 1, "{error}");
+                        assert_eq!(error.path, switch.path());
+                        assert_ne!(error.path, Path::Failed, "step {step}: {error}");
+                    }
+                    progress(total);
+                    if failed == 0 {
+                        result.unwrap();
+                        break;
+                    }
+                    *step += 1;
+                }
+            }
+            steps
+        });
+        assert!(steps[0] > 40 && steps[1] > 30, "{steps:?}");
+        assert!(!bench.breached());
+    }
+}
+
+/// From each operation on everything fails: nobody can serve the guest, until the device is well again.
+#[test]
+fn a_guest_survives_a_device_that_fails_for_long() {
+    let mut bench = bench(Setup {
+        plan: Some(delays()),
+        ..Setup::default()
+    });
+    let (failures, _) = bench.run(|switch, device, total| {
+        let mut failures = [0; 2];
+        for (direction, path) in [Path::Slow, Path::Fast].into_iter().enumerate() {
+            for step in 0.. {
+                if switch.path() == path {
+                    switch.switch_to(other(path)).unwrap().unwrap();
+                }
+                device.fail(step, 1000);
+                let result = switch.switch_to(path);
+                if device.heal() == 0 {
+                    result.unwrap();
+                    break;
+                }
+                if switch.path() == Path::Failed {
+                    assert_eq!(result.unwrap_err().path, Path::Failed);
+                    assert!(switch.switch_to(path).is_err());
+                    failures[direction] += 1;
+                    switch.retry().unwrap();
+                }
+                progress(total);
+            }
+        }
+        failures
+    });
+    assert!(failures[0] > 40 && failures[1] > 30, "{failures:?}");
+    assert!(!bench.breached());
+}
+
+#[test]
+fn failed_requests_are_answered_where_that_is_the_policy() {
+    let options = SwitchOptions {
+        on_failure: OnFailure::Fail,
+        ..SwitchOptions::default()
+    };
+    let bench = bench(Setup {
+        options,
+        ..Setup::default()
+    });
+    // After the quiescing, at the first reset.
+    let mut steps = 0;
+    loop {
+        bench.device.fail(steps, 1000);
+        let result = bench.switch.switch_to(Path::Slow);
+        bench.device.heal();
+        let error = result.unwrap_err();
+        if error.path == Path::Failed && error.step == SwitchStep::Reset {
+            break;
+        }
+        steps += 1;
+        assert!(steps < 100);
+        bench.load_driver();
+    }
+    let mut guest = bench.guest;
+    let queue = &mut guest.queues[0];
+    assert_eq!(queue.ask_one(), virtio_blk_driver::wire::S_IOERR);
+    bench.switch.retry().unwrap();
+    assert_eq!(bench.switch.path(), Path::Fast);
+    assert_eq!(queue.ask_one(), virtio_blk_driver::wire::S_OK);
+}
+
+/// A device that can't go on after SUSPEND, with requests in flight: the guest is told to reset it, and may.
+#[test]
+fn a_device_that_is_stuck_asks_for_a_reset() {
+    let profile = Profile {
+        resume: false,
+        ..Profile::default()
+    };
+    let options = SwitchOptions {
+        quiesce: Duration::from_millis(50),
+        ..SwitchOptions::default()
+    };
+    let mut bench = bench(Setup {
+        profile,
+        options,
+        ..Setup::default()
+    });
+    bench.run(|_, _, total| progress(total));
+    bench.device.undrained.store(i64::MAX, Ordering::SeqCst);
+    let error = bench.switch.switch_to(Path::Slow).unwrap_err();
+    assert_eq!(error.path, Path::Failed);
+    assert_eq!(bench.switch.status(), 15 | 64);
+    assert!(bench.switch.retry().is_err());
+    bench.device.undrained.store(0, Ordering::SeqCst);
+    bench.load_again();
+    bench.run(|switch, _, total| {
+        progress(total);
+        switch.switch_to(Path::Slow).unwrap().unwrap();
+        progress(total);
+    });
+}
