@@ -263,6 +263,36 @@ fn wrong_requests_get_errors_and_change_nothing() {
 }
 
 #[test]
+fn a_disk_is_described_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.toml");
+    let disk = format!("toml:{}", path.display());
+    let text = "format='memory'\nsize='1M'\n[[layer]]\ntype='throttle'\niops={rate=5,burst=9}\n";
+    std::fs::write(&path, text).unwrap();
+    let served = Served::start(&disk, &[]);
+    assert_eq!(
+        served.ctl(&["layers"])["layers"],
+        serde_json::json!(["throttle=iops:5/burst:9"])
+    );
+    std::fs::write(&path, "format='raw'\npath='x'\ncolour='red'").unwrap();
+    let output = vblk(&[
+        "serve",
+        "vhost-user",
+        "--socket",
+        "/nonexistent/s",
+        "--disk",
+        &disk,
+    ]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let words = ["disk.toml, line 3: ", "`colour`"];
+    assert!(
+        words.iter().all(|word| said.contains(word)) && said.lines().count() == 1,
+        "{said}"
+    );
+}
+
+#[test]
 fn nobody_to_talk_to_is_one_line() {
     for args in [
         &["ctl", "/nonexistent/c", "stats"][..],
