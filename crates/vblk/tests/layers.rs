@@ -141,6 +141,87 @@ fn what_changed_is_taken() {
 }
 
 #[test]
+fn marks_are_saved_and_loaded() {
+    let disk = "memory:1M,dirty=backup/granularity:4K";
+    let (served, file) = (Served::start(disk, &[]), tempfile::tempdir().unwrap());
+    let file = file.path().join("marks");
+    let name = file.to_str().unwrap();
+    verify::run(&Config::new(served.socket(), 200)).unwrap();
+    let marks = served.ctl(&["dirty", "backup"]);
+    let saved = served.ctl(&["dirty", "backup", "--save", name]);
+    assert!(saved["bytes"].as_u64().unwrap() > 0, "{saved}");
+    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+    drop(served);
+    let served = Served::start(disk, &[]);
+    let loaded = served.ctl(&["dirty", "backup", "--load", name]);
+    assert_eq!(loaded["bytes"], saved["bytes"]);
+    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+    // A disk that is larger than it was: what is new has changed.
+    let larger = Served::start("memory:2M,dirty=backup/granularity:64K", &[]);
+    larger.ctl(&["dirty", "backup", "--load", name]);
+    let ranges = larger.ctl(&["dirty", "backup"]);
+    let ranges = ranges["ranges"].as_array().unwrap();
+    let last = ranges.last().unwrap().as_array().unwrap();
+    let [start, len] = [&last[0], &last[1]].map(|number| number.as_u64().unwrap());
+    assert!(start <= 1 << 20 && start + len == 2 << 20, "{ranges:?}");
+    std::fs::write(&file, "rubbish").unwrap();
+    for (args, word) in [
+        (&["dirty", "backup", "--load", name][..], "too short"),
+        (
+            &["dirty", "backup", "--load", "/nonexistent/m"],
+            "/nonexistent/m: No such",
+        ),
+        (
+            &["dirty", "backup", "--save", "/nonexistent/m"],
+            "/nonexistent/m: No such",
+        ),
+    ] {
+        let said = served.refused(args);
+        assert!(said.contains(word) && said.lines().count() == 1, "{said}");
+    }
+    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+}
+
+#[test]
+fn a_drained_disk_waits_and_a_raw_file_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    std::fs::write(&path, vec![0; 8 << 20]).unwrap();
+    let disk = format!("raw:{},meter", path.display());
+    let served = Served::start(&disk, &[]);
+    let working = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let drainer = scope.spawn(|| {
+            let mut rounds = 0;
+            while working.load(Ordering::Relaxed) || rounds < 3 {
+                assert_eq!(served.ctl(&["drain", "--hold", "60"])["drained"], true);
+                let count = || served.ctl(&["stats"])["total"].clone();
+                let (before, image) = (count(), std::fs::read(&path).unwrap());
+                assert_eq!(before["depth"], 0);
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                assert!(std::fs::read(&path).unwrap() == image);
+                assert_eq!(count()["ops"], before["ops"], "nothing moves");
+                served.ctl(&["resume"]);
+                assert_eq!(served.ctl(&["drain"])["held_seconds"], 0);
+                rounds += 1;
+            }
+        });
+        verify::run(&Config::new(served.socket(), 6000)).unwrap();
+        working.store(false, Ordering::Relaxed);
+        drainer.join().unwrap();
+    });
+    let grown = served.ctl(&["resize", "16M"]);
+    assert_eq!(grown["capacity"], 16 << 20);
+    assert_eq!(served.ctl(&["stats"])["capacity"], 16 << 20);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 16 << 20);
+    let said = served.refused(&["resize", "8M"]);
+    assert!(said.contains("16777216"), "{said}");
+    let memory = Served::start("memory:1M", &[]);
+    let said = memory.refused(&["resize", "2M"]);
+    assert!(said.contains("memory:1M is no raw file"), "{said}");
+}
+
+#[test]
 fn numbers_agree_wherever_they_are_shown() {
     let mut served = Served::start(
         "memory:32M,throttle=iops:1000000",
@@ -236,6 +317,9 @@ fn wrong_requests_get_errors_and_change_nothing() {
         "{\"command\":\"layers\",\"set\":7}",
         "{\"command\":\"dirty\"}",
         "{\"command\":\"stats\",\"more\":1}",
+        "{\"command\":\"drain\",\"hold\":4000}",
+        "{\"command\":\"resize\",\"bytes\":-1}",
+        "{\"command\":\"dirty\",\"bitmap\":\"a\",\"take\":true,\"save\":\"/x\"}",
         "\u{0}",
     ] {
         writeln!(stream, "{line}").unwrap();

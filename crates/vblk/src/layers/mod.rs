@@ -4,6 +4,7 @@
 //! Layers on the served disk, and what shows and changes them: `--metrics`, `--control`, `vblk ctl`,
 //! `vblk top`.
 
+mod act;
 mod control;
 pub mod ctl;
 mod metrics;
@@ -74,7 +75,7 @@ pub fn open(
 /// What the servers of metrics and control look at.
 #[derive(Clone, Debug)]
 struct Served {
-    name: String,
+    source: Source,
     stack: Arc<Stack>,
     device: Arc<Device>,
 }
@@ -101,7 +102,7 @@ impl Windows {
         json: bool,
     ) -> Result<Self, Box<dyn Error>> {
         let served = Served {
-            name: disk.disk.to_string(),
+            source: disk.disk.clone(),
             stack,
             device,
         };

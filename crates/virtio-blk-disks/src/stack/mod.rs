@@ -29,6 +29,7 @@
 //! ```
 
 mod built;
+mod flush;
 mod layer;
 mod live;
 mod parse;
