@@ -57,6 +57,8 @@ struct Client {
     in_flight: u64,
     depth: u64,
     done: u64,
+    /// It goes the short way where it can, as the queue runner does.
+    short: bool,
 }
 
 impl Client {
@@ -69,6 +71,7 @@ impl Client {
             in_flight: 0,
             depth,
             done: 0,
+            short: false,
         }
     }
 
@@ -84,6 +87,14 @@ impl Client {
             let mut left = 10_000;
             while self.in_flight < self.depth && left > 0 {
                 left -= 1;
+                if self.short {
+                    let buf = IoBuf::zeroed(self.len);
+                    if let Some(result) = self.queue.execute(&self.kind, &buf) {
+                        result.unwrap();
+                        self.done += 1;
+                        continue;
+                    }
+                }
                 self.token += 1;
                 let op = Op {
                     token: Token(self.token),
@@ -147,10 +158,11 @@ fn assert_near(found: u64, wanted: u64) {
 fn a_rate_holds_over_a_second_at_any_depth_and_with_any_timer() {
     for depth in [1, 2, 128] {
         for tick in [EXACT, MILLI, 4 * MILLI] {
-            for rate in [100, 1000, 20_000] {
+            for (rate, short) in [(100, false), (1000, false), (20_000, false), (1000, true)] {
                 let time = Time::new();
                 let disk = ThrottleDisk::new(null(), time.group(iops(rate)));
                 let mut clients = [Client::reader(&disk, depth)];
+                clients[0].short = short;
                 for _ in 0..3 {
                     let done = run(&time, &mut clients, SECOND, tick);
                     assert_near(done[0], rate);
@@ -217,10 +229,57 @@ fn a_group_shares_fairly_whatever_the_depths() {
         (disk, client)
     });
     let mut clients = disks.map(|(_, client)| client);
-    let done = run(&time, &mut clients, SECOND, EXACT);
-    for done in done {
-        assert_near(done, 1000);
+    for short in [false, true] {
+        clients[1].short = short;
+        let done = run(&time, &mut clients, SECOND, EXACT);
+        for done in done {
+            assert_near(done, 1000);
+        }
     }
+}
+
+#[test]
+fn without_a_limit_no_lock_is_taken_and_nothing_waits() {
+    let time = Time::new();
+    let group = time.group(iops(1));
+    let disk = ThrottleDisk::new(null(), group.clone());
+    let mut queue = disk.open_queue(4).unwrap();
+    let read = OpKind::Read { offset: 0 };
+    let buf = IoBuf::zeroed(512);
+    assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
+    assert!(queue.execute(&read, &buf).is_none(), "not its turn");
+    assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
+    group.set_limits(Limits::default()).unwrap();
+    // What waits goes first.
+    assert!(queue.execute(&read, &buf).is_none());
+    assert_eq!(queue.reap(&mut Vec::new()).unwrap(), 1);
+    std::thread::scope(|scope| {
+        // A lock that is held by somebody else would be waited for.
+        group.hold_lock(|| {
+            let work = scope.spawn(|| {
+                let buf = IoBuf::zeroed(512);
+                assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
+                assert!(matches!(queue.submit(op(2, read)), Submit::Done(_)));
+            });
+            work.join().unwrap();
+        });
+    });
+    group.set_limits(iops(1)).unwrap();
+    assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
+    assert!(queue.execute(&read, &buf).is_none(), "limits hold again");
+}
+
+#[test]
+fn what_the_disk_does_not_execute_keeps_its_turn() {
+    let time = Time::new();
+    let late = crate::FaultPlan::new(1).delay_reaps(0..=0);
+    let below = Arc::new(crate::FaultDisk::new(null(), late));
+    let disk = ThrottleDisk::new(below, time.group(iops(1)));
+    let mut queue = disk.open_queue(4).unwrap();
+    let read = OpKind::Read { offset: 0 };
+    assert!(queue.execute(&read, &IoBuf::zeroed(512)).is_none());
+    assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
+    assert_eq!(disk.stats().waiting, 0, "it was not held back");
 }
 
 #[test]
