@@ -140,6 +140,55 @@ fn what_changed_is_taken() {
     assert!(served.refused(&["dirty", "other"]).contains("`other`"));
 }
 
+/// Some of all layers in some order, all of which follows from the seed.
+fn some_layers(seed: u64) -> Vec<&'static str> {
+    let mut left = vec![
+        "meter",
+        "verify",
+        "dirty=a",
+        "dirty=b/granularity:4K",
+        "throttle=iops:50000/bandwidth:1G",
+        "throttle=write_iops:20000/burst:100000/group:g",
+        "fault=seed:3/reorder:on",
+    ];
+    let mut random = seed;
+    let mut next = |below: usize| {
+        random = random
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (random >> 33) as usize % below
+    };
+    let count = 2 + next(5);
+    (0..count).map(|_| left.remove(next(left.len()))).collect()
+}
+
+#[test]
+fn any_stack_serves_a_driver_that_shares_no_code() {
+    for seed in 1..=4 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        let layers = some_layers(seed);
+        let disk = format!("raw:{},{}", path.display(), layers.join(","));
+        let served = Served::start(&disk, &[]);
+        let config = Config {
+            seed,
+            ..Config::new(served.socket(), 1200)
+        };
+        let (report, model) = verify::run(&config).unwrap();
+        assert!(
+            report.reads > 100 && report.writes > 100,
+            "{disk}: {report}"
+        );
+        assert_eq!(served.ctl(&["stats"])["lie"], Value::Null, "{disk}");
+        served.ctl(&["drain"]);
+        model.check_file(&path).unwrap();
+    }
+}
+
 #[test]
 fn marks_are_saved_and_loaded() {
     let disk = "memory:1M,dirty=backup/granularity:4K";
