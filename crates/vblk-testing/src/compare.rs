@@ -66,6 +66,7 @@ fn contenders(config: &Config, image: &Path) -> Vec<Contender> {
         let (disk_name, engine) = match disk {
             Disk::Raw { engine, .. } => ("raw", engine.as_deref().unwrap_or_default()),
             Disk::Memory(_) => ("memory", ""),
+            Disk::Named(_) => ("named", ""),
             Disk::Qcow2(_) => ("qcow2", ""),
             Disk::Null { .. } => ("null", ""),
         };

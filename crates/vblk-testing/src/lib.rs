@@ -5,7 +5,7 @@
 //!
 //! The driver is the `blkio` crate; for what it does not do there is a client of our own, [`frontend`].
 //! [`verify`] runs random operations on several queues and compares every byte with a [`model`] that knows
-//! what is in flight; [`compare`] measures servers side by side; [`server`] starts the server to look at,
+//! what is in flight; [`compare`] measures servers side by side; [`throttle`] looks how exactly limits are kept; [`server`] starts the server to look at,
 //! ours or `qemu-storage-daemon`. Not published: for this workspace's tests,
 //! `cargo xtask verify` and `cargo xtask bench`.
 
@@ -18,6 +18,7 @@ pub mod load;
 pub mod model;
 pub mod pattern;
 pub mod server;
+pub mod throttle;
 pub mod verify;
 
 pub use error::Error;

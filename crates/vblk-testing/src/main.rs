@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vblk_testing::server::{Config as ServerConfig, Disk, Program, Server};
-use vblk_testing::{Error, compare, pattern, verify};
+use vblk_testing::{Error, compare, pattern, throttle, verify};
 
 /// Looks at a vhost-user-blk server from the outside.
 #[derive(Debug, Parser)]
@@ -24,6 +24,27 @@ enum Command {
     Verify(Verify),
     /// I/Os per second and CPU time of vblk and qemu-storage-daemon, in one run.
     Compare(Compare),
+    /// How exactly limits are kept; fails if one is off by more than 2 percent. Wants a quiet machine.
+    Throttle(Throttle),
+}
+
+#[derive(Debug, Args)]
+struct Throttle {
+    /// Where the vblk program is.
+    #[arg(long, default_value = "vblk")]
+    vblk: PathBuf,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+    /// Measurements of each limit and depth.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// I/Os in flight.
+    #[arg(long, default_values_t = [1, 128], value_delimiter = ',')]
+    depths: Vec<usize>,
+    /// How the client waits for completions.
+    #[arg(long, value_enum, default_value_t = Wait::Sleep)]
+    client: Wait,
 }
 
 #[derive(Debug, Args)]
@@ -123,6 +144,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Verify(args) => verify(&args),
         Command::Compare(args) => compare(args),
+        Command::Throttle(args) => throttle(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -149,6 +171,24 @@ fn compare(args: Compare) -> Result<(), Error> {
         println!("{}", json(&row)?);
     }
     Ok(())
+}
+
+/// Prints a line of JSON for each limit and depth.
+fn throttle(args: Throttle) -> Result<(), Error> {
+    const MOST: f64 = 2.0;
+    let time = Duration::from_secs_f64(args.seconds);
+    let poll = args.client == Wait::Poll;
+    let rows = throttle::run(args.vblk, &args.depths, time, args.rounds, poll)?;
+    for row in &rows {
+        println!("{}", json(row)?);
+    }
+    match rows.iter().find(|row| row.off > MOST) {
+        None => Ok(()),
+        Some(row) => Err(Error::Config(format!(
+            "{} at depth {} is off by {:.1} percent",
+            row.limit, row.depth, row.off
+        ))),
+    }
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Error> {

@@ -35,6 +35,8 @@ pub enum Disk {
     },
     /// A qcow2 image.
     Qcow2(PathBuf),
+    /// A DISK with layers, as `vblk` writes it. Only `vblk` has it.
+    Named(String),
     /// Memory of that many bytes. Only `vblk` has it.
     Memory(u64),
     /// Nothing: writes are forgotten.
@@ -196,6 +198,7 @@ fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
             disk.push("qcow2:");
             disk.push(path);
         }
+        Disk::Named(name) => disk.push(name),
         Disk::Memory(len) => disk.push(format!("memory:{len}")),
         Disk::Null { len, zero } => disk.push(format!("null:{len},zero={}", on_off(*zero))),
     }
@@ -229,9 +232,10 @@ fn qemu_storage_daemon(config: &Config, socket: &Path) -> Result<Command, Error>
             blockdev.push("file.filename=");
             blockdev.push(path);
         }
-        Disk::Memory(_) => {
+        Disk::Memory(_) | Disk::Named(_) => {
             return Err(Error::Config(
-                "qemu-storage-daemon has no memory disk; use a raw file on a tmpfs".into(),
+                "qemu-storage-daemon has no such disk; use a raw file, for example on a tmpfs"
+                    .into(),
             ));
         }
         Disk::Null { len, zero } => {

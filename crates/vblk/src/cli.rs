@@ -126,7 +126,7 @@ pub enum ServeCommand {
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// The disk to serve, perhaps with layers; see below.
-    #[arg(long, value_name = "DISK[,LAYER…]")]
+    #[arg(long, value_name = "DISK[,LAYER…]", value_parser = crate::disk_file::parse)]
     pub disk: StackSpec<Source>,
     /// Let the driver only read.
     #[arg(long)]

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod cli;
+mod disk_file;
 mod disk_info;
 mod features;
 mod layers;

@@ -140,6 +140,136 @@ fn what_changed_is_taken() {
     assert!(served.refused(&["dirty", "other"]).contains("`other`"));
 }
 
+/// Some of all layers in some order, all of which follows from the seed.
+fn some_layers(seed: u64) -> Vec<&'static str> {
+    let mut left = vec![
+        "meter",
+        "verify",
+        "dirty=a",
+        "dirty=b/granularity:4K",
+        "throttle=iops:50000/bandwidth:1G",
+        "throttle=write_iops:20000/burst:100000/group:g",
+        "fault=seed:3/reorder:on",
+    ];
+    let mut random = seed;
+    let mut next = |below: usize| {
+        random = random
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (random >> 33) as usize % below
+    };
+    let count = 2 + next(5);
+    (0..count).map(|_| left.remove(next(left.len()))).collect()
+}
+
+#[test]
+fn any_stack_serves_a_driver_that_shares_no_code() {
+    for seed in 1..=4 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.img");
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        let layers = some_layers(seed);
+        let disk = format!("raw:{},{}", path.display(), layers.join(","));
+        let served = Served::start(&disk, &[]);
+        let config = Config {
+            seed,
+            ..Config::new(served.socket(), 1200)
+        };
+        let (report, model) = verify::run(&config).unwrap();
+        assert!(
+            report.reads > 100 && report.writes > 100,
+            "{disk}: {report}"
+        );
+        assert_eq!(served.ctl(&["stats"])["lie"], Value::Null, "{disk}");
+        served.ctl(&["drain"]);
+        model.check_file(&path).unwrap();
+    }
+}
+
+#[test]
+fn marks_are_saved_and_loaded() {
+    let disk = "memory:1M,dirty=backup/granularity:4K";
+    let (served, file) = (Served::start(disk, &[]), tempfile::tempdir().unwrap());
+    let file = file.path().join("marks");
+    let name = file.to_str().unwrap();
+    verify::run(&Config::new(served.socket(), 200)).unwrap();
+    let marks = served.ctl(&["dirty", "backup"]);
+    let saved = served.ctl(&["dirty", "backup", "--save", name]);
+    assert!(saved["bytes"].as_u64().unwrap() > 0, "{saved}");
+    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+    drop(served);
+    let served = Served::start(disk, &[]);
+    let loaded = served.ctl(&["dirty", "backup", "--load", name]);
+    assert_eq!(loaded["bytes"], saved["bytes"]);
+    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+    // A disk that is larger than it was: what is new has changed.
+    let larger = Served::start("memory:2M,dirty=backup/granularity:64K", &[]);
+    larger.ctl(&["dirty", "backup", "--load", name]);
+    let ranges = larger.ctl(&["dirty", "backup"]);
+    let ranges = ranges["ranges"].as_array().unwrap();
+    let last = ranges.last().unwrap().as_array().unwrap();
+    let [start, len] = [&last[0], &last[1]].map(|number| number.as_u64().unwrap());
+    assert!(start <= 1 << 20 && start + len == 2 << 20, "{ranges:?}");
+    std::fs::write(&file, "rubbish").unwrap();
+    for (args, word) in [
+        (&["dirty", "backup", "--load", name][..], "too short"),
+        (
+            &["dirty", "backup", "--load", "/nonexistent/m"],
+            "/nonexistent/m: No such",
+        ),
+        (
+            &["dirty", "backup", "--save", "/nonexistent/m"],
+            "/nonexistent/m: No such",
+        ),
+    ] {
+        let said = served.refused(args);
+        assert!(said.contains(word) && said.lines().count() == 1, "{said}");
+    }
+    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+}
+
+#[test]
+fn a_drained_disk_waits_and_a_raw_file_grows() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    std::fs::write(&path, vec![0; 8 << 20]).unwrap();
+    let disk = format!("raw:{},meter", path.display());
+    let served = Served::start(&disk, &[]);
+    let working = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let drainer = scope.spawn(|| {
+            let mut rounds = 0;
+            while working.load(Ordering::Relaxed) || rounds < 3 {
+                assert_eq!(served.ctl(&["drain", "--hold", "60"])["drained"], true);
+                let count = || served.ctl(&["stats"])["total"].clone();
+                let (before, image) = (count(), std::fs::read(&path).unwrap());
+                assert_eq!(before["depth"], 0);
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                assert!(std::fs::read(&path).unwrap() == image);
+                assert_eq!(count()["ops"], before["ops"], "nothing moves");
+                served.ctl(&["resume"]);
+                assert_eq!(served.ctl(&["drain"])["held_seconds"], 0);
+                rounds += 1;
+            }
+        });
+        verify::run(&Config::new(served.socket(), 6000)).unwrap();
+        working.store(false, Ordering::Relaxed);
+        drainer.join().unwrap();
+    });
+    let grown = served.ctl(&["resize", "16M"]);
+    assert_eq!(grown["capacity"], 16 << 20);
+    assert_eq!(served.ctl(&["stats"])["capacity"], 16 << 20);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 16 << 20);
+    let said = served.refused(&["resize", "8M"]);
+    assert!(said.contains("16777216"), "{said}");
+    let memory = Served::start("memory:1M", &[]);
+    let said = memory.refused(&["resize", "2M"]);
+    assert!(said.contains("memory:1M is no raw file"), "{said}");
+}
+
 #[test]
 fn numbers_agree_wherever_they_are_shown() {
     let mut served = Served::start(
@@ -236,6 +366,9 @@ fn wrong_requests_get_errors_and_change_nothing() {
         "{\"command\":\"layers\",\"set\":7}",
         "{\"command\":\"dirty\"}",
         "{\"command\":\"stats\",\"more\":1}",
+        "{\"command\":\"drain\",\"hold\":4000}",
+        "{\"command\":\"resize\",\"bytes\":-1}",
+        "{\"command\":\"dirty\",\"bitmap\":\"a\",\"take\":true,\"save\":\"/x\"}",
         "\u{0}",
     ] {
         writeln!(stream, "{line}").unwrap();
@@ -260,6 +393,36 @@ fn wrong_requests_get_errors_and_change_nothing() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_disk_is_described_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.toml");
+    let disk = format!("toml:{}", path.display());
+    let text = "format='memory'\nsize='1M'\n[[layer]]\ntype='throttle'\niops={rate=5,burst=9}\n";
+    std::fs::write(&path, text).unwrap();
+    let served = Served::start(&disk, &[]);
+    assert_eq!(
+        served.ctl(&["layers"])["layers"],
+        serde_json::json!(["throttle=iops:5/burst:9"])
+    );
+    std::fs::write(&path, "format='raw'\npath='x'\ncolour='red'").unwrap();
+    let output = vblk(&[
+        "serve",
+        "vhost-user",
+        "--socket",
+        "/nonexistent/s",
+        "--disk",
+        &disk,
+    ]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    let words = ["disk.toml, line 3: ", "`colour`"];
+    assert!(
+        words.iter().all(|word| said.contains(word)) && said.lines().count() == 1,
+        "{said}"
+    );
 }
 
 #[test]

@@ -6,12 +6,14 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Act, BLOCK, Rig, act, directory, image, read, write};
 use proptest::prelude::*;
-use virtio_blk_core::disk::Disk;
+use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
+use virtio_blk_disks::meter::OpClass;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
 use virtio_blk_disks::{Engine, MemoryDisk, RawDisk, RawOptions};
 
@@ -32,6 +34,14 @@ fn stack() -> impl Strategy<Value = Vec<LayerSpec>> {
     let some = proptest::sample::subsequence(all, 0..=5).prop_shuffle();
     some.prop_filter("one fault layer", |layers| {
         layers.iter().filter(|l| l.name() == "fault").count() < 2
+    })
+}
+
+/// Any layers, one of which checks the others.
+fn checked_stack() -> impl Strategy<Value = Vec<LayerSpec>> {
+    (stack(), 0_usize..6).prop_map(|(mut layers, at)| {
+        layers.insert(at.min(layers.len()), LayerSpec::Verify);
+        layers
     })
 }
 
@@ -84,6 +94,77 @@ proptest! {
         let base = Arc::new(RawDisk::open(&RawOptions::new(&path).engine(engine)).unwrap());
         let content = run(base, &start, depth, steps);
         prop_assert!(std::fs::read(&path).unwrap() == content);
+    }
+
+    #[test]
+    fn no_stack_lies(layers in checked_stack(), depth in depth(), live in any::<bool>(), acts in proptest::collection::vec(act(BLOCKS, 16), 1..50)) {
+        let base = Arc::new(MemoryDisk::new(BLOCKS * BLOCK as u64).unwrap());
+        let stack = if live {
+            Stack::live(base, &layers, Groups::default())
+        } else {
+            Stack::fixed(base, &layers, Groups::default())
+        };
+        let stack = stack.unwrap();
+        let mut rig = Rig::new(&*stack.disk(), depth, BLOCK);
+        acts.into_iter().for_each(|act| rig.act(act));
+        rig.finish();
+        prop_assert_eq!(stack.verify().unwrap().lie(), None);
+    }
+
+    #[test]
+    fn failures_leave_what_they_may(
+        seed in any::<u64>(),
+        above in stack(),
+        changes in proptest::collection::vec((0..5_u8, 0..40_u64, 1..12_u64), 1..80),
+    ) {
+        let base = Arc::new(MemoryDisk::new(64 * BLOCK as u64).unwrap());
+        let fault = format!("fault=seed:{seed}/errors:150/torn:150/reorder:on");
+        let mut layers: Vec<LayerSpec> = vec![fault.parse().unwrap(), LayerSpec::Verify];
+        layers.extend(above.into_iter().filter(|l| !["fault", "meter"].contains(&l.name())));
+        layers.push(LayerSpec::Meter);
+        let stack = Stack::fixed(base, &layers, Groups::default()).unwrap();
+        let mut queue = stack.disk().open_queue(4).unwrap();
+        // What each block may hold.
+        let mut model = vec![vec![0_u8]; 64];
+        let mut counted: HashMap<&str, (u64, u64)> = HashMap::new();
+        for (number, (what, at, count)) in (1_u8..).zip(changes) {
+            let (offset, len) = (at * BLOCK as u64, count * BLOCK as u64);
+            let (kind, class, left) = match what {
+                0 | 1 => (OpKind::Write { offset, fua: what == 1 }, OpClass::Write, Some(number)),
+                2 => (OpKind::WriteZeroes { offset, len, unmap: false, fua: false }, OpClass::WriteZeroes, Some(0)),
+                3 => (OpKind::Discard { offset, len }, OpClass::Discard, Some(0)),
+                _ => (OpKind::Read { offset }, OpClass::Read, None),
+            };
+            let buf = match what {
+                0 | 1 | 4 => IoBuf::from_vec(vec![number; len as usize]),
+                _ => IoBuf::new(),
+            };
+            let done = common::run(&mut *queue, kind, buf);
+            let (oks, errors) = counted.entry(class.name()).or_default();
+            *if done.result.is_ok() { oks } else { errors } += 1;
+            let blocks = &mut model[at as usize..(at + count) as usize];
+            match (left, done.result) {
+                (Some(left), Ok(())) => blocks.fill(vec![left]),
+                (Some(left), Err(_)) => blocks.iter_mut().for_each(|block| block.push(left)),
+                (None, Ok(())) => {
+                    let data = done.buf.to_vec();
+                    for (block, found) in blocks.iter_mut().zip(data.chunks(BLOCK)) {
+                        prop_assert!(found.iter().all(|byte| *byte == found[0]), "torn inside a block");
+                        prop_assert!(block.contains(&found[0]), "{} is none of {block:?}", found[0]);
+                        // Nothing changes by itself.
+                        *block = vec![found[0]];
+                    }
+                }
+                (None, Err(_)) => {}
+            }
+        }
+        prop_assert_eq!(stack.verify().unwrap().lie(), None);
+        let total = stack.meter().unwrap().total();
+        for class in OpClass::ALL {
+            let stats = total.class(class);
+            let (oks, errors) = counted.get(class.name()).copied().unwrap_or_default();
+            prop_assert_eq!((stats.count(), stats.errors), (oks + errors, errors), "{}", class.name());
+        }
     }
 
     #[test]

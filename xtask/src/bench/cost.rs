@@ -16,6 +16,14 @@ const TARGET: f64 = 500.0;
 /// Kicks of the shorter of two counts; the other has twice as many.
 const BATCHES: u64 = 100;
 
+/// What one request costs.
+pub(super) fn per_request(args: &[String], batch: u64) -> Result<f64, Error> {
+    let mut args = args.to_vec();
+    args.push(format!("--batch={batch}"));
+    let more = count(&args, 2 * BATCHES)? - count(&args, BATCHES)?;
+    Ok(more / (BATCHES * batch) as f64)
+}
+
 /// One kind of request.
 #[derive(Serialize)]
 pub struct Row {
@@ -55,7 +63,7 @@ pub fn measure() -> Result<Vec<Row>, Error> {
                 );
                 let mut costs = Vec::new();
                 for (iommu, batch) in [(false, 1), (false, 32), (true, 1), (true, 32)] {
-                    let mut args = vec![format!("--disk={disk}"), format!("--batch={batch}")];
+                    let mut args = vec![format!("--disk={disk}")];
                     for (set, name) in [
                         (iommu, "--iommu"),
                         (write, "--write"),
@@ -65,11 +73,10 @@ pub fn measure() -> Result<Vec<Row>, Error> {
                             args.push(name.into());
                         }
                     }
-                    let more = count(&args, 2 * BATCHES)? - count(&args, BATCHES)?;
                     costs.push(Cost {
                         iommu,
                         batch,
-                        instructions: more / (BATCHES * batch) as f64,
+                        instructions: per_request(&args, batch)?,
                     });
                 }
                 rows.push(Row {

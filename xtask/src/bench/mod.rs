@@ -6,6 +6,7 @@
 mod callgrind;
 mod cost;
 mod document;
+mod layers;
 mod machine;
 mod servers;
 mod vdpa;
@@ -54,6 +55,8 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     instructions: Option<Vec<cost::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<Vec<layers::Row>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     servers: Option<Vec<servers::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vdpa: Option<vdpa::Report>,
@@ -76,6 +79,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         instructions: (!args.servers && !args.vdpa)
             .then(cost::measure)
             .transpose()?,
+        layers: (!args.servers && !args.vdpa)
+            .then(layers::measure)
+            .transpose()?,
         servers: (!args.cost && !args.vdpa)
             .then(|| servers::measure(args.seconds, args.rounds, args.dir.as_deref()))
             .transpose()?,
@@ -87,6 +93,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let mut sections = Vec::new();
     if let Some(rows) = &report.instructions {
         sections.push(("instructions", cost::table(rows)));
+    }
+    if let Some(rows) = &report.layers {
+        sections.push(("layers", layers::table(rows)));
     }
     if let Some(rows) = &report.servers {
         sections.push(("servers", servers::table(rows)));

@@ -23,7 +23,7 @@ use super::tools::copy_tools;
 /// Where the tools in the guest come from. Independent of the kernel's suite and of the host.
 const TOOLS_SUITE: &str = "bookworm";
 const KERNEL_META: &str = "linux-image-cloud-amd64";
-const TOOL_PACKAGES: [&str; 11] = [
+const TOOL_PACKAGES: [&str; 12] = [
     "busybox-static",
     "dash",
     "e2fsprogs",
@@ -33,6 +33,7 @@ const TOOL_PACKAGES: [&str; 11] = [
     "kmod",
     "mount",
     "qemu-system-common",
+    "qemu-utils",
     "util-linux",
     "zlib1g",
 ];

@@ -12,7 +12,7 @@ use std::process::Command;
 use super::error::{Context, Error, Result};
 use super::process::output;
 
-const PROGRAMS: [&str; 23] = [
+const PROGRAMS: [&str; 24] = [
     "blkdiscard",
     "blkid",
     "blkzone",
@@ -29,6 +29,7 @@ const PROGRAMS: [&str; 23] = [
     "mkfs.ext4",
     "mount",
     "partx",
+    "qemu-img",
     "qemu-storage-daemon",
     "resize2fs",
     "setpriv",

@@ -54,6 +54,9 @@ struct Cli {
     /// The layers could be changed while the disk is in use.
     #[arg(long)]
     live: bool,
+    /// The disk alone, without what puts layers on it.
+    #[arg(long, conflicts_with_all = ["layers", "live"])]
+    bare: bool,
     /// Guest memory behind an IOMMU, in scattered pages.
     #[arg(long)]
     iommu: bool,
@@ -122,12 +125,14 @@ where
     Arc<G>: DeviceMemory,
 {
     let (base, groups) = (disk(cli.disk)?, Groups::default());
-    let stack = if cli.live {
-        Stack::live(base, &cli.layers, groups)?
+    let disk = if cli.bare {
+        base
+    } else if cli.live {
+        Stack::live(base, &cli.layers, groups)?.disk()
     } else {
-        Stack::fixed(base, &cli.layers, groups)?
+        Stack::fixed(base, &cli.layers, groups)?.disk()
     };
-    let device = Device::new(stack.disk(), Options::default())?;
+    let device = Device::new(disk, Options::default())?;
     device.accept(device.offered())?;
     let layout = SplitLayout::contiguous(QUEUE_SIZE, space.take(0x4000, 0x1000)?)?;
     let arena = ArenaConfig {

@@ -10,21 +10,19 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use virtio_blk_disks::stack::LayerSpec;
 
 use super::Served;
+use super::act::{self, Marks};
 use super::stats::{Before, Stats};
 
 /// The longest line.
 const MAX_LINE: u64 = 64 << 10;
 /// Most clients at a time.
 const MAX_CLIENTS: usize = 16;
-/// How long a change of layers is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What can be asked for.
 #[derive(Debug, Deserialize, Serialize)]
@@ -44,33 +42,33 @@ pub enum Request {
     },
     /// Looks at the size of the disk again.
     Refresh {},
+    /// Grows a raw file.
+    Resize {
+        /// To this size.
+        bytes: u64,
+    },
+    /// Ends what is in flight, and flushes.
+    Drain {
+        /// Keep what comes afterwards waiting, for so many seconds.
+        #[serde(default)]
+        hold: u64,
+    },
+    /// Ends such a time.
+    Resume {},
     /// What is marked in a dirty bitmap.
     Dirty {
         /// Its name.
         bitmap: String,
         /// Clear the marks.
-        #[serde(default)]
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         take: bool,
+        /// Write the marks to this file instead.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        save: Option<PathBuf>,
+        /// Add the marks of this file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        load: Option<PathBuf>,
     },
-}
-
-fn layers(served: &Served, set: Option<Vec<String>>) -> Result<Value, Box<dyn Error>> {
-    let stack = &served.stack;
-    let mut settled = stack.is_settled()?;
-    if let Some(set) = set {
-        let parsed: Result<Vec<LayerSpec>, _> = set.iter().map(|text| text.parse()).collect();
-        stack.change(&parsed?)?;
-        let until = Instant::now() + PATIENCE;
-        loop {
-            settled = stack.is_settled()?;
-            if settled || Instant::now() >= until {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-    let layers: Vec<String> = stack.layers().iter().map(ToString::to_string).collect();
-    Ok(json!({"layers": layers, "settled": settled}))
 }
 
 fn execute(
@@ -84,22 +82,28 @@ fn execute(
             *before = Some(now);
             Ok(serde_json::to_value(stats)?)
         }
-        Request::Layers { set } => layers(served, set),
-        Request::Refresh {} => {
-            served.device.disk().refresh()?;
-            Ok(json!({"capacity": served.device.capacity() * 512}))
+        Request::Layers { set } => act::layers(served, set),
+        Request::Refresh {} => act::refresh(served),
+        Request::Resize { bytes } => act::resize(served, bytes),
+        Request::Drain { hold } => act::drain(served, hold),
+        Request::Resume {} => {
+            served.stack.resume();
+            Ok(json!({"resumed": true}))
         }
-        Request::Dirty { bitmap, take } => {
-            let found = served.stack.dirty(&bitmap);
-            let found = found
-                .and_then(|disk| disk.bitmap(&bitmap))
-                .ok_or_else(|| format!("there is no dirty bitmap `{bitmap}`"))?;
-            let changes = if take { found.take() } else { found.changes() };
-            Ok(json!({
-                "granularity": found.granularity(),
-                "beyond": changes.beyond,
-                "ranges": changes.ranges,
-            }))
+        Request::Dirty {
+            bitmap,
+            take,
+            save,
+            load,
+        } => {
+            let what = match (take, &save, &load) {
+                (false, None, None) => Marks::Show,
+                (true, None, None) => Marks::Take,
+                (false, Some(path), None) => Marks::Save(path),
+                (false, None, Some(path)) => Marks::Load(path),
+                _ => return Err("give one of take, save and load".into()),
+            };
+            act::dirty(served, &bitmap, &what)
         }
     }
 }

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use virtio_blk_disks::{DiskSpec, SpecError};
+
+use super::act::MAX_HOLD;
 use super::control::{Client, Request};
 use super::layers_help;
 use crate::output;
@@ -19,6 +22,8 @@ Examples:
   vblk ctl /run/disk0.ctl layers throttle=iops:2000,meter    limit the disk and measure it
   vblk ctl /run/disk0.ctl layers none                        and no more
   vblk ctl /run/disk0.ctl dirty backup --take                what changed since the last time
+  vblk ctl /run/disk0.ctl drain --hold 10; cp --reflink disk.img copy.img; vblk ctl /run/disk0.ctl resume
+                                                             a copy of one moment
 
 ",
     layers_help!()
@@ -47,6 +52,20 @@ enum CtlCommand {
     },
     /// Look at the size of the disk again.
     Refresh,
+    /// Grow a raw file while it is in use; its driver is told.
+    Resize {
+        /// The new size, such as 16G.
+        #[arg(value_name = "SIZE", value_parser = bytes)]
+        bytes: u64,
+    },
+    /// End what is in flight, and flush: everything that the driver was told is done is then in the image.
+    Drain {
+        /// Keep requests that come afterwards waiting for so long, unless `resume` comes first.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_HOLD))]
+        hold: u64,
+    },
+    /// Go on after `drain --hold`.
+    Resume,
     /// Show what changed.
     Dirty {
         /// The bitmap's name.
@@ -55,7 +74,23 @@ enum CtlCommand {
         /// Clear the marks: the next call shows what changed since.
         #[arg(long)]
         take: bool,
+        /// Have the server write the marks to a file; they also stay.
+        #[arg(long, value_name = "FILE", conflicts_with = "take")]
+        save: Option<PathBuf>,
+        /// Have the server add the marks of such a file, and mark what the disk has grown by since.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["take", "save"])]
+        load: Option<PathBuf>,
     },
+}
+
+/// A SIZE as a DISK has it.
+fn bytes(text: &str) -> Result<u64, SpecError> {
+    match format!("memory:{text}").parse()? {
+        DiskSpec::Memory { bytes } => Ok(bytes),
+        _ => Err(SpecError::Size {
+            value: text.to_owned(),
+        }),
+    }
 }
 
 /// Asks, and prints the answer.
@@ -70,7 +105,20 @@ pub fn run(args: CtlArgs, json: bool) -> Result<(), Box<dyn Error>> {
             },
         },
         CtlCommand::Refresh => Request::Refresh {},
-        CtlCommand::Dirty { bitmap, take } => Request::Dirty { bitmap, take },
+        CtlCommand::Resize { bytes } => Request::Resize { bytes },
+        CtlCommand::Drain { hold } => Request::Drain { hold },
+        CtlCommand::Resume => Request::Resume {},
+        CtlCommand::Dirty {
+            bitmap,
+            take,
+            save,
+            load,
+        } => Request::Dirty {
+            bitmap,
+            take,
+            save: save.map(std::path::absolute).transpose()?,
+            load: load.map(std::path::absolute).transpose()?,
+        },
     };
     let answer = Client::connect(&args.socket)?.ask(&request)?;
     output::print(&answer, json)?;

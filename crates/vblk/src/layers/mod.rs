@@ -4,6 +4,7 @@
 //! Layers on the served disk, and what shows and changes them: `--metrics`, `--control`, `vblk ctl`,
 //! `vblk top`.
 
+mod act;
 mod control;
 pub mod ctl;
 mod metrics;
@@ -34,7 +35,10 @@ After the disk may stand layers, from the medium upwards, e.g. raw:disk.img,thro
   dirty=NAME[/granularity:SIZE]  mark changed blocks (64K)
   meter                  count and time operations; --metrics brings it along
   verify                 remember checksums and fail reads that lie; takes 50 bytes of memory a sector
-  fault=[seed:N][/errors:PER_MILLE][/delay:SECONDS][/reorder:on]  misbehave, for tests"
+  fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS][/reorder:on]  misbehave, for tests
+toml:FILE stands for all of it: the keys `format`, `path` (or `size`) and the disk's options, and for each layer a
+[[layer]] with its `type`, its `name` if it has one, and its options; a limit with a burst is a table:
+  iops = { rate = 5000, burst = 20000, length = 10 }"
     };
 }
 pub(crate) use layers_help;
@@ -71,7 +75,7 @@ pub fn open(
 /// What the servers of metrics and control look at.
 #[derive(Clone, Debug)]
 struct Served {
-    name: String,
+    source: Source,
     stack: Arc<Stack>,
     device: Arc<Device>,
 }
@@ -98,7 +102,7 @@ impl Windows {
         json: bool,
     ) -> Result<Self, Box<dyn Error>> {
         let served = Served {
-            name: disk.disk.to_string(),
+            source: disk.disk.clone(),
             stack,
             device,
         };

@@ -173,7 +173,7 @@ impl Stats {
         });
         let at = Instant::now();
         let stats = Self {
-            disk: served.name.clone(),
+            disk: served.source.to_string(),
             capacity: served.device.capacity() * 512,
             interval: before.map(|before| at.duration_since(before.at).as_secs_f64()),
             queues: shown.iter().map(Queue::from).collect(),

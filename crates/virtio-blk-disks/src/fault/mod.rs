@@ -4,7 +4,8 @@
 //! A decorator that makes any disk misbehave, by plan and repeatably.
 //!
 //! For tests of whatever stands on a disk. The contract of [`IoQueue`] is kept throughout: each
-//! operation still completes exactly once, only later, in another order, or with an error.
+//! operation still completes exactly once, only later, in another order, or with an error: without an effect, with
+//! a part of it (a torn write) or with all of it. Only [`Rule::silent`] lies.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -114,7 +115,8 @@ impl<D: Disk + ?Sized> Disk for FaultDisk<D> {
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         let inner = self.inner.open_queue(depth)?;
         let number = self.shared.queues.fetch_add(1, Ordering::SeqCst);
-        let queue = FaultQueue::new(self.shared.clone(), inner, depth, number)?;
+        let block = self.inner.caps().align.guest_block;
+        let queue = FaultQueue::new(self.shared.clone(), inner, depth, number, block)?;
         Ok(Box::new(queue))
     }
 

@@ -43,11 +43,21 @@ impl Kind {
     }
 }
 
-/// The error a rule makes.
+/// The result a rule makes.
 #[derive(Clone, Copy, Debug)]
 enum Failure {
     Errno(i32),
     Unsupported,
+    /// None: it says that all went well.
+    Silent,
+}
+
+/// What an operation does that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    Nothing,
+    Part,
+    All,
 }
 
 /// Which operations fail, and how. A fresh rule fails every operation, before it had an effect.
@@ -59,7 +69,7 @@ pub struct Rule {
     per_mille: u32,
     skip: u64,
     times: u64,
-    pub(super) after_effect: bool,
+    pub(super) effect: Effect,
 }
 
 impl Rule {
@@ -71,7 +81,7 @@ impl Rule {
             per_mille: 1000,
             skip: 0,
             times: u64::MAX,
-            after_effect: false,
+            effect: Effect::Nothing,
         }
     }
 
@@ -83,6 +93,12 @@ impl Rule {
     /// Fails with [`DiskError::Unsupported`].
     pub const fn unsupported() -> Self {
         Self::new(Failure::Unsupported)
+    }
+
+    /// Says that all went well, although it was not done: a lost write, or a read that leaves its buffer as it
+    /// was. With [`Rule::torn`], although only a part was done.
+    pub const fn silent() -> Self {
+        Self::new(Failure::Silent)
     }
 
     /// Only operations of this kind.
@@ -123,7 +139,15 @@ impl Rule {
     /// Fails the operation although it was done, as a lost answer would.
     #[must_use]
     pub const fn after_effect(mut self) -> Self {
-        self.after_effect = true;
+        self.effect = Effect::All;
+        self
+    }
+
+    /// Fails a change although a part of it was done: whole blocks next to each other, none of them or any number
+    /// but all, and of a write at most 1 MiB. What changes nothing fails without an effect.
+    #[must_use]
+    pub const fn torn(mut self) -> Self {
+        self.effect = Effect::Part;
         self
     }
 
@@ -148,11 +172,12 @@ impl Rule {
         number >= self.skip && number - self.skip < self.times
     }
 
-    /// The error.
-    pub(super) fn error(&self) -> DiskError {
+    /// The result.
+    pub(super) fn result(&self) -> Result<(), DiskError> {
         match self.failure {
-            Failure::Errno(code) => DiskError::from_errno(code),
-            Failure::Unsupported => DiskError::Unsupported,
+            Failure::Errno(code) => Err(DiskError::from_errno(code)),
+            Failure::Unsupported => Err(DiskError::Unsupported),
+            Failure::Silent => Ok(()),
         }
     }
 }
@@ -239,6 +264,14 @@ impl FaultPlan {
     pub const fn poll(mut self) -> Self {
         self.poll = true;
         self
+    }
+
+    /// Whether nothing goes wrong at all.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+            && !self.holds()
+            && self.full_per_mille == 0
+            && self.break_after.is_none()
     }
 
     /// Whether completions go through `reap` of ours.

@@ -10,9 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Op, Submit, Token, Wait};
+use virtio_blk_core::disk::{
+    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+};
 
 use super::Shared;
+use super::plan::Effect;
 use super::rng::Rng;
 
 /// How long a completion is held back.
@@ -24,8 +27,68 @@ struct Delay {
 
 /// What was decided for an operation that is with the disk underneath.
 struct Decision {
-    error: Option<DiskError>,
+    /// What it shall end with instead.
+    result: Option<Result<(), DiskError>>,
+    /// Its own buffer, if only a part of it went down.
+    buf: Option<IoBuf>,
     delay: Delay,
+}
+
+impl Decision {
+    /// Makes a completion what was decided.
+    fn apply(self, mut completion: Completion) -> Completion {
+        if let Some(result) = self.result {
+            completion.result = result;
+        }
+        if let Some(buf) = self.buf {
+            completion.buf = buf;
+        }
+        completion
+    }
+}
+
+/// The most bytes of a part of a write, which are copied.
+const MAX_PART: u64 = 1 << 20;
+
+/// A change cut down to the `len` bytes from its byte `skip` on.
+const fn cut(kind: OpKind, skip: u64, len: u64) -> OpKind {
+    match kind {
+        OpKind::Write { offset, fua } => OpKind::Write {
+            offset: offset.saturating_add(skip),
+            fua,
+        },
+        OpKind::WriteZeroes {
+            offset, unmap, fua, ..
+        } => OpKind::WriteZeroes {
+            offset: offset.saturating_add(skip),
+            len,
+            unmap,
+            fua,
+        },
+        OpKind::Discard { offset, .. } => OpKind::Discard {
+            offset: offset.saturating_add(skip),
+            len,
+        },
+        OpKind::SecureErase { offset, .. } => OpKind::SecureErase {
+            offset: offset.saturating_add(skip),
+            len,
+        },
+        other => other,
+    }
+}
+
+/// Cuts an operation down to a part of it. Answers also its own buffer, if the part has a copy.
+fn tear(op: Op, skip: u64, len: u64) -> (Op, Option<IoBuf>) {
+    let kind = cut(op.kind, skip, len);
+    if op.buf.is_empty() {
+        return (Op { kind, ..op }, None);
+    }
+    // Both are within the buffer.
+    let mut part = vec![0; usize::try_from(len).unwrap_or(0)];
+    let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+    op.buf.copy_out(skip, &mut part);
+    let buf = IoBuf::from_vec(part);
+    (Op { kind, buf, ..op }, Some(op.buf))
 }
 
 /// A completion that is held back.
@@ -61,6 +124,8 @@ pub(super) struct FaultQueue {
     inner: Box<dyn IoQueue>,
     rng: Rng,
     limit: usize,
+    /// Bytes of the guest block: what is torn is torn between these.
+    block: u64,
     /// With the disk underneath.
     below: HashMap<Token, Decision>,
     held: Vec<Held>,
@@ -70,6 +135,8 @@ pub(super) struct FaultQueue {
     ringing: bool,
     /// Operations taken.
     taken: u64,
+    /// The plan changes nothing.
+    passes: bool,
 }
 
 /// A descriptor from a system call that answers with one.
@@ -131,13 +198,16 @@ impl FaultQueue {
         inner: Box<dyn IoQueue>,
         depth: u16,
         number: u64,
+        block: u32,
     ) -> Result<Self, DiskError> {
         let waiting = Waiting::new(&shared, &*inner)?;
         Ok(Self {
             rng: Rng::new(shared.plan.seed, number),
+            passes: shared.plan.is_empty(),
             shared,
             inner,
             limit: depth.max(1).into(),
+            block: u64::from(block.max(1)),
             below: HashMap::new(),
             held: Vec::new(),
             scratch: Vec::new(),
@@ -151,8 +221,8 @@ impl FaultQueue {
         self.shared.armed.load(Ordering::SeqCst)
     }
 
-    /// The error for an operation, and whether it is made after the effect.
-    fn failure(&mut self, op: &Op) -> Option<(DiskError, bool)> {
+    /// What an operation ends with instead, and what it does all the same.
+    fn failure(&mut self, op: &Op) -> Option<(Result<(), DiskError>, Effect)> {
         let armed = self.armed();
         let mut found = None;
         for (rule, matches) in self.shared.plan.rules.iter().zip(&self.shared.matches) {
@@ -164,13 +234,30 @@ impl FaultQueue {
                 && rule.matches(&op.kind, op.buf.len())
                 && rule.hits(matches.fetch_add(1, Ordering::SeqCst))
             {
-                found = Some((rule.error(), rule.after_effect));
+                found = Some((rule.result(), rule.effect));
             }
         }
         if found.is_some() {
             self.shared.errors.fetch_add(1, Ordering::SeqCst);
         }
         found
+    }
+
+    /// A part of a change, not the whole of it: how many bytes are left out, and how many follow. `None`: no part
+    /// of it.
+    fn part(&mut self, op: &Op) -> Option<(u64, u64)> {
+        let (_, len) = op.kind.range(op.buf.len() as u64)?;
+        let blocks = len / self.block;
+        if !op.kind.is_write() || blocks < 2 {
+            return None;
+        }
+        let mut most = blocks - 1;
+        if !op.buf.is_empty() {
+            most = most.min(MAX_PART / self.block);
+        }
+        let count = self.rng.below(most + 1);
+        let skip = self.rng.below(blocks - count + 1);
+        (count != 0).then_some((skip * self.block, count * self.block))
     }
 
     fn delay(&mut self) -> Delay {
@@ -239,14 +326,12 @@ impl FaultQueue {
     fn collect(&mut self) -> Result<(), DiskError> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let result = self.inner.reap(&mut scratch);
-        for mut completion in scratch.drain(..) {
+        for completion in scratch.drain(..) {
             let Some(decision) = self.below.remove(&completion.token) else {
                 continue;
             };
-            if let Some(error) = decision.error {
-                completion.result = Err(error);
-            }
-            self.hold(completion, decision.delay);
+            let delay = decision.delay;
+            self.hold(decision.apply(completion), delay);
         }
         self.scratch = scratch;
         result.map(|_| ())
@@ -289,29 +374,46 @@ impl IoQueue for FaultQueue {
         }
         let failure = self.failure(&op);
         let delay = self.delay();
-        let error = match failure {
-            Some((error, false)) => {
-                self.taken += 1;
-                return self.answer(op.complete(Err(error)), delay);
-            }
-            Some((error, true)) => Some(error),
-            None => None,
+        let (token, kind) = (op.token, op.kind);
+        let (result, effect) = match failure {
+            Some((result, effect)) => (Some(result), effect),
+            None => (None, Effect::All),
         };
-        let token = op.token;
+        let part = match effect {
+            Effect::Part => self.part(&op),
+            Effect::Nothing | Effect::All => None,
+        };
+        let (op, buf) = match (effect, part) {
+            (Effect::All, _) => (op, None),
+            (_, Some((skip, len))) => tear(op, skip, len),
+            (_, None) => {
+                self.taken += 1;
+                return self.answer(op.complete(result.unwrap_or(Ok(()))), delay);
+            }
+        };
+        let decision = Decision { result, buf, delay };
         match self.inner.submit(op) {
-            Submit::Full(op) => Submit::Full(op),
+            Submit::Full(op) => Submit::Full(Op {
+                kind,
+                buf: decision.buf.unwrap_or(op.buf),
+                ..op
+            }),
             Submit::Queued => {
                 self.taken += 1;
-                self.below.insert(token, Decision { error, delay });
+                self.below.insert(token, decision);
                 Submit::Queued
             }
-            Submit::Done(mut completion) => {
+            Submit::Done(completion) => {
                 self.taken += 1;
-                if let Some(error) = error {
-                    completion.result = Err(error);
-                }
-                self.answer(completion, delay)
+                self.answer(decision.apply(completion), delay)
             }
+        }
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        match self.passes {
+            true => self.inner.execute(kind, buf),
+            false => None,
         }
     }
 

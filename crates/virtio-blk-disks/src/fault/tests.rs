@@ -265,3 +265,122 @@ fn it_goes_over_any_disk() {
     disk.listen(Arc::new(|_| {}));
     assert_eq!(disk.caps().capacity, 2048);
 }
+
+/// The blocks of a content that was all zeroes where `value` arrived.
+fn arrived(disk: &MemoryDisk, value: u8) -> Vec<usize> {
+    let buf = IoBuf::zeroed(1 << 20);
+    let mut queue = disk.open_queue(1).unwrap();
+    let read = OpKind::Read { offset: 0 };
+    queue.execute(&read, &buf).unwrap().unwrap();
+    let content = buf.to_vec();
+    let blocks = content.chunks(512).enumerate();
+    let found = blocks.filter(|(_, block)| block.iter().all(|byte| *byte == value));
+    found.map(|(index, _)| index).collect()
+}
+
+#[test]
+fn a_torn_write_arrives_in_part_and_fails() {
+    let rule = Rule::errno(libc::EIO).kind(Kind::Write).torn();
+    let mut counts = std::collections::BTreeSet::new();
+    for (seed, late) in (0..60).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let mut plan = FaultPlan::new(seed).rule(rule.clone());
+        if late {
+            plan = plan.delay_reaps(1..=2);
+        }
+        let disk = disk(plan);
+        let mut queue = disk.open_queue(4).unwrap();
+        let write = Op {
+            token: Token(1),
+            kind: OpKind::Write {
+                offset: 4 * 512,
+                fua: false,
+            },
+            buf: IoBuf::from_vec(vec![7; 8 * 512]),
+        };
+        let completion = match queue.submit(write) {
+            Submit::Done(completion) => completion,
+            _ => loop {
+                if let Some(completion) = reap(&mut *queue).pop() {
+                    break completion;
+                }
+            },
+        };
+        assert_eq!(completion.token, Token(1));
+        assert!(completion.result.is_err());
+        assert_eq!(completion.buf.to_vec(), vec![7; 8 * 512], "its own buffer");
+        let found = arrived(disk.inner(), 7);
+        assert!(found.len() < 8 && found.iter().all(|block| (4..12).contains(block)));
+        assert!(found.windows(2).all(|pair| pair[0] + 1 == pair[1]));
+        counts.insert(found.len());
+        assert_eq!(disk.errors(), 1);
+    }
+    assert_eq!(counts, (0..8).collect());
+}
+
+#[test]
+fn zeroing_is_torn_too_and_what_is_one_block_is_not_split() {
+    let full = OpKind::Write {
+        offset: 0,
+        fua: false,
+    };
+    let zero = OpKind::WriteZeroes {
+        offset: 0,
+        len: 1 << 20,
+        unmap: false,
+        fua: false,
+    };
+    let rule = Rule::errno(libc::EIO).torn().skip(1);
+    let mut parts = 0;
+    for seed in 0..20 {
+        let disk = disk(FaultPlan::new(seed).rule(rule.clone()));
+        let mut queue = disk.open_queue(4).unwrap();
+        let all = Op {
+            buf: IoBuf::from_vec(vec![7; 1 << 20]),
+            ..op(1, full)
+        };
+        assert!(matches!(queue.submit(all), Submit::Done(done) if done.result.is_ok()));
+        now(&mut *queue, 2, zero).unwrap_err();
+        let zeroed = arrived(disk.inner(), 0).len();
+        assert_eq!(zeroed + arrived(disk.inner(), 7).len(), 2048);
+        parts += usize::from(zeroed != 0);
+        now(&mut *queue, 9, WRITE).unwrap_err();
+        now(&mut *queue, 9, OpKind::Flush).unwrap_err();
+        assert!(arrived(disk.inner(), 9).is_empty());
+    }
+    assert!(parts > 10);
+}
+
+#[test]
+fn a_refusal_below_gives_the_whole_operation_back() {
+    let full = FaultPlan::new(1).delay_reaps(9..=9).full_per_mille(1000);
+    let below = Arc::new(disk(full));
+    let torn = FaultPlan::new(3).rule(Rule::errno(libc::EIO).kind(Kind::Write).torn());
+    let disk = FaultDisk::new(below, torn);
+    let mut queue = disk.open_queue(4).unwrap();
+    assert!(matches!(
+        queue.submit(op(0, OpKind::Read { offset: 0 })),
+        Submit::Queued
+    ));
+    let mut refused = 0;
+    for _ in 0..20 {
+        let write = Op {
+            buf: IoBuf::from_vec(vec![7; 4096]),
+            ..op(1, WRITE)
+        };
+        if let Submit::Full(op) = queue.submit(write) {
+            assert_eq!((op.token, op.kind), (Token(1), WRITE));
+            assert_eq!(op.buf.to_vec(), vec![7; 4096]);
+            refused += 1;
+        }
+    }
+    assert!(refused > 5);
+}
+
+#[test]
+fn a_silent_rule_lies() {
+    let disk = disk(FaultPlan::new(1).rule(Rule::silent().kind(Kind::Write)));
+    let mut queue = disk.open_queue(4).unwrap();
+    now(&mut *queue, 5, WRITE).unwrap();
+    assert!(arrived(disk.inner(), 5).is_empty());
+    assert_eq!(disk.errors(), 1);
+}

@@ -60,4 +60,10 @@ impl Observer for Scribe {
             self.history.get().withdraw(begun);
         }
     }
+
+    fn dropped(&mut self, noted: Noted) {
+        if let Noted::Change(begun) = noted {
+            self.history.get().end(begun, false);
+        }
+    }
 }

@@ -232,3 +232,24 @@ fn states_are_all_different_and_all_pass_the_check() {
     }
     assert_eq!(seen.len(), 12);
 }
+
+#[test]
+fn what_is_dropped_with_its_queue_cannot_come_back_later() {
+    let mut rig = Rig::new(Some(FaultPlan::new(1).delay_reaps(9..=9)));
+    let write = |value| {
+        let kind = OpKind::Write {
+            offset: 0,
+            fua: true,
+        };
+        (kind, vec![value; 512])
+    };
+    let (kind, data) = write(1);
+    assert!(matches!(rig.submit(kind, data), Submit::Queued));
+    rig.queue = rig.disk.open_queue(16).unwrap();
+    assert_eq!(rig.choices(rig.disk.now(), 0), [0, 1]);
+    let (kind, data) = write(2);
+    assert!(matches!(rig.submit(kind, data), Submit::Queued));
+    let mut done = Vec::new();
+    while rig.queue.reap(&mut done).unwrap() == 0 {}
+    assert_eq!(rig.choices(rig.disk.now(), 0), [2]);
+}

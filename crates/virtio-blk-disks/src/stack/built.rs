@@ -13,7 +13,7 @@ use super::{FaultSpec, Groups, LayerSpec};
 use crate::throttle::Limits;
 use crate::{
     DirtyDisk, FaultDisk, FaultPlan, MeterDisk, ThrottleDisk, ThrottleGroup, VerifyDisk,
-    fault::Rule,
+    fault::{Kind, Rule},
 };
 
 /// A layer that was made.
@@ -41,6 +41,18 @@ fn plan(fault: &FaultSpec) -> FaultPlan {
     let mut plan = FaultPlan::new(fault.seed);
     if fault.errors != 0 {
         plan = plan.rule(Rule::errno(libc::EIO).per_mille(fault.errors));
+    }
+    if fault.torn != 0 {
+        let kinds = [
+            Kind::Write,
+            Kind::WriteZeroes,
+            Kind::Discard,
+            Kind::SecureErase,
+        ];
+        for kind in kinds {
+            let rule = Rule::errno(libc::EIO).torn().kind(kind);
+            plan = plan.rule(rule.per_mille(fault.torn));
+        }
     }
     if fault.delay != Duration::ZERO {
         plan = plan.delay_time(Duration::ZERO..=fault.delay);

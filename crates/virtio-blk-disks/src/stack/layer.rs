@@ -21,6 +21,8 @@ pub struct FaultSpec {
     pub seed: u64,
     /// So many of a thousand operations fail with `EIO`, without having had an effect.
     pub errors: u32,
+    /// So many of a thousand changes fail with `EIO` after a part of them was done.
+    pub torn: u32,
     /// The longest time by which a completion comes late. Each is drawn from zero up to it.
     pub delay: Duration,
     /// Completions come out of order.
@@ -123,6 +125,9 @@ impl fmt::Display for LayerSpec {
                 items.push(format!("seed:{}", fault.seed));
                 if fault.errors != 0 {
                     items.push(format!("errors:{}", fault.errors));
+                }
+                if fault.torn != 0 {
+                    items.push(format!("torn:{}", fault.torn));
                 }
                 if fault.delay != Duration::ZERO {
                     items.push(format!("delay:{}", fault.delay.as_secs_f64()));

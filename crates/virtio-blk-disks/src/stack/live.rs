@@ -5,11 +5,12 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::built::{Built, Layer, find_double};
-use super::{Groups, LayerSpec};
+use super::{Groups, LayerSpec, flush};
 use crate::{DirtyDisk, FaultDisk, MeterDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk};
 
 /// Why a stack can't be made or changed.
@@ -166,6 +167,33 @@ impl Stack {
             Some(error) => Err(DiskError::Config(error).into()),
             None => Ok(switch.is_settled()),
         }
+    }
+
+    /// Has every queue end what it has in flight, and keep what comes afterwards until [`Stack::resume`] or for
+    /// that time. Returns at once: when [`Stack::is_settled`] says so, nothing is in flight. What [`Stack::flush`]
+    /// then makes stable is the whole disk at one moment, for a copy or a snapshot.
+    ///
+    /// # Errors
+    /// [`StackError::Fixed`].
+    pub fn hold(&self, time: Duration) -> Result<(), StackError> {
+        let switch = self.switch.as_ref().ok_or(StackError::Fixed)?;
+        switch.hold(Instant::now() + time);
+        Ok(())
+    }
+
+    /// Ends [`Stack::hold`] early.
+    pub fn resume(&self) {
+        if let Some(switch) = &self.switch {
+            switch.resume();
+        }
+    }
+
+    /// Flushes the disk, and waits for it.
+    ///
+    /// # Errors
+    /// The flush failed.
+    pub fn flush(&self) -> Result<(), DiskError> {
+        flush::flush(&*self.base)
     }
 
     /// Whether somebody needs to see requests: then they can't take a path round this stack.

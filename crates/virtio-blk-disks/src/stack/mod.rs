@@ -9,7 +9,7 @@
 //! | a bitmap of changes | `dirty=NAME[/granularity:SIZE]` |
 //! | counts and latencies | `meter` |
 //! | checksums | `verify` |
-//! | faults | `fault=[seed:N][/errors:PER_MILLE][/delay:SECONDS][/reorder:on]` |
+//! | faults | `fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS][/reorder:on]` |
 //!
 //! `N` is operations a second, `B` bytes a second, with K, M, G, T, P in binary units. After a limit may
 //! stand `/burst:RATE`, and after that `/length:SECONDS` (1): the rate that holds for so long after a quiet
@@ -29,6 +29,7 @@
 //! ```
 
 mod built;
+mod flush;
 mod layer;
 mod live;
 mod parse;

@@ -200,6 +200,11 @@ fn dirty(value: &str) -> Result<LayerSpec, SpecError> {
     })
 }
 
+fn per_mille(option: &'static str, value: &str) -> Result<u32, SpecError> {
+    let rate = value.parse().ok().filter(|rate| *rate <= 1000);
+    rate.ok_or_else(|| wrong(option, value, "0 to 1000 (of a thousand operations)"))
+}
+
 fn fault(value: &str) -> Result<LayerSpec, SpecError> {
     let mut fault = FaultSpec::default();
     for (word, value) in items(value, &[])? {
@@ -209,18 +214,15 @@ fn fault(value: &str) -> Result<LayerSpec, SpecError> {
                     .parse()
                     .map_err(|_| wrong("seed", value, "a whole number"))?;
             }
-            "errors" => {
-                let rate = value.parse().ok().filter(|rate| *rate <= 1000);
-                let allowed = "0 to 1000 (of a thousand operations)";
-                fault.errors = rate.ok_or_else(|| wrong("errors", value, allowed))?;
-            }
+            "errors" => fault.errors = per_mille("errors", value)?,
+            "torn" => fault.torn = per_mille("torn", value)?,
             "delay" => fault.delay = seconds("delay", value)?,
             "reorder" => fault.reorder = switch("reorder", value)?,
             _ => {
                 return Err(SpecError::Option {
                     option: word.to_owned(),
                     format: "fault",
-                    allowed: "it has seed, errors, delay and reorder",
+                    allowed: "it has seed, errors, torn, delay and reorder",
                 });
             }
         }

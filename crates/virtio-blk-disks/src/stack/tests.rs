@@ -288,6 +288,7 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
             |(seed, errors, millis, reorder)| LayerSpec::Fault(FaultSpec {
                 seed,
                 errors,
+                torn: errors / 2,
                 delay: Duration::from_millis(millis),
                 reorder,
             })

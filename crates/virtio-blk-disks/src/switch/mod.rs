@@ -20,6 +20,7 @@ mod queue;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
@@ -51,6 +52,8 @@ struct State {
     queues: Vec<Seat>,
     next: u64,
     error: Option<String>,
+    /// Until when queues that have followed take nothing up again.
+    hold: Option<Instant>,
 }
 
 struct Seat {
@@ -79,6 +82,13 @@ impl Shared {
         if let Some(seat) = self.state().queues.iter_mut().find(|seat| seat.id == id) {
             seat.version = version;
         }
+    }
+
+    /// Until when queues hold still, and the version of which that was said.
+    fn hold(&self) -> (Option<Instant>, u64) {
+        let state = self.state();
+        let now = Instant::now();
+        (state.hold.filter(|until| *until > now), self.version())
     }
 
     /// Notes that a queue can't follow.
@@ -117,6 +127,7 @@ impl SwitchDisk {
                     queues: Vec::new(),
                     next: 0,
                     error: None,
+                    hold: None,
                 }),
             }),
         })
@@ -129,6 +140,28 @@ impl SwitchDisk {
         let mut state = self.shared.state();
         state.disk = disk;
         state.error = None;
+        self.call(&state);
+    }
+
+    /// Has every queue end what it has in flight, and keep what comes afterwards until [`SwitchDisk::resume`]
+    /// or `until`. Returns at once: when [`SwitchDisk::is_settled`] says so, the disk underneath has nothing in
+    /// flight. What a layer could still cancel (a throttle) is kept, too. A queue that is opened meanwhile
+    /// holds still as well.
+    pub fn hold(&self, until: Instant) {
+        let mut state = self.shared.state();
+        state.hold = Some(until);
+        self.call(&state);
+    }
+
+    /// Ends [`SwitchDisk::hold`].
+    pub fn resume(&self) {
+        let mut state = self.shared.state();
+        state.hold = None;
+        self.call(&state);
+    }
+
+    /// Has every queue follow.
+    fn call(&self, state: &State) {
         self.shared.version.fetch_add(1, Ordering::Release);
         for seat in &state.queues {
             ring(&seat.bell);

@@ -33,6 +33,8 @@ pub(super) struct SwitchQueue {
     below: InFlight<Below>,
     /// What is in flight ends before the queue moves.
     draining: bool,
+    /// All of it has ended, and the queue holds still until then.
+    held: Option<Instant>,
     /// Cancelled for the move, to be given to the next disk.
     again: Vec<Op>,
     /// Ended here, or inside the `submit` of another operation.
@@ -73,7 +75,7 @@ impl SwitchQueue {
             bell: bell.try_clone()?,
         });
         drop(state);
-        let this = Self {
+        let mut this = Self {
             shared,
             id,
             version,
@@ -81,12 +83,15 @@ impl SwitchQueue {
             inner,
             below: InFlight::new(usize::from(depth)),
             draining: false,
+            held: None,
             again: Vec::new(),
             done: Vec::new(),
             scratch: Vec::new(),
             ready,
             bell,
         };
+        (this.held, _) = this.shared.hold();
+        this.draining = this.held.is_some();
         if this.is_behind() {
             // It was exchanged before we had a seat.
             ring(&this.bell);
@@ -109,10 +114,40 @@ impl SwitchQueue {
             self.collect()?;
         }
         if self.below.len() == 0 {
-            self.draining = false;
-            self.move_over();
+            self.settle();
         }
         Ok(())
+    }
+
+    /// With nothing in flight: moves, or holds still.
+    fn settle(&mut self) {
+        let (held, version) = self.shared.hold();
+        self.held = held;
+        self.draining = held.is_some();
+        if self.draining {
+            self.shared.moved(self.id, version);
+        } else {
+            self.move_over();
+        }
+    }
+
+    /// Takes an operation while the queue has to follow.
+    #[cold]
+    fn submit_moving(&mut self, op: Op) -> Submit {
+        if self.below.len() == 0 {
+            self.settle();
+            if self.held.is_some() && self.again.len() < usize::from(self.depth.max(1)) {
+                self.again.push(op);
+                return Submit::Queued;
+            }
+            if !self.draining && self.again.is_empty() {
+                return self.submit(op);
+            }
+        }
+        if !self.draining {
+            ring(&self.bell);
+        }
+        Submit::Full(op)
     }
 
     /// Opens the queue of the disk in force, closes the other one.
@@ -210,15 +245,11 @@ impl SwitchQueue {
 
 impl IoQueue for SwitchQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if self.draining || !self.again.is_empty() {
-            return Submit::Full(op);
+        if self.draining || self.is_behind() {
+            return self.submit_moving(op);
         }
-        if self.is_behind() {
-            if self.below.len() != 0 {
-                ring(&self.bell);
-                return Submit::Full(op);
-            }
-            self.move_over();
+        if !self.again.is_empty() {
+            return Submit::Full(op);
         }
         let given = self.give(op);
         if let Submit::Queued = given
@@ -264,7 +295,10 @@ impl IoQueue for SwitchQueue {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.inner.deadline()
+        [self.held, self.inner.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn cancel(&mut self, token: Token) {

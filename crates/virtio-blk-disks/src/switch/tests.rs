@@ -184,3 +184,69 @@ fn half_the_queues_are_kept_for_moving() {
     );
     assert!(SwitchDisk::new(Arc::new(Few(1))).is_err());
 }
+
+#[test]
+fn a_held_disk_keeps_what_comes_until_it_goes_on() {
+    let memory = memory();
+    let late = FaultPlan::new(1).delay_reaps(2..=2);
+    let disk = SwitchDisk::new(Arc::new(FaultDisk::new(memory.clone(), late))).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    assert!(matches!(queue.submit(write(0)), Submit::Queued));
+    let until = Instant::now() + std::time::Duration::from_secs(3600);
+    disk.hold(until);
+    assert!(!disk.is_settled(), "something is in flight");
+    assert!(matches!(queue.submit(write(1)), Submit::Full(_)));
+    let mut ended = Vec::new();
+    while !disk.is_settled() {
+        assert!(readable(&*queue));
+        ended.extend(reap(&mut *queue));
+    }
+    assert_eq!(ended.len(), 1);
+    for token in 1..=4 {
+        assert!(matches!(queue.submit(write(token)), Submit::Queued));
+    }
+    assert!(matches!(queue.submit(write(5)), Submit::Full(_)));
+    assert!(queue.execute(&write(5).kind, &IoBuf::zeroed(512)).is_none());
+    assert!(reap(&mut *queue).is_empty() && !readable(&*queue));
+    assert_eq!(queue.deadline(), Some(until));
+    queue.cancel(Token(2));
+    assert!(readable(&*queue));
+    let cancelled = reap(&mut *queue);
+    assert!(matches!(cancelled[0].result, Err(DiskError::Cancelled)));
+    // Also who comes later holds still, and the disk can be exchanged.
+    let mut other = disk.open_queue(4).unwrap();
+    assert!(matches!(other.submit(write(7)), Submit::Queued));
+    disk.switch(memory.clone());
+    assert!(reap(&mut *queue).is_empty() && reap(&mut *other).is_empty());
+    assert!(disk.is_settled());
+    let buf = IoBuf::zeroed(512);
+    let mut plain = memory.open_queue(1).unwrap();
+    let mut holds = |token: u64| {
+        let kind = OpKind::Read {
+            offset: token * 512,
+        };
+        plain.execute(&kind, &buf).unwrap().unwrap();
+        buf.to_vec() == [token as u8; 512]
+    };
+    assert!(!(1..=7).any(&mut holds));
+    disk.resume();
+    assert!(readable(&*queue) && readable(&*other));
+    let mut done = reap(&mut *queue);
+    done.extend(reap(&mut *other));
+    let mut tokens: Vec<_> = done.iter().map(|done| done.token.0).collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, [1, 3, 4, 7]);
+    assert!(done.iter().all(|done| done.result.is_ok()));
+    assert!([1, 3, 4, 7].into_iter().all(holds));
+    assert!(disk.is_settled());
+    assert_eq!(queue.deadline(), None);
+}
+
+#[test]
+fn a_hold_ends_by_itself() {
+    let disk = SwitchDisk::new(memory()).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    disk.hold(Instant::now());
+    assert!(matches!(queue.submit(write(1)), Submit::Done(_)));
+    assert!(disk.is_settled());
+}

@@ -34,8 +34,15 @@ impl Leak {
     }
 
     fn cost(&self, units: u64) -> u64 {
-        let nanos = u128::from(units) * 1_000_000_000 / u128::from(self.rate.max(1));
-        u64::try_from(nanos).unwrap_or(u64::MAX)
+        const SECOND: u64 = 1_000_000_000;
+        let rate = self.rate.max(1);
+        match units.checked_mul(SECOND) {
+            Some(scaled) => scaled / rate,
+            None => {
+                let nanos = u128::from(units) * u128::from(SECOND) / u128::from(rate);
+                u64::try_from(nanos).unwrap_or(u64::MAX)
+            }
+        }
     }
 
     fn take(&mut self, at: u64, units: u64) {

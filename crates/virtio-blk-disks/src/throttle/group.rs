@@ -4,6 +4,7 @@
 //! What several disks may use together.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,15 @@ pub type Clock = Arc<dyn Fn() -> Instant + Send + Sync>;
 /// with a hundred operations waiting gets no more than one with two.
 #[derive(Clone)]
 pub struct ThrottleGroup {
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
     clock: Clock,
     origin: Instant,
+}
+
+struct Shared {
+    /// Whether there is any limit: asked before the lock is taken.
+    is_limited: AtomicBool,
+    state: Mutex<State>,
 }
 
 struct State {
@@ -60,12 +67,14 @@ impl State {
             .filter_map(|(bucket, units)| Some((bucket.as_mut().filter(|_| units != 0)?, units)))
     }
 
+    /// When the limits allow an operation.
+    fn earliest(&mut self, cost: Cost) -> u64 {
+        (self.drawn(cost)).fold(0, |at, (bucket, _)| at.max(bucket.start()))
+    }
+
     fn take(&mut self, cost: Cost, now: u64) -> u64 {
-        let earliest = now.saturating_sub(self.owed);
         let mut behind = u64::MAX;
-        let start = (self.drawn(cost))
-            .map(|(bucket, _)| bucket.start())
-            .fold(earliest, u64::max);
+        let start = self.earliest(cost).max(now.saturating_sub(self.owed));
         for (bucket, units) in self.drawn(cost) {
             bucket.take(start, units);
             behind = behind.min(now.saturating_sub(bucket.start()));
@@ -93,14 +102,24 @@ impl ThrottleGroup {
     pub fn with_clock(limits: Limits, clock: Clock) -> Result<Self, LimitError> {
         limits.validate()?;
         Ok(Self {
-            state: Arc::new(Mutex::new(State::new(limits, 0))),
+            shared: Arc::new(Shared {
+                is_limited: AtomicBool::new(limits != Limits::default()),
+                state: Mutex::new(State::new(limits, 0)),
+            }),
             origin: clock(),
             clock,
         })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        (self.shared.state.lock()).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is any limit.
+    #[inline]
+    pub(super) fn is_limited(&self) -> bool {
+        // Whoever reads it late is like an operation that came earlier.
+        self.shared.is_limited.load(Ordering::Relaxed)
     }
 
     /// The limits in force.
@@ -118,6 +137,8 @@ impl ThrottleGroup {
         let mut state = self.state();
         let generation = state.generation + 1;
         *state = State::new(limits, generation);
+        let is_limited = limits != Limits::default();
+        (self.shared.is_limited).store(is_limited, Ordering::Relaxed);
         Ok(())
     }
 
@@ -132,6 +153,17 @@ impl ThrottleGroup {
     /// A point of the group's time line.
     pub(super) fn instant(&self, at: u64) -> Instant {
         self.origin + Duration::from_nanos(at.saturating_sub(1_000_000_000))
+    }
+
+    /// The place in line of an operation that may start now. `None`: it may not, and has no place.
+    pub(super) fn turn_now(&self, cost: Cost, now: u64) -> Option<Turn> {
+        let mut state = self.state();
+        let earliest = state.earliest(cost);
+        (earliest <= now).then(|| Turn {
+            start: state.take(cost, now),
+            cost,
+            generation: state.generation,
+        })
     }
 
     /// A place in line for an operation.
@@ -157,6 +189,13 @@ impl ThrottleGroup {
     /// Whether a place in line still counts.
     pub(super) fn is_current(&self, turn: &Turn) -> bool {
         self.state().generation == turn.generation
+    }
+
+    /// Does something while nobody can take a turn.
+    #[cfg(test)]
+    pub(super) fn hold_lock(&self, f: impl FnOnce()) {
+        let _state = self.state();
+        f();
     }
 
     /// Notes that an operation starts now, and by how much that is too late.

@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Op, Submit, Token, Wait};
+use virtio_blk_core::disk::{
+    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+};
 
 use super::group::{ThrottleGroup, Turn};
 use super::limits::Cost;
@@ -107,8 +109,38 @@ impl ThrottleQueue {
     }
 }
 
+impl ThrottleQueue {
+    /// Executes an operation if it may start now.
+    #[inline(never)]
+    fn execute_limited(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        let Some(cost) = Cost::of(kind, buf.len() as u64) else {
+            return self.inner.execute(kind, buf);
+        };
+        let turn = self.group.turn_now(cost, self.group.now())?;
+        let result = self.inner.execute(kind, buf);
+        if result.is_none() {
+            // It comes again, as an operation.
+            self.group.give_back(&turn);
+        }
+        result
+    }
+}
+
 impl IoQueue for ThrottleQueue {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        if !self.held.is_empty() {
+            return None;
+        }
+        if self.group.is_limited() {
+            return self.execute_limited(kind, buf);
+        }
+        self.inner.execute(kind, buf)
+    }
+
     fn submit(&mut self, op: Op) -> Submit {
+        if self.held.is_empty() && !self.group.is_limited() {
+            return self.inner.submit(op);
+        }
         let Some(cost) = Cost::of(&op.kind, op.buf.len() as u64) else {
             return self.inner.submit(op);
         };

@@ -4,6 +4,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use proptest::prelude::*;
 use virtio_blk_core::disk::{Completion, IoBuf, Op, OpKind, Submit, Token};
 
 use super::*;
@@ -57,6 +58,8 @@ struct Client {
     in_flight: u64,
     depth: u64,
     done: u64,
+    /// It goes the short way where it can, as the queue runner does.
+    short: bool,
 }
 
 impl Client {
@@ -69,6 +72,7 @@ impl Client {
             in_flight: 0,
             depth,
             done: 0,
+            short: false,
         }
     }
 
@@ -84,6 +88,14 @@ impl Client {
             let mut left = 10_000;
             while self.in_flight < self.depth && left > 0 {
                 left -= 1;
+                if self.short {
+                    let buf = IoBuf::zeroed(self.len);
+                    if let Some(result) = self.queue.execute(&self.kind, &buf) {
+                        result.unwrap();
+                        self.done += 1;
+                        continue;
+                    }
+                }
                 self.token += 1;
                 let op = Op {
                     token: Token(self.token),
@@ -147,10 +159,11 @@ fn assert_near(found: u64, wanted: u64) {
 fn a_rate_holds_over_a_second_at_any_depth_and_with_any_timer() {
     for depth in [1, 2, 128] {
         for tick in [EXACT, MILLI, 4 * MILLI] {
-            for rate in [100, 1000, 20_000] {
+            for (rate, short) in [(100, false), (1000, false), (20_000, false), (1000, true)] {
                 let time = Time::new();
                 let disk = ThrottleDisk::new(null(), time.group(iops(rate)));
                 let mut clients = [Client::reader(&disk, depth)];
+                clients[0].short = short;
                 for _ in 0..3 {
                     let done = run(&time, &mut clients, SECOND, tick);
                     assert_near(done[0], rate);
@@ -217,10 +230,57 @@ fn a_group_shares_fairly_whatever_the_depths() {
         (disk, client)
     });
     let mut clients = disks.map(|(_, client)| client);
-    let done = run(&time, &mut clients, SECOND, EXACT);
-    for done in done {
-        assert_near(done, 1000);
+    for short in [false, true] {
+        clients[1].short = short;
+        let done = run(&time, &mut clients, SECOND, EXACT);
+        for done in done {
+            assert_near(done, 1000);
+        }
     }
+}
+
+#[test]
+fn without_a_limit_no_lock_is_taken_and_nothing_waits() {
+    let time = Time::new();
+    let group = time.group(iops(1));
+    let disk = ThrottleDisk::new(null(), group.clone());
+    let mut queue = disk.open_queue(4).unwrap();
+    let read = OpKind::Read { offset: 0 };
+    let buf = IoBuf::zeroed(512);
+    assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
+    assert!(queue.execute(&read, &buf).is_none(), "not its turn");
+    assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
+    group.set_limits(Limits::default()).unwrap();
+    // What waits goes first.
+    assert!(queue.execute(&read, &buf).is_none());
+    assert_eq!(queue.reap(&mut Vec::new()).unwrap(), 1);
+    std::thread::scope(|scope| {
+        // A lock that is held by somebody else would be waited for.
+        group.hold_lock(|| {
+            let work = scope.spawn(|| {
+                let buf = IoBuf::zeroed(512);
+                assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
+                assert!(matches!(queue.submit(op(2, read)), Submit::Done(_)));
+            });
+            work.join().unwrap();
+        });
+    });
+    group.set_limits(iops(1)).unwrap();
+    assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
+    assert!(queue.execute(&read, &buf).is_none(), "limits hold again");
+}
+
+#[test]
+fn what_the_disk_does_not_execute_keeps_its_turn() {
+    let time = Time::new();
+    let late = crate::FaultPlan::new(1).delay_reaps(0..=0);
+    let below = Arc::new(crate::FaultDisk::new(null(), late));
+    let disk = ThrottleDisk::new(below, time.group(iops(1)));
+    let mut queue = disk.open_queue(4).unwrap();
+    let read = OpKind::Read { offset: 0 };
+    assert!(queue.execute(&read, &IoBuf::zeroed(512)).is_none());
+    assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
+    assert_eq!(disk.stats().waiting, 0, "it was not held back");
 }
 
 #[test]
@@ -387,4 +447,132 @@ fn flushes_and_the_unlimited_kind_pass() {
     };
     assert!(matches!(queue.submit(bare(3, discard)), Submit::Queued));
     assert_eq!(disk.caps(), disk.inner.caps());
+}
+
+/// One limit as a bucket that leaks all the time: another way to say what a rate with bursts is.
+struct Fluid {
+    per_second: f64,
+    room: f64,
+    level: f64,
+    /// The limit of the rate of bursts, which has no room of its own.
+    peak: Option<Box<Fluid>>,
+}
+
+impl Fluid {
+    fn new(rate: &Rate) -> Self {
+        let plain = |per_second: u64| Self {
+            per_second: per_second as f64,
+            room: 0.0,
+            level: 0.0,
+            peak: None,
+        };
+        let mut this = plain(rate.per_second);
+        if let Some(burst) = rate.burst {
+            let extra = (burst.per_second - rate.per_second) as f64;
+            this.room = extra * burst.length.as_secs_f64();
+            this.peak = Some(Box::new(plain(burst.per_second)));
+        }
+        this
+    }
+
+    fn leak(&mut self, seconds: f64) {
+        self.level = (self.level - seconds * self.per_second).max(0.0);
+        self.peak.iter_mut().for_each(|peak| peak.leak(seconds));
+    }
+
+    /// Seconds until there is room.
+    fn wait(&self) -> f64 {
+        let own = ((self.level - self.room) / self.per_second).max(0.0);
+        self.peak.as_ref().map_or(own, |peak| own.max(peak.wait()))
+    }
+
+    fn fill(&mut self, units: f64) {
+        self.level += units;
+        self.peak.iter_mut().for_each(|peak| peak.fill(units));
+    }
+}
+
+fn any_rate(units: std::ops::Range<u64>) -> impl Strategy<Value = Option<Rate>> {
+    let burst = (1_u64..8, 1_u64..3000);
+    proptest::option::of((units, proptest::option::of(burst)).prop_map(
+        |(rate, burst)| match burst {
+            None => Rate::new(rate),
+            Some((times, millis)) => {
+                Rate::new(rate).with_burst(rate * times, Duration::from_millis(millis))
+            }
+        },
+    ))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Operations that come at random times and go in order, under any limits, start when buckets that leak have
+    /// room for them.
+    #[test]
+    fn each_operation_starts_when_a_model_says(
+        iops in any_rate(10..5000),
+        write_iops in any_rate(10..5000),
+        bandwidth in any_rate(100_000..50_000_000),
+        ops in proptest::collection::vec((0_u64..3_000_000, any::<bool>(), 1_usize..64), 1..120),
+    ) {
+        let limits = Limits { iops, write_iops, bandwidth, ..Limits::default() };
+        let time = Time::new();
+        let origin = time.now();
+        let disk = ThrottleDisk::new(null(), time.group(limits));
+        let mut queue = disk.open_queue(256).unwrap();
+        let mut fluids = [&iops, &write_iops, &bandwidth].map(|rate| rate.as_ref().map(Fluid::new));
+        let (mut arrival, mut at, mut said) = (0.0_f64, 0.0_f64, Vec::new());
+        let mut found = vec![f64::NAN; ops.len()];
+        let mut done = Vec::new();
+        let seconds = |time: &Time| (time.now() - origin).as_secs_f64();
+        let mut reap = |queue: &mut Box<dyn IoQueue>, found: &mut Vec<f64>| {
+            queue.reap(&mut done).unwrap();
+            for completion in done.drain(..) {
+                found[completion.token.0 as usize] = seconds(&time);
+            }
+        };
+        for (index, &(gap, write, sectors)) in ops.iter().enumerate() {
+            let len = sectors * 512;
+            arrival += gap as f64 / 1e9;
+            // The model: in order, each when all buckets have room.
+            let start = arrival.max(at);
+            fluids.iter_mut().flatten().for_each(|fluid| fluid.leak(start - at));
+            let units = [1.0, if write { 1.0 } else { 0.0 }, len as f64];
+            let drawn = || (0..3).filter(|limit| units[*limit] != 0.0);
+            let wait = drawn().filter_map(|limit| Some(fluids[limit].as_ref()?.wait())).fold(0.0, f64::max);
+            fluids.iter_mut().flatten().for_each(|fluid| fluid.leak(wait));
+            for limit in drawn() {
+                if let Some(fluid) = &mut fluids[limit] {
+                    fluid.fill(units[limit]);
+                }
+            }
+            at = start + wait;
+            said.push(at);
+            // The layer: served at each deadline before the arrival, and then.
+            let now = origin + Duration::from_secs_f64(arrival);
+            while let Some(deadline) = queue.deadline().filter(|deadline| *deadline < now) {
+                time.go_to(deadline);
+                reap(&mut queue, &mut found);
+            }
+            time.go_to(now);
+            let kind = match write {
+                true => OpKind::Write { offset: 0, fua: false },
+                false => OpKind::Read { offset: 0 },
+            };
+            let op = Op { token: Token(index as u64), kind, buf: IoBuf::zeroed(len) };
+            match queue.submit(op) {
+                Submit::Done(_) => found[index] = seconds(&time),
+                Submit::Queued => {}
+                Submit::Full(_) => panic!("full below its depth"),
+            }
+        }
+        while let Some(deadline) = queue.deadline() {
+            time.go_to(deadline);
+            reap(&mut queue, &mut found);
+        }
+        for (index, (found, said)) in found.iter().zip(&said).enumerate() {
+            prop_assert!((found - said).abs() < 1e-5, "operation {index}: at {found}, the model says {said}");
+        }
+    }
 }

@@ -104,6 +104,14 @@ impl Observer for Checker {
 
     fn refused(&mut self, noted: Noted, _: Token) {
         if let Noted::Change(first, left) = noted {
+            for (sector, _) in (first..).zip(left) {
+                self.shared.sums.withdraw(sector);
+            }
+        }
+    }
+
+    fn dropped(&mut self, noted: Noted) {
+        if let Noted::Change(first, left) = noted {
             self.settle(first, left, false);
         }
     }

@@ -83,6 +83,14 @@ impl Sums {
         });
     }
 
+    /// A change that began did not happen after all. What is known stays, unless another one is in flight.
+    pub(super) fn withdraw(&self, sector: u64) {
+        self.with(sector, |state| {
+            state.changing = state.changing.saturating_sub(1);
+            state.mixed &= state.changing != 0;
+        });
+    }
+
     /// How a sector is, for a read that begins.
     pub(super) fn look(&self, sector: u64) -> Seen {
         self.with(sector, |state| Seen {

@@ -192,3 +192,64 @@ fn erasing_is_bounded() {
     assert!(rig.act(everything, Vec::new()).is_err());
     assert!(rig.act(read(u64::MAX / 512), vec![0; 512]).is_err());
 }
+
+#[test]
+fn lost_and_torn_writes_are_found() {
+    for rule in [Rule::silent(), Rule::silent().torn()] {
+        let plan = FaultPlan::new(5).rule(rule.kind(Kind::Write).skip(1));
+        let mut rig = Rig::new(plan);
+        rig.act(write(8), vec![1; 4096]).unwrap();
+        rig.act(read(8), vec![0; 4096]).unwrap();
+        rig.act(write(8), vec![2; 4096]).unwrap();
+        rig.act(read(8), vec![0; 4096]).unwrap_err();
+        let lie = rig.disk.lie().unwrap();
+        assert!((8..16).contains(&lie.sector), "{lie}");
+    }
+}
+
+#[test]
+fn what_is_dropped_with_its_queue_is_checked_again_afterwards() {
+    let mut rig = Rig::new(FaultPlan::new(1).delay_reaps(0..=0));
+    assert!(matches!(
+        rig.queue.submit(op(1, write(3), vec![1; 512])),
+        Submit::Queued
+    ));
+    rig.queue = rig.disk.open_queue(16).unwrap();
+    let mut look = || {
+        assert!(matches!(
+            rig.queue.submit(op(2, read(3), vec![0; 512])),
+            Submit::Queued
+        ));
+        let mut done = Vec::new();
+        while rig.queue.reap(&mut done).unwrap() == 0 {}
+        done.pop().unwrap().result
+    };
+    look().unwrap();
+    let mut below = rig.below.open_queue(1).unwrap();
+    act(&mut *below, write(3), vec![0xbb; 512]).unwrap();
+    look().unwrap_err();
+}
+
+#[test]
+fn a_refusal_changes_nothing_of_what_is_known() {
+    let plan = FaultPlan::new(1).delay_reaps(0..=0).full_per_mille(1000);
+    let mut rig = Rig::new(plan);
+    let mut done = Vec::new();
+    let write_of = |token| op(token, write(3), vec![1; 512]);
+    assert!(matches!(rig.queue.submit(write_of(1)), Submit::Queued));
+    assert_eq!(rig.queue.reap(&mut done).unwrap(), 1);
+    // Something in flight, so that there is no room.
+    assert!(matches!(
+        rig.queue.submit(op(2, read(9), vec![0; 512])),
+        Submit::Queued
+    ));
+    assert!(matches!(rig.queue.submit(write_of(3)), Submit::Full(_)));
+    assert_eq!(rig.queue.reap(&mut done).unwrap(), 1);
+    rig.tamper(3);
+    assert!(matches!(
+        rig.queue.submit(op(4, read(3), vec![0; 512])),
+        Submit::Queued
+    ));
+    assert_eq!(rig.queue.reap(&mut done).unwrap(), 1);
+    assert!(done.pop().unwrap().result.is_err());
+}

@@ -1,0 +1,177 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a control socket does to a served disk.
+
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use virtio_blk_disks::DiskSpec;
+use virtio_blk_disks::dirty::DirtyBitmap;
+use virtio_blk_disks::stack::{LayerSpec, Stack};
+
+use super::Served;
+use crate::source::Source;
+
+/// How long queues are waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The largest saved bitmap, and more than that.
+const MAX_SAVED: u64 = (1 << 30) + 4096;
+/// The longest that requests are kept waiting.
+pub const MAX_HOLD: u64 = 3600;
+
+type Answer = Result<Value, Box<dyn Error>>;
+
+/// Waits until all queues have followed. Answers whether they have.
+fn settle(stack: &Stack) -> Result<bool, Box<dyn Error>> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let settled = stack.is_settled()?;
+        if settled || Instant::now() >= until {
+            return Ok(settled);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Shows the layers, or replaces them.
+pub(super) fn layers(served: &Served, set: Option<Vec<String>>) -> Answer {
+    let stack = &served.stack;
+    let settled = match set {
+        None => stack.is_settled()?,
+        Some(set) => {
+            let parsed: Result<Vec<LayerSpec>, _> = set.iter().map(|text| text.parse()).collect();
+            stack.change(&parsed?)?;
+            settle(stack)?
+        }
+    };
+    let layers: Vec<String> = stack.layers().iter().map(ToString::to_string).collect();
+    Ok(json!({"layers": layers, "settled": settled}))
+}
+
+/// Ends what is in flight, flushes, and keeps what comes waiting for `hold` seconds.
+pub(super) fn drain(served: &Served, hold: u64) -> Answer {
+    if hold > MAX_HOLD {
+        return Err(format!("requests can wait for {MAX_HOLD} seconds at most").into());
+    }
+    let stack = &served.stack;
+    let hold = Duration::from_secs(hold);
+    stack.hold(hold + PATIENCE)?;
+    let drained = settle(stack).and_then(|settled| {
+        if !settled {
+            let late = format!("what is in flight did not end within {PATIENCE:?}");
+            return Err(late.into());
+        }
+        stack.flush()?;
+        // The time counts from here.
+        stack.hold(hold)?;
+        Ok(())
+    });
+    if hold.is_zero() || drained.is_err() {
+        stack.resume();
+    }
+    drained?;
+    Ok(json!({"drained": true, "held_seconds": hold.as_secs()}))
+}
+
+/// Looks at the disk's size again.
+pub(super) fn refresh(served: &Served) -> Answer {
+    served.device.disk().refresh()?;
+    Ok(json!({"capacity": served.device.capacity() * 512}))
+}
+
+/// Grows a raw file.
+pub(super) fn resize(served: &Served, bytes: u64) -> Answer {
+    let help = "grow it with its own tools, then `refresh`";
+    let Source::Disk(DiskSpec::Raw(raw)) = &served.source else {
+        return Err(format!("{} is no raw file: {help}", served.source).into());
+    };
+    let path = raw.path().display();
+    let named = |error: std::io::Error| format!("{path}: {error}");
+    let file = File::options()
+        .write(true)
+        .open(raw.path())
+        .map_err(named)?;
+    let now = file.metadata().map_err(named)?;
+    if !now.is_file() {
+        return Err(format!("{path} is no raw file: {help}").into());
+    }
+    if !bytes.is_multiple_of(512) || bytes < now.len() {
+        return Err(format!(
+            "{bytes} bytes: give a multiple of 512, at least the {} that {path} has; whoever wants to lose what \
+             lies behind truncates it, then `refresh`",
+            now.len()
+        )
+        .into());
+    }
+    file.set_len(bytes).map_err(named)?;
+    refresh(served)
+}
+
+/// What to do with a dirty bitmap.
+pub(super) enum Marks<'a> {
+    Show,
+    Take,
+    Save(&'a Path),
+    Load(&'a Path),
+}
+
+/// Writes a file as a whole or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut next = path.as_os_str().to_owned();
+    next.push(".new");
+    let written = File::create(&next).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&next, path)
+    });
+    if written.is_err() {
+        // What failed first is the answer.
+        let _ = fs::remove_file(&next);
+    }
+    written
+}
+
+fn load(bitmap: &DirtyBitmap, path: &Path) -> Result<(), Box<dyn Error>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path)?;
+    if file.take(MAX_SAVED + 1).read_to_end(&mut bytes)? as u64 > MAX_SAVED {
+        return Err("it is too large for a saved dirty bitmap".into());
+    }
+    let saved = DirtyBitmap::load(&bytes)?;
+    bitmap.restore(&saved.changes());
+    // What the disk has grown by since.
+    let grown = bitmap.capacity().saturating_sub(saved.capacity());
+    bitmap.mark(saved.capacity(), grown);
+    Ok(())
+}
+
+/// Shows, takes, saves or loads what a dirty bitmap has marked.
+pub(super) fn dirty(served: &Served, name: &str, what: &Marks<'_>) -> Answer {
+    let found = served.stack.dirty(name);
+    let bitmap = found
+        .and_then(|disk| disk.bitmap(name))
+        .ok_or_else(|| format!("there is no dirty bitmap `{name}`"))?;
+    let named = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let changes = match what {
+        Marks::Show => bitmap.changes(),
+        Marks::Take => bitmap.take(),
+        Marks::Save(path) => {
+            replace(path, &bitmap.save()).map_err(|error| named(path, &error))?;
+            return Ok(json!({"saved": path, "bytes": bitmap.dirty_bytes()}));
+        }
+        Marks::Load(path) => {
+            load(&bitmap, path).map_err(|error| named(path, &error))?;
+            return Ok(json!({"loaded": path, "bytes": bitmap.dirty_bytes()}));
+        }
+    };
+    Ok(json!({
+        "granularity": bitmap.granularity(),
+        "beyond": changes.beyond,
+        "ranges": changes.ranges,
+    }))
+}
