@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ const START: Duration = Duration::from_secs(10);
 /// How to connect.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The server's socket.
+    /// A vhost-user server's socket, or a vhost-vdpa device.
     pub socket: PathBuf,
     /// Queues to set up, at least one.
     pub queues: usize,
@@ -128,8 +129,14 @@ fn connect(socket: &Path, read_only: bool) -> Result<Blkio, Error> {
     let path = socket
         .to_str()
         .ok_or_else(|| Error::Config(format!("{} is not UTF-8", socket.display())))?;
-    let mut driver =
-        Blkio::new("virtio-blk-vhost-user").map_err(Error::driver("virtio-blk-vhost-user"))?;
+    let is_device =
+        std::fs::metadata(socket).is_ok_and(|metadata| metadata.file_type().is_char_device());
+    let name = if is_device {
+        "virtio-blk-vhost-vdpa"
+    } else {
+        "virtio-blk-vhost-user"
+    };
+    let mut driver = Blkio::new(name).map_err(Error::driver(name))?;
     driver
         .set_str("path", path)
         .map_err(Error::driver("path"))?;

@@ -89,7 +89,8 @@ enum Wait {
 
 #[derive(Debug, Args)]
 struct Verify {
-    /// A running server whose disk holds only zeroes. Its content is lost. Without it, one is started.
+    /// The socket of a running server whose disk holds only zeroes, or a /dev/vhost-vdpa-N with such a disk. Its
+    /// content is lost. Without it, a server is started.
     #[arg(long, conflicts_with_all = ["server", "vblk", "disk", "engine", "dir"])]
     socket: Option<PathBuf>,
     /// The server to start.

@@ -101,7 +101,7 @@ pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
         // An image in use can be looked at.
         *disk = disk.clone().unlocked();
     }
-    let disk = spec.open(false).or_else(|_| spec.open(true))?;
+    let disk = spec.open(false).or_else(|_| spec.open(true))?.disk;
     output::print(&Info::new(args.disk.to_string(), &disk.caps()), json)?;
     Ok(())
 }

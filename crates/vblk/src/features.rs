@@ -31,7 +31,7 @@ struct Features {
 pub fn run(args: &FeaturesArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let virtio = match &args.disk {
         Some(spec) => {
-            let disk = spec.open(false).or_else(|_| spec.open(true))?;
+            let disk = spec.open(false).or_else(|_| spec.open(true))?.disk;
             let queues = disk.caps().max_queues.min(2);
             let options = Options {
                 queues,

@@ -23,14 +23,28 @@ pub enum Source {
     Vdpa(PathBuf),
 }
 
+/// An opened DISK.
+pub struct Opened {
+    pub disk: Arc<dyn Disk>,
+    /// The same as a vDPA device, if it is one: it copies data unless it is told of guests' memory.
+    pub vdpa: Option<SlowPath>,
+}
+
 impl Source {
     /// Opens it. A vDPA device is reset and taken over; whether it can be written is its own affair.
-    pub fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
+    pub fn open(&self, read_only: bool) -> Result<Opened, Box<dyn Error>> {
         Ok(match self {
-            Self::Disk(spec) => spec.open(read_only)?,
+            Self::Disk(spec) => Opened {
+                disk: spec.open(read_only)?,
+                vdpa: None,
+            },
             Self::Vdpa(path) => {
                 let device = Arc::new(VhostVdpa::open(path)?);
-                Arc::new(SlowPath::new(device, SlowOptions::default())?)
+                let path = SlowPath::new(device, SlowOptions::default())?;
+                Opened {
+                    disk: Arc::new(path.clone()),
+                    vdpa: Some(path),
+                }
             }
         })
     }

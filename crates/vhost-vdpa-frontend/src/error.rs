@@ -64,6 +64,20 @@ pub enum PathError {
     Busy(&'static str),
 }
 
+impl PathError {
+    /// Whether the device does not take the features that were to be negotiated.
+    pub(crate) fn is_about_features(&self) -> bool {
+        matches!(
+            self,
+            Self::Features(_)
+                | Self::Device {
+                    step: "features",
+                    ..
+                }
+        )
+    }
+}
+
 /// Notes what was being done when a device refused.
 pub(crate) trait Step<T> {
     /// The error of `step`.

@@ -103,26 +103,13 @@ impl FastPath {
     /// # Errors
     /// Bits that were not offered; the guest set FEATURES_OK before.
     pub fn set_features(&self, features: u64) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        if inner.guest.status & status::FEATURES_OK != 0 {
-            return Err(PathError::Busy("features are fixed after FEATURES_OK"));
-        }
-        if features & !self.offered() != 0 {
-            return Err(PathError::Features(features));
-        }
-        inner.guest.features = features;
-        Ok(())
+        let offered = self.offered();
+        lock(&self.inner).guest.acknowledge(features, offered)
     }
 
     /// The status byte that the guest reads.
     pub fn status(&self) -> u8 {
-        let inner = lock(&self.inner);
-        let own = self.device.get_status() & status::DEVICE_NEEDS_RESET;
-        if inner.guest.status == 0 {
-            0
-        } else {
-            inner.guest.status | own
-        }
+        lock(&self.inner).guest.status_on(self.device.as_ref())
     }
 
     /// The guest writes the status byte. 0 resets the device, whatever it is doing; FEATURES_OK negotiates, and does
@@ -147,12 +134,7 @@ impl FastPath {
         if new & status::FEATURES_OK != 0 {
             match self.negotiate(guest) {
                 Ok(()) => {}
-                Err(
-                    PathError::Features(_)
-                    | PathError::Device {
-                        step: "features", ..
-                    },
-                ) => {
+                Err(error) if error.is_about_features() => {
                     guest.status = byte & !status::FEATURES_OK;
                     return Ok(());
                 }
@@ -191,12 +173,9 @@ impl FastPath {
     /// # Errors
     /// The range does not lie inside, or can't be written.
     pub fn write_config(&self, offset: usize, bytes: &[u8]) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        self.device
-            .set_config(offset, bytes)
-            .step("writing the configuration")?;
-        inner.guest.note_write(offset, bytes);
-        Ok(())
+        let device = self.device.as_ref();
+        let guest = &mut lock(&self.inner).guest;
+        guest.write_config(device, offset, bytes)
     }
 
     /// What interrupts the guest when the configuration changes. Before DRIVER_OK.
@@ -209,13 +188,8 @@ impl FastPath {
     /// # Errors
     /// No such queue or size; the driver runs already.
     pub fn set_queue(&self, index: u16, queue: GuestQueue) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        if inner.guest.runs() {
-            return Err(PathError::Busy("the driver runs already"));
-        }
-        let max = self.device.get_vq_size(index);
-        let max = max.unwrap_or_else(|_| self.device.get_vq_num_max());
-        inner.guest.set_queue(index, queue, max)
+        let device = self.device.as_ref();
+        lock(&self.inner).guest.enable(device, index, queue)
     }
 
     /// Makes `memory` the guest's, by guest physical address. May be called while the device runs.

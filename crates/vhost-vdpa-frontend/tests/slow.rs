@@ -139,6 +139,7 @@ fn data_comes_back_from_known_and_unknown_memory() {
         let memory = known(&path, 1 << 20);
         let mut queue = path.open_queue(32).unwrap();
         let data = pattern(3, 300 * 512);
+        let len = data.len() as u64;
         // Unknown memory, larger than a bounce buffer.
         let (result, _) = one(
             queue.as_mut(),
@@ -149,6 +150,7 @@ fn data_comes_back_from_known_and_unknown_memory() {
             IoBuf::from_vec(data.clone()),
         );
         result.unwrap();
+        assert_eq!(path.copied_bytes(), len);
         // Known memory, in pieces of no alignment whose bounds are no blocks'.
         let cuts = [
             (1, 511),
@@ -170,12 +172,14 @@ fn data_comes_back_from_known_and_unknown_memory() {
             buf,
         );
         result.unwrap();
+        assert_eq!(path.copied_bytes(), len, "known memory is not copied");
         let (result, buf) = one(
             queue.as_mut(),
             OpKind::Read { offset: 1 << 20 },
             IoBuf::zeroed(300 * 512),
         );
         result.unwrap();
+        assert_eq!(path.copied_bytes(), 2 * len);
         assert!(buf.to_vec() == data, "{profile:?} {options:?}");
     }
 }

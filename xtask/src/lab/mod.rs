@@ -35,6 +35,8 @@ use vm::Vm;
 
 /// The musl target makes binaries that need nothing of the guest.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
+/// Binaries for this one are linked statically, for the same.
+const GNU_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Options of `cargo xtask lab`.
 #[derive(clap::Args)]
@@ -232,8 +234,13 @@ impl Bench<'_> {
     }
 
     fn guest_binaries(&self, machine: &Machine) -> Result<Vec<PathBuf>> {
-        let build = |name: &String| self.build(name, Some(GUEST_TARGET), machine.release);
-        machine.binaries.iter().map(build).collect()
+        let names = |names: &[String], target| {
+            let build = |name: &String| self.build(name, Some(target), machine.release);
+            names.iter().map(build).collect::<Result<Vec<_>>>()
+        };
+        let mut binaries = names(&machine.binaries, GUEST_TARGET)?;
+        binaries.extend(names(&machine.gnu, GNU_TARGET)?);
+        Ok(binaries)
     }
 
     /// Builds the binary of one of the workspace's packages, or an example as `PACKAGE/EXAMPLE`, and returns
@@ -253,6 +260,10 @@ impl Bench<'_> {
         let mut directory = self.target.clone();
         if let Some(target) = target {
             command.args(["--target", target]);
+            command.env(
+                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+                "-C target-feature=+crt-static",
+            );
             directory.push(target);
         }
         directory.push(if release { "release" } else { "debug" });

@@ -35,6 +35,8 @@ pub struct Machine {
     pub modules: Vec<String>,
     /// Binaries of this project to put into the guest.
     pub binaries: Vec<String>,
+    /// The same for those that can't be built for musl.
+    pub gnu: Vec<String>,
     /// Whether the guest gets its own kernel as a file, to boot it once more inside.
     pub kernel: bool,
     /// These are built for speed, without debug assertions.
@@ -66,6 +68,7 @@ impl Default for Machine {
             timeout: Duration::from_secs(120),
             modules: Vec::new(),
             binaries: Vec::new(),
+            gnu: Vec::new(),
             kernel: false,
             release: false,
             named: false,
@@ -145,6 +148,7 @@ fn set(machine: &mut Machine, word: &str) -> std::result::Result<(), String> {
         "timeout" => machine.timeout = Duration::from_secs(number()?.into()),
         "modules" => machine.modules = names(),
         "binaries" => machine.binaries = names(),
+        "gnu" => machine.gnu = names(),
         "kernel" if value == "yes" => machine.kernel = true,
         "build" if value == "release" => machine.release = true,
         "run" if value == "named" => machine.named = true,

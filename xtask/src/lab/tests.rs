@@ -275,7 +275,7 @@ fn the_loaders_listing_names_libraries() {
 #[test]
 fn a_header_describes_the_machine() {
     let text = "#!/bin/sh\n# about: all of it\n# lab: cpus=4 memory=512 timeout=60\n\
-        # lab: modules=vdpa,vduse binaries=vblk build=release run=named\n# lab: disk=256 queues=4 root=yes\n\necho\n# lab: cpus=9\n";
+        # lab: modules=vdpa,vduse binaries=vblk gnu=other build=release run=named\n# lab: disk=256 queues=4 root=yes\n\necho\n# lab: cpus=9\n";
     let (about, machine) = parse(text).unwrap();
     assert_eq!(about, "all of it");
     let expected = Machine {
@@ -284,6 +284,7 @@ fn a_header_describes_the_machine() {
         timeout: Duration::from_secs(60),
         modules: vec!["vdpa".to_owned(), "vduse".to_owned()],
         binaries: vec!["vblk".to_owned()],
+        gnu: vec!["other".to_owned()],
         kernel: false,
         release: true,
         named: true,

@@ -169,6 +169,25 @@ pub const ARENA: ArenaConfig = ArenaConfig {
     table_len: 32,
 };
 
+/// What the driver mapped survives a reset; after a clean one, what the device was made with is back.
+pub fn compat_reset(options: Options) {
+    let physical_memory = memory();
+    let options = options.stepped().physical(physical(&physical_memory));
+    let mut rig = Rig::new(options, 1);
+    for (clean, works) in [(false, true), (true, false)] {
+        rig.sim.compat_reset(clean).unwrap();
+        let setup = Setup::default();
+        rig.driver = VdpaDriver::start(rig.sim.clone(), rig.memory.clone(), &setup).unwrap();
+        rig.send(0, &Request::flush());
+        rig.sim.run();
+        assert_eq!(
+            rig.queue(0).poll().unwrap().is_some(),
+            works,
+            "clean: {clean}"
+        );
+    }
+}
+
 /// A callback that counts.
 pub fn counter() -> (Callback, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));

@@ -23,7 +23,7 @@ use worker::Worker;
 /// What to do to a device.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The server's socket.
+    /// A vhost-user server's socket, or a vhost-vdpa device.
     pub socket: PathBuf,
     /// Requests in all.
     pub ops: u64,

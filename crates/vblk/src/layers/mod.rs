@@ -18,11 +18,12 @@ use std::sync::Arc;
 
 use clap::Args;
 use serde::Serialize;
+use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 
 use crate::output;
-use crate::source::Source;
+use crate::source::{Opened, Source};
 
 /// The part of `--help` about layers.
 macro_rules! layers_help {
@@ -54,22 +55,23 @@ pub struct LayerArgs {
     pub control: Option<PathBuf>,
 }
 
-/// Opens a disk with its layers, for these options.
+/// Opens a disk with its layers, for these options. If the disk is a vDPA device, this comes along.
 pub fn open(
     spec: &StackSpec<Source>,
     read_only: bool,
     args: &LayerArgs,
-) -> Result<Arc<Stack>, Box<dyn Error>> {
+) -> Result<(Arc<Stack>, Option<SlowPath>), Box<dyn Error>> {
     let mut layers = spec.layers.clone();
     if args.metrics.is_some() && !layers.contains(&LayerSpec::Meter) {
         layers.push(LayerSpec::Meter);
     }
-    let disk = spec.disk.open(read_only)?;
+    let Opened { disk, vdpa } = spec.disk.open(read_only)?;
     let groups = Groups::default();
-    Ok(Arc::new(match args.control {
+    let stack = match args.control {
         Some(_) => Stack::live(disk, &layers, groups)?,
         None => Stack::fixed(disk, &layers, groups)?,
-    }))
+    };
+    Ok((Arc::new(stack), vdpa))
 }
 
 /// What the servers of metrics and control look at.

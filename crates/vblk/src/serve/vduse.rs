@@ -75,7 +75,7 @@ fn attach_and_tell(name: &DeviceName, driver: AttachArg, json: bool) -> Result<(
 /// Serves until a signal.
 pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let serve = &args.serve;
-    let stack = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
+    let (stack, _) = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
     let disk = stack.disk();
     let options = Options {
         queues: args

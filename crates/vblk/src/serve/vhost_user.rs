@@ -26,6 +26,9 @@ struct At<'a> {
 struct Ended {
     event: &'static str,
     clients: u64,
+    /// For a vDPA device: data that was copied, as the device did not know the client's memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    copied_bytes: Option<u64>,
     #[serde(flatten)]
     totals: Totals,
 }
@@ -33,7 +36,7 @@ struct Ended {
 /// Serves until a signal.
 pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let serve = &args.serve;
-    let stack = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
+    let (stack, vdpa) = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
     let disk = stack.disk();
     let usual = usual_queues(disk.as_ref(), vhost_user_blk::MAX_QUEUES);
     let options = Options {
@@ -45,7 +48,16 @@ pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
     };
     let device = Device::new(disk.clone(), options)?;
     let poll = serve.poll();
-    let server = Server::bind(&args.socket, device.clone(), ServerOptions { poll })?;
+    let mut server = Server::bind(&args.socket, device.clone(), ServerOptions { poll })?;
+    if let Some(path) = vdpa.clone() {
+        server = server.on_memory(move |memory| {
+            if let Err(error) = path.set_memory(memory) {
+                log::warn!(
+                    "the vDPA device does not know the client's memory, data is copied: {error}"
+                );
+            }
+        });
+    }
     let handle = server.handle();
     let stop = handle.clone();
     signals::handle(move || stop.stop(), move || refresh(disk.as_ref()))?;
@@ -66,6 +78,7 @@ pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
         let ended = Ended {
             event: "ended",
             clients: handle.clients(),
+            copied_bytes: vdpa.map(|path| path.copied_bytes()),
             totals: Totals::of(&device),
         };
         output::print(&ended, true)?;

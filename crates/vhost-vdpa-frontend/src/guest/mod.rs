@@ -77,6 +77,14 @@ impl Guest {
         self.status & status::DRIVER_OK != 0
     }
 
+    /// The status byte that it reads of `device`.
+    pub(crate) fn status_on(&self, device: &dyn VdpaDevice) -> u8 {
+        match self.status {
+            0 => 0,
+            byte => byte | device.get_status() & status::DEVICE_NEEDS_RESET,
+        }
+    }
+
     /// The queues it enabled.
     pub(crate) fn enabled(&self) -> impl Iterator<Item = (u16, &GuestQueue)> {
         (0..)
@@ -84,7 +92,34 @@ impl Guest {
             .filter_map(|(index, queue)| Some((index, queue.as_ref()?)))
     }
 
-    /// Notes a queue.
+    /// Notes what it acknowledges of `offered`.
+    pub(crate) fn acknowledge(&mut self, features: u64, offered: u64) -> Result<(), PathError> {
+        if self.status & status::FEATURES_OK != 0 {
+            return Err(PathError::Busy("features are fixed after FEATURES_OK"));
+        }
+        if features & !offered != 0 {
+            return Err(PathError::Features(features));
+        }
+        self.features = features;
+        Ok(())
+    }
+
+    /// It enables a queue of `device`.
+    pub(crate) fn enable(
+        &mut self,
+        device: &dyn VdpaDevice,
+        index: u16,
+        queue: GuestQueue,
+    ) -> Result<(), PathError> {
+        if self.runs() {
+            return Err(PathError::Busy("the driver runs already"));
+        }
+        let max = device.get_vq_size(index);
+        let max = max.unwrap_or_else(|_| device.get_vq_num_max());
+        self.set_queue(index, queue, max)
+    }
+
+    /// Notes a queue of at most `max` entries.
     pub(crate) fn set_queue(
         &mut self,
         index: u16,
@@ -107,6 +142,20 @@ impl Guest {
             }
             None => refuse(format!("the device has {count} queues")),
         }
+    }
+
+    /// It writes the configuration space of `device`.
+    pub(crate) fn write_config(
+        &mut self,
+        device: &dyn VdpaDevice,
+        offset: usize,
+        bytes: &[u8],
+    ) -> Result<(), PathError> {
+        device
+            .set_config(offset, bytes)
+            .step("writing the configuration")?;
+        self.note_write(offset, bytes);
+        Ok(())
     }
 
     /// Notes a write into the configuration space.

@@ -78,6 +78,8 @@ struct Shared {
     lanes: Mutex<Vec<Lane>>,
     running: AtomicBool,
     dead: AtomicBool,
+    /// Bytes that went through bounce buffers.
+    copied: AtomicU64,
     /// Somebody is about to give the device up.
     doomed: AtomicBool,
     /// Whether nobody else cleans up behind us.
@@ -165,6 +167,7 @@ impl SlowPath {
             lanes: Mutex::new(lanes),
             running: AtomicBool::new(false),
             dead: AtomicBool::new(false),
+            copied: AtomicU64::new(0),
             doomed: AtomicBool::new(false),
             alone,
         })))
@@ -263,6 +266,12 @@ impl SlowPath {
     /// The shadow window's first and last I/O address.
     pub fn window(&self) -> (u64, u64) {
         (self.0.window.iova(), self.0.window.last())
+    }
+
+    /// Bytes of data that were copied, to or from buffers in memory that the device does not know, since the path was
+    /// made.
+    pub fn copied_bytes(&self) -> u64 {
+        self.0.copied.load(Ordering::Relaxed)
     }
 
     /// Whether the device was given up.

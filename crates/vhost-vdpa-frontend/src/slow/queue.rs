@@ -202,6 +202,7 @@ impl SlowQueue {
                     part.bounce = Some(bounce);
                     let at = lane.bounce(bounce);
                     part.len = bounce_part(limits, lane.bounce_len(), task.left());
+                    shared.copied.fetch_add(part.len, Ordering::Relaxed);
                     cut(at, part.len, limits.segment, data);
                     if let (true, Some(to)) = (write, window.host(at, part.len as usize)) {
                         // SAFETY: `to` has so many bytes in the window, which is nobody's buffer.

@@ -27,6 +27,11 @@ pub trait QueueHost<M: DeviceMemory>: Send {
     /// Requests in flight ([`QueueRunner::in_flight`]); 0 for a queue that is not served.
     fn in_flight(&mut self, index: u16) -> usize;
 
+    /// Says that [`QueueHost::stop`] comes next, after the same was said of other queues: what takes time can begin.
+    fn begin_stop(&mut self, index: u16, mode: Stop) {
+        let _ = (index, mode);
+    }
+
     /// Stops serving, and answers where the queue stands. `None` for one that was not served.
     fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped>;
 }
@@ -66,7 +71,8 @@ impl<M: DeviceMemory> QueueHost<M> for ThreadHost<M> {
 
     fn set_intake(&mut self, index: u16, open: bool) {
         if let Some(thread) = self.find(index) {
-            thread.with(move |runner| runner.set_intake(open));
+            // `in_flight` is answered after this was done.
+            thread.post(move |runner| runner.set_intake(open));
         }
     }
 
@@ -74,6 +80,12 @@ impl<M: DeviceMemory> QueueHost<M> for ThreadHost<M> {
         self.find(index)
             .and_then(|thread| thread.with(|runner| runner.in_flight()))
             .unwrap_or(0)
+    }
+
+    fn begin_stop(&mut self, index: u16, mode: Stop) {
+        if let Some(thread) = self.find(index) {
+            thread.begin_stop(mode, || {});
+        }
     }
 
     fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped> {

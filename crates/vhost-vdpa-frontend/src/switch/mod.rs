@@ -213,24 +213,13 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// # Errors
     /// Bits that were not offered; the guest set FEATURES_OK before.
     pub fn set_features(&self, features: u64) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        if inner.guest.status & status::FEATURES_OK != 0 {
-            return Err(PathError::Busy("features are fixed after FEATURES_OK"));
-        }
-        if features & !self.offered() != 0 {
-            return Err(PathError::Features(features));
-        }
-        inner.guest.features = features;
-        Ok(())
+        let offered = self.offered();
+        lock(&self.inner).guest.acknowledge(features, offered)
     }
 
     /// The status byte that the guest reads.
     pub fn status(&self) -> u8 {
-        let inner = lock(&self.inner);
-        match inner.guest.status {
-            0 => 0,
-            byte => byte | self.device.get_status() & status::DEVICE_NEEDS_RESET,
-        }
+        lock(&self.inner).guest.status_on(self.device.as_ref())
     }
 
     /// The guest writes the status byte. 0 resets the device, whatever it is doing and on whatever path; FEATURES_OK
@@ -248,12 +237,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         if new & status::FEATURES_OK != 0 {
             match self.negotiate(&inner.guest) {
                 Ok(()) => {}
-                Err(
-                    PathError::Features(_)
-                    | PathError::Device {
-                        step: "features", ..
-                    },
-                ) => {
+                Err(error) if error.is_about_features() => {
                     inner.guest.status = byte & !status::FEATURES_OK;
                     return Ok(());
                 }
@@ -322,12 +306,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// # Errors
     /// The range does not lie inside, or can't be written.
     pub fn write_config(&self, offset: usize, bytes: &[u8]) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        self.device
-            .set_config(offset, bytes)
-            .step("writing the configuration")?;
-        inner.guest.note_write(offset, bytes);
-        Ok(())
+        let device = self.device.as_ref();
+        let guest = &mut lock(&self.inner).guest;
+        guest.write_config(device, offset, bytes)
     }
 
     /// What interrupts the guest when the configuration changes. Before DRIVER_OK.
@@ -340,13 +321,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// # Errors
     /// No such queue or size; the driver runs already.
     pub fn set_queue(&self, index: u16, queue: GuestQueue) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        if inner.guest.runs() {
-            return Err(PathError::Busy("the driver runs already"));
-        }
-        let max = self.device.get_vq_size(index);
-        let max = max.unwrap_or_else(|_| self.device.get_vq_num_max());
-        inner.guest.set_queue(index, queue, max)
+        let device = self.device.as_ref();
+        lock(&self.inner).guest.enable(device, index, queue)
     }
 
     /// Looks at the guest's memory again after it changed (hot plug), and tells the device. May be called while it

@@ -609,6 +609,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let mut sound = true;
         let mut states = Vec::new();
         for (index, _) in guest.enabled() {
+            host.begin_stop(index, mode);
+        }
+        for (index, _) in guest.enabled() {
             let Some(stopped) = host.stop(index, mode) else {
                 continue;
             };
