@@ -16,7 +16,7 @@ device() {
     eventually 20 test -c /dev/vhost-vdpa-0
 }
 check() {
-    vblk-testing verify --socket "$1" --ops 3000 --queues 2 --queue-size 64 --max-depth 16 || fail "$(cat /tmp/*.log)"
+    vblk-testing verify --socket "$1" --ops 1500 --queues 2 --queue-size 64 --max-depth 16 || fail "$(cat /tmp/*.log)"
     serving disk0
 }
 

@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use common::bench::{Bench, Setup, bench, delays, other, progress};
+use common::bench::{Bench, Setup, Switch, bench, delays, other, progress};
+use common::device::Profile;
 use common::guest::PLUGGED;
 use vdpa_bus::Callback;
 use vhost_vdpa_frontend::{Path, PathError, Policy, SwitchOptions};
 use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, Submit, Wait};
+use virtio_blk_disks::meter::OpClass;
+use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 /// What the slow path's disk wears is in the way of each request, and of none on the fast path.
@@ -125,6 +128,66 @@ fn auto_follows_who_needs_to_see_requests() {
     bench.run(|_, _, total| progress(total));
     drop(need);
     assert_eq!(bench.switch.settle().unwrap().unwrap().to, Path::Fast);
+}
+
+/// A VMM whose layers come and go, as `vblk ctl` has them.
+#[test]
+fn auto_follows_a_stack_of_layers() {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let mut bench = bench(Setup {
+        profile: Profile {
+            queues: 8,
+            ..Profile::default()
+        },
+        guest_queues: Some(4),
+        options: SwitchOptions {
+            policy: Policy::Auto,
+            ..SwitchOptions::default()
+        },
+        layers: Some(Box::new(move |disk| {
+            let stack = Stack::live(disk, &[], Groups::default()).unwrap();
+            let top = stack.disk();
+            sender.send(stack).unwrap();
+            top
+        })),
+        ..Setup::default()
+    });
+    let stack = receiver.recv().unwrap();
+    // Layers that can be exchanged take half the queues: so the guest sees those, on both paths.
+    assert_eq!(bench.switch.queues(), 4);
+    let seen_queues = |switch: &Switch| {
+        let mut field = [0; 3];
+        switch.read_config(33, &mut field).unwrap();
+        u16::from_le_bytes([field[1], field[2]])
+    };
+    let layers = |text: &[&str]| -> Vec<LayerSpec> {
+        text.iter().map(|layer| layer.parse().unwrap()).collect()
+    };
+    bench.run(|switch, _, total| {
+        let change = |text: &[&str]| {
+            stack.change(&layers(text)).unwrap();
+            switch.follow("layers", stack.sees_requests()).unwrap();
+        };
+        for _ in 0..3 {
+            change(&[]);
+            assert_eq!((switch.path(), seen_queues(switch)), (Path::Fast, 4));
+            progress(total);
+            change(&["meter"]);
+            assert_eq!((switch.path(), seen_queues(switch)), (Path::Slow, 4));
+            let meter = stack.meter().unwrap();
+            progress(total);
+            assert!(meter.total().class(OpClass::Read).count() > 0);
+            // Another layer comes and goes while requests are in flight.
+            change(&["meter", "throttle=iops:1000000"]);
+            progress(total);
+            change(&["meter"]);
+            assert_eq!(switch.reasons(), ["layers"]);
+            progress(total);
+        }
+        change(&[]);
+        assert_eq!(switch.path(), Path::Fast);
+        progress(total);
+    });
 }
 
 #[test]

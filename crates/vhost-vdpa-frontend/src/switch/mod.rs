@@ -18,6 +18,7 @@ use virtio_blk_core::device::Device;
 use virtio_blk_core::disk::{Caps, Disk};
 use virtio_blk_core::memory::{DeviceMemory, HostMemory, IotlbMapping, IotlbTable, Permissions};
 use virtio_blk_core::runner::Stop;
+use virtio_blk_core::spec::config::NUM_QUEUES_OFFSET;
 use virtio_blk_core::spec::{feature, status};
 
 pub use host::{QueueHost, ThreadHost};
@@ -105,7 +106,11 @@ pub struct PathSwitch<M: DeviceMemory + Clone> {
     /// The slow path with its layers.
     disk: Arc<dyn Disk>,
     caps: Caps,
+    /// Queues that the guest sees: no more than either path has.
+    queues: u16,
     needs: Arc<Needs>,
+    /// Needs that [`PathSwitch::follow`] noted.
+    followed: Mutex<Vec<Interception>>,
     inner: Mutex<Inner<M>>,
 }
 
@@ -145,10 +150,14 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             Some(layers) => layers(plain),
             None => plain,
         };
+        let caps = slow.caps();
+        let queues = caps.max_queues.min(disk.caps().max_queues);
         let this = Self {
-            caps: slow.caps(),
+            caps,
+            queues,
+            followed: Mutex::default(),
             inner: Mutex::new(Inner {
-                guest: Guest::new(slow.caps().max_queues),
+                guest: Guest::new(queues),
                 path: Path::Idle,
                 host,
                 served: None,
@@ -180,9 +189,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         &self.disk
     }
 
-    /// Queues of the device that the guest sees.
+    /// Queues that the guest sees: those of the device, or fewer where a layer halves them.
     pub fn queues(&self) -> u16 {
-        self.caps.max_queues
+        self.queues
     }
 
     /// Where requests go now.
@@ -298,7 +307,17 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
         self.device
             .get_config(offset, buf)
-            .step("reading the configuration")
+            .step("reading the configuration")?;
+        if self.offered() & feature::MQ != 0 {
+            let field = self.queues.to_le_bytes();
+            for (at, byte) in (NUM_QUEUES_OFFSET..).zip(field) {
+                let place = at.checked_sub(offset).and_then(|at| buf.get_mut(at));
+                if let Some(place) = place {
+                    *place = byte;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The guest writes the configuration space.
@@ -396,6 +415,23 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             return Ok(None);
         }
         self.go(&mut inner, path)
+    }
+
+    /// Notes whether somebody needs to see requests, under the name `reason`, and with [`Policy::Auto`] brings the guest
+    /// to the path that follows. For what has layers that come and go: to be called after each change of them, and
+    /// before the guest's driver starts, with what `sees_requests` of virtio-blk-disks' `Stack` says.
+    ///
+    /// # Errors
+    /// It can't be brought there. A need is not noted then.
+    pub fn follow(&self, reason: &'static str, needed: bool) -> Result<(), SwitchError> {
+        let mut followed = lock(&self.followed);
+        let known = followed.iter().position(|need| need.reason() == reason);
+        match (known, needed) {
+            (None, true) => followed.push(self.intercept(reason)?),
+            (Some(at), false) => drop(followed.swap_remove(at)),
+            _ => {}
+        }
+        self.settle().map(drop)
     }
 
     /// Tries again to serve a guest that nobody serves ([`Path::Failed`]).

@@ -398,7 +398,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     fn model(&self, disk: Arc<dyn Disk>, serial: String) -> Result<Arc<Device>, PathError> {
         let size = self.device.get_vq_num_max().max(4);
         let options = Options {
-            queues: self.caps.max_queues,
+            queues: self.queues,
             // The largest power of two: guests can't have made a larger ring.
             queue_size: 1 << size.ilog2(),
             serial,

@@ -57,6 +57,8 @@ pub struct Setup {
     /// Features that the guest does not take.
     pub declined: u64,
     pub layers: Option<Layers>,
+    /// All of the device, if not given.
+    pub guest_queues: Option<u16>,
 }
 
 pub struct Bench {
@@ -70,7 +72,7 @@ pub struct Bench {
 }
 
 pub fn bench(setup: Setup) -> Bench {
-    let queues = setup.profile.queues;
+    let queues = setup.guest_queues.unwrap_or(setup.profile.queues);
     let depth = IN_FLIGHT / queues;
     let medium = Arc::new(MemoryDisk::new(disk_bytes(queues, depth)).unwrap());
     let disk: Arc<dyn Disk> = match setup.plan {

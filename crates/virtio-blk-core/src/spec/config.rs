@@ -7,6 +7,8 @@
 pub const SIZE: usize = 96;
 /// Offset of `writeback`, the only field a driver may write.
 pub const WRITEBACK_OFFSET: usize = 32;
+/// Offset of `num_queues`, two bytes.
+pub const NUM_QUEUES_OFFSET: usize = 34;
 
 /// The fields, in host byte order. Those of features that are not offered are zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl Config {
         put(26, &self.min_io_size.to_le_bytes());
         put(28, &self.opt_io_size.to_le_bytes());
         put(WRITEBACK_OFFSET, &[self.writeback]);
-        put(34, &self.num_queues.to_le_bytes());
+        put(NUM_QUEUES_OFFSET, &self.num_queues.to_le_bytes());
         put(36, &self.max_discard_sectors.to_le_bytes());
         put(40, &self.max_discard_seg.to_le_bytes());
         put(44, &self.discard_sector_alignment.to_le_bytes());
@@ -84,7 +86,7 @@ impl Config {
             min_io_size: u16_at(26),
             opt_io_size: u32_at(28),
             writeback: bytes[WRITEBACK_OFFSET],
-            num_queues: u16_at(34),
+            num_queues: u16_at(NUM_QUEUES_OFFSET),
             max_discard_sectors: u32_at(36),
             max_discard_seg: u32_at(40),
             discard_sector_alignment: u32_at(44),
