@@ -109,7 +109,7 @@ impl ThrottleGroup {
 
     /// Whether there is any limit.
     #[inline]
-    pub(super) fn is_limited(&self) -> bool {
+    pub fn is_limited(&self) -> bool {
         // Whoever reads it late is like an operation that came earlier.
         self.shared.is_limited.load(Ordering::Relaxed)
     }
