@@ -5,16 +5,19 @@
 //! ring to a disk with a volatile cache.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use common::{directory, read};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::runner::QueueSetup;
 use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 use virtio_blk_core::spec::feature;
 use virtio_blk_disks::power_cut::{Content, Moment, PowerCutDisk};
-use virtio_blk_disks::{FaultDisk, FaultPlan, MemoryDisk};
+use virtio_blk_disks::{Engine, FaultDisk, FaultPlan, MemoryDisk, RawDisk, RawOptions};
 use virtio_blk_driver::request::{ArenaConfig, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
 use virtio_blk_driver::testmem;
@@ -106,9 +109,18 @@ impl Guest {
 
 /// A few hundred requests at depth 8 over a disk that ends them late and out of order, then a cut at each moment.
 fn play(cache: Cache, seed: u64) {
+    play_on(
+        cache,
+        seed,
+        Arc::new(MemoryDisk::new(SECTORS * 512).unwrap()),
+    );
+}
+
+/// The same over any disk. Answers the model.
+fn play_on(cache: Cache, seed: u64, base: Arc<dyn Disk>) -> (Arc<PowerCutDisk>, Guest) {
     let plan = FaultPlan::new(seed).delay_reaps(0..=3).reorder();
-    let memory = Arc::new(MemoryDisk::new(SECTORS * 512).unwrap());
-    let disk = Arc::new(PowerCutDisk::new(Arc::new(FaultDisk::new(memory, plan))));
+    let late: Arc<dyn Disk> = Arc::new(FaultDisk::new(base, plan));
+    let disk = Arc::new(PowerCutDisk::new(late));
     let device = Device::new(disk.clone() as Arc<dyn Disk>, Options::default()).unwrap();
     let mut features = device.offered();
     match cache {
@@ -196,6 +208,7 @@ fn play(cache: Cache, seed: u64) {
         }
     }
     assert!(held > 500);
+    (disk, guest)
 }
 
 #[test]
@@ -211,4 +224,48 @@ fn item_42_with_writeback_off_each_write_is_stable_when_it_completes() {
 #[test]
 fn item_43_what_had_completed_is_stable_after_a_flush() {
     (0..4).for_each(|seed| play(Cache::Back, seed));
+}
+
+/// States after cuts are put into files, and read back by the engine that will find them.
+#[test]
+fn a_raw_image_after_a_cut_holds_what_was_promised() {
+    let directory = directory();
+    for (seed, engine) in (0_u64..).zip([Engine::Sync, Engine::Auto, Engine::IoUring]) {
+        if engine == Engine::IoUring && cfg!(not(feature = "io-uring")) {
+            continue;
+        }
+        for cache in [Cache::Through, Cache::Back] {
+            let path = directory.path().join("before.img");
+            std::fs::write(&path, vec![0; SECTORS as usize * 512]).unwrap();
+            let raw = RawDisk::open(&RawOptions::new(&path).engine(engine)).unwrap();
+            let (disk, guest) = play_on(cache, seed, Arc::new(raw));
+            let mut states = 0;
+            for moment in (0..=disk.now()).step_by(23) {
+                let cut = disk.cut(moment);
+                for number in [0, 1, cut.states() / 2, cut.states() - 1] {
+                    let mut image = vec![0; SECTORS as usize * 512];
+                    for (sector, content) in cut.state(number) {
+                        if let Some(Content::Data(data)) = content {
+                            let at = sector as usize * 512;
+                            image[at..at + 512].copy_from_slice(&data);
+                        }
+                    }
+                    let path = directory.path().join("after.img");
+                    std::fs::write(&path, &image).unwrap();
+                    let after = RawDisk::open(&RawOptions::new(&path).engine(engine)).unwrap();
+                    let mut queue = after.open_queue(1).unwrap();
+                    for promise in guest.promises.iter().filter(|p| p.from <= moment) {
+                        let found = read(&mut *queue, promise.sector * 512, 512).unwrap();
+                        assert!(found.iter().all(|byte| *byte == found[0]), "torn");
+                        assert!(
+                            guest.may_hold(promise.write, found[0]),
+                            "{engine:?}, {cache:?}: {moment}"
+                        );
+                    }
+                    states += 1;
+                }
+            }
+            assert!(states >= 30);
+        }
+    }
 }

@@ -40,7 +40,11 @@ pub struct Stack {
     groups: Groups,
     switch: Option<Arc<SwitchDisk>>,
     layers: Mutex<Vec<Built>>,
+    listeners: Mutex<Vec<Listener>>,
 }
+
+/// Is told whether somebody needs to see requests.
+type Listener = Arc<dyn Fn(bool) + Send + Sync>;
 
 /// Makes layers over a disk.
 fn build(
@@ -85,6 +89,7 @@ impl Stack {
             groups,
             switch: None,
             layers: Mutex::new(layers),
+            listeners: Mutex::default(),
         })
     }
 
@@ -125,13 +130,22 @@ impl Stack {
     /// Replaces the layers, while the disk works. A layer that is also in the new list keeps what it
     /// knows: a throttle its group, a dirty bitmap its marks, a meter its counts. New limits of a throttle
     /// hold at once; otherwise queues follow when they are next served ([`Stack::is_settled`]), and a
-    /// new layer sees each operation that is submitted from then on.
+    /// new layer sees each operation that is submitted from then on. In a fixed stack only the limits of throttles
+    /// can be changed.
     ///
     /// # Errors
     /// The layers don't go together, one can't be made or would change the disk's abilities, or the stack
     /// is fixed. Nothing changed then.
     pub fn change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
-        let switch = self.switch.as_ref().ok_or(StackError::Fixed)?;
+        self.try_change(layers)?;
+        let sees = self.sees_requests();
+        for listener in self.listeners().clone() {
+            listener(sees);
+        }
+        Ok(())
+    }
+
+    fn try_change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
         let mut current = self.built();
         let built = build(&self.base, layers, &current, &self.groups)?;
         let same_places = current.len() == built.len()
@@ -143,6 +157,7 @@ impl Stack {
             }
             return Ok(());
         }
+        let switch = self.switch.as_ref().ok_or(StackError::Fixed)?;
         let caps = self.base.caps();
         if let Some(changes) = built.iter().find(|built| built.disk().caps() != caps)
             && !current.iter().any(|old| old.spec == changes.spec)
@@ -196,9 +211,23 @@ impl Stack {
         flush::flush(&*self.base)
     }
 
-    /// Whether somebody needs to see requests: then they can't take a path round this stack.
+    /// Whether somebody needs to see requests: then they can't take a path round this stack. Every layer does, but a
+    /// throttle that has no limit.
     pub fn sees_requests(&self) -> bool {
-        !self.built().is_empty()
+        self.built().iter().any(|built| match &built.layer {
+            Layer::Throttle(disk) => disk.group().is_limited(),
+            _ => true,
+        })
+    }
+
+    /// Has `listener` called after each [`Stack::change`], with what [`Stack::sees_requests`] says then: for whoever
+    /// chooses the path. Not called when another stack changes the limits of a group that both are in.
+    pub fn listen(&self, listener: impl Fn(bool) + Send + Sync + 'static) {
+        self.listeners().push(Arc::new(listener));
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<Listener>> {
+        (self.listeners.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn find<T>(&self, what: impl Fn(&Built) -> Option<T>) -> Option<T> {

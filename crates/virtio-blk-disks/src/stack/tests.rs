@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 
 use super::*;
+use crate::MemoryDisk;
 use crate::meter::OpClass;
 use crate::throttle::{Burst, Rate};
 
@@ -215,6 +216,39 @@ fn limits_change_where_they_are() {
         "and it is told so"
     );
     drop(queue);
+}
+
+#[test]
+fn who_chooses_the_path_is_told_when_somebody_needs_to_see_requests() {
+    let base = Arc::new(MemoryDisk::new(1 << 20).unwrap());
+    let open = |limits| LayerSpec::Throttle {
+        limits,
+        group: None,
+    };
+    let none = [open(Limits::default())];
+    let some = [open(Limits {
+        iops: Some(Rate::new(2000)),
+        ..Limits::default()
+    })];
+    let stack = Stack::fixed(base, &none, Groups::default()).unwrap();
+    assert!(!stack.sees_requests(), "a throttle without a limit is idle");
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    stack.listen(move |sees| tell.lock().unwrap().push(sees));
+    for change in [&some, &some, &none] {
+        stack.change(change).unwrap();
+    }
+    assert!(matches!(
+        stack.change(&layers(&["meter"])),
+        Err(StackError::Fixed)
+    ));
+    assert_eq!(*told.lock().unwrap(), [true, true, false]);
+    let live = live("memory:1M");
+    let tell = told.clone();
+    live.listen(move |sees| tell.lock().unwrap().push(sees));
+    live.change(&layers(&["meter"])).unwrap();
+    live.change(&[]).unwrap();
+    assert_eq!(told.lock().unwrap()[3..], [true, false]);
 }
 
 #[test]

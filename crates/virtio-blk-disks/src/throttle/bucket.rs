@@ -6,9 +6,9 @@
 
 use super::Rate;
 
-/// How far behind the time line operations may start when they were released late: what an event loop
+/// How far behind the time line operations may be counted after one was released late: what an event loop
 /// with timers of a millisecond needs to keep the rate. One per cent of a second.
-pub(super) const SLACK: u64 = 10_000_000;
+const SLACK: u64 = 10_000_000;
 
 /// A leaky bucket. Its content is a point in time: when it would be empty.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +60,9 @@ pub(super) struct Bucket {
     average: Leak,
     /// What a burst may not exceed.
     peak: Option<Leak>,
+    /// The last operation that waited was released late. What follows closely makes up for that, also for the
+    /// time in which its owner, who got the answer late, comes with the next one.
+    is_lagging: bool,
 }
 
 impl Bucket {
@@ -68,6 +71,7 @@ impl Bucket {
             return Self {
                 average: Leak::new(rate.per_second, 0),
                 peak: None,
+                is_lagging: false,
             };
         };
         // A burst at its rate, for its length, takes this much more than the average gives.
@@ -77,6 +81,7 @@ impl Bucket {
         Self {
             average: Leak::new(rate.per_second, u64::try_from(credit).unwrap_or(u64::MAX)),
             peak: Some(Leak::new(burst.per_second, 0)),
+            is_lagging: false,
         }
     }
 
@@ -90,10 +95,25 @@ impl Bucket {
         self.average.start().max(peak)
     }
 
-    /// Has `units` start at `at`.
+    /// Has `units` start at `at`, which is not before [`Bucket::start`].
     pub(super) fn take(&mut self, at: u64, units: u64) {
+        let start = self.start();
+        // After a longer pause nothing is to be made up for.
+        self.is_lagging &= at.saturating_sub(start) <= 2 * SLACK;
+        let counted = match self.is_lagging {
+            true => start.max(at.saturating_sub(SLACK)),
+            false => at,
+        };
         for leak in self.leaks() {
-            leak.take(at, units);
+            leak.take(counted, units);
+        }
+    }
+
+    /// Something that should have started at `at` starts `now`.
+    pub(super) fn started(&mut self, at: u64, now: u64) {
+        self.is_lagging |= now > at;
+        for leak in self.leaks() {
+            leak.empty_at = leak.empty_at.max(now.saturating_sub(SLACK));
         }
     }
 

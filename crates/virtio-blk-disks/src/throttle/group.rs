@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::bucket::{Bucket, SLACK};
+use super::bucket::Bucket;
 use super::limits::{Cost, LIMITS, LimitError, Limits};
 
 /// Where a group's time comes from.
@@ -36,8 +36,6 @@ struct State {
     /// Counts changes of the limits.
     generation: u64,
     buckets: [Option<Bucket>; LIMITS],
-    /// Nanoseconds by which operations were released too late, and that may be made up for.
-    owed: u64,
 }
 
 /// An operation's place in line.
@@ -55,7 +53,6 @@ impl State {
             limits,
             generation,
             buckets: limits.all().map(|rate| rate.as_ref().map(Bucket::new)),
-            owed: 0,
         }
     }
 
@@ -73,14 +70,9 @@ impl State {
     }
 
     fn take(&mut self, cost: Cost, now: u64) -> u64 {
-        let mut behind = u64::MAX;
-        let start = self.earliest(cost).max(now.saturating_sub(self.owed));
+        let start = self.earliest(cost).max(now);
         for (bucket, units) in self.drawn(cost) {
             bucket.take(start, units);
-            behind = behind.min(now.saturating_sub(bucket.start()));
-        }
-        if behind != u64::MAX {
-            self.owed = self.owed.min(behind);
         }
         start
     }
@@ -117,7 +109,7 @@ impl ThrottleGroup {
 
     /// Whether there is any limit.
     #[inline]
-    pub(super) fn is_limited(&self) -> bool {
+    pub fn is_limited(&self) -> bool {
         // Whoever reads it late is like an operation that came earlier.
         self.shared.is_limited.load(Ordering::Relaxed)
     }
@@ -145,7 +137,7 @@ impl ThrottleGroup {
     /// Nanoseconds on the group's time line.
     pub(super) fn now(&self) -> u64 {
         let elapsed = (self.clock)().saturating_duration_since(self.origin);
-        // The line starts at a second, so that there is room for what is owed.
+        // The line starts at a second, so that there is room before it.
         u64::try_from(elapsed.as_nanos())
             .map_or(u64::MAX, |nanos| nanos.saturating_add(1_000_000_000))
     }
@@ -198,17 +190,14 @@ impl ThrottleGroup {
         f();
     }
 
-    /// Notes that an operation starts now, and by how much that is too late.
+    /// Notes that an operation that had to wait starts now, perhaps too late.
     pub(super) fn started(&self, turn: &Turn, now: u64) {
         let mut state = self.state();
-        let late = (state.drawn(turn.cost))
-            .map(|(bucket, _)| now.saturating_sub(bucket.start()))
-            .min()
-            .unwrap_or(0);
-        state.owed = state
-            .owed
-            .max(late.min(now.saturating_sub(turn.start)))
-            .min(SLACK);
+        if state.generation == turn.generation {
+            for (bucket, _) in state.drawn(turn.cost) {
+                bucket.started(turn.start, now);
+            }
+        }
     }
 }
 

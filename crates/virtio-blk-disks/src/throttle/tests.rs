@@ -173,6 +173,38 @@ fn a_rate_holds_over_a_second_at_any_depth_and_with_any_timer() {
     }
 }
 
+/// A driver that takes its time between an answer and the next operation, and timers that are late, as on a busy machine.
+#[test]
+fn a_rate_holds_for_a_driver_that_takes_its_time() {
+    for (rate, think, tick) in [
+        (2000, 60, 1000),
+        (10_000, 15, 1000),
+        (10_000, 60, 1000),
+        (500, 900, 4000),
+        (100, 5000, 1000),
+    ] {
+        let time = Time::new();
+        let disk = ThrottleDisk::new(null(), time.group(iops(rate)));
+        let mut queue = disk.open_queue(1).unwrap();
+        let micros = Duration::from_micros;
+        let tick = micros(tick);
+        let origin = time.now();
+        let mut done = 0;
+        while time.now() < origin + SECOND {
+            if let Submit::Queued = queue.submit(op(done, OpKind::Read { offset: 0 })) {
+                while queue.reap(&mut Vec::new()).unwrap() == 0 {
+                    let passed = queue.deadline().unwrap() - origin;
+                    let ticks = passed.as_nanos().div_ceil(tick.as_nanos()) as u32;
+                    time.go_to(origin + tick * ticks + micros(50));
+                }
+            }
+            done += 1;
+            time.go_to(time.now() + micros(think));
+        }
+        assert_near(done, rate);
+    }
+}
+
 #[test]
 fn bandwidth_counts_bytes_also_of_large_operations() {
     let time = Time::new();
