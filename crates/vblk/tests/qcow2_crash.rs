@@ -131,7 +131,7 @@ impl Load {
         }
     }
 
-    /// Reads everything after a crash: each block holds a version that is as new as what was stable.
+    /// Reads everything after a crash: each block holds a version that is as new as what had completed.
     fn verify(&mut self) {
         for index in 0..self.blocks.len() {
             let request = Request::read(self.sector(index), BLOCK as u32);
@@ -150,7 +150,7 @@ impl Load {
             self.queue.driver.read_data(token, 0, &mut data).unwrap();
             let number = self.first + index as u64;
             let block = &mut self.blocks[index];
-            let found = (block.stable..=block.latest).find(|v| content(number, *v) == data);
+            let found = (block.completed..=block.latest).find(|v| content(number, *v) == data);
             let Some(found) = found else {
                 panic!(
                     "block {number}: {:x?}, not version {} to {}",

@@ -290,12 +290,12 @@ fn a_flush_puts_everything_in_the_file() {
     run(&mut *queue, OpKind::Flush, IoBuf::new())
         .result
         .unwrap();
-    // The file as it is now, while the disk still has its caches.
+    // The file as it is now, while the disk still has its caches and counts some clusters ahead.
     let copy = path(&directory, "copy.qcow2");
     std::fs::copy(&image, &copy).unwrap();
     let mut model = vec![0; SIZE];
     model[4096..8192].fill(9);
-    qemu::check(&copy);
+    qemu::check_after_crash(&copy);
     qemu::compare(&copy, &model);
     // The same for one write that is stable by itself.
     let kind = OpKind::Write {
@@ -307,8 +307,10 @@ fn a_flush_puts_everything_in_the_file() {
         .unwrap();
     std::fs::copy(&image, &copy).unwrap();
     model[256 << 10..(256 << 10) + 512].fill(8);
-    qemu::check(&copy);
+    qemu::check_after_crash(&copy);
     qemu::compare(&copy, &model);
+    drop((queue, disk));
+    qemu::check(&image);
 }
 
 #[test]
@@ -339,6 +341,60 @@ fn discards_give_space_back() {
     drop((queue, disk));
     assert!(std::fs::metadata(&image).unwrap().len() < 9 << 20);
     qemu::check(&image);
+}
+
+/// In both directions, and readers beside readers.
+#[test]
+fn locks_are_those_of_qemu() {
+    let directory = directory();
+    let (image, over) = (
+        path(&directory, "disk.qcow2"),
+        path(&directory, "over.qcow2"),
+    );
+    qemu::create(&image, "cluster_size=64k", SIZE);
+    let name = image.to_str().unwrap();
+    let backing = "backing_file=disk.qcow2,backing_fmt=qcow2";
+    qemu::create(&over, backing, SIZE);
+    let refused = || {
+        let output = qemu::run(&["info", name]);
+        assert!(!output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("lock"), "{text}");
+    };
+    let disk = open(&image);
+    refused();
+    drop(disk);
+    // Whoever reads shares it: on both sides, directly and as a backing file.
+    let alone = Qcow2Options::new(&image);
+    let reader = Qcow2Disk::open(&alone.clone().read_only(true)).unwrap();
+    let above = Qcow2Disk::open(&Qcow2Options::new(&over).backing(true)).unwrap();
+    qemu::ok(&["info", name]);
+    qemu::ok(&["check", "-q", name]);
+    assert!(Qcow2Disk::open(&alone).is_err());
+    let io = |args: &[&str]| {
+        let output = std::process::Command::new("qemu-io").args(args).output();
+        let output = output.expect("qemu-io is in the package of qemu-img");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let text = io(&["-f", "qcow2", "-c", "write 0 512", name]);
+    assert!(text.contains("lock"), "{text}");
+    drop((reader, above));
+    // While QEMU writes, nobody of us gets it.
+    let mut writer = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", name])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut prompt = [0; 8];
+    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+    for options in [alone.clone(), alone.read_only(true)] {
+        let error = Qcow2Disk::open(&options).unwrap_err().to_string();
+        assert!(error.contains("locked"), "{error}");
+    }
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
+    drop(open(&image));
 }
 
 #[test]

@@ -3,7 +3,6 @@
 
 //! Opens an image and what it stands on.
 
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,12 +13,13 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 
 use super::error::OpenError;
 use super::header::Header;
+use super::host::{FileHost, Host};
 use super::options::Qcow2Options;
 use super::order::Order;
 use super::storage::ImageFile;
 use super::tables::Tables;
-use crate::RawOptions;
 use crate::raw;
+use crate::{Engine, RawOptions};
 
 /// Most images on top of each other.
 const MAX_CHAIN: usize = 64;
@@ -28,14 +28,18 @@ const MAX_CHAIN: usize = 64;
 pub(super) struct Opened {
     pub format: FormatAccess<ImageFile>,
     pub header: Header,
-    pub tables: Tables,
-    pub file: Arc<File>,
+    pub tables: Arc<Tables>,
+    pub host: Arc<dyn Host>,
     pub frozen: Arc<std::sync::atomic::AtomicBool>,
 }
 
-/// The files of a chain so far, by device and number.
 #[derive(Default)]
-struct Chain(Vec<(u64, u64)>);
+struct Chain {
+    /// The files so far, by device and number.
+    files: Vec<(u64, u64)>,
+    /// The first image has been seen.
+    below: bool,
+}
 
 /// Opens, locks and checks an image and, where that is allowed, its backing files.
 ///
@@ -43,12 +47,31 @@ struct Chain(Vec<(u64, u64)>);
 /// See [`OpenError`].
 pub(super) fn open(options: &Qcow2Options) -> Result<Opened, OpenError> {
     let mut chain = Chain::default();
-    chain.image(options.path(), options, !options.read_only)
+    let host = chain.file(options.path(), options, !options.read_only)?;
+    chain.image(host, options.path(), options, !options.read_only)
+}
+
+/// The same for an image that lies on `host`.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(super) fn open_on(host: Arc<dyn Host>, options: &Qcow2Options) -> Result<Opened, OpenError> {
+    Chain::default().image(host, options.path(), options, !options.read_only)
 }
 
 impl Chain {
-    fn file(&mut self, path: &Path, writable: bool, lock: bool) -> Result<Arc<File>, OpenError> {
-        let raw = RawOptions::new(path).read_only(!writable);
+    fn file(
+        &mut self,
+        path: &Path,
+        options: &Qcow2Options,
+        writable: bool,
+    ) -> Result<Arc<dyn Host>, OpenError> {
+        let engine = if self.files.is_empty() {
+            options.engine
+        } else {
+            Engine::Sync
+        };
+        let raw = RawOptions::new(path).read_only(!writable).engine(engine);
         let file = raw::open_file(&raw)?;
         let library = |source| OpenError::Library {
             path: path.to_owned(),
@@ -56,28 +79,29 @@ impl Chain {
         };
         let about = file.metadata().map_err(library)?;
         let id = (about.dev(), about.ino());
-        if self.0.contains(&id) {
+        if self.files.contains(&id) {
             return Err(OpenError::damaged(
                 path,
                 "it is its own backing file, directly or through others",
             ));
         }
-        if self.0.len() == MAX_CHAIN {
+        if self.files.len() == MAX_CHAIN {
             return Err(OpenError::damaged(
                 path,
                 format!("more than {MAX_CHAIN} images stand on each other"),
             ));
         }
         // Only now: a file that is its own backing file is not in use by somebody else.
-        if lock {
+        if options.lock {
             raw::lock_file(&file, &raw)?;
         }
-        self.0.push(id);
-        Ok(Arc::new(file))
+        self.files.push(id);
+        Ok(Arc::new(FileHost::new(file, &raw)?))
     }
 
     fn image(
         &mut self,
+        host: Arc<dyn Host>,
         path: &Path,
         options: &Qcow2Options,
         writable: bool,
@@ -86,11 +110,10 @@ impl Chain {
             path: path.to_owned(),
             source,
         };
-        let top = self.0.is_empty();
-        let file = self.file(path, writable, options.lock)?;
-        let len = raw::file_size(&file).map_err(library)?;
-        let header = Header::read(&file, len, path)?;
-        let tables = Tables::read(&file, len, &header, path)?;
+        let len = host.size().map_err(library)?;
+        let header = Header::read(&*host, len, path)?;
+        let tables = Arc::new(Tables::read(&*host, len, &header, path)?);
+        let top = !std::mem::replace(&mut self.below, true);
         let backing = match &header.backing {
             None => None,
             Some((name, format)) => Some(Arc::new(self.below(
@@ -100,11 +123,20 @@ impl Chain {
                 options,
             )?)),
         };
-        let storage = if top {
-            let order = writable.then(|| Order::new(&file, &header)).transpose();
-            ImageFile::image(file.clone(), path.to_owned(), order.map_err(library)?)
+        let storage = if writable {
+            let order = Order::new(&*host, &header, tables.clone(), backing.is_some());
+            let order = order.map_err(library)?;
+            if order.uncounted(&*host).map_err(library)?.is_some() {
+                return Err(OpenError::damaged(
+                    path,
+                    "one of its tables has a refcount of 0",
+                ));
+            }
+            ImageFile::image(host.clone(), path.to_owned(), Some(order))
+        } else if top {
+            ImageFile::image(host.clone(), path.to_owned(), None)
         } else {
-            ImageFile::backing(file.clone(), path.to_owned())
+            ImageFile::backing(host.clone(), path.to_owned())
         };
         let frozen = storage.frozen();
         let format = Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::builder(storage)
@@ -117,7 +149,7 @@ impl Chain {
             format: FormatAccess::new(format),
             header,
             tables,
-            file,
+            host,
             frozen,
         })
     }
@@ -144,12 +176,13 @@ impl Chain {
         let place = backing_path(path, name).map_err(|why| refuse(why.to_owned()))?;
         match format {
             Some("qcow2") => Ok(self
-                .image(&place, options, false)
+                .file(&place, options, false)
+                .and_then(|host| self.image(host, &place, options, false))
                 .map_err(|error| refuse(error.to_string()))?
                 .format),
             Some("raw") => {
                 let file = self
-                    .file(&place, false, options.lock)
+                    .file(&place, options, false)
                     .map_err(|error| refuse(error.to_string()))?;
                 let storage = ImageFile::backing(file, place);
                 let raw = Raw::builder(storage)

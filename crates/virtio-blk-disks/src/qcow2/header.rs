@@ -6,11 +6,10 @@
 //! The library trusts a header more than we do: table sizes are not bounded, encryption is not looked at.
 //! Source: "qcow2" in QEMU's `docs/interop/qcow2.txt`; the bounds are those of QEMU's `block/qcow2.h`.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::error::OpenError;
+use super::host::Host;
 
 const MAGIC: u32 = 0x5146_49fb;
 /// Bytes of the header of version 3 that we look at.
@@ -74,7 +73,7 @@ impl Header {
     ///
     /// # Errors
     /// Not a qcow2 image, one with features we don't have, or a damaged one.
-    pub fn read(file: &File, file_len: u64, path: &Path) -> Result<Self, OpenError> {
+    pub fn read(host: &dyn Host, file_len: u64, path: &Path) -> Result<Self, OpenError> {
         let io = |source| OpenError::Library {
             path: path.to_owned(),
             source,
@@ -87,7 +86,7 @@ impl Header {
         }
         let mut raw = [0; HEADER];
         let have = HEADER.min(usize::try_from(file_len).unwrap_or(HEADER));
-        file.read_exact_at(raw.get_mut(..have).unwrap_or_default(), 0)
+        host.read(raw.get_mut(..have).unwrap_or_default(), 0)
             .map_err(io)?;
         if be32(&raw, 0) != MAGIC {
             return Err(OpenError::Format {
@@ -164,10 +163,10 @@ impl Header {
                 return Err(damaged("the name of its backing file is out of bounds"));
             }
             let mut name = vec![0; name_len as usize];
-            file.read_exact_at(&mut name, name_at).map_err(io)?;
+            host.read(&mut name, name_at).map_err(io)?;
             let name = String::from_utf8(name)
                 .map_err(|_| damaged("the name of its backing file is not UTF-8"))?;
-            Some((name, backing_format(file, header_len, name_at, path)?))
+            Some((name, backing_format(host, header_len, name_at, path)?))
         };
         Ok(Self {
             version,
@@ -222,7 +221,7 @@ fn features(mut bits: u64, path: &Path) -> Result<(), OpenError> {
 
 /// The backing file's format from the header extensions, which end at `end` at the latest.
 fn backing_format(
-    file: &File,
+    host: &dyn Host,
     header_len: u64,
     end: u64,
     path: &Path,
@@ -234,7 +233,7 @@ fn backing_format(
             return Ok(None);
         }
         let mut head = [0; 8];
-        file.read_exact_at(&mut head, at).map_err(|_| cut())?;
+        host.read(&mut head, at).map_err(|_| cut())?;
         let (kind, len) = (be32(&head, 0), u64::from(be32(&head, 4)));
         at += 8;
         if kind == EXTENSION_END {
@@ -245,7 +244,7 @@ fn backing_format(
         }
         if kind == EXTENSION_BACKING_FORMAT {
             let mut name = vec![0; usize::try_from(len).unwrap_or(0)];
-            file.read_exact_at(&mut name, at).map_err(|_| cut())?;
+            host.read(&mut name, at).map_err(|_| cut())?;
             return Ok(Some(String::from_utf8_lossy(&name).into_owned()));
         }
         at += len.next_multiple_of(8);

@@ -3,7 +3,6 @@
 
 //! The image behind the library: operations in our terms, and the library's panics caught.
 
-use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +13,8 @@ use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
 
 use super::chain::Opened;
 use super::gate::Gate;
-use super::storage::{ImageFile, read_into};
+use super::host::Host;
+use super::storage::ImageFile;
 use super::tables::Tables;
 use crate::admit::Bounds;
 
@@ -23,8 +23,8 @@ const MAX_MAPPING: u64 = 8 << 20;
 /// Most bytes whose place is told after an operation.
 const MAX_LEARNED: u64 = 64 << 20;
 
-/// A file, and the first byte of some data in it.
-type Place = (Arc<File>, u64);
+/// A host, and the first byte of some data in it.
+type Place = (Arc<dyn Host>, u64);
 
 /// Clusters in a row, in the guest's view and in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,8 +46,10 @@ pub(super) struct Image {
     /// Held in every call into the library. Its caches keep refcounts and tables in order on the way to the
     /// file, but not against an allocation between the writing of the first and of the second.
     library: Mutex<()>,
-    tables: Tables,
-    file: Arc<File>,
+    /// The library has changes that the file has not. Changed by who holds `library`.
+    unwritten: AtomicBool,
+    tables: Arc<Tables>,
+    pub host: Arc<dyn Host>,
     pub gate: Gate,
     pub cluster_bits: u32,
     pub bounds: Bounds,
@@ -75,8 +77,9 @@ impl Image {
             },
             format: Some(opened.format),
             library: Mutex::new(()),
+            unwritten: AtomicBool::new(false),
             tables: opened.tables,
-            file: opened.file,
+            host: opened.host,
             gate: Gate::default(),
             punch,
             failed: opened.frozen,
@@ -109,49 +112,71 @@ impl Image {
     }
 
     /// Executes an operation that was admitted, waiting for its end. Must not be called from inside the
-    /// gate.
-    pub fn execute(&self, kind: &OpKind, buf: &IoBuf) -> (Result<(), DiskError>, Option<Extent>) {
+    /// gate. What was changed may be lost with the process until [`Image::write_out`] has run.
+    pub fn execute(&self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
         match *kind {
-            OpKind::Read { offset } => self.inside(|| self.read(offset, buf), offset),
+            OpKind::Read { offset } => self.inside(|| self.read(offset, buf)),
             OpKind::Write { offset, fua } => {
-                let (mut result, extent) =
-                    self.inside(|| self.with(|f| self.write(f, offset, buf)), offset);
+                self.inside(|| self.with(|format| self.write(format, offset, buf)))?;
                 // Outside: who is inside must not enter again, as somebody may wait for them to leave.
-                if fua && result.is_ok() {
-                    result = self.flush();
-                }
-                (result, extent)
+                if fua { self.flush() } else { Ok(()) }
             }
-            OpKind::Flush => (self.flush(), None),
-            OpKind::Discard { offset, len } => (self.zero(offset, len, true, false), None),
+            OpKind::Flush => self.flush(),
+            OpKind::Discard { offset, len } => self.zero(offset, len, true, false),
             OpKind::WriteZeroes {
                 offset,
                 len,
                 unmap,
                 fua,
-            } => (self.zero(offset, len, unmap, fua), None),
-            _ => (Err(DiskError::Unsupported), None),
+            } => self.zero(offset, len, unmap, fua),
+            _ => Err(DiskError::Unsupported),
         }
     }
 
-    /// Runs `f` as a user of the gate, and finds out where the cluster at `offset` is then.
-    fn inside(
-        &self,
-        f: impl FnOnce() -> Result<(), DiskError>,
-        offset: u64,
-    ) -> (Result<(), DiskError>, Option<Extent>) {
+    /// Runs `f` as a user of the gate.
+    fn inside<T>(&self, f: impl FnOnce() -> Result<T, DiskError>) -> Result<T, DiskError> {
         self.gate.enter();
         let result = f();
-        let extent = match result {
-            Ok(()) => self.with(|format| Ok(self.extent(format, offset))),
-            Err(_) => Ok(None),
-        };
         self.gate.leave();
-        (result, extent.ok().flatten())
+        result
+    }
+
+    /// Whether something waits for [`Image::write_out`].
+    pub fn is_unwritten(&self) -> bool {
+        self.unwritten.load(Ordering::Acquire)
+    }
+
+    /// Writes all changes of tables to the file, where they survive this process. They are not stable then.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn write_out(&self) -> Result<(), DiskError> {
+        if !self.is_unwritten() {
+            return Ok(());
+        }
+        self.inside(|| self.with(|format| self.write_tables(format)))
+    }
+
+    fn write_tables(&self, format: &FormatAccess<ImageFile>) -> Result<(), DiskError> {
+        if self.is_unwritten() {
+            format.flush()?;
+            self.unwritten.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Finds out where the cluster at `offset` is, and those behind it.
+    pub fn learn(&self, offset: u64) -> Option<Extent> {
+        let extent = self.inside(|| self.with(|format| Ok(self.extent(format, offset))));
+        extent.ok().flatten()
     }
 
     /// Where the clusters from `offset` on are, if they can be read and, on a writable disk, written there.
     fn extent(&self, format: &FormatAccess<ImageFile>, offset: u64) -> Option<Extent> {
+        // Who writes there directly relies on the tables in the file.
+        if self.is_unwritten() {
+            return None;
+        }
         let start = offset & !(self.cluster() - 1);
         let (mapping, len) = format.get_mapping(start, MAX_LEARNED).ok()?;
         let Mapping::Raw {
@@ -167,7 +192,7 @@ impl Image {
             return None;
         }
         // What is not wholly in the file yet reads as zeroes behind its end, which takes more than a read.
-        let there = self.file.metadata().ok()?.len().saturating_sub(host);
+        let there = self.host.size().ok()?.saturating_sub(host);
         let count = len.min(there) >> self.cluster_bits;
         let bytes = count << self.cluster_bits;
         (count > 0 && !self.tables.touch(host, bytes)).then_some(Extent {
@@ -187,7 +212,7 @@ impl Image {
                 return Err(broken("the image has a hole in its tables"));
             }
             if let Some((file, host)) = place {
-                read_into(&file, buf, done, moved, host)?;
+                file.read_buf(buf, done, moved, host)?;
             }
             done += moved;
         }
@@ -209,7 +234,7 @@ impl Image {
         Ok(match mapping {
             Mapping::Raw {
                 storage, offset, ..
-            } => (len, Some((storage.file.clone(), offset))),
+            } => (len, Some((storage.host.clone(), offset))),
             Mapping::Zero { .. } => (buf.fill(done, len, 0), None),
             Mapping::Special { .. } => {
                 // To the end of the cluster.
@@ -237,7 +262,9 @@ impl Image {
             if len == 0 || self.tables.touch(place.offset(), len as u64) {
                 return Err(broken("the image's tables point at themselves"));
             }
-            place.storage().write_from(buf, done, len, place.offset())?;
+            let new = !place.is_nonblocking();
+            self.unwritten.fetch_or(new, Ordering::AcqRel);
+            (place.storage()).write_from(buf, done, len, place.offset(), new)?;
             format.commit_data_mapping(place)?;
             done += len;
         }
@@ -292,6 +319,7 @@ impl Image {
             // What is mapped may end inside a cluster, where a backing file does.
             (len & !(self.cluster() - 1)).max(to_end)
         };
+        let mut punched = None;
         if let Mapping::Raw {
             storage,
             offset: host,
@@ -304,10 +332,11 @@ impl Image {
         {
             // Before the clusters become free: then they may be somebody else's.
             let bytes = whole.next_multiple_of(self.cluster());
-            if !self.tables.touch(host, bytes) {
-                storage.punch(host, bytes);
+            if !self.tables.touch(host, bytes) && storage.host.punch(host, bytes) {
+                punched = Some((storage, host));
             }
         }
+        self.unwritten.store(true, Ordering::Release);
         let driver = format.inner();
         let (start, done) = if unmap {
             // SAFETY: the gate is closed: nobody else is in the library, or uses a mapping from it.
@@ -318,6 +347,10 @@ impl Image {
         if start != at || done == 0 {
             return Err(stuck());
         }
+        if let Some((storage, host)) = punched {
+            let len = done.next_multiple_of(self.cluster());
+            storage.order()?.punched(host, len);
+        }
         Ok(done.min(rest))
     }
 
@@ -326,19 +359,55 @@ impl Image {
         if self.bounds.read_only {
             return Ok(());
         }
-        self.gate.enter();
-        let result = self.with(|format| Ok(format.flush()?));
-        self.gate.leave();
-        result?;
-        Ok(self.file.sync_data()?)
+        let settled = self.inside(|| {
+            self.with(|format| {
+                // The library frees some clusters only now.
+                self.unwritten.store(true, Ordering::Release);
+                self.write_tables(format)?;
+                let Some(file) = self.top(format) else {
+                    return Ok(false);
+                };
+                let mut order = file.order()?;
+                if order.is_settled() {
+                    return Ok(false);
+                }
+                order.settle(&*self.host)?;
+                Ok(true)
+            })
+        })?;
+        // Others may use the library meanwhile.
+        if settled {
+            Ok(())
+        } else {
+            Ok(self.host.sync()?)
+        }
+    }
+
+    /// The image itself as the library's storage.
+    fn top<'a>(&self, format: &'a FormatAccess<ImageFile>) -> Option<&'a ImageFile> {
+        let files = format.inner().collect_storage_dependencies();
+        files.into_iter().find(|file| file.is_top())
+    }
+
+    fn close(&self) -> Result<(), DiskError> {
+        if self.bounds.read_only {
+            return Ok(());
+        }
+        self.with(|format| {
+            format.flush()?;
+            match self.top(format) {
+                Some(file) => Ok(file.order()?.close(&*self.host)?),
+                None => Ok(()),
+            }
+        })
     }
 }
 
 impl Drop for Image {
     fn drop(&mut self) {
+        // An error can't be told to anyone: who needs to know flushes before.
+        let _ = self.close();
         let format = self.format.take();
-        // Dropping writes what is still in memory. An error can't be told to anyone: who needs to know
-        // flushes before.
         let _ = catch_unwind(AssertUnwindSafe(|| drop(format)));
     }
 }

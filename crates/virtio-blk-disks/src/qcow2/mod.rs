@@ -9,9 +9,11 @@
 //! threads of the disk.
 
 mod chain;
+mod counts;
 mod error;
 mod gate;
 mod header;
+mod host;
 mod image;
 mod map;
 mod options;
@@ -21,6 +23,7 @@ mod queue;
 mod storage;
 mod tables;
 
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -28,8 +31,8 @@ use virtio_blk_core::disk::{
     Alignments, Caps, Disk, DiskError, EraseLimits, IoQueue, SECTOR_SIZE, Topology, ZeroLimits,
 };
 
-use crate::{RawDisk, RawOptions};
 pub use error::OpenError;
+use host::DiskHost;
 use image::Image;
 pub use options::Qcow2Options;
 use pool::Pool;
@@ -44,15 +47,17 @@ const PHYSICAL: u32 = 4096;
 
 /// A qcow2 image as a disk.
 ///
-/// Works on any number of queues at once. Writes may sit in the tables' cache until a flush: what was
-/// written since the last one is lost with the process, not only with the host. Dropping the disk and its
-/// queues writes everything to the file.
+/// Works on any number of queues at once. What has completed is in the file, so that it outlives the
+/// process; a flush makes it stable. After a power cut, and after the end of the process without a drop of the
+/// disk and its queues, the image is sound, but may count clusters as used that are free (some 16 MiB, holes
+/// in the file, per such end: `qemu-img check -r leaks` frees them).
+///
+/// An image grows: with a limit on the size of files (`RLIMIT_FSIZE`), the process must ignore `SIGXFSZ`.
 ///
 /// A panic of the library is caught: the operation fails, and so does every later one; nothing more is
 /// written.
 pub struct Qcow2Disk {
     image: Arc<Image>,
-    file: RawDisk,
     path: PathBuf,
     caps: Caps,
     /// Started by the first queue, ended by the last.
@@ -76,23 +81,42 @@ impl Qcow2Disk {
         let path = options.path();
         let opened = std::panic::catch_unwind(|| chain::open(options))
             .unwrap_or_else(|_| Err(OpenError::damaged(path, "the library failed on it")))?;
-        let raw = RawOptions::new(path)
-            .read_only(options.read_only)
-            .engine(options.engine);
-        let file = opened
-            .file
-            .try_clone()
-            .map_err(|source| OpenError::Library {
-                path: path.to_owned(),
-                source,
-            })?;
-        let file = RawDisk::over(file, &raw)?;
+        Self::new(opened, options)
+    }
+
+    /// Opens an image that another disk holds, from its first byte on. Of the options, the path is only a name, and
+    /// where backing files are searched.
+    ///
+    /// # Errors
+    /// As of [`Qcow2Disk::open`]; a disk whose blocks are larger than 512 bytes, or that is read-only while the
+    /// image is to be written.
+    pub fn over(disk: Arc<dyn Disk>, options: &Qcow2Options) -> Result<Self, OpenError> {
+        let path = options.path();
+        let caps = disk.caps();
+        if u64::from(caps.align.guest_block) != SECTOR_SIZE || caps.read_only && !options.read_only
+        {
+            return Err(OpenError::unsupported(
+                path,
+                "a disk below it that is read-only or has blocks of more than 512 bytes",
+            ));
+        }
+        let host = Arc::new(DiskHost::new(disk).map_err(|error| OpenError::Library {
+            path: path.to_owned(),
+            source: std::io::Error::other(error),
+        })?);
+        let opened =
+            std::panic::catch_unwind(AssertUnwindSafe(|| chain::open_on(host, options)))
+                .unwrap_or_else(|_| Err(OpenError::damaged(path, "the library failed on it")))?;
+        Self::new(opened, options)
+    }
+
+    fn new(opened: chain::Opened, options: &Qcow2Options) -> Result<Self, OpenError> {
+        let path = options.path();
         let caps = caps(&opened.header, options.read_only);
         caps.validate()
             .map_err(|error| OpenError::damaged(path, error.to_string()))?;
         Ok(Self {
             image: Arc::new(Image::new(opened, options.read_only, options.discard)),
-            file,
             path: path.to_owned(),
             caps,
             pool: Mutex::default(),
@@ -155,7 +179,7 @@ impl Disk for Qcow2Disk {
             }
         };
         drop(shared);
-        let inner = self.file.open_queue(depth)?;
+        let inner = self.image.host.open_queue(depth)?;
         let queue = Qcow2Queue::new(self.image.clone(), pool, inner, depth)?;
         Ok(Box::new(queue))
     }

@@ -1,131 +1,364 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! In which order the library's writes of metadata become stable.
+//! In which order changes of metadata become visible in the file, and stable.
 //!
-//! The library writes refcounts before the tables that rely on them, but asks for no barrier between: after
-//! a power cut the second could be there without the first. So the barrier is made here, from where in the
-//! file a write goes.
+//! After the end of the process the file holds what was written, in the order of writing; after a power cut,
+//! any part of what was written since the last sync. Both must leave a sound image that holds what was
+//! promised, so whatever the library's own order is:
+//!
+//! 1. Something refers to a cluster only when the file's refcount for it is stable.
+//! 2. A refcount is lowered, and a cluster used again, only when it is stable that nothing refers to it.
+//! 3. What was copied to a cluster, and what replaces something else than zeroes, is stable before something
+//!    refers to it.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
+use super::counts::{Counts, difference};
 use super::header::{Header, Table};
+use super::host::Host;
+use super::tables::Tables;
 
-/// What a write changes, as far as its place tells. Bits.
+/// Writes that may not be stable. Bits.
 const COUNTS: u8 = 1;
 const TABLES: u8 = 2;
-/// Copied to a cluster that no table refers to yet.
+/// To clusters that nothing refers to yet, and that may have held something else.
 const DATA: u8 = 4;
+/// To clusters that nothing refers to yet, and that hold zeroes if the data gets lost.
+const FRESH: u8 = 8;
 
 /// Where the header keeps the place of the refcount table.
 const REFCOUNTS_FIELD: usize = 48;
+/// The bits of an entry of the L1 or L2 table that are an offset.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const COMPRESSED: u64 = 1 << 62;
+const ZERO: u64 = 1;
+/// Most clusters that are remembered as released or clean.
+const MAX_REMEMBERED: usize = 1 << 20;
 
 /// What was written since the last sync, and what is where.
 #[derive(Debug)]
 pub(super) struct Order {
-    cluster: u64,
+    cluster_bits: u32,
     l1: Table,
     refcounts: Table,
-    /// First bytes of the blocks of refcounts.
-    blocks: HashSet<u64>,
+    tables: Arc<Tables>,
+    counts: Counts,
     /// Kinds of writes that may not be stable.
     pending: u8,
+    /// Clusters, by number, that something may still refer to after a power cut.
+    released: HashSet<u64>,
+    /// The clusters from this one on were never written. None, if what is not there is not zero.
+    virgin: Option<u64>,
+    /// Clusters that were made zero; since the last sync, and before.
+    punched: HashSet<u64>,
+    clean: HashSet<u64>,
+}
+
+fn entry(bytes: &[u8]) -> u64 {
+    bytes
+        .first_chunk()
+        .map_or(0, |bytes| u64::from_be_bytes(*bytes))
 }
 
 impl Order {
-    /// For an image whose header was checked.
+    /// For an image whose header was checked. `over`: there is a backing file.
     ///
     /// # Errors
     /// The refcount table can't be read.
-    pub fn new(file: &File, header: &Header) -> io::Result<Self> {
-        let mut order = Self {
-            cluster: header.cluster(),
+    pub fn new(
+        host: &dyn Host,
+        header: &Header,
+        tables: Arc<Tables>,
+        over: bool,
+    ) -> io::Result<Self> {
+        let virgin = if over {
+            None
+        } else if host.grows() {
+            Some(host.size()?.div_ceil(header.cluster()))
+        } else {
+            Some(u64::MAX)
+        };
+        Ok(Self {
+            cluster_bits: header.cluster_bits,
             l1: header.l1,
             refcounts: header.refcounts,
-            blocks: HashSet::new(),
+            tables,
+            counts: Counts::new(host, header)?,
             pending: 0,
-        };
-        order.read_blocks(file)?;
-        Ok(order)
+            released: HashSet::new(),
+            virgin,
+            punched: HashSet::new(),
+            clean: HashSet::new(),
+        })
     }
 
-    /// Takes over all blocks that the refcount table names.
-    fn read_blocks(&mut self, file: &File) -> io::Result<()> {
-        let len = usize::try_from(self.refcounts.len).map_err(io::Error::other)?;
-        let mut table = vec![0; len];
-        file.read_exact_at(&mut table, self.refcounts.offset)?;
-        self.learn(&table);
-        Ok(())
+    /// A cluster of a table, by number, that the file does not count.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn uncounted(&self, host: &dyn Host) -> io::Result<Option<u64>> {
+        self.counts
+            .uncounted(host, self.tables.sorted().into_iter())
     }
 
-    fn learn(&mut self, entries: &[u8]) {
-        let entries = entries.as_chunks::<8>().0.iter();
-        let named = entries.map(|entry| u64::from_be_bytes(*entry) & !0x1ff);
-        self.blocks.extend(named.filter(|offset| *offset != 0));
+    const fn cluster(&self) -> u64 {
+        1 << self.cluster_bits
     }
 
     fn within(table: Table, offset: u64) -> bool {
         (table.offset..table.offset + table.len).contains(&offset)
     }
 
-    /// To be called before a write. Makes stable what must be so before.
+    fn clusters(&self, offset: u64, len: u64) -> std::ops::RangeInclusive<u64> {
+        let last = offset.saturating_add(len.max(1) - 1);
+        offset >> self.cluster_bits..=last >> self.cluster_bits
+    }
+
+    /// What the library wrote to the block of refcounts at `offset`, if the file differs.
+    pub fn view(&self, offset: u64) -> Option<&[u8]> {
+        self.counts.view(offset)
+    }
+
+    /// Writes what the library writes.
     ///
     /// # Errors
-    /// That failed.
-    pub fn before(&mut self, file: &File, offset: u64, len: u64) -> io::Result<()> {
-        let (kind, after) = if offset == 0 {
-            (COUNTS | TABLES, COUNTS | TABLES | DATA)
-        } else if Self::within(self.refcounts, offset)
-            || self.blocks.contains(&(offset - offset % self.cluster))
-        {
-            (COUNTS, TABLES)
-        } else if Self::within(self.l1, offset)
-            || (offset.is_multiple_of(self.cluster) && len == self.cluster)
-        {
-            (TABLES, COUNTS | DATA)
+    /// The host's, or the image is damaged.
+    pub fn write(&mut self, host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
+        let whole = offset.is_multiple_of(self.cluster()) && data.len() as u64 == self.cluster();
+        if offset == 0 || Self::within(self.refcounts, offset) {
+            self.write_roots(host, offset, data)
+        } else if whole && self.counts.is_block(offset) {
+            self.counts.take(host, offset, data)
+        } else if Self::within(self.l1, offset) {
+            self.write_entries(host, offset, data, true)
+        } else if whole && self.tables.touch(offset, 1) {
+            self.write_entries(host, offset, data, false)
         } else {
-            (DATA, 0)
-        };
-        if self.pending & after != 0 {
-            file.sync_data()?;
-            self.pending = 0;
+            self.before_data(host, offset, data.len() as u64)?;
+            self.pending |= DATA;
+            host.write(data, offset)
         }
+    }
+
+    /// The header or the refcount table. Rare: everything before becomes stable first.
+    fn write_roots(&mut self, host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.counts.raise(host)?;
+        if offset != 0 {
+            for place in data.as_chunks::<8>().0 {
+                let block = u64::from_be_bytes(*place) & !0x1ff;
+                let cluster = block >> self.cluster_bits;
+                // A block that counts itself has done so before it is named here.
+                if block != 0 && !self.counts.is_block(block) && self.counts.has_block(cluster) {
+                    self.counts.ensure(host, cluster)?;
+                }
+            }
+        }
+        self.sync(host)?;
+        self.pending |= COUNTS | TABLES;
+        host.write(data, offset)?;
+        if offset == 0
+            && let Some(field) = data.get(REFCOUNTS_FIELD..REFCOUNTS_FIELD + 12)
+        {
+            let clusters = field.get(8..).and_then(<[u8]>::first_chunk);
+            let clusters = clusters.map_or(0, |clusters| u32::from_be_bytes(*clusters));
+            let refcounts = Table {
+                offset: entry(field),
+                len: u64::from(clusters) << self.cluster_bits,
+            };
+            if refcounts != self.refcounts {
+                self.tables.remove(self.refcounts);
+                self.tables.add(refcounts);
+                self.refcounts = refcounts;
+            }
+        }
+        self.counts.read_table(host, self.refcounts)?;
+        for offset in self.counts.blocks() {
+            let len = self.cluster();
+            self.tables.add(Table { offset, len });
+        }
+        Ok(())
+    }
+
+    /// A part of the L1 table, or an L2 table. Writes no more than what changed.
+    fn write_entries(
+        &mut self,
+        host: &dyn Host,
+        offset: u64,
+        data: &[u8],
+        first_level: bool,
+    ) -> io::Result<()> {
+        let mut old = vec![0; data.len()];
+        host.read(&mut old, offset)?;
+        let Some(range) = difference(&old, data) else {
+            return Ok(());
+        };
+        let mut barrier = 0;
+        let (mut removed, mut added) = (Vec::new(), Vec::new());
+        let pairs = |bytes| <[u8]>::as_chunks::<8>(bytes).0.iter();
+        let (from, to) = (&old.get(range.clone()), &data.get(range.clone()));
+        let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
+        for (from, to) in pairs(from).zip(pairs(to)).filter(|(from, to)| from != to) {
+            let (from, to) = (u64::from_be_bytes(*from), u64::from_be_bytes(*to));
+            let place = to & OFFSET;
+            let moved = from & OFFSET != place;
+            if from & COMPRESSED != 0 && !first_level {
+                removed.extend(self.compressed(from));
+            } else if from & OFFSET != 0 && moved {
+                removed.push((from & OFFSET) >> self.cluster_bits);
+            }
+            if place == 0 || to & COMPRESSED != 0 || to & ZERO != 0 && !moved {
+                continue;
+            }
+            if moved {
+                let cluster = place >> self.cluster_bits;
+                if self.counts.ensure(host, cluster)? {
+                    self.pending |= COUNTS;
+                }
+                barrier |= COUNTS;
+            }
+            // What is at the new place shows now.
+            barrier |= DATA;
+            if from & !ZERO != 0 && (moved && from & ZERO == 0) || first_level {
+                barrier |= FRESH;
+            }
+            if first_level {
+                added.push(place);
+            }
+        }
+        if self.pending & barrier != 0 || self.released.len() > MAX_REMEMBERED {
+            self.sync(host)?;
+        }
+        self.pending |= TABLES;
+        self.released.extend(removed);
+        host.write(to, offset + range.start as u64)?;
+        let len = self.cluster();
+        added
+            .into_iter()
+            .for_each(|offset| self.tables.add(Table { offset, len }));
+        Ok(())
+    }
+
+    /// The clusters that a compressed cluster's entry refers to.
+    fn compressed(&self, entry: u64) -> std::ops::RangeInclusive<u64> {
+        let bits = 62 - (self.cluster_bits - 8);
+        let offset = entry & ((1 << bits) - 1);
+        let sectors = (entry & (COMPRESSED - 1)) >> bits;
+        let end = (offset & !511) + (sectors + 1) * 512;
+        offset >> self.cluster_bits..=(end - 1) >> self.cluster_bits
+    }
+
+    /// Before a cluster gets other content, nothing may refer to it any more, even after a power cut.
+    fn before_data(&mut self, host: &dyn Host, offset: u64, len: u64) -> io::Result<()> {
+        let reused = |cluster| self.released.contains(&cluster);
+        if !self.released.is_empty() && self.clusters(offset, len).any(reused) {
+            self.sync(host)?;
+        }
+        self.used(offset, len);
+        Ok(())
+    }
+
+    fn is_fresh(&self, cluster: u64) -> bool {
+        self.virgin
+            .is_some_and(|virgin| cluster >= virgin || self.clean.contains(&cluster))
+    }
+
+    fn used(&mut self, offset: u64, len: u64) {
+        let clusters = self.clusters(offset, len);
+        if let Some(virgin) = &mut self.virgin
+            && *virgin != u64::MAX
+        {
+            *virgin = (*virgin).max(clusters.end() + 1);
+        }
+        if !self.clean.is_empty() || !self.punched.is_empty() {
+            for cluster in clusters {
+                self.clean.remove(&cluster);
+                self.punched.remove(&cluster);
+            }
+        }
+    }
+
+    /// To be called before data is written to clusters that nothing refers to yet.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn new_data(&mut self, host: &dyn Host, offset: u64, len: u64) -> io::Result<()> {
+        let mut clusters = self.clusters(offset, len);
+        let kind = if clusters.all(|cluster| self.is_fresh(cluster)) {
+            FRESH
+        } else {
+            DATA
+        };
+        self.before_data(host, offset, len)?;
         self.pending |= kind;
         Ok(())
     }
 
-    /// To be called after a write, with what was written.
+    /// Makes a part of a cluster zero that nothing refers to yet.
     ///
     /// # Errors
-    /// The new refcount table can't be read.
-    pub fn after(&mut self, file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
-        if Self::within(self.refcounts, offset) {
-            self.learn(data);
-        } else if offset == 0
-            && let Some((place, _)) = data
-                .get(REFCOUNTS_FIELD..REFCOUNTS_FIELD + 12)
-                .and_then(|field| field.split_first_chunk::<8>())
-            && let Some(clusters) = data
-                .get(REFCOUNTS_FIELD + 8..)
-                .and_then(<[u8]>::first_chunk)
-        {
-            let refcounts = Table {
-                offset: u64::from_be_bytes(*place),
-                len: u64::from(u32::from_be_bytes(*clusters)) * self.cluster,
-            };
-            if refcounts != self.refcounts {
-                self.refcounts = refcounts;
-                self.read_blocks(file)?;
-            }
+    /// The host's.
+    pub fn new_zeroes(&mut self, host: &dyn Host, offset: u64, len: u64) -> io::Result<()> {
+        let mut clusters = self.clusters(offset, len);
+        if clusters.all(|cluster| self.is_fresh(cluster)) {
+            return Ok(());
+        }
+        self.before_data(host, offset, len)?;
+        self.pending |= DATA;
+        // Behind the end there are zeroes.
+        let end = (offset + len).min(host.size()?);
+        if offset < end {
+            host.zero(offset, end - offset)?;
         }
         Ok(())
     }
 
-    /// Everything is stable now.
-    pub fn synced(&mut self) {
+    /// Whole clusters were made zero that something refers to.
+    pub fn punched(&mut self, offset: u64, len: u64) {
+        if self.virgin.is_some() && self.punched.len() + self.clean.len() < MAX_REMEMBERED {
+            self.punched.extend(self.clusters(offset, len));
+        }
+    }
+
+    /// Makes everything stable.
+    ///
+    /// # Errors
+    /// The host's. Nothing is stable then.
+    pub fn sync(&mut self, host: &dyn Host) -> io::Result<()> {
+        host.sync()?;
         self.pending = 0;
+        self.released.clear();
+        self.clean.extend(self.punched.drain());
+        Ok(())
+    }
+
+    /// Whether a sync, without more, makes everything stable.
+    pub fn is_settled(&self) -> bool {
+        self.pending == 0 && self.released.is_empty() && self.punched.is_empty()
+    }
+
+    /// Makes everything stable, and lowers refcounts of what is free since. The library has written everything.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn settle(&mut self, host: &dyn Host) -> io::Result<()> {
+        self.sync(host)?;
+        // If that gets lost, space gets lost.
+        self.counts.lower(host)
+    }
+
+    /// Leaves the file as the library believes it to be. The library has written everything.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn close(&mut self, host: &dyn Host) -> io::Result<()> {
+        self.counts.stop_ahead();
+        if !self.is_settled() {
+            self.sync(host)?;
+        }
+        self.counts.lower(host)?;
+        self.counts.shrink(host)
     }
 }

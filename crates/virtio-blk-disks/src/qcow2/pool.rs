@@ -10,12 +10,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_blk_core::disk::{Completion, Op};
+use virtio_blk_core::disk::{Completion, DiskError, Op, OpKind};
 
 use super::image::{Extent, Image};
 
 /// Threads of a disk.
 const THREADS: usize = 4;
+/// Most operations of a thread that wait together for the tables to be written.
+const MAX_BATCH: usize = 64;
 
 /// An operation, and the queue it came from.
 struct Job {
@@ -91,27 +93,68 @@ impl Drop for Pool {
     }
 }
 
+impl Desk {
+    /// The next job. `None`: there is none now, or, if `wait`, there never will be.
+    fn next(&self, wait: bool) -> Option<Job> {
+        let mut work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match work.jobs.pop_front() {
+                Some(job) => return Some(job),
+                None if work.closed || !wait => return None,
+                None => work = self.more.wait(work).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
 /// What a thread does.
 fn work(desk: &Desk, image: &Image) {
+    // Done, but their changes of tables are not in the file.
+    let mut batch: Vec<(Job, Result<(), DiskError>)> = Vec::new();
     loop {
-        let mut work = desk.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let job = loop {
-            match work.jobs.pop_front() {
-                Some(job) => break job,
-                None if work.closed => return,
-                None => work = desk.more.wait(work).unwrap_or_else(PoisonError::into_inner),
-            }
+        let job = if batch.len() < MAX_BATCH {
+            desk.next(batch.is_empty())
+        } else {
+            None
         };
-        drop(work);
-        let Job { op, home } = job;
+        let Some(Job { op, home }) = job else {
+            if batch.is_empty() {
+                return;
+            }
+            write_out(image, &mut batch);
+            continue;
+        };
         if home.state().closed {
             drop(op);
             home.dropped();
             continue;
         }
-        let (result, extent) = image.execute(&op.kind, &op.buf);
-        home.finished(op.complete(result), extent);
+        let result = image.execute(&op.kind, &op.buf);
+        if op.kind.is_write() && image.is_unwritten() {
+            batch.push((Job { op, home }, result));
+        } else {
+            finish(image, Job { op, home }, result);
+        }
     }
+}
+
+/// Writes the tables once for all, and finishes the operations.
+fn write_out(image: &Image, batch: &mut Vec<(Job, Result<(), DiskError>)>) {
+    for (job, result) in batch.drain(..) {
+        // Does nothing if it went well for the first, and gives each its own error if not.
+        let result = result.and_then(|()| image.write_out());
+        finish(image, job, result);
+    }
+}
+
+fn finish(image: &Image, job: Job, result: Result<(), DiskError>) {
+    let extent = match job.op.kind {
+        OpKind::Read { offset } | OpKind::Write { offset, .. } if result.is_ok() => {
+            image.learn(offset)
+        }
+        _ => None,
+    };
+    job.home.finished(job.op.complete(result), extent);
 }
 
 /// What the threads finished for a queue.

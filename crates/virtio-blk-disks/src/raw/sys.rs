@@ -246,21 +246,52 @@ pub(super) fn dio_align(file: &File) -> DioAlign {
     }
 }
 
-/// Puts an open-file-description lock on the whole file, without waiting.
+/// Bytes by which QEMU says what it does with an image, and what it does not let others do, see its
+/// `block/file-posix.c` (`RAW_LOCK_PERM_BASE`, `RAW_LOCK_SHARED_BASE`): reading consistent data, writing, resizing.
+const READS: i64 = 100;
+const WRITES: i64 = 101;
+const RESIZES: i64 = 103;
+const KEEPS_FROM_READING: i64 = 200;
+const KEEPS_FROM_WRITING: i64 = 201;
+const KEEPS_FROM_RESIZING: i64 = 203;
+
+/// Locks the file as an open file description, without waiting: for one who writes, the whole file; for readers, in
+/// the terms of QEMU, whose readers may then read, too.
 pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<()> {
-    // SAFETY: `flock` is plain data.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = if exclusive {
-        libc::F_WRLCK
-    } else {
-        libc::F_RDLCK
-    } as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: the descriptor is open, the pointer valid.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } < 0 {
-        return Err(io::Error::last_os_error());
+    if exclusive {
+        return lock_bytes(file, libc::F_OFD_SETLK, libc::F_WRLCK, 0, 0).map(drop);
+    }
+    for byte in [READS, KEEPS_FROM_WRITING, KEEPS_FROM_RESIZING] {
+        lock_bytes(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1)?;
+    }
+    for byte in [WRITES, RESIZES, KEEPS_FROM_READING] {
+        let found = lock_bytes(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte, 1)?;
+        if i32::from(found) != libc::F_UNLCK {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+        }
     }
     Ok(())
+}
+
+/// One call about a lock. The kind of lock that the kernel leaves there is the answer.
+fn lock_bytes(
+    file: &File,
+    command: libc::c_int,
+    kind: libc::c_int,
+    first: i64,
+    len: i64,
+) -> io::Result<libc::c_short> {
+    // SAFETY: `flock` is plain data.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = kind as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = first;
+    lock.l_len = len;
+    // SAFETY: the descriptor is open, the pointer valid.
+    if unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(lock.l_type)
 }
 
 /// Takes `O_NONBLOCK` off again: io_uring would answer `EAGAIN` instead of waiting.

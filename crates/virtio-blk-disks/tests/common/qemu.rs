@@ -9,11 +9,25 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Runs `qemu-img`, whatever it answers.
+///
+/// A lock that was given up outlives that where another test starts a process at this moment, which has a copy of
+/// each descriptor until it runs its program: then it is tried again.
 pub fn run(args: &[&str]) -> Output {
-    Command::new("qemu-img")
-        .args(args)
-        .output()
-        .unwrap_or_else(|error| panic!("can't run qemu-img ({error}): apt-get install qemu-utils"))
+    let mut tries = 0;
+    loop {
+        let output = Command::new("qemu-img")
+            .args(args)
+            .output()
+            .unwrap_or_else(|error| {
+                panic!("can't run qemu-img ({error}): apt-get install qemu-utils")
+            });
+        let locked = String::from_utf8_lossy(&output.stderr).contains("lock");
+        tries += 1;
+        if output.status.success() || !locked || tries == 20 {
+            return output;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 /// Runs `qemu-img`, which must agree.

@@ -1,0 +1,353 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What an image lies on: a file, or another disk.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use virtio_blk_core::disk::{
+    Disk, DiskError, IoBuf, IoQueue, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait,
+};
+
+use crate::raw::{self, RawDisk, RawOptions, sys};
+
+/// Most bytes and segments in one call.
+const MAX_CALL: usize = 1 << 30;
+const MAX_SEGMENTS: usize = 1024;
+
+/// What an image lies on. All calls wait for their end, and all can be made at once.
+pub(super) trait Host: fmt::Debug + Send + Sync {
+    /// Bytes.
+    fn size(&self) -> io::Result<u64>;
+    /// Whether what is behind the end can be written, and reads as zeroes then.
+    fn grows(&self) -> bool;
+    /// Makes it `size` bytes long, if it can.
+    fn resize(&self, size: u64) -> io::Result<()>;
+    /// Reads; zeroes behind the end.
+    fn read(&self, data: &mut [u8], offset: u64) -> io::Result<()>;
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes a range inside the size zero, giving back space where possible.
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
+    /// Makes a range a hole, which reads as zeroes. Whether that was possible is the answer.
+    fn punch(&self, offset: u64, len: u64) -> bool;
+    /// Makes everything stable that was written.
+    fn sync(&self) -> io::Result<()>;
+    /// Fills `len` bytes of a buffer from its byte `done` on; zeroes behind the end.
+    fn read_buf(&self, buf: &IoBuf, done: usize, len: usize, offset: u64) -> Result<(), DiskError>;
+    /// Writes `len` bytes of a buffer from its byte `done` on.
+    fn write_buf(&self, buf: &IoBuf, done: usize, len: usize, offset: u64)
+    -> Result<(), DiskError>;
+    /// A path for data whose place is known.
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError>;
+}
+
+/// A file or a block device.
+#[derive(Debug)]
+pub(super) struct FileHost {
+    file: File,
+    /// The same file, for data whose place is known.
+    data: RawDisk,
+    is_file: bool,
+}
+
+impl FileHost {
+    /// # Errors
+    /// As of [`RawDisk::open`].
+    pub fn new(file: File, options: &RawOptions) -> Result<Self, raw::OpenError> {
+        let error = |source| raw::OpenError::Io {
+            what: "use",
+            path: options.path().to_owned(),
+            source,
+        };
+        let data = RawDisk::over(file.try_clone().map_err(error)?, options)?;
+        let is_file = file.metadata().map_err(error)?.is_file();
+        Ok(Self {
+            file,
+            data,
+            is_file,
+        })
+    }
+}
+
+impl Host for FileHost {
+    fn size(&self) -> io::Result<u64> {
+        raw::file_size(&self.file)
+    }
+
+    fn grows(&self) -> bool {
+        self.is_file
+    }
+
+    fn resize(&self, size: u64) -> io::Result<()> {
+        self.file.set_len(size)
+    }
+
+    fn read(&self, mut data: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !data.is_empty() {
+            match self.file.read_at(data, offset) {
+                Ok(0) => {
+                    data.fill(0);
+                    break;
+                }
+                Ok(got) => {
+                    offset += got as u64;
+                    data = data.get_mut(got..).unwrap_or_default();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(data, offset)
+    }
+
+    fn zero(&self, mut offset: u64, len: u64) -> io::Result<()> {
+        if self.punch(offset, len) {
+            return Ok(());
+        }
+        let (zeroes, end) = ([0; 4096], offset + len);
+        while offset < end {
+            let len = zeroes.len().min(usize::try_from(end - offset).unwrap_or(0));
+            self.write(zeroes.get(..len).unwrap_or_default(), offset)?;
+            offset += len as u64;
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> bool {
+        let mode = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
+        sys::fallocate(&self.file, mode, offset, len) == 0
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn read_buf(
+        &self,
+        buf: &IoBuf,
+        mut done: usize,
+        mut len: usize,
+        mut offset: u64,
+    ) -> Result<(), DiskError> {
+        let mut segments = Vec::new();
+        while len > 0 {
+            segments.clear();
+            if buf.window(done, len.min(MAX_CALL), MAX_SEGMENTS, &mut segments) == 0 {
+                return Err(DiskError::OutOfRange);
+            }
+            // SAFETY: the segments are the buffer's, which is borrowed for the length of the call.
+            let got = match unsafe { sys::preadv2(&self.file, &segments, offset, 0) } {
+                0 => {
+                    buf.fill(done, len, 0);
+                    return Ok(());
+                }
+                outcome => moved(outcome)?,
+            };
+            done += got;
+            len -= got.min(len);
+            offset += got as u64;
+        }
+        Ok(())
+    }
+
+    fn write_buf(
+        &self,
+        buf: &IoBuf,
+        mut done: usize,
+        mut len: usize,
+        mut offset: u64,
+    ) -> Result<(), DiskError> {
+        let mut segments = Vec::new();
+        while len > 0 {
+            segments.clear();
+            if buf.window(done, len.min(MAX_CALL), MAX_SEGMENTS, &mut segments) == 0 {
+                return Err(DiskError::OutOfRange);
+            }
+            // SAFETY: as in `read_buf`.
+            let put = match unsafe { sys::pwritev2(&self.file, &segments, offset, 0) } {
+                0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+                outcome => moved(outcome)?,
+            };
+            done += put;
+            len -= put.min(len);
+            offset += put as u64;
+        }
+        Ok(())
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        self.data.open_queue(depth)
+    }
+}
+
+/// Bytes moved by a call; none if it was interrupted.
+fn moved(outcome: i32) -> Result<usize, DiskError> {
+    match usize::try_from(outcome) {
+        Ok(count) => Ok(count),
+        Err(_) if outcome == -libc::EINTR => Ok(0),
+        Err(_) => Err(DiskError::from_errno(outcome.saturating_neg())),
+    }
+}
+
+/// Another disk, in blocks of its own.
+pub(super) struct DiskHost {
+    disk: Arc<dyn Disk>,
+    queue: Mutex<Box<dyn IoQueue>>,
+}
+
+impl DiskHost {
+    /// # Errors
+    /// The disk's.
+    pub fn new(disk: Arc<dyn Disk>) -> Result<Self, DiskError> {
+        let queue = Mutex::new(disk.open_queue(1)?);
+        Ok(Self { disk, queue })
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Box<dyn IoQueue>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(queue: &mut dyn IoQueue, kind: OpKind, buf: IoBuf) -> io::Result<IoBuf> {
+        let op = Op {
+            token: Token(0),
+            kind,
+            buf,
+        };
+        let mut done = Vec::new();
+        match queue.submit(op) {
+            Submit::Done(completion) => done.push(completion),
+            Submit::Queued => queue.flush_batch().map_err(into_io)?,
+            Submit::Full(_) => return Err(io::ErrorKind::ResourceBusy.into()),
+        }
+        while done.is_empty() {
+            if let Wait::Fd(fd) = queue.wait() {
+                let mut fds = [rustix::event::PollFd::new(
+                    &fd,
+                    rustix::event::PollFlags::IN,
+                )];
+                rustix::event::poll(&mut fds, None)?;
+            }
+            queue.reap(&mut done).map_err(into_io)?;
+        }
+        let Some(completion) = done.pop() else {
+            return Err(io::ErrorKind::Other.into());
+        };
+        completion.result.map_err(into_io)?;
+        Ok(completion.buf)
+    }
+
+    /// The blocks around a range.
+    fn around(&self, offset: u64, len: usize) -> (u64, usize) {
+        let block = u64::from(self.disk.caps().align.guest_block);
+        let first = offset - offset % block;
+        let end = (offset + len as u64).next_multiple_of(block);
+        (first, usize::try_from(end - first).unwrap_or(0))
+    }
+}
+
+fn into_io(error: DiskError) -> io::Error {
+    match error {
+        DiskError::Io(error) => error,
+        error => io::Error::other(error),
+    }
+}
+
+impl fmt::Debug for DiskHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DiskHost")
+    }
+}
+
+impl Host for DiskHost {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.disk.caps().capacity * SECTOR_SIZE)
+    }
+
+    fn grows(&self) -> bool {
+        false
+    }
+
+    fn resize(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn read(&self, data: &mut [u8], offset: u64) -> io::Result<()> {
+        let size = self.size()?;
+        let there = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let (data, beyond) = data.split_at_mut(there.min(data.len()));
+        beyond.fill(0);
+        if data.is_empty() {
+            return Ok(());
+        }
+        let (first, len) = self.around(offset, data.len());
+        let kind = OpKind::Read { offset: first };
+        let buf = Self::run(&mut **self.queue(), kind, IoBuf::zeroed(len))?;
+        let skip = usize::try_from(offset - first).unwrap_or(0);
+        buf.copy_out(skip, data);
+        Ok(())
+    }
+
+    fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        let (first, len) = self.around(offset, data.len());
+        let mut queue = self.queue();
+        let buf = if (first, len) == (offset, data.len()) {
+            IoBuf::from_vec(data.to_vec())
+        } else {
+            let kind = OpKind::Read { offset: first };
+            let buf = Self::run(&mut **queue, kind, IoBuf::zeroed(len))?;
+            buf.copy_in(usize::try_from(offset - first).unwrap_or(0), data);
+            buf
+        };
+        let kind = OpKind::Write {
+            offset: first,
+            fua: false,
+        };
+        Self::run(&mut **queue, kind, buf).map(drop)
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.write(&vec![0; usize::try_from(len).unwrap_or(0)], offset)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> bool {
+        self.zero(offset, len).is_ok()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Self::run(&mut **self.queue(), OpKind::Flush, IoBuf::new()).map(drop)
+    }
+
+    fn read_buf(&self, buf: &IoBuf, done: usize, len: usize, offset: u64) -> Result<(), DiskError> {
+        let mut data = vec![0; len];
+        self.read(&mut data, offset)?;
+        buf.copy_in(done, &data);
+        Ok(())
+    }
+
+    fn write_buf(
+        &self,
+        buf: &IoBuf,
+        done: usize,
+        len: usize,
+        offset: u64,
+    ) -> Result<(), DiskError> {
+        let mut data = vec![0; len];
+        buf.copy_out(done, &mut data);
+        Ok(self.write(&data, offset)?)
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        self.disk.open_queue(depth)
+    }
+}
