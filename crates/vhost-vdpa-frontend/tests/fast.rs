@@ -158,7 +158,7 @@ fn hostile_saved_states_are_refused() {
     load(&path, &guest);
     path.pause(Duration::from_secs(10)).unwrap();
     let good = path.save().unwrap();
-    type Spoil = fn(&mut vhost_vdpa_frontend::SavedFast);
+    type Spoil = fn(&mut vhost_vdpa_frontend::SavedGuest);
     let spoils: [Spoil; 4] = [
         |saved| saved.features |= 1 << 63,
         |saved| saved.queues[0].index = 7,

@@ -5,6 +5,7 @@
 
 mod quiesce;
 mod ring;
+mod saved;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use quiesce::{Drained, Halt, bind_kicks, calm, drain, go_on, reset, suspend};
 pub(crate) use ring::RingView;
+pub use saved::{SavedGuest, SavedGuestQueue};
 
 use crate::PathError;
 use crate::bring_up::{self, Ring};
@@ -140,7 +142,7 @@ impl Guest {
                 *slot = Some(queue);
                 Ok(())
             }
-            None => refuse(format!("the device has {count} queues")),
+            None => Err(no_queue(index, count)),
         }
     }
 
@@ -235,5 +237,12 @@ impl Guest {
         for (_, queue) in self.enabled() {
             queue.call.notify();
         }
+    }
+}
+
+fn no_queue(index: u16, count: usize) -> PathError {
+    PathError::Queue {
+        index,
+        why: format!("the device has {count} queues"),
     }
 }

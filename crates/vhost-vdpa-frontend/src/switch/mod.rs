@@ -5,9 +5,12 @@
 
 mod dead;
 mod host;
+mod leave;
 mod moves;
+mod pause;
 mod policy;
 mod report;
+mod start;
 mod vmm;
 
 use std::sync::{Arc, Mutex};
@@ -120,8 +123,10 @@ struct Inner<M: DeviceMemory> {
     host: Box<dyn QueueHost<M>>,
     /// The device model in front of `disk`; made when it is first needed.
     served: Option<Arc<Device>>,
-    /// Where the queues stand while nobody serves them ([`Path::Failed`]); `None`: unknown.
+    /// Where the queues stand while nobody serves them ([`Path::Failed`], [`Path::Paused`]); `None`: unknown.
     held: Option<Drained>,
+    /// The path to go on with after a pause.
+    next: Path,
     /// The device has the guest's rings, and is suspended or hears no kicks ([`Path::Failed`]).
     stalled: bool,
     /// The device can't take rings over that were used.
@@ -162,6 +167,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 host,
                 served: None,
                 held: None,
+                next: Path::Fast,
                 stalled: false,
                 one_way: false,
                 last: None,

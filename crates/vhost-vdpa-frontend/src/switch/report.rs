@@ -16,6 +16,8 @@ pub enum Path {
     Fast,
     /// Through the VMM.
     Slow,
+    /// Nowhere, by order of the VMM ([`super::PathSwitch::pause`]).
+    Paused,
     /// Nowhere, or into errors ([`super::OnFailure`]): neither path could be set up. [`super::PathSwitch::retry`] tries
     /// again, a reset by the guest starts anew.
     Failed,

@@ -1,0 +1,115 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A guest that stands still: for snapshots, migration, and whoever wants nothing in flight.
+
+use std::sync::Arc;
+
+use vdpa_bus::{Callback, VdpaDevice};
+use virtio_blk_core::memory::DeviceMemory;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::moves::{prepare, refuse};
+use super::{Path, PathSwitch, Policy, SwitchError};
+use crate::error::PathError;
+use crate::guest::SavedGuest;
+use crate::lock;
+
+impl<M: DeviceMemory + Clone> PathSwitch<M> {
+    /// Stops whoever serves the guest, at an instant at which nothing is in flight, and resets the device. Requests that
+    /// the guest makes available from then on wait. Of no effect while its driver does not run.
+    ///
+    /// With a device that can't be suspended the vCPUs are stopped through the [`super::Vmm`], as for a switch; a VMM
+    /// that has stopped them already answers that they stand still.
+    ///
+    /// # Errors
+    /// Requests did not end in time, or nobody serves the guest ([`Path::Failed`]). [`SwitchError::path`] says how it is
+    /// now.
+    pub fn pause(&self) -> Result<(), SwitchError> {
+        let inner = &mut *lock(&self.inner);
+        let states = match inner.path {
+            Path::Idle | Path::Paused => return Ok(()),
+            Path::Failed => return Err(refuse(inner, "nobody serves the guest: retry first")),
+            Path::Slow => self.leave_slow(inner)?,
+            Path::Fast => {
+                let report = self.report(inner, Path::Paused);
+                let mut report = report.map_err(|why| prepare(inner, why))?;
+                let (states, reset) = self.leave_fast(inner, &mut report)?;
+                if let Err(error) = reset {
+                    // It is reset again before it is used.
+                    log::debug!("the paused device was not reset: {error}");
+                }
+                states
+            }
+        };
+        inner.next = inner.path;
+        inner.held = Some(states);
+        inner.path = Path::Paused;
+        Ok(())
+    }
+
+    /// Has the guest served again after [`PathSwitch::pause`] or [`PathSwitch::restore`]: on the path that it was on, or
+    /// that was chosen meanwhile.
+    ///
+    /// # Errors
+    /// That path could not be set up; [`SwitchError::path`] says whether the other one could.
+    pub fn resume(&self) -> Result<(), SwitchError> {
+        let inner = &mut *lock(&self.inner);
+        if inner.path != Path::Paused {
+            return Ok(());
+        }
+        let states = inner.held.take().unwrap_or_default();
+        let path = match self.options.policy {
+            Policy::Auto if !self.needs.reasons().is_empty() || inner.one_way => Path::Slow,
+            Policy::Auto => Path::Fast,
+            Policy::Manual => inner.next,
+        };
+        let (started, other) = match path {
+            Path::Fast => (self.start_fast(inner, states), Path::Slow),
+            _ => (self.start_slow_anew(inner, states), Path::Fast),
+        };
+        match started {
+            Ok(_) => Ok(()),
+            Err(stumble) => Err(self.go_back(inner, stumble, other)),
+        }
+    }
+
+    /// The state of a guest that is paused, or whose driver does not run.
+    ///
+    /// # Errors
+    /// It is served, or where its queues stand is not known.
+    pub fn save(&self) -> Result<SavedGuest, PathError> {
+        let inner = lock(&self.inner);
+        match (&inner.held, inner.path) {
+            (Some(states), Path::Paused) => Ok(inner.guest.save(states)),
+            (_, Path::Idle) => Ok(inner.guest.save(&[])),
+            _ => Err(PathError::Busy("pause it first")),
+        }
+    }
+
+    /// Takes over what [`PathSwitch::save`] gave, on another device perhaps. `events` answers the kick eventfd and the
+    /// callback of a queue. It is paused then if its driver ran, and goes on with [`PathSwitch::resume`]: on the fast
+    /// path, unless another is wanted. The data may be hostile.
+    ///
+    /// # Errors
+    /// It does not fit this device, or a guest's driver runs already; nothing was changed.
+    pub fn restore(
+        &self,
+        saved: &SavedGuest,
+        events: impl FnMut(u16) -> (Arc<EventFd>, Callback),
+    ) -> Result<(), PathError> {
+        let offered = self.offered();
+        let inner = &mut *lock(&self.inner);
+        if inner.path != Path::Idle {
+            return Err(PathError::Busy("the driver runs already"));
+        }
+        let device: &dyn VdpaDevice = self.device.as_ref();
+        let states = inner.guest.restore(device, saved, offered, events)?;
+        if inner.guest.runs() {
+            inner.next = Path::Fast;
+            inner.held = Some(states);
+            inner.path = Path::Paused;
+        }
+        Ok(())
+    }
+}
