@@ -182,3 +182,52 @@ fn disks_come_and_go() {
     said(&ctl(&socket, &["power-off"]));
     assert!(running.0.wait().unwrap().success());
 }
+
+#[test]
+fn a_vdpa_device_changes_its_path_and_the_guest_notices_nothing() {
+    if !has_kvm() {
+        return;
+    }
+    for disk in [
+        "sim:64M,throttle=iops:1000000",
+        "sim:64M,path=slow",
+        "sim:64M",
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let mut command = mini_vmm(&["--memory", "32", "--disk", disk, "--control"]);
+        let child = command.arg(&socket).stdout(Stdio::piped()).spawn().unwrap();
+        let mut running = Running(child);
+        while !ctl(&socket, &["pause"]).status.success() {
+            assert!(
+                running.0.try_wait().unwrap().is_none(),
+                "it ended before it was paused"
+            );
+            sleep(Duration::from_millis(5));
+        }
+        if disk.contains("throttle") {
+            let refused = ctl(&socket, &["switch", "0", "fast"]);
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(
+                refused.status.success() || said.contains("layers"),
+                "{said}"
+            );
+            said_nothing(&ctl(&socket, &["layers", "0", "throttle=iops:500000"]));
+        }
+        for path in ["slow", "auto", "slow", "auto"] {
+            said_nothing(&ctl(&socket, &["resume"]));
+            // The guest may be done by now.
+            if !ctl(&socket, &["switch", "0", path]).status.success() {
+                break;
+            }
+            ctl(&socket, &["pause"]);
+        }
+        ctl(&socket, &["resume"]);
+        let output = running.0.wait().unwrap();
+        assert!(output.success(), "{disk}");
+    }
+}
+
+fn said_nothing(output: &Output) {
+    assert_eq!(said(output).trim(), "null");
+}
