@@ -7,7 +7,9 @@ mod dead;
 mod host;
 mod moves;
 mod policy;
+mod recovery;
 mod report;
+mod start;
 mod vmm;
 
 use std::sync::{Arc, Mutex};
