@@ -220,7 +220,12 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             .guest
             .rings()?
             .iter()
-            .map(|(_, view)| u32::from(view.avail_idx().wrapping_sub(view.used_idx())))
+            .map(|(_, view)| {
+                // In this order: the used index never overtakes the available one that is read after it.
+                let used = view.used_idx();
+                let pending = view.avail_idx().wrapping_sub(used);
+                u32::from(pending.min(view.layout().size()))
+            })
             .sum();
         Ok(Report {
             from: inner.path,
