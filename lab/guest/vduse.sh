@@ -47,7 +47,8 @@ moves() {
     truncate -s 64M /tmp/disk0.img
     serve disk0 raw:/tmp/disk0.img --queues 4 --serial switched --attach vhost
     eventually 20 test -c /dev/vhost-vdpa-0
-    vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 || fail "$(cat /tmp/disk0.log)"
+    GROW='truncate -s $(($(stat -c %s /tmp/disk0.img) + 16777216)) /tmp/disk0.img' \
+        vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 || fail "$(cat /tmp/disk0.log)"
     serving disk0
     end_server disk0
 

@@ -8,6 +8,7 @@ mod cost;
 mod document;
 mod layers;
 mod machine;
+mod paths;
 mod servers;
 mod vdpa;
 
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::command::{Error, command, run as execute};
+use crate::command::{Error, command, run as execute, target_dir};
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -30,6 +31,9 @@ pub struct Args {
     /// Only measure the vDPA layer and the I/O TLB (needs valgrind)
     #[arg(long, conflicts_with_all = ["cost", "servers"])]
     vdpa: bool,
+    /// Only measure the paths of a vDPA device, and moves between them (needs valgrind)
+    #[arg(long, conflicts_with_all = ["cost", "servers", "vdpa"])]
+    paths: bool,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -60,6 +64,8 @@ struct Report {
     servers: Option<Vec<servers::Row>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     vdpa: Option<vdpa::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paths: Option<paths::Report>,
 }
 
 /// Measures, prints, and writes it down if asked to.
@@ -68,26 +74,25 @@ struct Report {
 /// A program is missing and can't be installed, or fails.
 pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let mut build = command("cargo", ["build", "--release", "-p", "vblk-testing"]);
-    // One program is enough for the layer.
-    build.args(if args.vdpa {
-        ["--bin", "vdpa-cost"]
-    } else {
-        ["-p", "vblk"]
+    // One program is enough for the layer, and two for the paths.
+    build.args(match args {
+        Args { vdpa: true, .. } => &["--bin", "vdpa-cost"][..],
+        Args { paths: true, .. } => &["--bin", "path-cost", "--bin", "switch-pause"],
+        _ => &["-p", "vblk"],
     });
     execute(&mut build)?;
+    let all = !(args.cost || args.servers || args.vdpa || args.paths);
+    let wants = |part: bool| all || part;
     let report = Report {
-        instructions: (!args.servers && !args.vdpa)
-            .then(cost::measure)
-            .transpose()?,
-        layers: (!args.servers && !args.vdpa)
-            .then(layers::measure)
-            .transpose()?,
-        servers: (!args.cost && !args.vdpa)
+        instructions: wants(args.cost).then(cost::measure).transpose()?,
+        layers: wants(args.cost).then(layers::measure).transpose()?,
+        servers: wants(args.servers)
             .then(|| servers::measure(args.seconds, args.rounds, args.dir.as_deref()))
             .transpose()?,
-        vdpa: (!args.cost && !args.servers)
+        vdpa: wants(args.vdpa)
             .then(|| vdpa::measure(args.seconds, args.rounds))
             .transpose()?,
+        paths: wants(args.paths).then(paths::measure).transpose()?,
         machine: machine::Machine::look()?,
     };
     let mut sections = Vec::new();
@@ -102,6 +107,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     }
     if let Some(report) = &report.vdpa {
         sections.push(("vdpa", vdpa::tables(report)));
+    }
+    if let Some(report) = &report.paths {
+        sections.push(("paths", paths::tables(report)));
     }
     if args.json {
         let json = serde_json::to_string_pretty(&report).map_err(|source| Error::Format {
@@ -126,7 +134,10 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         if args.vdpa {
             line += " --vdpa";
         }
-        if !args.cost {
+        if args.paths {
+            line += " --paths";
+        }
+        if !args.cost && !args.paths {
             line += &format!(" --seconds {} --rounds {}", args.seconds, args.rounds);
             if let Some(dir) = &args.dir {
                 line += &format!(" --dir {}", dir.display());
@@ -140,4 +151,21 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         document::update(&sections)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What one of the benchmark programs prints.
+fn said(program: &str, args: &[String]) -> Result<String, Error> {
+    let path = target_dir().join("release").join(program);
+    let path = path.display().to_string();
+    let output = command(&path, args.iter().map(String::as_str))
+        .output()
+        .map_err(|source| Error::Start {
+            command: path,
+            source,
+        })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let why = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Other(format!("{program}: {why}")))
 }

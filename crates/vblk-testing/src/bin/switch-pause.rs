@@ -4,16 +4,19 @@
 //! For how long nobody serves a guest while it is moved between the paths of a vDPA device.
 //!
 //! A guest keeps requests of 4 KiB in flight on a memory disk behind the simulator, and is moved there and back; both
-//! directions are reported apart.
+//! directions are reported apart. Before that it stays on each path for a while, to see what CPU time the VMM takes there:
+//! that of all threads that are not the guest's, not the device's, and not the one that looks.
 
 use std::error::Error;
+use std::fmt;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use clap::Parser;
+use serde::Serialize;
 use sim_backend::{BlkSim, Options};
 use vdpa_bus::{Callback, VqAddress};
 use vhost_vdpa_frontend::{GuestQueue, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadHost};
@@ -24,6 +27,8 @@ use virtio_blk_driver::{testmem, wire};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+/// What the guest's threads are called.
+const GUEST: &str = "guest";
 const DATA: u32 = 4096;
 const PLACES: u64 = 1024;
 const QUEUE_SIZE: u16 = 64;
@@ -40,6 +45,110 @@ struct Cli {
     /// Moves in each direction.
     #[arg(long, default_value_t = 1000)]
     moves: usize,
+    /// Requests on each path, for the VMM's CPU time.
+    #[arg(long, default_value_t = 20_000)]
+    requests: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was seen.
+#[derive(Serialize)]
+struct Report {
+    queues: u16,
+    in_flight: u16,
+    moves: usize,
+    to_slow: Pauses,
+    to_fast: Pauses,
+    fast: Vmm,
+    slow: Vmm,
+    answered: u64,
+}
+
+/// How long nobody served the guest, in microseconds.
+#[derive(Serialize)]
+struct Pauses {
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl Pauses {
+    fn of(mut all: Vec<Duration>) -> Self {
+        all.sort_unstable();
+        let at = |per_mille: usize| {
+            let index = (all.len() * per_mille / 1000).min(all.len().saturating_sub(1));
+            all.get(index).copied().unwrap_or_default().as_secs_f64() * 1e6
+        };
+        Self {
+            p50: at(500),
+            p99: at(990),
+            max: at(1000),
+        }
+    }
+}
+
+impl fmt::Display for Pauses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50, p99, max } = self;
+        write!(f, "p50 {p50:.0} µs, p99 {p99:.0} µs, max {max:.0} µs")
+    }
+}
+
+/// The VMM's work on a path.
+#[derive(Serialize)]
+struct Vmm {
+    threads: usize,
+    /// CPU time for each request, in nanoseconds.
+    per_request: f64,
+}
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            threads,
+            per_request,
+        } = self;
+        write!(
+            f,
+            "{per_request:.0} ns of CPU for each request, {threads} threads"
+        )
+    }
+}
+
+/// The VMM's threads, and the nanoseconds of CPU time that they have had.
+fn vmm_threads() -> Result<(usize, u64), Fail> {
+    // SAFETY: no arguments.
+    let own = unsafe { libc::gettid() }.to_string();
+    let (mut threads, mut time) = (0, 0);
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let path = task?.path();
+        let name = std::fs::read_to_string(path.join("comm"))?;
+        if path.ends_with(&own) || ["vdpa-sim", GUEST].contains(&name.trim()) {
+            continue;
+        }
+        let stat = std::fs::read_to_string(path.join("schedstat"))?;
+        let ran = stat.split(' ').next().unwrap_or_default();
+        threads += 1;
+        time += ran.parse::<u64>()?;
+    }
+    Ok((threads, time))
+}
+
+/// The VMM's work while the guest stays where it is.
+fn stay(cli: Cli, answered: &AtomicU64) -> Result<Vmm, Fail> {
+    let (threads, before) = vmm_threads()?;
+    let start = answered.load(Ordering::Relaxed);
+    while answered.load(Ordering::Relaxed) < start + cli.requests {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let count = answered.load(Ordering::Relaxed) - start;
+    let (_, after) = vmm_threads()?;
+    Ok(Vmm {
+        threads,
+        per_request: (after - before) as f64 / count as f64,
+    })
 }
 
 type Fail = Box<dyn Error + Send + Sync>;
@@ -174,11 +283,20 @@ fn run(cli: Cli) -> Result<(), Fail> {
     switch.set_status(15)?;
 
     let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    // A thread that has passed it has its name.
+    let named = Barrier::new(queues.len() + 1);
     let moved = std::thread::scope(|scope| {
         let guests: Vec<_> = queues
             .iter_mut()
-            .map(|queue| scope.spawn(|| queue.run(&stop, &answered)))
-            .collect();
+            .map(|queue| {
+                let thread = std::thread::Builder::new().name(GUEST.into());
+                thread.spawn_scoped(scope, || {
+                    named.wait();
+                    queue.run(&stop, &answered)
+                })
+            })
+            .collect::<Result<_, _>>()?;
+        named.wait();
         let moved = measure(cli, &switch, &answered);
         stop.store(true, Ordering::Relaxed);
         for guest in guests {
@@ -186,32 +304,32 @@ fn run(cli: Cli) -> Result<(), Fail> {
         }
         moved
     })?;
-    for (name, mut pauses) in ["fast to slow", "slow to fast"].into_iter().zip(moved) {
-        pauses.sort_unstable();
-        let at = |per_mille: usize| {
-            let index = (pauses.len() * per_mille / 1000).min(pauses.len().saturating_sub(1));
-            pauses.get(index).copied().unwrap_or_default()
-        };
-        println!(
-            "{name}: p50 {:?}, p99 {:?}, max {:?}",
-            at(500),
-            at(990),
-            at(1000)
-        );
+    if cli.json {
+        println!("{}", serde_json::to_string(&moved)?);
+    } else {
+        let Report {
+            to_slow,
+            to_fast,
+            fast,
+            slow,
+            ..
+        } = &moved;
+        println!("fast to slow: {to_slow}\nslow to fast: {to_fast}");
+        println!("the VMM on the fast path: {fast}\nthe VMM on the slow path: {slow}");
+        println!("{} requests answered", moved.answered);
     }
-    println!("{} requests answered", answered.load(Ordering::Relaxed));
     Ok(())
 }
 
-/// The pauses, by direction.
-fn measure<M>(
-    cli: Cli,
-    switch: &PathSwitch<M>,
-    answered: &AtomicU64,
-) -> Result<[Vec<Duration>; 2], Fail>
+/// The pauses, and the VMM's work.
+fn measure<M>(cli: Cli, switch: &PathSwitch<M>, answered: &AtomicU64) -> Result<Report, Fail>
 where
     M: virtio_blk_core::memory::DeviceMemory + Clone,
 {
+    let fast = stay(cli, answered)?;
+    switch.switch_to(Path::Slow)?;
+    let slow = stay(cli, answered)?;
+    switch.switch_to(Path::Fast)?;
     let mut pauses = [Vec::new(), Vec::new()];
     for _ in 0..cli.moves {
         for (path, pauses) in [Path::Slow, Path::Fast].into_iter().zip(&mut pauses) {
@@ -225,5 +343,15 @@ where
             }
         }
     }
-    Ok(pauses)
+    let [to_slow, to_fast] = pauses.map(Pauses::of);
+    Ok(Report {
+        queues: cli.queues,
+        in_flight: cli.in_flight,
+        moves: cli.moves,
+        to_slow,
+        to_fast,
+        fast,
+        slow,
+        answered: answered.load(Ordering::Relaxed),
+    })
 }

@@ -3,35 +3,16 @@
 
 //! The switch itself.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vdpa_bus::{VdpaError, VqState, backend_feature};
-use virtio_blk_core::device::{Device, Options};
-use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
-use virtio_blk_core::runner::{QueueSetup, Stop};
-use virtio_blk_core::spec::{feature, status};
-use virtio_queue::QueueState;
+use virtio_blk_core::runner::Stop;
 
-use super::dead::DeadDisk;
-use super::{
-    Inner, Method, OnFailure, Path, PathSwitch, Phases, Policy, Report, SwitchError, SwitchStep,
-};
-use crate::bring_up;
+use super::start::Stumble;
+use super::{Inner, Method, Path, PathSwitch, Phases, Policy, Report, SwitchError, SwitchStep};
 use crate::error::{PathError, Step};
 use crate::guest::{self, Drained, Guest, Halt};
-use crate::slow::{BLOCK_FEATURES, RING_FEATURES};
-
-/// How long to wait between two looks at queues that drain.
-const LOOK: Duration = Duration::from_micros(20);
-
-/// A step that failed, after the device was reset: nothing is in flight, and the queues stand at `states`.
-struct Stumble {
-    step: SwitchStep,
-    why: PathError,
-    states: Drained,
-}
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// The guest's driver starts.
@@ -172,40 +153,6 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         Ok(report)
     }
 
-    /// Tries again to serve a guest that nobody serves.
-    pub(super) fn try_again(&self, inner: &mut Inner<M>) -> Result<(), SwitchError> {
-        if inner.path != Path::Failed {
-            return Ok(());
-        }
-        if inner.stalled {
-            return self.unstall(inner).map_err(|why| prepare(inner, why));
-        }
-        if self.options.on_failure == OnFailure::Fail && inner.held.is_some() {
-            self.close_intakes(inner);
-            inner.held = self.stop_hosts(inner, Stop::Drain);
-        }
-        let Some(states) = inner.held.take() else {
-            return Err(refuse(
-                inner,
-                "where the queues stand is not known: the guest must reset its device",
-            ));
-        };
-        let step = SwitchStep::Start;
-        let first = if self.needs.reasons().is_empty() {
-            self.start_fast(inner, states)
-        } else {
-            self.start_slow_anew(inner, states)
-        };
-        let stumble = match first {
-            Ok(_) => return Ok(()),
-            Err(stumble) => stumble,
-        };
-        match self.start_slow_anew(inner, stumble.states) {
-            Ok(_) => Ok(()),
-            Err(again) => Err(self.fail(inner, step, stumble.why, again.why, again.states)),
-        }
-    }
-
     /// Stops the device on the guest's rings (see [`crate::guest`] for the methods) and resets it. Where the latter
     /// failed, nothing is in flight all the same.
     fn quiesce(
@@ -267,368 +214,18 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         drained
     }
 
-    /// The device was not stopped: it goes on as it was, if it can.
-    fn not_quiesced(&self, inner: &mut Inner<M>, halt: Halt) -> SwitchError {
-        if halt.stuck {
-            return self.lost(inner, halt.why, None);
-        }
-        match guest::go_on(self.device.as_ref(), &inner.guest) {
-            Ok(()) => {
-                self.vmm.map_doorbells();
-                SwitchError {
-                    step: SwitchStep::Quiesce,
-                    path: inner.path,
-                    source: halt.why,
-                    back: None,
-                }
-            }
-            Err(back) => {
-                inner.stalled = true;
-                self.lost(inner, halt.why, Some(back))
-            }
-        }
-    }
-
-    /// The device has the guest's rings and does not work on them, with requests in flight: it must not be reset. If it
-    /// can't be brought to go on either, only the guest can help.
-    fn lost(
-        &self,
-        inner: &mut Inner<M>,
-        source: PathError,
-        back: Option<PathError>,
-    ) -> SwitchError {
-        inner.path = Path::Failed;
-        inner.held = None;
-        inner.stalled |= self.can_resume();
-        if !inner.stalled {
-            ask_for_reset(&mut inner.guest);
-        }
-        SwitchError {
-            step: SwitchStep::Quiesce,
-            path: inner.path,
-            source,
-            back,
-        }
-    }
-
-    /// The guest broke a ring: nobody knows where it stands, and only the guest can help.
-    fn broken(&self, inner: &mut Inner<M>) -> SwitchError {
-        self.stop_hosts(inner, Stop::HandOver);
-        inner.path = Path::Failed;
-        inner.held = None;
-        ask_for_reset(&mut inner.guest);
-        SwitchError {
-            step: SwitchStep::Quiesce,
-            path: inner.path,
-            source: PathError::Busy("the guest broke a ring"),
-            back: None,
-        }
-    }
-
-    fn can_resume(&self) -> bool {
-        self.device.get_backend_features() & backend_feature::RESUME != 0
-    }
-
-    /// Has a device that has the guest's rings work on them again.
-    fn unstall(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
-        let device = self.device.as_ref();
-        if self.can_resume() {
-            // Of no effect on a device that is not suspended.
-            device.resume().step("RESUME")?;
-        }
-        guest::go_on(device, &inner.guest)?;
-        inner.stalled = false;
-        inner.path = Path::Fast;
-        self.vmm.map_doorbells();
-        Ok(())
-    }
-
-    /// Sets the path up again that was left.
-    fn go_back(&self, inner: &mut Inner<M>, stumble: Stumble, path: Path) -> SwitchError {
-        let Stumble { step, why, states } = stumble;
-        let back = match path {
-            Path::Fast => self.start_fast(inner, states),
-            _ => self.start_slow_anew(inner, states),
-        };
-        match back {
-            Ok(_) => SwitchError {
-                step,
-                path: inner.path,
-                source: why,
-                back: None,
-            },
-            Err(second) => self.fail(inner, step, why, second.why, second.states),
-        }
-    }
-
-    /// Neither path works.
-    fn fail(
-        &self,
-        inner: &mut Inner<M>,
-        step: SwitchStep,
-        source: PathError,
-        back: PathError,
-        states: Drained,
-    ) -> SwitchError {
-        log::error!("neither path could be set up: {source}; then {back}");
-        inner.path = Path::Failed;
-        inner.held = Some(states.clone());
-        if self.options.on_failure == OnFailure::Fail
-            && let Err(error) = self.serve_dead(inner, states)
-        {
-            log::error!("requests can't even be failed: {error}");
-        }
-        SwitchError {
-            step,
-            path: Path::Failed,
-            source,
-            back: Some(back),
-        }
-    }
-
-    fn serve_dead(&self, inner: &mut Inner<M>, states: Drained) -> Result<(), PathError> {
-        let device = self.model(Arc::new(DeadDisk(self.caps)), String::new())?;
-        self.serve(inner, &device, states).map_err(|stumble| {
-            inner.held = Some(stumble.states);
-            stumble.why
-        })
-    }
-
-    /// A device model in front of `disk`, which accepts whatever the guest was offered.
-    fn model(&self, disk: Arc<dyn Disk>, serial: String) -> Result<Arc<Device>, PathError> {
-        let size = self.device.get_vq_num_max().max(4);
-        let options = Options {
-            queues: self.queues,
-            // The largest power of two: guests can't have made a larger ring.
-            queue_size: 1 << size.ilog2(),
-            serial,
-            read_only: self.caps.read_only,
-            config_wce: false,
-            transport_features: self.offered() & !feature::CONFIG_WCE,
-            masked_features: feature::CONFIG_WCE,
-        };
-        Device::new(disk, options).map_err(|error| PathError::Config(error.to_string()))
-    }
-
-    /// After a reset: our rings on the device, the guest's rings to the host. Answers how long the latter took.
-    fn start_slow(&self, inner: &mut Inner<M>, states: Drained) -> Result<Duration, Stumble> {
-        let step = SwitchStep::Start;
-        let ready = self.ready_slow(inner);
-        if let Err(why) = ready {
-            return Err(Stumble { step, why, states });
-        }
-        let begun = Instant::now();
-        self.serve_slow(inner, states)?;
-        inner.path = Path::Slow;
-        Ok(begun.elapsed())
-    }
-
-    /// As `start_slow`, with the reset before it.
-    fn start_slow_anew(&self, inner: &mut Inner<M>, states: Drained) -> Result<Duration, Stumble> {
-        if let Err(why) = guest::reset(self.device.as_ref()) {
-            let step = SwitchStep::Reset;
-            return Err(Stumble { step, why, states });
-        }
-        self.start_slow(inner, states)
-    }
-
-    fn ready_slow(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
-        let device = self.device.get_device_features();
-        let features = inner.guest.features & BLOCK_FEATURES | device & RING_FEATURES;
-        let wce = inner.guest.features & feature::CONFIG_WCE;
-        let config = inner.guest.config.clone();
-        self.slow
-            .start_with(&inner.guest.memory, features | wce, config)?;
-        inner.guest.write_again(self.device.as_ref())?;
-        // The device may have been resized while nobody looked.
-        self.slow
-            .refresh()
-            .map_err(|error| PathError::Config(error.to_string()))?;
-        if inner.served.is_none() {
-            // The guest may ask for it later, on whatever path.
-            let serial = self.slow.serial().unwrap_or_default();
-            let text = |byte: u8| {
-                if byte.is_ascii() {
-                    char::from(byte)
-                } else {
-                    '?'
-                }
-            };
-            let serial = serial.into_iter().map(text).collect();
-            inner.served = Some(self.model(self.disk.clone(), serial)?);
-        }
-        Ok(())
-    }
-
-    fn serve_slow(&self, inner: &mut Inner<M>, states: Drained) -> Result<(), Stumble> {
-        let Some(served) = inner.served.clone() else {
-            return Err(Stumble {
-                step: SwitchStep::TakeOver,
-                why: PathError::Busy("the slow path is not ready"),
-                states,
-            });
-        };
-        self.serve(inner, &served, states)
-    }
-
-    /// Hands the guest's rings to the host.
-    fn serve(
-        &self,
-        inner: &mut Inner<M>,
-        served: &Device,
-        mut states: Drained,
-    ) -> Result<(), Stumble> {
-        let step = SwitchStep::TakeOver;
-        let runners = match self.runners(&inner.guest, served, &states) {
-            Ok(runners) => runners,
-            Err(why) => return Err(Stumble { step, why, states }),
-        };
-        for (index, runner, kick) in runners {
-            if let Err(source) = inner.host.start(index, runner, kick) {
-                // Those that run already may have moved on.
-                self.close_intakes(inner);
-                for (found, state) in self.stop_hosts(inner, Stop::Drain).unwrap_or_default() {
-                    if let Some(known) = states.iter_mut().find(|(index, _)| *index == found) {
-                        known.1 = state;
-                    }
-                }
-                let why = PathError::System {
-                    what: "a queue can't be served",
-                    source,
-                };
-                return Err(Stumble { step, why, states });
-            }
-        }
-        Ok(())
-    }
-
-    #[expect(clippy::type_complexity, reason = "what `QueueHost::start` takes")]
-    fn runners(
-        &self,
-        guest: &Guest,
-        served: &Device,
-        states: &Drained,
-    ) -> Result<
-        Vec<(
-            u16,
-            virtio_blk_core::runner::QueueRunner<M>,
-            Arc<vmm_sys_util::eventfd::EventFd>,
-        )>,
-        PathError,
-    > {
-        served
-            .accept(guest.features & !feature::CONFIG_WCE)
-            .map_err(|error| PathError::Config(error.to_string()))?;
-        let mut runners = Vec::new();
-        for (index, queue) in guest.enabled() {
-            let at = states.iter().find(|(found, _)| *found == index);
-            let Some((_, VqState::Split { avail_index })) = at else {
-                return Err(PathError::Queue {
-                    index,
-                    why: "it is not known where it stands".to_owned(),
-                });
-            };
-            let state = QueueState {
-                max_size: queue.size,
-                next_avail: *avail_index,
-                next_used: *avail_index,
-                event_idx_enabled: guest.features & feature::RING_EVENT_IDX != 0,
-                size: queue.size,
-                ready: true,
-                desc_table: queue.address.desc,
-                avail_ring: queue.address.driver,
-                used_ring: queue.address.device,
-            };
-            let call = queue.call.clone();
-            let setup = QueueSetup::new(self.memory.clone(), move || call.notify());
-            let runner =
-                served
-                    .start_queue(index, setup, &state)
-                    .map_err(|error| PathError::Queue {
-                        index,
-                        why: error.to_string(),
-                    })?;
-            runners.push((index, runner, queue.kick.clone()));
-        }
-        Ok(runners)
-    }
-
-    /// Resets the device and puts the guest's rings onto it. Answers how long the reset took.
-    fn start_fast(&self, inner: &mut Inner<M>, states: Drained) -> Result<Duration, Stumble> {
-        let begun = Instant::now();
-        let device = self.device.as_ref();
-        let step = SwitchStep::Reset;
-        if let Err(why) = self.slow.stop().and_then(|()| guest::reset(device)) {
-            return Err(Stumble { step, why, states });
-        }
-        let reset = begun.elapsed();
-        let started = self
-            // The fence: a guest on the fast path can aim at whatever is mapped.
-            .map
-            .set(inner.guest.memory.clone())
-            .and_then(|()| bring_up::negotiate(device, self.fast_features(&inner.guest)))
-            .and_then(|()| inner.guest.start(device, &states));
-        if let Err(why) = started {
-            let step = SwitchStep::Start;
-            return Err(Stumble { step, why, states });
-        }
-        inner.path = Path::Fast;
-        inner.guest.signal();
-        self.vmm.map_doorbells();
-        Ok(reset)
-    }
-
-    /// Has the slow path take nothing new, and waits for what it has. `false`: that did not end in time.
-    pub(super) fn close_intakes(&self, inner: &mut Inner<M>) -> bool {
-        let Inner { guest, host, .. } = inner;
-        for (index, _) in guest.enabled() {
-            host.set_intake(index, false);
-        }
-        let deadline = Instant::now() + self.options.drain;
-        for (index, _) in guest.enabled() {
-            while host.in_flight(index) != 0 {
-                if Instant::now() >= deadline {
-                    return false;
-                }
-                std::thread::sleep(LOOK);
-            }
-        }
-        true
-    }
-
-    fn open_intakes(&self, inner: &mut Inner<M>) {
-        let Inner { guest, host, .. } = inner;
-        for (index, _) in guest.enabled() {
-            host.set_intake(index, true);
-        }
-    }
-
-    /// Stops all queues that the host serves. `None`: a ring is broken, or a queue was not drained.
-    pub(super) fn stop_hosts(&self, inner: &mut Inner<M>, mode: Stop) -> Option<Drained> {
-        let Inner { guest, host, .. } = inner;
-        let mut sound = true;
-        let mut states = Vec::new();
-        for (index, _) in guest.enabled() {
-            host.begin_stop(index, mode);
-        }
-        for (index, _) in guest.enabled() {
-            let Some(stopped) = host.stop(index, mode) else {
-                continue;
-            };
-            sound &= stopped.error.is_none() && stopped.in_flight.is_empty();
-            let avail_index = stopped.state.next_avail;
-            states.push((index, VqState::Split { avail_index }));
-        }
-        sound.then_some(states)
-    }
-
     /// The beginning of a report.
     fn report(&self, inner: &Inner<M>, to: Path) -> Result<Report, PathError> {
         let in_flight = inner
             .guest
             .rings()?
             .iter()
-            .map(|(_, view)| u32::from(view.avail_idx().wrapping_sub(view.used_idx())))
+            .map(|(_, view)| {
+                // In this order: the used index never overtakes the available one that is read after it.
+                let used = view.used_idx();
+                let pending = view.avail_idx().wrapping_sub(used);
+                u32::from(pending.min(view.layout().size()))
+            })
             .sum();
         Ok(Report {
             from: inner.path,
@@ -664,19 +261,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 }
 
-/// Tells the guest that only its reset helps.
-fn ask_for_reset(guest: &mut Guest) {
-    guest.status |= status::DEVICE_NEEDS_RESET;
-    if let Some(config) = &guest.config {
-        config.notify();
-    }
-}
-
-fn refuse<M: DeviceMemory>(inner: &Inner<M>, why: &'static str) -> SwitchError {
+pub(super) fn refuse<M: DeviceMemory>(inner: &Inner<M>, why: &'static str) -> SwitchError {
     prepare(inner, PathError::Busy(why))
 }
 
-fn prepare<M: DeviceMemory>(inner: &Inner<M>, source: PathError) -> SwitchError {
+pub(super) fn prepare<M: DeviceMemory>(inner: &Inner<M>, source: PathError) -> SwitchError {
     SwitchError {
         step: SwitchStep::Prepare,
         path: inner.path,
