@@ -9,4 +9,4 @@
 
 mkdir -p /run/vblk
 step "each engine, with and without the page cache"
-raw-power-cut disk0 /dev/vda 250
+raw-power-cut disk0 /dev/vda 160

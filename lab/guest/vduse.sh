@@ -47,7 +47,8 @@ moves() {
     truncate -s 64M /tmp/disk0.img
     serve disk0 raw:/tmp/disk0.img --queues 4 --serial switched --attach vhost
     eventually 20 test -c /dev/vhost-vdpa-0
-    vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 || fail "$(cat /tmp/disk0.log)"
+    GROW='truncate -s $(($(stat -c %s /tmp/disk0.img) + 16777216)) /tmp/disk0.img' \
+        vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 || fail "$(cat /tmp/disk0.log)"
     serving disk0
     end_server disk0
 
@@ -60,4 +61,12 @@ moves() {
     vblk vdpa del disk1 >/dev/null
     kill "$(cat /tmp/disk1.pid)"
     wait "$(cat /tmp/disk1.pid)" || true
+}
+
+# sound IMAGE: a qcow2 image without damage. Clusters that belong to nobody are none: status 3.
+sound() {
+    status=0
+    qemu-img check "$1" >/tmp/check 2>&1 || status=$?
+    [ $status = 0 ] || [ $status = 3 ] || fail "$1: $(grep -v '^Leaked' /tmp/check)"
+    echo "$1: $(grep -c '^Leaked' /tmp/check || true) leaked clusters"
 }

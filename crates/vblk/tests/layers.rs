@@ -445,7 +445,14 @@ fn nobody_to_talk_to_is_one_line() {
 fn help_shows_the_layers() {
     for args in [&["serve", "vhost-user", "--help"][..], &["ctl", "--help"]] {
         let text = String::from_utf8(vblk(args).stdout).unwrap();
-        for word in ["throttle=", "dirty=", "meter", "verify", "fault="] {
+        for word in [
+            "throttle=",
+            "dirty=",
+            "meter",
+            "verify",
+            "fault=",
+            "toml:FILE",
+        ] {
             assert!(text.contains(word), "{args:?}: {text}");
         }
     }

@@ -7,7 +7,8 @@
 //!     vhost-vdpa-switch NODE QUEUES SWITCHES RESETS [gently]
 //!
 //! In this order: bring-up and configuration, memory that is plugged in on the fast path, resets on both paths with
-//! requests in flight, moves under load. `gently`: memory changes and resets come while nothing is in flight, for devices
+//! requests in flight, growth of the disk on both paths where the environment's GROW is a shell command that brings it about, moves
+//! under load. `gently`: memory changes and resets come while nothing is in flight, for devices
 //! that can't take more. Anything that is not as it must be ends it with a message.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -16,6 +17,7 @@
 #[path = "../tests/common/guest.rs"]
 mod guest;
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -174,6 +176,34 @@ fn bring_up(machine: &mut Machine) {
     println!("bring-up: {sectors} sectors, serial {serial:?}, the same on both paths");
 }
 
+/// `command` makes the disk larger each time it is run: the guest is told, on both paths.
+fn growth(machine: &mut Machine, command: &str) {
+    for path in [Path::Fast, Path::Slow, Path::Fast] {
+        machine.switch.switch_to(path).unwrap();
+        let capacity = |machine: &Machine| {
+            let mut field = [0; 8];
+            machine.switch.read_config(0, &mut field).unwrap();
+            u64::from_le_bytes(field)
+        };
+        // Those of before are not meant.
+        let _ = machine.config_irq.read();
+        let before = capacity(machine);
+        let shell = Command::new("sh").args(["-c", command]).status().unwrap();
+        assert!(shell.success(), "{command}: {shell}");
+        let deadline = Instant::now() + PATIENCE;
+        while machine.config_irq.read().is_err() {
+            assert!(Instant::now() < deadline, "{path:?}: no word of the growth");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let after = capacity(machine);
+        assert!(after > before, "{path:?}: {before} sectors, then {after}");
+        machine.run(|_, total| progress(total));
+        println!(
+            "{path:?}: the disk grew from {before} to {after} sectors, and the guest was told"
+        );
+    }
+}
+
 fn resets(machine: &mut Machine, count: u32, gently: bool) {
     let mut answered = 0;
     for round in 0..count {
@@ -293,5 +323,8 @@ fn main() {
     bring_up(&mut machine);
     hot_add(&mut machine, gently);
     resets(&mut machine, rounds.parse().unwrap(), gently);
+    if let Ok(command) = std::env::var("GROW") {
+        growth(&mut machine, &command);
+    }
     moves(&mut machine, switches.parse().unwrap());
 }

@@ -14,20 +14,18 @@
 mod guest;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use guest::{Gate, Guest, Memory};
+use guest::{Gate, Guest};
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{
-    Interception, Path, PathSwitch, Policy, SwitchOptions, SwitchParts, ThreadHost, VhostVdpa, Vmm,
+    Path, PathSwitch, Policy, SwitchOptions, SwitchParts, ThreadHost, VhostVdpa, Vmm,
 };
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
 use virtio_blk_disks::throttle::{Limits, Rate};
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-type Switch = PathSwitch<GuestMemoryAtomic<Memory>>;
 
 fn eventfd() -> Arc<EventFd> {
     Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap())
@@ -45,21 +43,6 @@ impl Vmm for Vcpus {
     fn resume_vcpus(&self) {
         self.0.open();
     }
-}
-
-/// The path follows the layers: all that is needed between the two.
-fn follow(switch: &Arc<Switch>, stack: &Stack) {
-    let switch = switch.clone();
-    let need: Mutex<Option<Interception>> = Mutex::new(None);
-    stack.listen(move |sees| {
-        let mut need = need.lock().unwrap();
-        if sees && need.is_none() {
-            *need = Some(switch.intercept("layers").unwrap());
-        } else if !sees {
-            *need = None;
-            switch.settle().unwrap();
-        }
-    });
 }
 
 fn throttle(iops: Option<u64>) -> [LayerSpec; 1] {
@@ -116,7 +99,9 @@ fn main() {
     };
     let switch = Arc::new(PathSwitch::new(parts, options).unwrap());
     let stack = cell.get().unwrap();
-    follow(&switch, stack);
+    // The path follows the layers: all that is needed between the two.
+    let follower = switch.clone();
+    stack.listen(move |sees| follower.follow("layers", sees).unwrap());
 
     for status in [0, 1, 3] {
         switch.set_status(status).unwrap();

@@ -163,11 +163,13 @@ fn auto_follows_a_stack_of_layers() {
     let layers = |text: &[&str]| -> Vec<LayerSpec> {
         text.iter().map(|layer| layer.parse().unwrap()).collect()
     };
+    let follower = Arc::downgrade(&bench.switch);
+    stack.listen(move |sees| {
+        let switch = follower.upgrade().unwrap();
+        switch.follow("layers", sees).unwrap();
+    });
     bench.run(|switch, _, total| {
-        let change = |text: &[&str]| {
-            stack.change(&layers(text)).unwrap();
-            switch.follow("layers", stack.sees_requests()).unwrap();
-        };
+        let change = |text: &[&str]| stack.change(&layers(text)).unwrap();
         for _ in 0..3 {
             change(&[]);
             assert_eq!((switch.path(), seen_queues(switch)), (Path::Fast, 4));

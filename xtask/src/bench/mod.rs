@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::command::{Error, command, run as execute};
+use crate::command::{Error, command, run as execute, target_dir};
 
 /// Options of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -151,4 +151,21 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         document::update(&sections)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What one of the benchmark programs prints.
+fn said(program: &str, args: &[String]) -> Result<String, Error> {
+    let path = target_dir().join("release").join(program);
+    let path = path.display().to_string();
+    let output = command(&path, args.iter().map(String::as_str))
+        .output()
+        .map_err(|source| Error::Start {
+            command: path,
+            source,
+        })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let why = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Other(format!("{program}: {why}")))
 }

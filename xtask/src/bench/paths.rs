@@ -7,8 +7,8 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::callgrind;
-use crate::command::{Error, command, need_program, target_dir};
+use super::{callgrind, said};
+use crate::command::{Error, need_program};
 
 /// The longest p99 of a pause, in microseconds.
 const TARGET: f64 = 1000.0;
@@ -100,24 +100,15 @@ pub fn measure() -> Result<Report, Error> {
 
 fn moves(queues: u32) -> Result<Moves, Error> {
     eprintln!("moving a guest of {queues} queues");
-    let program = target_dir().join("release/switch-pause");
-    let name = program.display().to_string();
     let args = [
         "--json".to_owned(),
         format!("--queues={queues}"),
         format!("--moves={MOVES}"),
     ];
-    let output = command(&name, args.iter().map(String::as_str))
-        .output()
-        .map_err(|source| Error::Start {
-            command: name.clone(),
-            source,
-        })?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::Other(format!("{name}: {said}")));
-    }
-    serde_json::from_slice(&output.stdout).map_err(|source| Error::Format { what: name, source })
+    serde_json::from_str(&said("switch-pause", &args)?).map_err(|source| Error::Format {
+        what: "switch-pause's report".into(),
+        source,
+    })
 }
 
 /// The tables.

@@ -7,8 +7,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::callgrind;
-use crate::command::{Error, command, need_program, target_dir};
+use super::{callgrind, said};
+use crate::command::{Error, need_program};
 
 /// The most that the layer may add, in percent.
 const TARGET: f64 = 15.0;
@@ -127,22 +127,9 @@ fn arguments(layer: &str, write: bool, batch: u64) -> Vec<String> {
 
 /// Requests per second.
 fn run(args: &[String]) -> Result<f64, Error> {
-    let program = target_dir().join("release/vdpa-cost");
-    let name = program.display().to_string();
-    let output = command(&name, args.iter().map(String::as_str))
-        .output()
-        .map_err(|source| Error::Start {
-            command: name.clone(),
-            source,
-        })?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    match said.trim().parse() {
-        Ok(rate) if output.status.success() => Ok(rate),
-        _ => Err(Error::Other(format!(
-            "{name}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        ))),
-    }
+    let said = said("vdpa-cost", args)?;
+    let rate = said.trim().parse();
+    rate.map_err(|_| Error::Other(format!("vdpa-cost says {said}, which is no rate")))
 }
 
 /// The tables.

@@ -118,14 +118,16 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         }
         driver.publish()?;
         serve(&mut queue);
-        if !cli.direct {
-            sim.run();
-            serve(&mut queue);
-        }
-        for _ in 0..cli.batch {
-            match driver.poll()? {
-                Some(done) if done.is_ok() => {}
-                other => return Err(format!("the device answered {other:?}").into()),
+        // More than once where there are fewer bounce buffers than requests.
+        while driver.in_flight() != 0 {
+            if !cli.direct {
+                sim.run();
+                serve(&mut queue);
+            }
+            while let Some(done) = driver.poll()? {
+                if !done.is_ok() {
+                    return Err(format!("the device answered {done:?}").into());
+                }
             }
         }
     }

@@ -11,8 +11,8 @@ use std::error::Error;
 use std::fmt;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use clap::Parser;
@@ -283,18 +283,24 @@ fn run(cli: Cli) -> Result<(), Fail> {
     switch.set_status(15)?;
 
     let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    // A thread that has passed it has its name.
+    let named = Barrier::new(queues.len() + 1);
     let moved = std::thread::scope(|scope| {
         let guests: Vec<_> = queues
             .iter_mut()
             .map(|queue| {
                 let thread = std::thread::Builder::new().name(GUEST.into());
-                thread.spawn_scoped(scope, || queue.run(&stop, &answered))
+                thread.spawn_scoped(scope, || {
+                    named.wait();
+                    queue.run(&stop, &answered)
+                })
             })
-            .collect();
+            .collect::<Result<_, _>>()?;
+        named.wait();
         let moved = measure(cli, &switch, &answered);
         stop.store(true, Ordering::Relaxed);
         for guest in guests {
-            guest?.join().map_err(|_| "a guest thread panicked")??;
+            guest.join().map_err(|_| "a guest thread panicked")??;
         }
         moved
     })?;

@@ -17,8 +17,10 @@ use virtio_blk_disks::stack::{LayerSpec, Stack};
 use super::Served;
 use crate::source::Source;
 
-/// How long queues are waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a change of layers is waited for; it goes on afterwards.
+const CHANGE: Duration = Duration::from_secs(5);
+/// How long a drain may take: on a busy host a single flush takes seconds.
+const DRAIN: Duration = Duration::from_secs(60);
 /// The largest saved bitmap, and more than that.
 const MAX_SAVED: u64 = (1 << 30) + 4096;
 /// The longest that requests are kept waiting.
@@ -27,8 +29,8 @@ pub const MAX_HOLD: u64 = 3600;
 type Answer = Result<Value, Box<dyn Error>>;
 
 /// Waits until all queues have followed. Answers whether they have.
-fn settle(stack: &Stack) -> Result<bool, Box<dyn Error>> {
-    let until = Instant::now() + PATIENCE;
+fn settle(stack: &Stack, patience: Duration) -> Result<bool, Box<dyn Error>> {
+    let until = Instant::now() + patience;
     loop {
         let settled = stack.is_settled()?;
         if settled || Instant::now() >= until {
@@ -46,7 +48,7 @@ pub(super) fn layers(served: &Served, set: Option<Vec<String>>) -> Answer {
         Some(set) => {
             let parsed: Result<Vec<LayerSpec>, _> = set.iter().map(|text| text.parse()).collect();
             stack.change(&parsed?)?;
-            settle(stack)?
+            settle(stack, CHANGE)?
         }
     };
     let layers: Vec<String> = stack.layers().iter().map(ToString::to_string).collect();
@@ -60,13 +62,18 @@ pub(super) fn drain(served: &Served, hold: u64) -> Answer {
     }
     let stack = &served.stack;
     let hold = Duration::from_secs(hold);
-    stack.hold(hold + PATIENCE)?;
-    let drained = settle(stack).and_then(|settled| {
+    // For what is in flight, and as long again for the flush.
+    let until = Instant::now() + 2 * DRAIN;
+    stack.hold(2 * DRAIN)?;
+    let drained = settle(stack, DRAIN).and_then(|settled| {
         if !settled {
-            let late = format!("what is in flight did not end within {PATIENCE:?}");
+            let late = format!("what is in flight did not end within {DRAIN:?}");
             return Err(late.into());
         }
         stack.flush()?;
+        if Instant::now() >= until {
+            return Err("the flush took so long that requests went on meanwhile".into());
+        }
         // The time counts from here.
         stack.hold(hold)?;
         Ok(())

@@ -37,9 +37,15 @@ After the disk may stand layers, from the medium upwards, e.g. raw:disk.img,thro
   meter                  count and time operations; --metrics brings it along
   verify                 remember checksums and fail reads that lie; takes 50 bytes of memory a sector
   fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS][/reorder:on]  misbehave, for tests
-toml:FILE stands for all of it: the keys `format`, `path` (or `size`) and the disk's options, and for each layer a
-[[layer]] with its `type`, its `name` if it has one, and its options; a limit with a burst is a table:
-  iops = { rate = 5000, burst = 20000, length = 10 }"
+toml:FILE stands for all of it: the disk's format, path (or size) and options, then a [[layer]] for each layer, e.g.
+  format = \"raw\"
+  path = \"disk.img\"
+  [[layer]]
+  type = \"throttle\"
+  iops = { rate = 5000, burst = 20000, length = 10 }
+  [[layer]]
+  type = \"dirty\"
+  name = \"backup\""
     };
 }
 pub(crate) use layers_help;

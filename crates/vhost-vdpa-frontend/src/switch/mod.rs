@@ -5,10 +5,10 @@
 
 mod dead;
 mod host;
-mod leave;
 mod moves;
 mod pause;
 mod policy;
+mod recovery;
 mod report;
 mod start;
 mod vmm;
@@ -425,7 +425,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
 
     /// Notes whether somebody needs to see requests, under the name `reason`, and with [`Policy::Auto`] brings the guest
     /// to the path that follows. For what has layers that come and go: to be called after each change of them, and
-    /// before the guest's driver starts, with what `sees_requests` of virtio-blk-disks' `Stack` says.
+    /// before the guest's driver starts, with what `sees_requests` of virtio-blk-disks' `Stack` says (its `listen` does the
+    /// former).
     ///
     /// # Errors
     /// It can't be brought there. A need is not noted then.

@@ -5,16 +5,14 @@
 
 use std::time::Instant;
 
-use vdpa_bus::{VdpaError, VqState};
+use vdpa_bus::{VdpaError, VqState, backend_feature};
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::Stop;
 
 use super::start::Stumble;
-use super::{
-    Inner, Method, OnFailure, Path, PathSwitch, Phases, Policy, Report, SwitchError, SwitchStep,
-};
+use super::{Inner, Method, Path, PathSwitch, Phases, Policy, Report, SwitchError, SwitchStep};
 use crate::error::{PathError, Step};
-use crate::guest::{self, Drained};
+use crate::guest::{self, Drained, Guest, Halt};
 
 /// Why a guest is not moved to the fast path.
 const SEEN: &str = "somebody needs to see requests";
@@ -137,86 +135,107 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         Ok(report)
     }
 
-    /// Tries again to serve a guest that nobody serves.
-    pub(super) fn try_again(&self, inner: &mut Inner<M>) -> Result<(), SwitchError> {
-        if inner.path != Path::Failed {
-            return Ok(());
-        }
-        if inner.stalled {
-            return self.unstall(inner).map_err(|why| prepare(inner, why));
-        }
-        if self.options.on_failure == OnFailure::Fail && inner.held.is_some() {
-            self.close_intakes(inner);
-            inner.held = self.stop_hosts(inner, Stop::Drain);
-        }
-        let Some(states) = inner.held.take() else {
-            return Err(refuse(
-                inner,
-                "where the queues stand is not known: the guest must reset its device",
-            ));
-        };
-        let step = SwitchStep::Start;
-        let first = if self.needs.reasons().is_empty() {
-            self.start_fast(inner, states)
-        } else {
-            self.start_slow_anew(inner, states)
-        };
-        let stumble = match first {
-            Ok(_) => return Ok(()),
-            Err(stumble) => stumble,
-        };
-        match self.start_slow_anew(inner, stumble.states) {
-            Ok(_) => Ok(()),
-            Err(again) => Err(self.fail(inner, step, stumble.why, again.why, again.states)),
-        }
-    }
-
-    /// Sets the path up again that was left.
-    pub(super) fn go_back(
+    /// Stops the device on the guest's rings and resets it, for which the error is given apart: nothing is in flight
+    /// all the same.
+    pub(super) fn leave_fast(
         &self,
         inner: &mut Inner<M>,
-        stumble: Stumble,
-        path: Path,
-    ) -> SwitchError {
-        let Stumble { step, why, states } = stumble;
-        let back = match path {
-            Path::Fast => self.start_fast(inner, states),
-            _ => self.start_slow_anew(inner, states),
-        };
-        match back {
-            Ok(_) => SwitchError {
-                step,
+        report: &mut Report,
+    ) -> Result<(Drained, Result<(), PathError>), SwitchError> {
+        self.vmm.unmap_doorbells();
+        let quiesced = self.quiesce(&inner.guest, report);
+        quiesced.map_err(|halt| self.not_quiesced(inner, halt))
+    }
+
+    /// Stops the slow path, with nothing in flight.
+    pub(super) fn leave_slow(&self, inner: &mut Inner<M>) -> Result<Drained, SwitchError> {
+        if !self.close_intakes(inner) {
+            self.open_intakes(inner);
+            return Err(SwitchError {
+                step: SwitchStep::Quiesce,
                 path: inner.path,
-                source: why,
+                source: PathError::Busy("requests in flight on the slow path don't end"),
                 back: None,
-            },
-            Err(second) => self.fail(inner, step, why, second.why, second.states),
+            });
+        }
+        let Some(states) = self.stop_hosts(inner, Stop::Drain) else {
+            return Err(self.broken(inner));
+        };
+        if let Err(why) = self.slow.stop() {
+            // A layer holds a queue: the guest is served on as it was.
+            let step = SwitchStep::Quiesce;
+            return Err(match self.serve_slow(inner, states) {
+                Ok(()) => SwitchError {
+                    step,
+                    path: inner.path,
+                    source: why,
+                    back: None,
+                },
+                Err(stumble) => self.fail(inner, step, why, stumble.why, stumble.states),
+            });
+        }
+        Ok(states)
+    }
+
+    /// Stops the device on the guest's rings (see [`crate::guest`] for the methods) and resets it. Where the latter
+    /// failed, nothing is in flight all the same.
+    fn quiesce(
+        &self,
+        guest: &Guest,
+        report: &mut Report,
+    ) -> Result<(Drained, Result<(), PathError>), Halt> {
+        let device = self.device.as_ref();
+        let suspends = device.get_backend_features() & backend_feature::SUSPEND != 0;
+        if !suspends {
+            return self.pause_and_drain(guest, report);
+        }
+        let deadline = Instant::now() + self.options.quiesce;
+        match guest::suspend(device, guest, deadline, &mut report.attempts) {
+            Ok(states) => {
+                report.method = Some(Method::Suspend);
+                Ok((states, self.timed_reset(report)))
+            }
+            Err(halt) if halt.stuck => Err(halt),
+            Err(halt) => {
+                log::debug!("SUSPEND did not do: {}", halt.why);
+                self.pause_and_drain(guest, report).map_err(|_| halt)
+            }
         }
     }
 
-    /// Neither path works.
-    pub(super) fn fail(
+    fn timed_reset(&self, report: &mut Report) -> Result<(), PathError> {
+        let begun = Instant::now();
+        let reset = guest::reset(self.device.as_ref());
+        report.phases.reset = begun.elapsed();
+        reset
+    }
+
+    /// Method B: the device is reset before the vCPUs go on.
+    fn pause_and_drain(
         &self,
-        inner: &mut Inner<M>,
-        step: SwitchStep,
-        source: PathError,
-        back: PathError,
-        states: Drained,
-    ) -> SwitchError {
-        log::error!("neither path could be set up: {source}; then {back}");
-        inner.path = Path::Failed;
-        inner.held = Some(states.clone());
-        if self.options.on_failure == OnFailure::Fail
-            && let Err(error) = self.serve_dead(inner, states)
-        {
-            log::error!("requests can't even be failed: {error}");
+        guest: &Guest,
+        report: &mut Report,
+    ) -> Result<(Drained, Result<(), PathError>), Halt> {
+        let device = self.device.as_ref();
+        guest::bind_kicks(device, guest, false)?;
+        guest::calm(guest, Instant::now() + self.options.calm)?;
+        let paused = Instant::now();
+        if !self.vmm.pause_vcpus() {
+            return Err(
+                PathError::Busy("it has no SUSPEND, and this VMM does not stop vCPUs").into(),
+            );
         }
-        SwitchError {
-            step,
-            path: Path::Failed,
-            source,
-            back: Some(back),
-        }
+        let drained = guest::drain(device, guest, Instant::now() + self.options.quiesce);
+        let drained = drained.map(|states| {
+            report.method = Some(Method::PausedVcpus);
+            let reset = self.timed_reset(report);
+            // The device hears nothing now. An error here shows again when it is set up.
+            let _ = guest::bind_kicks(device, guest, false);
+            (states, reset)
+        });
+        self.vmm.resume_vcpus();
+        report.phases.vcpus_paused = paused.elapsed();
+        drained
     }
 
     /// The beginning of a report.
@@ -225,7 +244,12 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             .guest
             .rings()?
             .iter()
-            .map(|(_, view)| u32::from(view.avail_idx().wrapping_sub(view.used_idx())))
+            .map(|(_, view)| {
+                // In this order: the used index never overtakes the available one that is read after it.
+                let used = view.used_idx();
+                let pending = view.avail_idx().wrapping_sub(used);
+                u32::from(pending.min(view.layout().size()))
+            })
             .sum();
         Ok(Report {
             from: inner.path,

@@ -67,7 +67,8 @@ pub struct Report {
     pub method: Option<Method>,
     /// Durations.
     pub phases: Phases,
-    /// Requests that the guest had made available and not got back, when the switch began.
+    /// Requests that the guest had made available and not got back, when the switch began. Both sides were at work while
+    /// they were counted, so it may be a few too many.
     pub in_flight: u32,
     /// Times that the device was suspended before it was found drained.
     pub attempts: u32,

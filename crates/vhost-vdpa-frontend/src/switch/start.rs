@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Serving the guest: its rings go to the device, or to the host in front of the slow path.
+//! Setting a path up on a device that was reset, and ending the slow one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,12 +14,14 @@ use virtio_blk_core::runner::{QueueSetup, Stop};
 use virtio_blk_core::spec::feature;
 use virtio_queue::QueueState;
 
-use super::dead::DeadDisk;
 use super::{Inner, Path, PathSwitch, SwitchStep};
 use crate::bring_up;
 use crate::error::PathError;
 use crate::guest::{self, Drained, Guest};
 use crate::slow::{BLOCK_FEATURES, RING_FEATURES};
+
+/// How long to wait between two looks at queues that drain.
+const LOOK: Duration = Duration::from_micros(20);
 
 /// A step that failed, after the device was reset: nothing is in flight, and the queues stand at `states`.
 pub(super) struct Stumble {
@@ -29,20 +31,12 @@ pub(super) struct Stumble {
 }
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
-    pub(super) fn serve_dead(
-        &self,
-        inner: &mut Inner<M>,
-        states: Drained,
-    ) -> Result<(), PathError> {
-        let device = self.model(Arc::new(DeadDisk(self.caps)), String::new())?;
-        self.serve(inner, &device, states).map_err(|stumble| {
-            inner.held = Some(stumble.states);
-            stumble.why
-        })
-    }
-
     /// A device model in front of `disk`, which accepts whatever the guest was offered.
-    fn model(&self, disk: Arc<dyn Disk>, serial: String) -> Result<Arc<Device>, PathError> {
+    pub(super) fn model(
+        &self,
+        disk: Arc<dyn Disk>,
+        serial: String,
+    ) -> Result<Arc<Device>, PathError> {
         let size = self.device.get_vq_num_max().max(4);
         let options = Options {
             queues: self.queues,
@@ -127,7 +121,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// Hands the guest's rings to the host.
-    fn serve(
+    pub(super) fn serve(
         &self,
         inner: &mut Inner<M>,
         served: &Device,
@@ -235,5 +229,49 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         inner.guest.signal();
         self.vmm.map_doorbells();
         Ok(reset)
+    }
+
+    /// Has the slow path take nothing new, and waits for what it has. `false`: that did not end in time.
+    pub(super) fn close_intakes(&self, inner: &mut Inner<M>) -> bool {
+        let Inner { guest, host, .. } = inner;
+        for (index, _) in guest.enabled() {
+            host.set_intake(index, false);
+        }
+        let deadline = Instant::now() + self.options.drain;
+        for (index, _) in guest.enabled() {
+            while host.in_flight(index) != 0 {
+                if Instant::now() >= deadline {
+                    return false;
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
+        true
+    }
+
+    pub(super) fn open_intakes(&self, inner: &mut Inner<M>) {
+        let Inner { guest, host, .. } = inner;
+        for (index, _) in guest.enabled() {
+            host.set_intake(index, true);
+        }
+    }
+
+    /// Stops all queues that the host serves. `None`: a ring is broken, or a queue was not drained.
+    pub(super) fn stop_hosts(&self, inner: &mut Inner<M>, mode: Stop) -> Option<Drained> {
+        let Inner { guest, host, .. } = inner;
+        let mut sound = true;
+        let mut states = Vec::new();
+        for (index, _) in guest.enabled() {
+            host.begin_stop(index, mode);
+        }
+        for (index, _) in guest.enabled() {
+            let Some(stopped) = host.stop(index, mode) else {
+                continue;
+            };
+            sound &= stopped.error.is_none() && stopped.in_flight.is_empty();
+            let avail_index = stopped.state.next_avail;
+            states.push((index, VqState::Split { avail_index }));
+        }
+        sound.then_some(states)
     }
 }

@@ -84,8 +84,10 @@ pub struct Queue {
     index: u16,
     slots: Vec<SlotState>,
     flushes: bool,
-    /// It waits for an interrupt not for long, and kicks again then.
+    /// It waits for an interrupt not for long, and then kicks again and looks.
     pub kicks_again: bool,
+    /// How often in a row it waited in vain.
+    in_vain: u32,
     /// Requests may fail.
     pub takes_errors: bool,
     rng: u64,
@@ -223,6 +225,7 @@ impl Queue {
                 .collect(),
             flushes: features & feature::FLUSH != 0,
             kicks_again: false,
+            in_vain: 0,
             takes_errors: false,
             rng: u64::from(index) + 1,
         }
@@ -423,28 +426,27 @@ impl Queue {
         }
     }
 
-    /// Waits for the interrupt. One that does not come is the worst there is.
-    fn wait(&self) {
+    /// Waits for the interrupt. One that does not come is the worst there is, unless interrupts or kicks may get lost:
+    /// then there is another kick, and another look.
+    fn wait(&mut self) {
         let mut fd = libc::pollfd {
             fd: self.irq.as_raw_fd(),
             events: libc::POLLIN,
             revents: 0,
         };
-        let (tries, pause) = if self.kicks_again {
-            (1200, 50)
-        } else {
-            (1, 60_000)
-        };
-        for _ in 0..tries {
-            // SAFETY: one valid entry.
-            if unsafe { libc::poll(&mut fd, 1, pause) } == 1 {
-                self.irq.read().unwrap();
-                return;
-            }
-            if self.kicks_again {
-                self.kick.write(1).unwrap();
-            }
+        let pause = if self.kicks_again { 50 } else { 60_000 };
+        // SAFETY: one valid entry.
+        if unsafe { libc::poll(&mut fd, 1, pause) } == 1 {
+            self.irq.read().unwrap();
+            self.in_vain = 0;
+            return;
         }
-        panic!("queue {}: no interrupt, requests are stuck", self.index);
+        self.in_vain += 1;
+        assert!(
+            self.kicks_again && self.in_vain < 1200,
+            "queue {}: no interrupt, requests are stuck",
+            self.index
+        );
+        self.kick.write(1).unwrap();
     }
 }
