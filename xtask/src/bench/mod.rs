@@ -27,6 +27,9 @@ pub struct Args {
     /// Only compare the servers (needs qemu-storage-daemon)
     #[arg(long)]
     servers: bool,
+    /// The format of the image that the servers serve
+    #[arg(long, value_enum, default_value_t)]
+    image: servers::Image,
     /// Only measure the vDPA layer and the I/O TLB (needs valgrind)
     #[arg(long, conflicts_with_all = ["cost", "servers"])]
     vdpa: bool,
@@ -83,7 +86,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             .then(layers::measure)
             .transpose()?,
         servers: (!args.cost && !args.vdpa)
-            .then(|| servers::measure(args.seconds, args.rounds, args.dir.as_deref()))
+            .then(|| servers::measure(args.image, args.seconds, args.rounds, args.dir.as_deref()))
             .transpose()?,
         vdpa: (!args.cost && !args.servers)
             .then(|| vdpa::measure(args.seconds, args.rounds))
@@ -98,7 +101,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         sections.push(("layers", layers::table(rows)));
     }
     if let Some(rows) = &report.servers {
-        sections.push(("servers", servers::table(rows)));
+        sections.push((args.image.section(), servers::table(rows)));
     }
     if let Some(report) = &report.vdpa {
         sections.push(("vdpa", vdpa::tables(report)));
@@ -122,6 +125,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         }
         if args.servers {
             line += " --servers";
+            if args.image != servers::Image::default() {
+                line += &format!(" --image {}", args.image.name());
+            }
         }
         if args.vdpa {
             line += " --vdpa";
