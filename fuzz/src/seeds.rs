@@ -130,6 +130,7 @@ mod tests {
             ring::run(&decode(&bytes));
             ring_vs_queue::run(&decode(&bytes));
             device::run(&decode(&bytes));
+            qcow2::run(&decode(&bytes));
         }
     }
 }
