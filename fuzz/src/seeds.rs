@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use crate::{Encode, device, ring, ring_vs_queue};
+use crate::{Encode, device, qcow2, ring, ring_vs_queue};
 
 /// A seed: target, name and bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
@@ -17,6 +17,7 @@ pub fn all() -> Vec<Seed> {
     append(&mut list, "ring", ring::seeds::all());
     append(&mut list, "ring_vs_queue", ring_vs_queue::seeds::all());
     append(&mut list, "device", device::seeds::all());
+    append(&mut list, "qcow2", qcow2::seeds::all());
     list
 }
 
@@ -83,6 +84,11 @@ mod tests {
     }
 
     #[test]
+    fn qcow2_seeds_mean_what_they_say_and_pass() {
+        round_trip(qcow2::seeds::all(), qcow2::run);
+    }
+
+    #[test]
     fn the_files_are_up_to_date() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
         let mut known = BTreeSet::new();
@@ -124,6 +130,7 @@ mod tests {
             ring::run(&decode(&bytes));
             ring_vs_queue::run(&decode(&bytes));
             device::run(&decode(&bytes));
+            qcow2::run(&decode(&bytes));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 //! Servers side by side: the same loads from the same client, in rounds that alternate between them.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +13,15 @@ use crate::load::{self, Load, Measured, QUEUE_SIZE};
 use crate::server::{Config as ServerConfig, Disk, Program, Server};
 use crate::{Error, pattern};
 
+/// A format of images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Image {
+    /// The bytes, beside a null disk.
+    Raw,
+    /// qcow2: all allocated, and writes that allocate in an empty one.
+    Qcow2,
+}
+
 /// What to compare.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -19,6 +29,8 @@ pub struct Config {
     pub vblk: PathBuf,
     /// Where to put the image of `len` bytes that is served.
     pub dir: PathBuf,
+    /// The format of the image.
+    pub image: Image,
     /// Bytes of the image, and of the null disk.
     pub len: u64,
     /// Length of each measurement.
@@ -67,7 +79,7 @@ fn contenders(config: &Config, image: &Path) -> Vec<Contender> {
             Disk::Raw { engine, .. } => ("raw", engine.as_deref().unwrap_or_default()),
             Disk::Memory(_) => ("memory", ""),
             Disk::Named(_) => ("named", ""),
-            Disk::Qcow2(_) => ("qcow2", ""),
+            Disk::Qcow2 { engine, .. } => ("qcow2", engine.as_deref().unwrap_or_default()),
             Disk::Null { .. } => ("null", ""),
         };
         Contender {
@@ -90,19 +102,31 @@ fn contenders(config: &Config, image: &Path) -> Vec<Contender> {
         path: image.to_owned(),
         engine: Some(engine.to_owned()),
     };
+    let qcow2 = |engine: &str| Disk::Qcow2 {
+        path: image.to_owned(),
+        engine: Some(engine.to_owned()),
+    };
     let null = Disk::Null {
         len: config.len,
         zero: false,
     };
-    let mut all = vec![
-        contender(&vblk, &raw("auto")),
-        contender(&vblk, &raw("sync")),
-        contender(&vblk, &raw("io_uring")),
-        contender(&peer, &raw("io_uring")),
-        contender(&peer, &raw("threads")),
-        contender(&vblk, &null),
-        contender(&peer, &null),
-    ];
+    let mut all = match config.image {
+        Image::Qcow2 => vec![
+            contender(&vblk, &qcow2("auto")),
+            contender(&vblk, &qcow2("sync")),
+            contender(&peer, &qcow2("io_uring")),
+            contender(&peer, &qcow2("threads")),
+        ],
+        Image::Raw => vec![
+            contender(&vblk, &raw("auto")),
+            contender(&vblk, &raw("sync")),
+            contender(&vblk, &raw("io_uring")),
+            contender(&peer, &raw("io_uring")),
+            contender(&peer, &raw("threads")),
+            contender(&vblk, &null),
+            contender(&peer, &null),
+        ],
+    };
     all.retain(|one| {
         let name = format!("{} {}", one.disk, one.name);
         config.only.is_empty() || config.only.iter().any(|part| name.contains(part))
@@ -117,13 +141,25 @@ fn contenders(config: &Config, image: &Path) -> Vec<Contender> {
 /// A server or the client fails.
 pub fn run(config: &Config, mut tell: impl FnMut(&str)) -> Result<Vec<Row>, Error> {
     let dir = tempfile::tempdir_in(&config.dir).map_err(Error::io("the image"))?;
-    let image = dir.path().join("disk.raw");
+    let image = dir.path().join("disk");
     // Written just now, it is in the page cache.
     pattern::create_file(&image, config.len)?;
+    if config.image == Image::Qcow2 {
+        convert(&image)?;
+    }
     let mut loads = Vec::new();
     for &poll in &config.polls {
         for &depth in &config.depths {
-            loads.extend([false, true].map(|write| Load { write, depth, poll }));
+            let load = |write, fresh| Load {
+                write,
+                depth,
+                poll,
+                fresh,
+            };
+            loads.extend([load(false, false), load(true, false)]);
+            if config.image == Image::Qcow2 {
+                loads.push(load(true, true));
+            }
         }
     }
     let contenders = contenders(config, &image);
@@ -137,16 +173,26 @@ pub fn run(config: &Config, mut tell: impl FnMut(&str)) -> Result<Vec<Row>, Erro
                 "round {round} of {}: {} on {}",
                 config.rounds, contender.name, contender.disk
             ));
+            let mine = || |entry: &&mut (usize, Load, _)| entry.0 == index;
             let server = Server::start(&contender.config)?;
-            for (_, load, measured) in seen.iter_mut().filter(|entry| entry.0 == index) {
-                measured.push(load::run(
-                    &server.socket(),
-                    server.pid(),
-                    *load,
-                    config.time,
-                )?);
+            for (_, load, measured) in seen.iter_mut().filter(mine()).filter(|e| !e.1.fresh) {
+                let (socket, pid) = (server.socket(), server.pid());
+                measured.push(load::run(&socket, pid, *load, config.time)?);
             }
             server.stop()?;
+            for (_, load, measured) in seen.iter_mut().filter(mine()).filter(|e| e.1.fresh) {
+                let empty = dir.path().join("empty");
+                qemu_img(["create", "-f", "qcow2"], &empty, Some(EMPTY))?;
+                let mut contender = contender.config.clone();
+                if let Disk::Qcow2 { path, .. } = &mut contender.disk {
+                    path.clone_from(&empty);
+                }
+                let server = Server::start(&contender)?;
+                let (socket, pid) = (server.socket(), server.pid());
+                measured.push(load::run(&socket, pid, *load, config.time)?);
+                server.stop()?;
+                std::fs::remove_file(&empty).map_err(Error::io("the image"))?;
+            }
         }
     }
     Ok(seen
@@ -167,6 +213,36 @@ pub fn run(config: &Config, mut tell: impl FnMut(&str)) -> Result<Vec<Row>, Erro
             }
         })
         .collect())
+}
+
+/// Size of an image that is filled.
+const EMPTY: &str = "64G";
+
+/// Runs `qemu-img` on a file.
+fn qemu_img<const N: usize>(args: [&str; N], path: &Path, last: Option<&str>) -> Result<(), Error> {
+    let mut command = std::process::Command::new("qemu-img");
+    command.args(args).arg("-q").arg(path).args(last);
+    let status = command.status().map_err(Error::io("qemu-img"))?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Error::Server(format!("{command:?} ended with {status}")))
+    }
+}
+
+/// Makes a raw image a qcow2 image with all its clusters allocated, in the page cache in single pages, as the raw one.
+fn convert(image: &Path) -> Result<(), Error> {
+    let made = image.with_extension("qcow2");
+    let name = made.to_string_lossy().into_owned();
+    qemu_img(["convert", "-f", "raw", "-O", "qcow2"], image, Some(&name))?;
+    let failed = || Error::io("the image");
+    let content = std::fs::read(&made).map_err(failed())?;
+    std::fs::remove_file(&made).map_err(failed())?;
+    let mut file = std::fs::File::create(image).map_err(failed())?;
+    for page in content.chunks(4096) {
+        file.write_all(page).map_err(failed())?;
+    }
+    Ok(())
 }
 
 /// The middle one, or the mean of the two in the middle; 0 of none.

@@ -14,10 +14,12 @@ use crate::{Error, cpu};
 
 /// Bytes of an I/O.
 pub const BLOCK: usize = 4096;
+/// Bytes from one I/O of a fresh load to the next: a cluster of qcow2, as QEMU makes it.
+pub const STRIDE: u64 = 64 << 10;
 /// Entries of the queue.
 pub const QUEUE_SIZE: u16 = 256;
 
-/// What to do: random I/Os of [`BLOCK`] bytes on one queue, always as many in flight as `depth`.
+/// What to do: I/Os, random ones but for [`Load::fresh`], of [`BLOCK`] bytes on one queue, always as many in flight as `depth`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Load {
     /// Writes instead of reads.
@@ -26,6 +28,8 @@ pub struct Load {
     pub depth: usize,
     /// The client looks for completions all the time instead of sleeping until the server signals.
     pub poll: bool,
+    /// Not at random: each in the next [`STRIDE`] bytes, where nothing was before.
+    pub fresh: bool,
 }
 
 /// What was seen.
@@ -69,6 +73,7 @@ pub fn run(socket: &Path, pid: u32, load: Load, time: Duration) -> Result<Measur
         queue,
         load,
         blocks,
+        next: 0,
         random: fastrand::Rng::with_seed(1),
         done: Vec::with_capacity(Queue::BATCH),
     };
@@ -116,13 +121,19 @@ struct Worker<'a> {
     queue: &'a mut Queue,
     load: Load,
     blocks: u64,
+    next: u64,
     random: fastrand::Rng,
     done: Vec<crate::client::Completion>,
 }
 
 impl Worker<'_> {
     fn submit(&mut self, slot: usize) {
-        let start = self.random.u64(..self.blocks) * BLOCK as u64;
+        let start = if self.load.fresh {
+            self.next += 1;
+            (self.next - 1) * STRIDE % (self.blocks * BLOCK as u64)
+        } else {
+            self.random.u64(..self.blocks) * BLOCK as u64
+        };
         let buffer = self.queue.memory().at(slot * BLOCK, BLOCK);
         let (driver, none) = (self.queue.driver(), ReqFlags::empty());
         if self.load.write {

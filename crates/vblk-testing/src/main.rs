@@ -49,6 +49,9 @@ struct Throttle {
 
 #[derive(Debug, Args)]
 struct Compare {
+    /// The format of the image.
+    #[arg(long, value_enum, default_value_t = compare::Image::Raw)]
+    image: compare::Image,
     /// Where the vblk program is.
     #[arg(long, default_value = "vblk")]
     vblk: PathBuf,
@@ -161,6 +164,7 @@ fn compare(args: Compare) -> Result<(), Error> {
     let config = compare::Config {
         vblk: args.vblk,
         dir: args.dir.unwrap_or_else(std::env::temp_dir),
+        image: args.image,
         len: 256 << 20,
         time: Duration::from_secs_f64(args.seconds),
         rounds: args.rounds,

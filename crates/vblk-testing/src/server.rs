@@ -34,7 +34,12 @@ pub enum Disk {
         engine: Option<String>,
     },
     /// A qcow2 image.
-    Qcow2(PathBuf),
+    Qcow2 {
+        /// The file.
+        path: PathBuf,
+        /// As of a raw image.
+        engine: Option<String>,
+    },
     /// A DISK with layers, as `vblk` writes it. Only `vblk` has it.
     Named(String),
     /// Memory of that many bytes. Only `vblk` has it.
@@ -194,9 +199,13 @@ fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
                 disk.push(engine);
             }
         }
-        Disk::Qcow2(path) => {
+        Disk::Qcow2 { path, engine } => {
             disk.push("qcow2:");
             disk.push(path);
+            if let Some(engine) = engine {
+                disk.push(",engine=");
+                disk.push(engine);
+            }
         }
         Disk::Named(name) => disk.push(name),
         Disk::Memory(len) => disk.push(format!("memory:{len}")),
@@ -227,10 +236,14 @@ fn qemu_storage_daemon(config: &Config, socket: &Path) -> Result<Command, Error>
                 blockdev.push(engine);
             }
         }
-        Disk::Qcow2(path) => {
+        Disk::Qcow2 { path, engine } => {
             blockdev.push("driver=qcow2,discard=unmap,file.driver=file,file.discard=unmap,");
             blockdev.push("file.filename=");
             blockdev.push(path);
+            if let Some(engine) = engine {
+                blockdev.push(",file.aio=");
+                blockdev.push(engine);
+            }
         }
         Disk::Memory(_) | Disk::Named(_) => {
             return Err(Error::Config(

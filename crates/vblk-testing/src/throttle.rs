@@ -61,6 +61,7 @@ pub fn run(
                 write: false,
                 depth,
                 poll,
+                fresh: false,
             };
             let rounds = (0..rounds)
                 .map(|_| Ok(load::run(&server.socket(), server.pid(), load, time)?.iops))

@@ -1,10 +1,12 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! SIGTERM and SIGINT: the first ends in order, the second at once. SIGHUP looks at the disk again.
+//! SIGTERM and SIGINT: the first ends in order, the second at once. SIGHUP looks at the disk again. SIGXFSZ, at a
+//! write beyond the limit on the length of files, is not the end: the write fails.
 
 use std::io;
 
+use signal_hook::consts::signal::SIGXFSZ;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -17,7 +19,7 @@ pub fn handle(
     stop: impl Fn() + Send + 'static,
     refresh: impl Fn() + Send + 'static,
 ) -> io::Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXFSZ])?;
     std::thread::Builder::new()
         .name("vblk-signals".into())
         .spawn(move || {
@@ -25,6 +27,8 @@ pub fn handle(
             for signal in signals.forever() {
                 if signal == SIGHUP {
                     refresh();
+                } else if signal == SIGXFSZ {
+                    log::warn!("a file reached the limit on the length of files (ulimit -f)");
                 } else if stopping {
                     std::process::exit(128 + signal);
                 } else {

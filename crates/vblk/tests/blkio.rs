@@ -107,6 +107,59 @@ fn raw_image_without_io_uring() {
     verify_image(Some(engine), 2);
 }
 
+/// Runs `qemu-img`, which must agree. Answers what it prints.
+fn qemu_img(args: &[&str]) -> String {
+    let output = std::process::Command::new("qemu-img")
+        .args(args)
+        .output()
+        .unwrap_or_else(|error| panic!("can't run qemu-img ({error}): apt-get install qemu-utils"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {text}{errors}");
+    text
+}
+
+/// The model is checked by our reads first, then by QEMU's.
+fn verify_qcow2(options: &str, seed: u64) {
+    let image = Image::new();
+    let (raw, qcow2) = (image.path(), image.dir.path().join("disk.qcow2"));
+    let (from, to) = (raw.to_str().unwrap(), qcow2.to_str().unwrap());
+    let convert = [
+        "convert", "-f", "raw", "-O", "qcow2", "-o", options, from, to,
+    ];
+    qemu_img(&convert);
+    let disk = Disk::Qcow2 {
+        path: qcow2.clone(),
+        engine: None,
+    };
+    let server = serve(disk, false);
+    let mut config = Config {
+        seed,
+        initial: Stamp::FILE,
+        ..Config::new(server.socket(), 20_000)
+    };
+    let (report, model) = verify::run(&config).unwrap();
+    assert_thorough(&report);
+    config.seed += 100;
+    config.queues = 1;
+    config.ops = 2_000;
+    verify::resume(&config, &model).unwrap();
+    server.stop().unwrap();
+    qemu_img(&["check", "-q", "-f", "qcow2", to]);
+    qemu_img(&["convert", "-f", "qcow2", "-O", "raw", to, from]);
+    model.check_file(&raw).unwrap();
+}
+
+#[test]
+fn qcow2_image() {
+    verify_qcow2("cluster_size=64k", 3);
+}
+
+#[test]
+fn qcow2_image_with_small_clusters() {
+    verify_qcow2("cluster_size=4k,refcount_bits=1", 4);
+}
+
 #[test]
 fn memory() {
     if let Program::QemuStorageDaemon = program() {

@@ -221,7 +221,10 @@ fn a_killed_server_leaves_a_sound_image() {
     assert!(made.success());
     let config = Config {
         program: Program::Vblk(env!("CARGO_BIN_EXE_vblk").into()),
-        disk: Disk::Qcow2(path.clone()),
+        disk: Disk::Qcow2 {
+            path: path.clone(),
+            engine: None,
+        },
         queues: QUEUES,
         queue_size: QUEUE_SIZE,
         read_only: false,

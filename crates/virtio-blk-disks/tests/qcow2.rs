@@ -343,6 +343,120 @@ fn discards_give_space_back() {
     qemu::check(&image);
 }
 
+/// Enough for a new refcount table, bigger and elsewhere: what held the old one becomes data.
+#[test]
+fn refcount_tables_grow() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    let size = 6 << 20;
+    qemu::create(&image, "cluster_size=512,refcount_bits=64", size);
+    let disk = open(&image);
+    let mut queue = disk.open_queue(8).unwrap();
+    let mut model = vec![0; size];
+    for (turn, at) in (0..size).step_by(60 << 10).enumerate() {
+        let len = (60 << 10).min(size - at);
+        let data = vec![turn as u8 | 1; len];
+        model[at..at + len].copy_from_slice(&data);
+        write(&mut *queue, at as u64, data).unwrap();
+    }
+    assert!(read(&mut *queue, 0, size).unwrap() == model);
+    drop((queue, disk));
+    qemu::check(&image);
+    qemu::compare(&image, &model);
+}
+
+/// Set for the process that the next test starts.
+const LIMITED: &str = "VBLK_TEST_LIMITED";
+/// Most bytes of a file in it.
+const LIMIT: u64 = 2 << 20;
+
+/// The host takes no more. A limit on the length of files, in a process of its own, stands for a full disk.
+#[test]
+fn a_full_disk_gives_errors_and_loses_nothing() {
+    let size = 8 << 20;
+    if let Ok(image) = std::env::var(LIMITED) {
+        return fill(Path::new(&image), size);
+    }
+    let directory = directory();
+    for cluster in ["4k", "64k"] {
+        let image = path(&directory, "disk.qcow2");
+        qemu::create(&image, &format!("cluster_size={cluster}"), size);
+        let program = std::env::current_exe().unwrap();
+        // A shell sets the limit, in KiB, and ignores its signal, as who serves images under a limit must do.
+        let script = format!(
+            "trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"",
+            LIMIT >> 10
+        );
+        let output = std::process::Command::new("bash")
+            .args(["-c", &script])
+            .arg(program)
+            .args(["--exact", "a_full_disk_gives_errors_and_loses_nothing"])
+            .env(LIMITED, &image)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{cluster}: {text}");
+        qemu::check(&image);
+        qemu::compare(&image, &expected(&image.with_extension("taken"), size));
+    }
+}
+
+/// What a disk holds of which the file at `path` says how many blocks were taken.
+fn expected(path: &Path, size: usize) -> Vec<u8> {
+    let taken: usize = std::fs::read_to_string(path).unwrap().parse().unwrap();
+    (0..size)
+        .map(|at| {
+            if at / 4096 < taken {
+                (at / 4096) as u8 | 1
+            } else {
+                0
+            }
+        })
+        .collect()
+}
+
+/// Writes until the host takes no more, and on.
+fn fill(image: &Path, size: usize) {
+    let disk = open(image);
+    let mut queue = disk.open_queue(8).unwrap();
+    let mut taken = 0;
+    for block in 0..size / 4096 {
+        let data = vec![block as u8 | 1; 4096];
+        match write(&mut *queue, block as u64 * 4096, data) {
+            Ok(()) => taken = block + 1,
+            Err(error) => {
+                assert!(matches!(error, DiskError::Io(_)), "{error}");
+                break;
+            }
+        }
+    }
+    assert!(taken > 100 && taken < size / 4096, "{taken}");
+    // Nothing of what was taken is lost, neither for reads, nor for a flush or a discard and another write.
+    let model = |block: usize| vec![block as u8 | 1; 4096];
+    for block in 0..taken {
+        let offset = block as u64 * 4096;
+        assert!(
+            read(&mut *queue, offset, 4096).unwrap() == model(block),
+            "{block}"
+        );
+    }
+    run(&mut *queue, OpKind::Flush, IoBuf::new())
+        .result
+        .unwrap();
+    let discard = OpKind::Discard {
+        offset: 0,
+        len: 128 << 10,
+    };
+    run(&mut *queue, discard, IoBuf::new()).result.unwrap();
+    for block in 0..32 {
+        write(&mut *queue, block as u64 * 4096, model(block)).unwrap();
+    }
+    run(&mut *queue, OpKind::Flush, IoBuf::new())
+        .result
+        .unwrap();
+    std::fs::write(image.with_extension("taken"), taken.to_string()).unwrap();
+}
+
 /// In both directions, and readers beside readers.
 #[test]
 fn locks_are_those_of_qemu() {

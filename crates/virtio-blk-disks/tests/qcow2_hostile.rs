@@ -174,6 +174,56 @@ fn tables_must_not_share_clusters() {
     damaged("outside the file");
 }
 
+/// Used, but free by its refcount: then it would get other content.
+#[test]
+fn refcounts_of_zero_do_no_harm() {
+    let directory = directory();
+    let path = directory.path().join("disk.qcow2");
+    let fresh = || {
+        qemu::create(&path, "cluster_size=4k,preallocation=metadata", 1 << 20);
+        let (l1, refcounts) = (be64(&path, 40), be64(&path, 48));
+        (
+            l1,
+            be64(&path, l1) & 0x00ff_ffff_ffff_fe00,
+            be64(&path, refcounts),
+        )
+    };
+    let (l1, l2, _) = fresh();
+    for table in [0, l1, l2] {
+        let (_, _, block) = fresh();
+        put(&path, block + table / 4096 * 2, &[0, 0]);
+        let options = Qcow2Options::new(&path);
+        let message = refusal(&options);
+        assert!(message.contains("refcount of 0"), "{message}");
+        // Readers can't do harm.
+        let disk = Qcow2Disk::open(&options.read_only(true)).unwrap();
+        assert!(read(&mut *disk.open_queue(1).unwrap(), 0, 1 << 20).is_ok());
+    }
+    // Of data: the guest loses what the image lost, and nothing else.
+    let (_, l2, block) = fresh();
+    let data = be64(&path, l2) & 0x00ff_ffff_ffff_fe00;
+    put(&path, block + data / 4096 * 2, &[0; 64]);
+    let disk = Qcow2Disk::open(&Qcow2Options::new(&path)).unwrap();
+    let mut queue = disk.open_queue(1).unwrap();
+    for round in 0..64_u64 {
+        let kind = match round % 4 {
+            0 => OpKind::Discard {
+                offset: round * 4096,
+                len: 4096,
+            },
+            _ => OpKind::Write {
+                offset: round * 4096,
+                fua: false,
+            },
+        };
+        let data = if round % 4 == 0 { 0 } else { 4096 };
+        let _ = run(&mut *queue, kind, IoBuf::zeroed(data)).result;
+    }
+    drop((queue, disk));
+    let header = std::fs::read(&path).unwrap();
+    assert!(header.starts_with(b"QFI\xfb"));
+}
+
 /// A guest that could write the header could name a backing file for the next opening.
 #[test]
 fn data_never_goes_where_tables_are() {

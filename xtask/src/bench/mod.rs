@@ -28,6 +28,9 @@ pub struct Args {
     /// Only compare the servers (needs qemu-storage-daemon)
     #[arg(long)]
     servers: bool,
+    /// The format of the image that the servers serve
+    #[arg(long, value_enum, default_value_t)]
+    image: servers::Image,
     /// Only measure the vDPA layer and the I/O TLB (needs valgrind)
     #[arg(long, conflicts_with_all = ["cost", "servers"])]
     vdpa: bool,
@@ -87,7 +90,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         instructions: wants(args.cost).then(cost::measure).transpose()?,
         layers: wants(args.cost).then(layers::measure).transpose()?,
         servers: wants(args.servers)
-            .then(|| servers::measure(args.seconds, args.rounds, args.dir.as_deref()))
+            .then(|| servers::measure(args.image, args.seconds, args.rounds, args.dir.as_deref()))
             .transpose()?,
         vdpa: wants(args.vdpa)
             .then(|| vdpa::measure(args.seconds, args.rounds))
@@ -103,7 +106,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         sections.push(("layers", layers::table(rows)));
     }
     if let Some(rows) = &report.servers {
-        sections.push(("servers", servers::table(rows)));
+        sections.push((args.image.section(), servers::table(rows)));
     }
     if let Some(report) = &report.vdpa {
         sections.push(("vdpa", vdpa::tables(report)));
@@ -130,6 +133,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         }
         if args.servers {
             line += " --servers";
+            if args.image != servers::Image::default() {
+                line += &format!(" --image {}", args.image.name());
+            }
         }
         if args.vdpa {
             line += " --vdpa";

@@ -110,7 +110,14 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
             stop.stop();
         });
     };
-    signals::handle(stop, move || refresh(disk.as_ref()))?;
+    // The thread outlives the disk, which has things to write when it is dropped.
+    let watched = Arc::downgrade(&disk);
+    let look = move || {
+        if let Some(disk) = watched.upgrade() {
+            refresh(disk.as_ref());
+        }
+    };
+    signals::handle(stop, look)?;
 
     let at = At {
         name: args.name.as_str(),

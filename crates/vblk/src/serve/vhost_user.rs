@@ -4,6 +4,7 @@
 //! `vblk serve vhost-user`.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use serde::Serialize;
 use vhost_user_blk::{Server, ServerOptions};
@@ -60,7 +61,14 @@ pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
     }
     let handle = server.handle();
     let stop = handle.clone();
-    signals::handle(move || stop.stop(), move || refresh(disk.as_ref()))?;
+    // The thread outlives the disk, which has things to write when it is dropped.
+    let watched = Arc::downgrade(&disk);
+    let look = move || {
+        if let Some(disk) = watched.upgrade() {
+            refresh(disk.as_ref());
+        }
+    };
+    signals::handle(move || stop.stop(), look)?;
 
     let at = At {
         socket: &args.socket,

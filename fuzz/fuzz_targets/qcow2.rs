@@ -1,0 +1,13 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+#![no_main]
+#![allow(missing_docs)]
+
+use libfuzzer_sys::fuzz_target;
+use vblk_fuzz::qcow2::{Input, forgive_imago, run};
+
+fuzz_target!(
+    init: forgive_imago(),
+    |input: Input| run(&input)
+);
