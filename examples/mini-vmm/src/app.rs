@@ -12,7 +12,6 @@ use std::time::Instant;
 
 use clap::{Parser, value_parser};
 use serde_json::{Value, json};
-use virtio_blk_disks::stack::LayerSpec;
 use vmm_sys_util::terminal::Terminal;
 
 use crate::boot::Linux;
@@ -40,8 +39,7 @@ struct Args {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1")]
     cmdline: String,
-    /// A disk: raw:PATH, memory:SIZE, null:SIZE (options after commas); or a vDPA device, sim:SIZE or
-    /// vdpa:/dev/vhost-vdpa-N, with ,path=fast|slow|auto and layers (throttle=iops:2000); may be repeated
+    /// A disk: raw:PATH, memory:SIZE, null:SIZE (options after commas), sim:SIZE, vdpa:/dev/vhost-vdpa-N; may be repeated
     #[arg(long, value_name = "DISK", default_value = "sim:64M")]
     disk: Vec<String>,
     /// How disks are attached
@@ -129,7 +127,7 @@ fn run(args: &Args) -> Result<u8> {
             None => input = Some(read_terminal(machine.console().clone(), &events)),
             Some(console) => *lock(console) = machine.console().clone(),
         }
-        machine.resume()?;
+        machine.resume();
         log::info!("machine built in {:?}", start.elapsed());
         let event = loop {
             match receiver.recv() {
@@ -168,15 +166,8 @@ fn execute(
 ) -> Result<Value> {
     match command {
         Command::Stats => return Ok(machine.stats()),
-        Command::Pause => machine.pause()?,
-        Command::Resume => machine.resume()?,
-        Command::Switch { disk, path } => machine.paths(*disk)?.want(*path)?,
-        Command::Layers { disk, layers } => {
-            let layers: std::result::Result<Vec<LayerSpec>, _> =
-                layers.iter().map(|layer| layer.parse()).collect();
-            let layers = layers.map_err(|error| Error::Control(error.to_string()))?;
-            machine.paths(*disk)?.set_layers(&layers)?;
-        }
+        Command::Pause => machine.pause(),
+        Command::Resume => machine.resume(),
         Command::Snapshot { directory } => machine.snapshot(directory)?,
         Command::PowerOff => drop(events.send(Event::PowerOff(0))),
         Command::Resize { disk, mib } => {

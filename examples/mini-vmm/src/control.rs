@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, OnFile, Result};
 use crate::machine::Event;
-use crate::paths::Wanted;
 
 /// The longest line that is read; a client that sends more is dropped.
 const LINE_MAX: u64 = 64 << 10;
@@ -53,20 +52,6 @@ pub enum Command {
     RemoveDisk {
         /// Its number
         disk: usize,
-    },
-    /// Move a vDPA device's requests to another path
-    Switch {
-        /// Its number
-        disk: usize,
-        /// The path
-        path: Wanted,
-    },
-    /// Replace the layers on a vDPA device's slow path by others of the same kinds, e.g. throttle=iops:2000
-    Layers {
-        /// Its number
-        disk: usize,
-        /// From the device upwards
-        layers: Vec<String>,
     },
     /// Switch off, now
     PowerOff,

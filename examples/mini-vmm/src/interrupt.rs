@@ -58,47 +58,6 @@ impl Drop for Line {
     }
 }
 
-/// Another eventfd, somebody else's, that raises an interrupt by itself: which one may change.
-pub struct Call {
-    event: Arc<EventFd>,
-    bound: Option<u32>,
-    router: Arc<Router>,
-}
-
-impl Call {
-    pub fn new(event: Arc<EventFd>, router: Arc<Router>) -> Self {
-        Self {
-            event,
-            bound: None,
-            router,
-        }
-    }
-
-    /// Has it raise interrupt `number`; none: it waits in the eventfd.
-    pub fn lead(&mut self, number: Option<u32>) {
-        if self.bound == number {
-            return;
-        }
-        let vm = &self.router.vm;
-        if let Some(old) = self.bound.take() {
-            // It was registered, so that it can be unregistered.
-            let _ = vm.unregister_irqfd(&self.event, old);
-        }
-        if let Some(new) = number {
-            match vm.register_irqfd(&self.event, new) {
-                Ok(()) => self.bound = Some(new),
-                Err(error) => log::warn!("a queue's interrupt leads nowhere: {error}"),
-            }
-        }
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.lead(None);
-    }
-}
-
 /// For the devices of vm-superio.
 pub struct LineTrigger(pub Line);
 

@@ -22,21 +22,17 @@ use crate::builtin;
 use crate::bus::lock;
 use crate::control::Request;
 use crate::cpu::{self, CpuState, Entry};
-use crate::disks::{Medium, OpenDisk};
+use crate::disks::OpenDisk;
 use crate::error::{Context, Error, Result};
-use crate::gate::Gate;
 use crate::interrupt::Router;
 use crate::legacy::{self, Console};
 use crate::memory::{self, KVM_TSS, MMIO_SLOT, MMIO_WINDOW, Memory, PCI_WINDOW, PCI_WINDOW_SIZE};
-use crate::paths::Paths;
 use crate::pci::{ADDRESS_PORT, BarWindow, ConfigPorts, HostBridge, PciBus};
 use crate::snapshot::{Chips, SavedDisk, Snapshot};
 use crate::vcpu::{Buses, Vcpu};
+use crate::virtio::Block;
 use crate::virtio::mmio::MmioBlock;
-use crate::virtio::own::OwnDevice;
 use crate::virtio::pci::{BAR_SIZE, PciBlock};
-use crate::virtio::vdpa::VdpaBlock;
-use crate::virtio::{Backend, Block, Interrupt};
 
 /// What happens to a machine, told to its owner.
 #[derive(Debug)]
@@ -75,15 +71,8 @@ pub struct Config {
     pub payload: Payload,
 }
 
-/// An attached disk.
-struct Attached {
-    registers: Registers,
-    /// Of a vDPA device.
-    paths: Option<Paths>,
-}
-
 /// A disk's registers.
-enum Registers {
+enum Attached {
     Pci {
         slot: usize,
         device: Arc<Mutex<PciBlock>>,
@@ -94,28 +83,28 @@ enum Registers {
 impl Attached {
     /// Does something with the device behind either transport.
     fn with<R>(&self, call: impl FnOnce(&mut Block) -> R) -> R {
-        match &self.registers {
-            Registers::Pci { device, .. } => call(&mut lock(device).block),
-            Registers::Mmio(device) => call(&mut lock(device).block),
+        match self {
+            Self::Pci { device, .. } => call(&mut lock(device).block),
+            Self::Mmio(device) => call(&mut lock(device).block),
         }
     }
 
-    fn save(&self) -> Result<SavedDisk> {
-        Ok(match &self.registers {
-            Registers::Pci { slot, device } => SavedDisk::Pci {
+    fn save(&self) -> SavedDisk {
+        match self {
+            Self::Pci { slot, device } => SavedDisk::Pci {
                 slot: *slot,
-                device: lock(device).save()?,
+                device: lock(device).save(),
             },
-            Registers::Mmio(device) => SavedDisk::Mmio(lock(device).save()?),
-        })
+            Self::Mmio(device) => SavedDisk::Mmio(lock(device).save()),
+        }
     }
 
     fn restore(&self, saved: &SavedDisk) -> Result<()> {
-        match (&self.registers, saved) {
-            (Registers::Pci { device, .. }, SavedDisk::Pci { device: saved, .. }) => {
+        match (self, saved) {
+            (Self::Pci { device, .. }, SavedDisk::Pci { device: saved, .. }) => {
                 lock(device).restore(saved)
             }
-            (Registers::Mmio(device), SavedDisk::Mmio(saved)) => lock(device).restore(saved),
+            (Self::Mmio(device), SavedDisk::Mmio(saved)) => lock(device).restore(saved),
             _ => Err(Error::Snapshot("a disk on another transport".to_owned())),
         }
     }
@@ -124,7 +113,7 @@ impl Attached {
 /// A machine. Dropping it ends it.
 pub struct Machine {
     // First: they use what follows.
-    vcpus: Vec<Arc<Vcpu>>,
+    vcpus: Vec<Vcpu>,
     /// By number.
     disks: BTreeMap<usize, Attached>,
     console: Arc<Mutex<Console>>,
@@ -184,30 +173,28 @@ impl Machine {
     }
 
     /// Lets the guest run.
-    pub fn resume(&mut self) -> Result<()> {
+    pub fn resume(&mut self) {
+        self.paused = false;
         for disk in self.disks.values() {
-            disk.with(Block::resume)?;
+            disk.with(Block::resume);
         }
         for vcpu in &self.vcpus {
             vcpu.resume();
         }
-        self.paused = false;
-        Ok(())
     }
 
     // ANCHOR: pause
     /// Stops the guest, then its devices: nothing is in flight when this returns.
-    pub fn pause(&mut self) -> Result<()> {
-        let answers: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.pause()).collect();
+    pub fn pause(&mut self) {
+        let answers: Vec<_> = self.vcpus.iter().map(Vcpu::pause).collect();
         for answer in answers {
             // A vCPU that ended is as still as one that waits.
             let _ = answer.recv();
         }
-        self.paused = true;
         for disk in self.disks.values() {
-            disk.with(Block::pause)?;
+            disk.with(Block::pause);
         }
-        Ok(())
+        self.paused = true;
     }
     // ANCHOR_END: pause
 
@@ -215,13 +202,13 @@ impl Machine {
     pub fn snapshot(&mut self, directory: &Path) -> Result<()> {
         let running = !self.paused;
         if running {
-            self.pause()?;
+            self.pause();
         }
         let result = self
             .save()
             .and_then(|snapshot| snapshot.write(directory, &self.board.memory));
         if running {
-            self.resume()?;
+            self.resume();
         }
         result
     }
@@ -235,7 +222,7 @@ impl Machine {
             snapshot.vcpus.push(vcpu.save()?);
         }
         for (number, disk) in &self.disks {
-            snapshot.disks.insert(*number, disk.save()?);
+            snapshot.disks.insert(*number, disk.save());
         }
         Ok(snapshot)
     }
@@ -244,7 +231,7 @@ impl Machine {
     pub fn add_disk(&mut self, disk: &OpenDisk) -> Result<()> {
         let attached = self.board.attach(disk)?;
         if !self.paused {
-            attached.with(Block::resume)?;
+            attached.with(Block::resume);
         }
         self.disks.insert(disk.number, attached);
         Ok(())
@@ -252,35 +239,30 @@ impl Machine {
 
     /// Pulls a PCI disk.
     pub fn remove_disk(&mut self, number: usize) -> Result<()> {
-        let Some(Registers::Pci { slot, .. }) = self.disks.get(&number).map(|d| &d.registers)
-        else {
+        let Some(Attached::Pci { slot, .. }) = self.disks.get(&number) else {
             return Err(Error::Control(format!("no disk {number} on PCI")));
         };
         self.board.pci.set(*slot, None);
-        match self.disks.remove(&number) {
-            Some(disk) => disk.with(Block::pause),
-            None => Ok(()),
+        if let Some(disk) = self.disks.remove(&number) {
+            disk.with(Block::pause);
         }
+        Ok(())
     }
 
-    /// The paths of a vDPA device.
-    pub fn paths(&self, number: usize) -> Result<&Paths> {
-        let disk = self.disks.get(&number);
-        let disk = disk.ok_or_else(|| Error::Control("no such disk".to_owned()))?;
-        let paths = disk.paths.as_ref();
-        paths.ok_or_else(|| Error::Control(format!("disk {number} is no vDPA device")))
-    }
-
-    /// What the disks did, by disk.
+    /// What the disks did: counters of all queues together, by disk.
     pub fn stats(&self) -> Value {
         let disks = self.disks.iter().map(|(number, disk)| {
-            let (status, mut stats) =
-                disk.with(|block| (block.backend.status(), block.backend.stats()));
-            if let Some(stats) = stats.as_object_mut() {
-                stats.insert("disk".to_owned(), json!(number));
-                stats.insert("status".to_owned(), json!(status));
-            }
-            stats
+            let (status, counters, capacity) = disk.with(|block| {
+                let queues = 0..block.device.options().queues;
+                let mut sums = BTreeMap::new();
+                for queue in queues.filter_map(|queue| block.device.counters(queue)) {
+                    for (name, value) in queue.snapshot() {
+                        *sums.entry(name).or_insert(0) += value;
+                    }
+                }
+                (block.status(), sums, block.device.capacity())
+            });
+            json!({ "disk": number, "status": status, "sectors": capacity, "counters": counters })
         });
         json!({ "paused": self.paused, "disks": disks.collect::<Vec<_>>() })
     }
@@ -293,7 +275,6 @@ impl Machine {
 /// Memory, buses and what KVM gives: where disks are plugged in.
 struct Board {
     router: Arc<Router>,
-    gate: Arc<Gate>,
     buses: Buses,
     pci: PciBus,
     config_ports: Arc<Mutex<ConfigPorts>>,
@@ -331,7 +312,6 @@ impl Board {
         buses.memory.insert(PCI_WINDOW, PCI_WINDOW_SIZE, window);
         Ok(Self {
             router: Arc::new(Router::new(vm.clone())?),
-            gate: Arc::default(),
             buses,
             pci,
             config_ports,
@@ -343,67 +323,36 @@ impl Board {
 
     /// Makes a device over a disk and puts its registers where the guest finds them.
     fn attach(&mut self, disk: &OpenDisk) -> Result<Attached> {
+        // ANCHOR: device
+        let options = Options {
+            queues: disk.queues,
+            serial: format!("mini-vmm-{}", disk.number),
+            transport_features: feature::RING_RESET,
+            ..Options::default()
+        };
+        let device = Device::new(disk.disk.clone(), options).map_err(|error| disk.error(&error))?;
+        // ANCHOR_END: device
         let memory = self.memory.clone();
-        match &disk.medium {
-            Medium::Own(medium) => {
-                // ANCHOR: device
-                let options = Options {
-                    queues: disk.queues,
-                    serial: disk.serial(),
-                    transport_features: feature::RING_RESET,
-                    ..Options::default()
-                };
-                let device = Device::new(medium.clone(), options);
-                // ANCHOR_END: device
-                let device = device.map_err(|error| disk.error(&error))?;
-                let registers = self.plug(disk, disk.queues, |interrupt| {
-                    Ok(Box::new(OwnDevice::new(device, memory, interrupt)))
-                })?;
-                Ok(Attached {
-                    registers,
-                    paths: None,
-                })
-            }
-            Medium::Vdpa(vdpa) => {
-                let paths = Paths::new(vdpa, memory, self.gate.clone());
-                let paths = paths.map_err(|error| disk.error(&error))?;
-                let switch = paths.switch.clone();
-                let registers = self.plug(disk, switch.queues(), |interrupt| {
-                    Ok(Box::new(VdpaBlock::new(switch, interrupt)?))
-                })?;
-                Ok(Attached {
-                    registers,
-                    paths: Some(paths),
-                })
-            }
-        }
-    }
-
-    fn plug(
-        &mut self,
-        disk: &OpenDisk,
-        queues: u16,
-        backend: impl FnOnce(Arc<dyn Interrupt>) -> Result<Box<dyn Backend>>,
-    ) -> Result<Registers> {
         match disk.transport {
             Transport::Pci => {
                 let slot = disk.slot.or_else(|| self.pci.free_slot());
                 let slot = slot.ok_or_else(|| disk.error(&"no PCI slot is left"))?;
                 let bar = PCI_WINDOW as u32 + slot as u32 * BAR_SIZE;
                 let router = self.router.clone();
-                let block = PciBlock::new(queues, backend, self.vm.clone(), router, bar)?;
+                let block = PciBlock::new(device, memory, self.vm.clone(), router, bar)?;
                 let device = Arc::new(Mutex::new(block));
                 self.pci.set(slot, Some(device.clone()));
-                Ok(Registers::Pci { slot, device })
+                Ok(Attached::Pci { slot, device })
             }
             Transport::Mmio => {
                 let base = MMIO_WINDOW + self.mmio.len() as u64 * MMIO_SLOT;
-                let block = MmioBlock::new(queues, backend, &self.router, &self.vm, base)?;
-                let line = block.line();
+                let interrupt = self.router.line(None)?;
+                let line = interrupt.number;
+                let block = MmioBlock::new(device, memory, interrupt, &self.vm, base)?;
                 let block = Arc::new(Mutex::new(block));
                 self.buses.memory.insert(base, MMIO_SLOT, block.clone());
                 self.mmio.push(MmioDevice { base, line });
-                Ok(Registers::Mmio(block))
+                Ok(Attached::Mmio(block))
             }
         }
     }
@@ -415,7 +364,7 @@ impl Board {
         config: &Config,
         events: &Sender<Event>,
         saved: Option<&[CpuState]>,
-    ) -> Result<Vec<Arc<Vcpu>>> {
+    ) -> Result<Vec<Vcpu>> {
         let entry = match &config.payload {
             _ if saved.is_some() => Entry::default(),
             Payload::Linux(linux) => boot::load(&self.memory, linux)?,
@@ -438,8 +387,7 @@ impl Board {
                     cpu::set_entry(&fd, &self.memory, entry)?;
                 }
             }
-            let buses = self.buses.clone();
-            Vcpu::spawn(fd, index, buses, &self.gate, events.clone())
+            Vcpu::spawn(fd, index, self.buses.clone(), events.clone())
         };
         (0..config.cpus).map(vcpu).collect()
     }

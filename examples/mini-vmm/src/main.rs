@@ -22,8 +22,6 @@ mod disks;
 #[cfg(target_arch = "x86_64")]
 mod error;
 #[cfg(target_arch = "x86_64")]
-mod gate;
-#[cfg(target_arch = "x86_64")]
 mod interrupt;
 #[cfg(target_arch = "x86_64")]
 mod legacy;
@@ -31,8 +29,6 @@ mod legacy;
 mod machine;
 #[cfg(target_arch = "x86_64")]
 mod memory;
-#[cfg(target_arch = "x86_64")]
-mod paths;
 #[cfg(target_arch = "x86_64")]
 mod pci;
 #[cfg(target_arch = "x86_64")]

@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::os::raw::{c_int, c_void};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
 
@@ -18,7 +17,6 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::bus::Bus;
 use crate::cpu::{self, CpuState};
 use crate::error::{Context, Error, Result};
-use crate::gate::Gate;
 use crate::machine::Event;
 
 /// What a vCPU's thread can be told.
@@ -34,8 +32,6 @@ enum Command {
 pub struct Vcpu {
     /// `None` only while it is dropped.
     commands: Option<Sender<Command>>,
-    /// It executes the guest's code.
-    inside: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -69,34 +65,22 @@ pub fn register_handler() -> Result<()> {
 
 impl Vcpu {
     /// Starts the thread; it waits for [`Vcpu::resume`].
-    pub fn spawn(
-        fd: VcpuFd,
-        index: u8,
-        buses: Buses,
-        gate: &Arc<Gate>,
-        events: Sender<Event>,
-    ) -> Result<Arc<Self>> {
+    pub fn spawn(fd: VcpuFd, index: u8, buses: Buses, events: Sender<Event>) -> Result<Self> {
         let (commands, receiver) = channel();
-        let inside = Arc::<AtomicBool>::default();
         let runner = Runner {
             fd,
             index,
             buses,
-            gate: gate.clone(),
-            inside: inside.clone(),
             events,
         };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || runner.work(&receiver))
             .context("no thread for a vCPU")?;
-        let vcpu = Arc::new(Self {
+        Ok(Self {
             commands: Some(commands),
-            inside,
             thread: Some(thread),
-        });
-        gate.add(&vcpu);
-        Ok(vcpu)
+        })
     }
 
     fn tell(&self, command: Command) {
@@ -107,13 +91,7 @@ impl Vcpu {
         self.kick();
     }
 
-    /// Whether it may be executing the guest's code.
-    pub fn is_inside(&self) -> bool {
-        self.inside.load(Ordering::SeqCst)
-    }
-
-    /// Has it leave the guest, and come back if nothing else is asked of it.
-    pub fn kick(&self) {
+    fn kick(&self) {
         if let Some(thread) = &self.thread {
             let _ = thread.kill(SIGRTMIN());
         }
@@ -156,8 +134,6 @@ struct Runner {
     fd: VcpuFd,
     index: u8,
     buses: Buses,
-    gate: Arc<Gate>,
-    inside: Arc<AtomicBool>,
     events: Sender<Event>,
 }
 
@@ -219,10 +195,7 @@ impl Runner {
     fn enter(&mut self) -> Result<bool> {
         let index = self.index;
         let failed = |why: String| Err(Error::Vcpu { index, why });
-        self.gate.enter(&self.inside);
-        let exit = self.fd.run();
-        self.inside.store(false, Ordering::SeqCst);
-        match exit {
+        match self.fd.run() {
             Ok(VcpuExit::IoIn(port, data)) => self.buses.ports.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => self.buses.ports.write(port.into(), data),
             Ok(VcpuExit::MmioRead(address, data)) => self.buses.memory.read(address, data),

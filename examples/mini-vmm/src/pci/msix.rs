@@ -82,13 +82,6 @@ impl Msix {
         }
     }
 
-    /// The interrupt that a vector raises now. `None`: it is masked, or leads nowhere.
-    pub fn open(&self, vector: u16) -> Option<u32> {
-        let vector = self.vectors.get(usize::from(vector))?;
-        let open = self.enabled && !self.function_masked && vector.entry.control & MASKED == 0;
-        (open && vector.routed.is_some()).then_some(vector.line.number)
-    }
-
     /// Routes what was unmasked, and raises what came meanwhile.
     fn settle(&mut self) {
         if !self.enabled || self.function_masked {

@@ -3,17 +3,18 @@
 
 //! virtio over MMIO (virtio 1.4, 4.2): a page of registers and one interrupt line.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
+use virtio_blk_core::device::Device;
 
-use super::{Backend, Block, Interrupt, SavedBlock, half, kicks, set_half};
-use crate::bus::{BusDevice, lock};
+use super::{Block, Interrupt, SavedBlock, half, set_half};
+use crate::bus::BusDevice;
 use crate::error::{Context, Result};
-use crate::interrupt::{Call, Line, Router};
+use crate::interrupt::Line;
+use crate::memory::Memory;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -56,9 +57,6 @@ const CONFIG_CHANGED: u32 = 2;
 struct MmioInterrupt {
     line: Line,
     status: AtomicU32,
-    /// Eventfds that interrupt by themselves, and leave no trace in the status.
-    calls: Mutex<Vec<Call>>,
-    router: Arc<Router>,
 }
 
 impl MmioInterrupt {
@@ -77,12 +75,6 @@ impl Interrupt for MmioInterrupt {
 
     fn config(&self) {
         self.raise(CONFIG_CHANGED);
-    }
-
-    fn bind(&self, _index: u16, call: &Arc<EventFd>) {
-        let mut call = Call::new(call.clone(), self.router.clone());
-        call.lead(Some(self.line.number));
-        lock(&self.calls).push(call);
     }
 }
 
@@ -106,19 +98,17 @@ pub struct SavedMmio {
 impl MmioBlock {
     /// A device whose registers will be at `base`.
     pub fn new(
-        queues: u16,
-        backend: impl FnOnce(Arc<dyn Interrupt>) -> Result<Box<dyn Backend>>,
-        router: &Arc<Router>,
+        device: Arc<Device>,
+        memory: Memory,
+        line: Line,
         vm: &VmFd,
         base: u64,
     ) -> Result<Self> {
         let interrupt = Arc::new(MmioInterrupt {
-            line: router.line(None)?,
+            line,
             status: AtomicU32::new(0),
-            calls: Mutex::default(),
-            router: router.clone(),
         });
-        let block = Block::new(backend(interrupt.clone())?, kicks(queues)?);
+        let block = Block::new(device, memory, interrupt.clone())?;
         // ANCHOR: kicks
         // Kicks go to the queue's thread without the vCPU leaving the kernel.
         let notify = IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY);
@@ -136,21 +126,6 @@ impl MmioBlock {
         })
     }
 
-    /// The interrupt it raises.
-    pub fn line(&self) -> u32 {
-        self.interrupt.line.number
-    }
-
-    fn interrupt_status(&self) -> u32 {
-        let status = self.interrupt.status.load(Ordering::Acquire);
-        // A queue's eventfd may have raised it: the driver looks.
-        if lock(&self.interrupt.calls).is_empty() {
-            status
-        } else {
-            status | USED
-        }
-    }
-
     fn selected(&self) -> u16 {
         // A number no device has answers like one that is beyond the last queue.
         u16::try_from(self.queue_sel).unwrap_or(u16::MAX)
@@ -163,15 +138,15 @@ impl MmioBlock {
             reg::VERSION => VERSION,
             reg::DEVICE_ID => BLOCK,
             reg::VENDOR_ID => VENDOR,
-            reg::DEVICE_FEATURES => half(self.block.backend.offered(), self.device_features_sel),
+            reg::DEVICE_FEATURES => half(self.block.device.offered(), self.device_features_sel),
             reg::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size.into()),
             reg::QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
-            reg::INTERRUPT_STATUS => self.interrupt_status(),
-            reg::STATUS => self.block.backend.status().into(),
+            reg::INTERRUPT_STATUS => self.interrupt.status.load(Ordering::Acquire),
+            reg::STATUS => self.block.status().into(),
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
             // A reset is over when the write of it returns.
             reg::QUEUE_RESET => 0,
-            reg::CONFIG_GENERATION => self.block.backend.config_generation(),
+            reg::CONFIG_GENERATION => self.block.device.config_generation(),
             _ => 0,
         }
     }
@@ -219,16 +194,16 @@ impl MmioBlock {
     }
 
     /// The state of a paused device.
-    pub fn save(&mut self) -> Result<SavedMmio> {
-        Ok(SavedMmio {
-            block: self.block.save()?,
+    pub fn save(&mut self) -> SavedMmio {
+        SavedMmio {
+            block: self.block.save(),
             interrupt_status: self.interrupt.status.load(Ordering::Acquire),
             selectors: [
                 self.device_features_sel,
                 self.driver_features_sel,
                 self.queue_sel,
             ],
-        })
+        }
     }
 
     /// Takes over saved state.
@@ -251,7 +226,7 @@ impl BusDevice for MmioBlock {
     /// fields of all widths.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(reg::CONFIG) {
-            return self.block.backend.read_config(offset, data);
+            return self.block.device.read_config(offset, data);
         }
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(word) => *word = self.read_register(offset).to_le_bytes(),
@@ -261,7 +236,8 @@ impl BusDevice for MmioBlock {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(reg::CONFIG) {
-            self.block.backend.write_config(offset, data);
+            // The driver can't be told that it wrote where it must not.
+            let _ = self.block.device.write_config(offset, data);
         } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(word));
         }

@@ -4,20 +4,21 @@
 //! A block device behind a virtio transport: what PCI and MMIO have in common.
 
 pub mod mmio;
-pub mod own;
 pub mod pci;
-pub mod vdpa;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use virtio_blk_core::device::{SavedDevice, SavedQueue};
+use virtio_blk_core::device::{Device, SavedDevice, SavedQueue, StatusChange, StatusRegister};
+use virtio_blk_core::runner::{QueueSetup, QueueThread, Stop, ThreadOptions};
+use virtio_blk_core::spec::status;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::error::{Context, Result};
-use vdpa::SavedVdpa;
+use crate::error::{Context, Error, Result};
+use crate::memory::Memory;
 
 /// How a transport interrupts the guest. Called from queue threads; must not block.
 pub trait Interrupt: Send + Sync {
@@ -25,104 +26,150 @@ pub trait Interrupt: Send + Sync {
     fn queue(&self, index: u16);
     /// The configuration or the status changed.
     fn config(&self);
-    /// From now on `call` interrupts the guest as [`Interrupt::queue`] does, without the VMM.
-    fn bind(&self, index: u16, call: &Arc<EventFd>);
 }
 
 /// A queue as the driver set it up.
 pub struct Queue {
     pub state: QueueState,
     /// Written when the driver kicks, by KVM.
-    pub kick: Arc<EventFd>,
-}
-
-/// What is behind the registers: a device of our own, or a vDPA device.
-pub trait Backend: Send {
-    /// How many queues it has, and entries of the largest.
-    fn queues(&self) -> (u16, u16);
-    /// The features to offer.
-    fn offered(&self) -> u64;
-    /// Reads the configuration space.
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Writes it. The driver can't be told that it wrote where it must not.
-    fn write_config(&self, offset: u64, data: &[u8]);
-    /// Changes whenever the configuration does.
-    fn config_generation(&self) -> u32;
-    /// The status as the driver reads it.
-    fn status(&mut self) -> u8;
-    /// The driver writes the status; `features` are what it acknowledged.
-    fn set_status(&mut self, value: u8, features: u64, queues: &mut [Queue]);
-    /// The driver enables one queue more.
-    fn start(&mut self, index: u16, queue: &Queue);
-    /// Has nothing to do with a queue any more when it returns.
-    fn stop(&mut self, index: u16, queue: &mut Queue);
-    /// Nothing is in flight when it returns; kicks wait in their eventfds.
-    fn pause(&mut self, queues: &mut [Queue]) -> Result<()>;
-    /// Goes on after [`Backend::pause`] or [`Backend::restore`].
-    fn resume(&mut self, queues: &[Queue]) -> Result<()>;
-    /// The state while it is paused.
-    fn save(&mut self, queues: &[Queue]) -> Result<SavedBackend>;
-    /// Takes over saved state; it is paused then.
-    fn restore(&mut self, saved: &SavedBackend, features: u64, queues: &mut [Queue]) -> Result<()>;
-    /// What it did so far.
-    fn stats(&self) -> Value;
+    kick: EventFd,
+    thread: Option<QueueThread<Memory>>,
 }
 
 /// A device with its queues: the registers of a transport are views of this.
 pub struct Block {
-    pub backend: Box<dyn Backend>,
+    pub device: Arc<Device>,
+    memory: Memory,
+    interrupt: Arc<dyn Interrupt>,
+    status: StatusRegister,
     /// As the driver wrote them; they count from FEATURES_OK on.
     pub driver_features: u64,
     queues: Vec<Queue>,
-    max_size: u16,
+    /// Set by a queue that broke, on its thread.
+    broken: Arc<AtomicBool>,
+    paused: bool,
 }
 
 impl Block {
-    pub fn new(backend: Box<dyn Backend>, kicks: Vec<Arc<EventFd>>) -> Self {
-        let (_, max_size) = backend.queues();
-        let queues = kicks.into_iter().map(|kick| Queue {
-            state: reset_state(max_size),
-            kick,
+    pub fn new(device: Arc<Device>, memory: Memory, interrupt: Arc<dyn Interrupt>) -> Result<Self> {
+        let listener = interrupt.clone();
+        device.listen(Box::new(move || listener.config()));
+        let max_size = device.options().queue_size;
+        let queues = (0..device.options().queues).map(|_| {
+            Ok(Queue {
+                state: reset_state(max_size),
+                kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?,
+                thread: None,
+            })
         });
-        Self {
-            queues: queues.collect(),
-            backend,
+        Ok(Self {
+            queues: queues.collect::<Result<_>>()?,
+            device,
+            memory,
+            interrupt,
+            status: StatusRegister::default(),
             driver_features: 0,
-            max_size,
+            broken: Arc::default(),
+            paused: false,
+        })
+    }
+
+    /// The status register as the driver reads it.
+    pub fn status(&mut self) -> u8 {
+        if self.broken.load(Ordering::Acquire) {
+            self.status.need_reset();
         }
+        self.status.get()
     }
 
-    /// How many queues it has.
-    pub fn count(&self) -> u16 {
-        self.queues.len() as u16
-    }
-
+    // ANCHOR: status
     /// The driver writes the status register.
     pub fn set_status(&mut self, value: u8) {
-        let queues = &mut self.queues;
-        self.backend.set_status(value, self.driver_features, queues);
-        if value == 0 {
-            self.driver_features = 0;
-            for queue in queues {
-                queue.state = reset_state(self.max_size);
-            }
+        match self.status.write(value, self.driver_features, &self.device) {
+            StatusChange::Reset => self.reset(),
+            StatusChange::Start => self.start_all(),
+            StatusChange::None | StatusChange::Refused => {}
         }
+    }
+    // ANCHOR_END: status
+
+    // ANCHOR: start
+    /// Starts a queue if it and the device are ready for it.
+    fn start(&mut self, index: u16) {
+        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
+            return;
+        };
+        let ready = queue.state.ready && self.status.is_live() && !self.paused;
+        if !ready || queue.thread.is_some() {
+            return;
+        }
+        let interrupt = self.interrupt.clone();
+        let setup = QueueSetup::new(self.memory.clone(), move || interrupt.queue(index));
+        let broken = on_broken(index, self.broken.clone(), self.interrupt.clone());
+        let started = self
+            .device
+            .start_queue(index, setup, &queue.state)
+            .map_err(|error| error.to_string())
+            .and_then(|runner| {
+                let options = ThreadOptions {
+                    name: format!("queue{index}"),
+                    poll: Duration::ZERO,
+                    on_fatal: Box::new({
+                        let broken = broken.clone();
+                        move |error| broken(&error.to_string())
+                    }),
+                };
+                let kick = queue.kick.try_clone();
+                kick.and_then(|kick| QueueThread::spawn(runner, kick, options))
+                    .map_err(|error| error.to_string())
+            });
+        match started {
+            Ok(thread) => queue.thread = Some(thread),
+            Err(why) => broken(&why),
+        }
+    }
+    // ANCHOR_END: start
+
+    // ANCHOR: stop
+    /// Stops a queue; every request it took was answered when this returns.
+    fn stop(&mut self, index: u16) {
+        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
+            return;
+        };
+        let stopped = queue.thread.take().and_then(|t| t.stop(Stop::Drain));
+        if let Some(stopped) = stopped {
+            queue.state.next_avail = stopped.state.next_avail;
+            queue.state.next_used = stopped.state.next_used;
+        }
+    }
+    // ANCHOR_END: stop
+
+    fn start_all(&mut self) {
+        (0..self.device.options().queues).for_each(|index| self.start(index));
+    }
+
+    fn reset(&mut self) {
+        (0..self.device.options().queues).for_each(|index| self.reset_queue(index));
+        self.driver_features = 0;
+        self.broken.store(false, Ordering::Release);
+        self.device.reset();
     }
 
     /// Forgets a queue (RING_RESET, or `QueueReady` written to 0).
     pub fn reset_queue(&mut self, index: u16) {
+        self.stop(index);
+        let max_size = self.device.options().queue_size;
         if let Some(queue) = self.queues.get_mut(usize::from(index)) {
-            self.backend.stop(index, queue);
-            queue.state = reset_state(self.max_size);
+            queue.state = reset_state(max_size);
         }
     }
 
-    /// Enables a queue as set up. It starts at once if the driver is ready.
+    /// Enables a queue as set up. Starts it at once if the driver is ready.
     pub fn enable_queue(&mut self, index: u16) {
         if let Some(queue) = self.queues.get_mut(usize::from(index)) {
             queue.state.ready = true;
-            self.backend.start(index, queue);
         }
+        self.start(index);
     }
 
     /// A queue to look at. `None` beyond the last.
@@ -140,7 +187,7 @@ impl Block {
 
     /// The eventfd by which KVM tells of the driver's kicks. One per queue, by index.
     pub fn kicks(&self) -> impl Iterator<Item = &EventFd> {
-        self.queues.iter().map(|queue| &*queue.kick)
+        self.queues.iter().map(|queue| &queue.kick)
     }
 
     /// A kick that did not go through the eventfd (an access of an unusual width).
@@ -153,46 +200,69 @@ impl Block {
     }
 
     /// Stops all queues and leaves everything else as it is. Kicks wait in their eventfds.
-    pub fn pause(&mut self) -> Result<()> {
-        self.backend.pause(&mut self.queues)
+    pub fn pause(&mut self) {
+        self.paused = true;
+        (0..self.device.options().queues).for_each(|index| self.stop(index));
     }
 
     /// Goes on after [`Block::pause`] or [`Block::restore`].
-    pub fn resume(&mut self) -> Result<()> {
-        self.backend.resume(&self.queues)
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.start_all();
     }
 
     /// The state of a paused device.
-    pub fn save(&mut self) -> Result<SavedBlock> {
+    pub fn save(&mut self) -> SavedBlock {
+        let status = self.status();
         let queues = self.queues.iter();
-        Ok(SavedBlock {
+        let queues = queues.map(|queue| SavedQueue::new(&queue.state, Vec::new()));
+        SavedBlock {
+            status,
             driver_features: self.driver_features,
-            queues: queues
-                .map(|queue| SavedQueue::new(&queue.state, Vec::new()))
-                .collect(),
-            backend: self.backend.save(&self.queues)?,
-        })
+            device: self.device.save(queues.collect()),
+        }
     }
 
     /// Takes over saved state. [`Block::resume`] starts the queues.
     pub fn restore(&mut self, saved: &SavedBlock) -> Result<()> {
-        self.driver_features = saved.driver_features;
-        for (queue, saved) in self.queues.iter_mut().zip(&saved.queues) {
-            queue.state = saved.state(self.max_size, false);
+        self.paused = true;
+        // One after the other, as the driver did it.
+        for bit in [
+            status::ACKNOWLEDGE,
+            status::DRIVER,
+            status::FEATURES_OK,
+            status::DRIVER_OK,
+            status::FAILED,
+        ] {
+            if saved.status & bit != 0 {
+                self.status.write(bit, saved.device.features, &self.device);
+            }
         }
-        let (features, queues) = (saved.driver_features, &mut self.queues);
-        self.backend.restore(&saved.backend, features, queues)
+        let broken = saved.status & status::DEVICE_NEEDS_RESET != 0;
+        self.broken.store(broken, Ordering::Release);
+        self.driver_features = saved.driver_features;
+        self.device
+            .restore(&saved.device)
+            .map_err(|error| Error::Snapshot(error.to_string()))?;
+        let max_size = self.device.options().queue_size;
+        for (queue, saved) in self.queues.iter_mut().zip(&saved.device.queues) {
+            queue.state = saved.state(max_size, false);
+        }
+        Ok(())
     }
 }
 
-/// Kicks for that many queues.
-pub fn kicks(queues: u16) -> Result<Vec<Arc<EventFd>>> {
-    (0..queues).map(|_| eventfd()).collect()
-}
-
-fn eventfd() -> Result<Arc<EventFd>> {
-    let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?;
-    Ok(Arc::new(event))
+/// What is done when a queue can't go on: the driver learns that the device needs a reset.
+fn on_broken(
+    index: u16,
+    flag: Arc<AtomicBool>,
+    interrupt: Arc<dyn Interrupt>,
+) -> Arc<dyn Fn(&str) + Send + Sync> {
+    Arc::new(move |why| {
+        log::info!("queue {index} stopped, the device needs a reset: {why}");
+        flag.store(true, Ordering::Release);
+        interrupt.config();
+    })
 }
 
 fn reset_state(max_size: u16) -> QueueState {
@@ -221,14 +291,7 @@ pub fn half(register: u64, select: u32) -> u32 {
 /// A device, its queues and its driver's progress.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedBlock {
+    status: u8,
     driver_features: u64,
-    queues: Vec<SavedQueue>,
-    backend: SavedBackend,
-}
-
-/// What is behind the registers, as saved.
-#[derive(Debug, Serialize, Deserialize)]
-pub enum SavedBackend {
-    Own { status: u8, device: SavedDevice },
-    Vdpa(SavedVdpa),
+    device: SavedDevice,
 }

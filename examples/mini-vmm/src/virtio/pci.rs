@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
+use virtio_blk_core::device::Device;
 
-use super::{Backend, Block, Interrupt, SavedBlock, half, kicks, set_half};
+use super::{Block, Interrupt, SavedBlock, half, set_half};
 use crate::bus::lock;
 use crate::error::{Error, Result};
-use crate::interrupt::{Call, Router};
+use crate::interrupt::Router;
+use crate::memory::Memory;
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::{ENTRY, Entry, Msix};
@@ -59,15 +60,12 @@ struct Vectors {
     msix: Msix,
     config: u16,
     queues: Vec<u16>,
-    /// Eventfds that interrupt by themselves, with their queues.
-    calls: Vec<(u16, Call)>,
 }
 
 /// Raised from queue threads, programmed from vCPUs.
 struct PciInterrupt {
     vectors: Mutex<Vectors>,
     isr: AtomicU8,
-    router: Arc<Router>,
 }
 
 impl PciInterrupt {
@@ -92,11 +90,6 @@ impl Interrupt for PciInterrupt {
 
     fn config(&self) {
         self.raise(ISR_CONFIG, |vectors| vectors.config);
-    }
-
-    fn bind(&self, index: u16, call: &Arc<EventFd>) {
-        let call = Call::new(call.clone(), self.router.clone());
-        lock(&self.vectors).calls.push((index, call));
     }
 }
 
@@ -130,22 +123,21 @@ pub struct SavedPci {
 impl PciBlock {
     /// A device whose BAR is at `bar` until the guest moves it.
     pub fn new(
-        queues: u16,
-        backend: impl FnOnce(Arc<dyn Interrupt>) -> Result<Box<dyn Backend>>,
+        device: Arc<Device>,
+        memory: Memory,
         vm: Arc<VmFd>,
         router: Arc<Router>,
         bar: u32,
     ) -> Result<Self> {
-        let msix = Msix::new(queues + 1, router.clone())?;
+        let queues = device.options().queues;
+        let msix = Msix::new(queues + 1, router)?;
         let interrupt = Arc::new(PciInterrupt {
             vectors: Mutex::new(Vectors {
                 msix,
                 config: NO_VECTOR,
                 queues: vec![NO_VECTOR; queues.into()],
-                calls: Vec::new(),
             }),
             isr: AtomicU8::new(0),
-            router,
         });
         let mut config = ConfigSpace::new(Identity {
             vendor: VENDOR,
@@ -180,7 +172,7 @@ impl PciBlock {
         config.allow(pci_capability + 4, &[0xff]);
         config.allow(pci_capability + 8, &[0xff; 8]);
         Ok(Self {
-            block: Block::new(backend(interrupt.clone())?, kicks(queues)?),
+            block: Block::new(device, memory, interrupt.clone())?,
             config,
             interrupt,
             vm,
@@ -196,12 +188,9 @@ impl PciBlock {
     /// Makes everything agree with the configuration space after a write to it.
     fn config_written(&mut self) {
         let control = self.config.u16(self.msix_capability + 2);
-        let mut vectors = lock(&self.interrupt.vectors);
-        vectors
+        lock(&self.interrupt.vectors)
             .msix
             .set_control(control & MSIX_ENABLE != 0, control & MSIX_MASK != 0);
-        vectors.lead();
-        drop(vectors);
         self.bind_kicks(self.config.window().map(|(base, _)| base));
     }
 
@@ -236,15 +225,15 @@ impl PciBlock {
                 *to = *from;
             }
         };
-        let backend = &self.block.backend;
-        let offered = half(backend.offered(), self.device_features_sel);
+        let device = &self.block.device;
+        let offered = half(device.offered(), self.device_features_sel);
         let driver = half(self.block.driver_features, self.driver_features_sel);
         put(0, &self.device_features_sel.to_le_bytes());
         put(4, &offered.to_le_bytes());
         put(8, &self.driver_features_sel.to_le_bytes());
         put(12, &driver.to_le_bytes());
-        put(18, &self.block.count().to_le_bytes());
-        put(21, &[backend.config_generation() as u8]);
+        put(18, &device.options().queues.to_le_bytes());
+        put(21, &[device.config_generation() as u8]);
         put(22, &self.queue_sel.to_le_bytes());
         if let Some(queue) = self.block.queue(self.queue_sel) {
             put(24, &queue.size.to_le_bytes());
@@ -260,7 +249,7 @@ impl PciBlock {
         put(16, &vectors.config.to_le_bytes());
         put(26, &queue.copied().unwrap_or(NO_VECTOR).to_le_bytes());
         drop(vectors);
-        put(20, &[self.block.backend.status()]);
+        put(20, &[self.block.status()]);
         bytes
     }
 
@@ -295,7 +284,6 @@ impl PciBlock {
                 if let Some(place) = vectors.queues.get_mut(usize::from(index)) {
                     *place = vector;
                 }
-                vectors.lead();
             }
             (28, 2) if value == 1 => self.block.enable_queue(index),
             (58, 2) if value == 1 => self.block.reset_queue(index),
@@ -329,7 +317,6 @@ impl PciBlock {
         let mut vectors = lock(&self.interrupt.vectors);
         vectors.config = NO_VECTOR;
         vectors.queues.fill(NO_VECTOR);
-        vectors.lead();
         self.interrupt.isr.store(0, Ordering::Release);
     }
 
@@ -347,10 +334,10 @@ impl PciBlock {
     }
 
     /// The state of a paused device.
-    pub fn save(&mut self) -> Result<SavedPci> {
-        let block = self.block.save()?;
+    pub fn save(&mut self) -> SavedPci {
+        let block = self.block.save();
         let vectors = lock(&self.interrupt.vectors);
-        Ok(SavedPci {
+        SavedPci {
             block,
             config: self.config.bytes().to_vec(),
             table: vectors.msix.save(),
@@ -361,7 +348,7 @@ impl PciBlock {
                 self.driver_features_sel,
                 self.queue_sel,
             ),
-        })
+        }
     }
 
     /// Takes over saved state.
@@ -395,14 +382,6 @@ impl Vectors {
             vector
         } else {
             NO_VECTOR
-        }
-    }
-
-    /// Has the queues' eventfds lead to where their vectors do.
-    fn lead(&mut self) {
-        for (index, call) in &mut self.calls {
-            let vector = self.queues.get(usize::from(*index));
-            call.lead(vector.and_then(|vector| self.msix.open(*vector)));
         }
     }
 }
@@ -446,7 +425,7 @@ impl PciFunction for PciBlock {
                     *byte = self.interrupt.isr.swap(0, Ordering::AcqRel);
                 }
             }
-            DEVICE => self.block.backend.read_config(offset - DEVICE, data),
+            DEVICE => self.block.device.read_config(offset - DEVICE, data),
             TABLE => lock(&self.interrupt.vectors)
                 .msix
                 .read_table(offset - TABLE, data),
@@ -460,15 +439,14 @@ impl PciFunction for PciBlock {
     fn write_bar(&mut self, offset: u64, data: &[u8]) {
         match offset & !(PAGE - 1) {
             COMMON => self.write_common(offset, data),
-            DEVICE => self.block.backend.write_config(offset - DEVICE, data),
+            // The driver can't be told that it wrote where it must not.
+            DEVICE => drop(self.block.device.write_config(offset - DEVICE, data)),
             NOTIFY => self
                 .block
                 .kick((offset - NOTIFY) / u64::from(NOTIFY_MULTIPLIER)),
-            TABLE => {
-                let mut vectors = lock(&self.interrupt.vectors);
-                vectors.msix.write_table(offset - TABLE, data);
-                vectors.lead();
-            }
+            TABLE => lock(&self.interrupt.vectors)
+                .msix
+                .write_table(offset - TABLE, data),
             _ => {}
         }
     }
