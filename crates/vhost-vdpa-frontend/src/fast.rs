@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
+use vdpa_bus::{Callback, VdpaDevice, VdpaError, backend_feature};
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
 use virtio_blk_core::spec::{feature, status};
 
@@ -14,7 +14,7 @@ use crate::bring_up;
 use crate::device_map::DeviceMap;
 use crate::dirty::{self, Coverage, Seen};
 use crate::error::{PathError, Step};
-use crate::guest::{self, Drained, Guest, GuestQueue};
+use crate::guest::{self, Drained, Guest, GuestQueue, SavedFast};
 use crate::lock;
 
 /// A vDPA device of any class, given to a guest.
@@ -42,32 +42,6 @@ struct Paused {
     states: Drained,
     /// It can be resumed; else it is started anew.
     suspended: bool,
-}
-
-/// A queue of a paused device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedFastQueue {
-    /// Its index.
-    pub index: u16,
-    /// Entries.
-    pub size: u16,
-    /// Where it lies.
-    pub address: VqAddress,
-    /// Where the device goes on ([`VqState::vring_base`]).
-    pub base: u32,
-}
-
-/// A paused device, as plain data.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SavedFast {
-    /// What the guest acknowledged.
-    pub features: u64,
-    /// The status byte that it sees.
-    pub status: u8,
-    /// What it wrote into the configuration space: offset and bytes.
-    pub written: Vec<(usize, Vec<u8>)>,
-    /// Its enabled queues.
-    pub queues: Vec<SavedFastQueue>,
 }
 
 impl FastPath {
@@ -316,28 +290,11 @@ impl FastPath {
             None if !guest.runs() => &[],
             None => return Err(PathError::Busy("pause it first")),
         };
-        let base = |index| {
-            let found = states.iter().find(|(found, _)| *found == index);
-            found.map_or(0, |(_, state)| state.vring_base())
-        };
-        Ok(SavedFast {
-            features: guest.features,
-            status: guest.status,
-            written: guest.written.clone(),
-            queues: guest
-                .enabled()
-                .map(|(index, queue)| SavedFastQueue {
-                    index,
-                    size: queue.size,
-                    address: queue.address,
-                    base: base(index),
-                })
-                .collect(),
-        })
+        Ok(guest.save(states))
     }
 
     /// Takes over what [`FastPath::save`] gave, on another device perhaps. `events` answers the kick eventfd and the
-    /// callback of a queue. It is paused then: memory comes next, then [`FastPath::resume`]. The data may be
+    /// callback of a queue, if there is such a queue. It is paused then: memory comes next, then [`FastPath::resume`]. The data may be
     /// hostile.
     ///
     /// # Errors
@@ -345,36 +302,11 @@ impl FastPath {
     pub fn restore(
         &self,
         saved: &SavedFast,
-        mut events: impl FnMut(u16) -> (Arc<vmm_sys_util::eventfd::EventFd>, Callback),
+        events: impl FnMut(u16) -> Option<(Arc<vmm_sys_util::eventfd::EventFd>, Callback)>,
     ) -> Result<(), PathError> {
-        if saved.features & !self.offered() != 0 {
-            return Err(PathError::Features(saved.features));
-        }
-        let packed = saved.features & feature::RING_PACKED != 0;
-        let mut guest = Guest::new(self.device.nvqs());
-        guest.features = saved.features;
-        guest.status = saved.status;
-        let mut states = Vec::new();
-        for queue in &saved.queues {
-            let index = queue.index;
-            let state =
-                VqState::from_vring_base(queue.base, packed).ok_or_else(|| PathError::Queue {
-                    index,
-                    why: format!("it can't go on at {:#x}", queue.base),
-                })?;
-            let (kick, call) = events(index);
-            let restored = GuestQueue {
-                size: queue.size,
-                address: queue.address,
-                kick,
-                call,
-            };
-            guest.set_queue(index, restored, self.device.get_vq_num_max())?;
-            states.push((index, state));
-        }
-        for (offset, bytes) in &saved.written {
-            guest.note_write(*offset, bytes);
-        }
+        let queues = self.device.nvqs();
+        let max = self.device.get_vq_num_max();
+        let (mut guest, states) = Guest::restored(saved, self.offered(), queues, max, events)?;
         let mut inner = lock(&self.inner);
         guest.memory = inner.guest.memory.clone();
         guest.config = inner.guest.config.clone();

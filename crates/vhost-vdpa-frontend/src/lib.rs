@@ -16,8 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use dirty::Coverage;
 pub use error::PathError;
-pub use fast::{FastPath, SavedFast, SavedFastQueue};
-pub use guest::GuestQueue;
+pub use fast::FastPath;
+pub use guest::{GuestQueue, SavedFast, SavedFastQueue};
 pub use slow::{SlowOptions, SlowPath, Wake};
 pub use switch::{
     Interception, Layers, Method, OnFailure, Path, PathSwitch, Phases, Policy, QueueHost, Report,

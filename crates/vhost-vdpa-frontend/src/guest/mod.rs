@@ -5,6 +5,7 @@
 
 mod quiesce;
 mod ring;
+mod saved;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use quiesce::{Drained, Halt, bind_kicks, calm, drain, go_on, reset, suspend};
 pub(crate) use ring::RingView;
+pub use saved::{SavedFast, SavedFastQueue};
 
 use crate::PathError;
 use crate::bring_up::{self, Ring};

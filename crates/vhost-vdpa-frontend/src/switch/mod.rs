@@ -6,6 +6,7 @@
 mod dead;
 mod host;
 mod moves;
+mod pause;
 mod policy;
 mod report;
 mod vmm;
@@ -120,8 +121,10 @@ struct Inner<M: DeviceMemory> {
     host: Box<dyn QueueHost<M>>,
     /// The device model in front of `disk`; made when it is first needed.
     served: Option<Arc<Device>>,
-    /// Where the queues stand while nobody serves them ([`Path::Failed`]); `None`: unknown.
+    /// Where the queues stand while nobody serves them ([`Path::Failed`], [`Path::Paused`]); `None`: unknown.
     held: Option<Drained>,
+    /// Where the guest goes on after a pause.
+    resume_to: Path,
     /// The device has the guest's rings, and is suspended or hears no kicks ([`Path::Failed`]).
     stalled: bool,
     /// The device can't take rings over that were used.
@@ -162,6 +165,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 host,
                 served: None,
                 held: None,
+                resume_to: Path::Fast,
                 stalled: false,
                 one_way: false,
                 last: None,

@@ -27,10 +27,10 @@ use crate::slow::{BLOCK_FEATURES, RING_FEATURES};
 const LOOK: Duration = Duration::from_micros(20);
 
 /// A step that failed, after the device was reset: nothing is in flight, and the queues stand at `states`.
-struct Stumble {
-    step: SwitchStep,
-    why: PathError,
-    states: Drained,
+pub(super) struct Stumble {
+    pub(super) step: SwitchStep,
+    pub(super) why: PathError,
+    pub(super) states: Drained,
 }
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
@@ -64,6 +64,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let moved = match (inner.path, path) {
             (Path::Fast, Path::Slow) => self.to_slow(inner)?,
             (Path::Slow, Path::Fast) => self.to_fast(inner)?,
+            (Path::Paused, Path::Fast | Path::Slow) => {
+                inner.resume_to = path;
+                return Ok(None);
+            }
             (Path::Failed, Path::Fast | Path::Slow) => {
                 return Err(refuse(inner, "neither path could be set up: retry first"));
             }
@@ -85,17 +89,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             .report(inner, Path::Slow)
             .map_err(|why| prepare(inner, why))?;
         let before = self.config();
-        self.vmm.unmap_doorbells();
-        let (states, reset) = match self.quiesce(&inner.guest, &mut report) {
-            Ok(done) => done,
-            Err(halt) => return Err(self.not_quiesced(inner, halt)),
-        };
-        report.phases.quiesce = begun.elapsed() - report.phases.reset;
-        if let Err(why) = reset {
-            let step = SwitchStep::Reset;
-            let stumble = Stumble { step, why, states };
-            return Err(self.go_back(inner, stumble, Path::Fast));
-        }
+        let states = self.leave_fast(inner, &mut report, begun)?;
         let start = Instant::now();
         match self.start_slow(inner, states) {
             Ok(take_over) => {
@@ -123,6 +117,57 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             .report(inner, Path::Fast)
             .map_err(|why| prepare(inner, why))?;
         let before = self.config();
+        let states = self.leave_slow(inner, &mut report, begun)?;
+        let start = Instant::now();
+        match self.start_fast(inner, states) {
+            Ok(reset) => {
+                report.phases.reset = reset;
+                report.phases.start = start.elapsed() - reset;
+            }
+            Err(stumble) => {
+                let device = matches!(
+                    stumble.why,
+                    PathError::Device {
+                        step: "queue state",
+                        source: VdpaError::NotSupported(_),
+                    }
+                );
+                inner.one_way |= device;
+                return Err(self.go_back(inner, stumble, Path::Slow));
+            }
+        }
+        self.tell_config(inner, &before);
+        Ok(report)
+    }
+
+    /// Stops the device on the guest's rings, and resets it. Answers where they stand.
+    pub(super) fn leave_fast(
+        &self,
+        inner: &mut Inner<M>,
+        report: &mut Report,
+        begun: Instant,
+    ) -> Result<Drained, SwitchError> {
+        self.vmm.unmap_doorbells();
+        let (states, reset) = match self.quiesce(&inner.guest, report) {
+            Ok(done) => done,
+            Err(halt) => return Err(self.not_quiesced(inner, halt)),
+        };
+        report.phases.quiesce = begun.elapsed() - report.phases.reset;
+        if let Err(why) = reset {
+            let step = SwitchStep::Reset;
+            let stumble = Stumble { step, why, states };
+            return Err(self.go_back(inner, stumble, Path::Fast));
+        }
+        Ok(states)
+    }
+
+    /// Stops the slow path. Answers where the guest's rings stand.
+    pub(super) fn leave_slow(
+        &self,
+        inner: &mut Inner<M>,
+        report: &mut Report,
+        begun: Instant,
+    ) -> Result<Drained, SwitchError> {
         if !self.close_intakes(inner) {
             self.open_intakes(inner);
             return Err(SwitchError {
@@ -150,26 +195,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
         report.method = Some(Method::Drain);
         report.phases.quiesce = begun.elapsed();
-        let start = Instant::now();
-        match self.start_fast(inner, states) {
-            Ok(reset) => {
-                report.phases.reset = reset;
-                report.phases.start = start.elapsed() - reset;
-            }
-            Err(stumble) => {
-                let device = matches!(
-                    stumble.why,
-                    PathError::Device {
-                        step: "queue state",
-                        source: VdpaError::NotSupported(_),
-                    }
-                );
-                inner.one_way |= device;
-                return Err(self.go_back(inner, stumble, Path::Slow));
-            }
-        }
-        self.tell_config(inner, &before);
-        Ok(report)
+        Ok(states)
     }
 
     /// Tries again to serve a guest that nobody serves.
@@ -344,7 +370,12 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// Sets the path up again that was left.
-    fn go_back(&self, inner: &mut Inner<M>, stumble: Stumble, path: Path) -> SwitchError {
+    pub(super) fn go_back(
+        &self,
+        inner: &mut Inner<M>,
+        stumble: Stumble,
+        path: Path,
+    ) -> SwitchError {
         let Stumble { step, why, states } = stumble;
         let back = match path {
             Path::Fast => self.start_fast(inner, states),
@@ -424,7 +455,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// As `start_slow`, with the reset before it.
-    fn start_slow_anew(&self, inner: &mut Inner<M>, states: Drained) -> Result<Duration, Stumble> {
+    pub(super) fn start_slow_anew(
+        &self,
+        inner: &mut Inner<M>,
+        states: Drained,
+    ) -> Result<Duration, Stumble> {
         if let Err(why) = guest::reset(self.device.as_ref()) {
             let step = SwitchStep::Reset;
             return Err(Stumble { step, why, states });
@@ -554,7 +589,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// Resets the device and puts the guest's rings onto it. Answers how long the reset took.
-    fn start_fast(&self, inner: &mut Inner<M>, states: Drained) -> Result<Duration, Stumble> {
+    pub(super) fn start_fast(
+        &self,
+        inner: &mut Inner<M>,
+        states: Drained,
+    ) -> Result<Duration, Stumble> {
         let begun = Instant::now();
         let device = self.device.as_ref();
         let step = SwitchStep::Reset;
@@ -623,7 +662,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// The beginning of a report.
-    fn report(&self, inner: &Inner<M>, to: Path) -> Result<Report, PathError> {
+    pub(super) fn report(&self, inner: &Inner<M>, to: Path) -> Result<Report, PathError> {
         let in_flight = inner
             .guest
             .rings()?
@@ -672,11 +711,11 @@ fn ask_for_reset(guest: &mut Guest) {
     }
 }
 
-fn refuse<M: DeviceMemory>(inner: &Inner<M>, why: &'static str) -> SwitchError {
+pub(super) fn refuse<M: DeviceMemory>(inner: &Inner<M>, why: &'static str) -> SwitchError {
     prepare(inner, PathError::Busy(why))
 }
 
-fn prepare<M: DeviceMemory>(inner: &Inner<M>, source: PathError) -> SwitchError {
+pub(super) fn prepare<M: DeviceMemory>(inner: &Inner<M>, source: PathError) -> SwitchError {
     SwitchError {
         step: SwitchStep::Prepare,
         path: inner.path,

@@ -16,6 +16,8 @@ pub enum Path {
     Fast,
     /// Through the VMM.
     Slow,
+    /// Nowhere, until [`super::PathSwitch::resume`].
+    Paused,
     /// Nowhere, or into errors ([`super::OnFailure`]): neither path could be set up. [`super::PathSwitch::retry`] tries
     /// again, a reset by the guest starts anew.
     Failed,

@@ -134,6 +134,20 @@ impl Bench {
         self.load_driver();
     }
 
+    /// A switch over the same device and memory, for another life of the same guest.
+    pub fn renew_switch(&mut self, options: SwitchOptions) {
+        // The old one has to let go of the device first.
+        self.switch = bench(Setup::default()).switch;
+        let parts = SwitchParts {
+            device: self.device.clone(),
+            memory: self.memory.clone(),
+            host: Box::new(ThreadHost::new(Duration::ZERO)),
+            vmm: self.vcpus.clone(),
+            layers: None,
+        };
+        self.switch = Arc::new(Switch::new(parts, options).unwrap());
+    }
+
     /// Runs the guest on threads while `work` is done.
     pub fn run<R>(&mut self, work: impl FnOnce(&Switch, &Flaky, &AtomicU64) -> R) -> (R, u64) {
         let (stop, total) = (AtomicBool::new(false), AtomicU64::new(0));
