@@ -295,7 +295,7 @@ impl FastPath {
     }
 
     /// Takes over what [`FastPath::save`] gave, on another device perhaps. `events` answers the kick eventfd and the
-    /// callback of a queue. It is paused then: memory comes next, then [`FastPath::resume`]. The data may be
+    /// callback of a queue, if there is one. It is paused then: memory comes next, then [`FastPath::resume`]. The data may be
     /// hostile.
     ///
     /// # Errors
@@ -303,7 +303,7 @@ impl FastPath {
     pub fn restore(
         &self,
         saved: &SavedGuest,
-        events: impl FnMut(u16) -> (Arc<EventFd>, Callback),
+        events: impl FnMut(u16) -> Option<(Arc<EventFd>, Callback)>,
     ) -> Result<(), PathError> {
         let mut inner = lock(&self.inner);
         let (device, offered) = (self.device.as_ref(), self.offered());

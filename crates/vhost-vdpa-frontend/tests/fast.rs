@@ -135,7 +135,7 @@ fn a_paused_device_moves_to_another() {
         next.set_memory(&HostMemory::of_map(&guest.memory)).unwrap();
         next.restore(&saved, |index| {
             let queue = &guest.queues[usize::from(index)];
-            (queue.kick.clone(), Callback::Trigger(queue.irq.clone()))
+            Some((queue.kick.clone(), Callback::Trigger(queue.irq.clone())))
         })
         .unwrap();
         assert!(next.is_paused());
@@ -168,7 +168,7 @@ fn hostile_saved_states_are_refused() {
     for spoil in spoils {
         let mut saved = good.clone();
         spoil(&mut saved);
-        let events = |_| (common::eventfd(), Callback::Trigger(common::eventfd()));
+        let events = |_| Some((common::eventfd(), Callback::Trigger(common::eventfd())));
         assert!(path.restore(&saved, events).is_err());
     }
     path.resume().unwrap();

@@ -12,11 +12,12 @@ use std::time::Instant;
 
 use clap::{Parser, value_parser};
 use serde_json::{Value, json};
+use virtio_blk_disks::stack::LayerSpec;
 use vmm_sys_util::terminal::Terminal;
 
 use crate::boot::Linux;
 use crate::bus::lock;
-use crate::control::{self, Command};
+use crate::control::{self, Command, Way};
 use crate::disks::OpenDisk;
 use crate::error::{Error, Result};
 use crate::legacy::{self, Console};
@@ -39,7 +40,8 @@ struct Args {
     /// The kernel's command line
     #[arg(long, value_name = "TEXT", default_value = "console=ttyS0 panic=-1")]
     cmdline: String,
-    /// A disk: raw:PATH, memory:SIZE, null:SIZE (options after commas), sim:SIZE, vdpa:/dev/vhost-vdpa-N; may be repeated
+    /// A disk: raw:PATH, memory:SIZE, null:SIZE (options after commas); a vDPA device with
+    /// its path: sim:SIZE, vdpa:/dev/vhost-vdpa-N, with ,path=fast, slow or auto; layers last; may be repeated
     #[arg(long, value_name = "DISK", default_value = "sim:64M")]
     disk: Vec<String>,
     /// How disks are attached
@@ -166,9 +168,18 @@ fn execute(
 ) -> Result<Value> {
     match command {
         Command::Stats => return Ok(machine.stats()),
-        Command::Pause => machine.pause(),
+        Command::Pause => machine.pause()?,
         Command::Resume => machine.resume(),
         Command::Snapshot { directory } => machine.snapshot(directory)?,
+        Command::Switch { path, disk } => {
+            return machine.vdpa(*disk, |vdpa| vdpa.send(*path == Way::Slow));
+        }
+        Command::Layers { layers, disk } => {
+            let layers: std::result::Result<Vec<LayerSpec>, _> =
+                layers.iter().map(|layer| layer.parse()).collect();
+            let layers = layers.map_err(|error| Error::Control(error.to_string()))?;
+            return machine.vdpa(*disk, |vdpa| vdpa.set_layers(&layers));
+        }
         Command::PowerOff => drop(events.send(Event::PowerOff(0))),
         Command::Resize { disk, mib } => {
             let disk = disks.iter().find(|open| open.number == *disk);

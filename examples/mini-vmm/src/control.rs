@@ -53,8 +53,36 @@ pub enum Command {
         /// Its number
         disk: usize,
     },
+    /// Move the guest of a vDPA device to another path
+    Switch {
+        /// Where to
+        path: Way,
+        /// The disk's number
+        #[arg(long, default_value_t = 0)]
+        #[serde(default)]
+        disk: usize,
+    },
+    /// Replace the layers of a disk with path=auto; the path follows
+    Layers {
+        /// throttle=…, meter, verify and others; none at all: the fast path
+        layers: Vec<String>,
+        /// The disk's number
+        #[arg(long, default_value_t = 0)]
+        #[serde(default)]
+        disk: usize,
+    },
     /// Switch off, now
     PowerOff,
+}
+
+/// A path of a vDPA device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Way {
+    /// The device works on the guest's rings
+    Fast,
+    /// Requests pass the VMM
+    Slow,
 }
 
 /// The answer to a command: what it has to say, or why not.

@@ -6,15 +6,21 @@
 use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::str::FromStr;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
-use sim_backend::{BlkSim, Options};
-use vhost_vdpa_frontend::{SlowOptions, SlowPath, VhostVdpa};
+use sim_backend::{BlkSim, Profile, StrictOptions};
+use vdpa_bus::VdpaDevice;
+use vhost_vdpa_frontend::VhostVdpa;
+use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
-use virtio_blk_disks::{DiskSpec, MemoryDisk};
+use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
+use virtio_blk_disks::{DiskSpec, MemoryDisk, SpecError};
 
 use crate::error::{Error, Result};
 use crate::machine::Transport;
+use crate::virtio::vdpa::VdpaSource;
 
 /// A disk to attach.
 #[derive(Clone)]
@@ -22,7 +28,7 @@ pub struct OpenDisk {
     /// Its number, for `mini-vmm ctl`; also in its serial number.
     pub number: usize,
     name: String,
-    pub disk: Arc<dyn Disk>,
+    pub source: Source,
     size: Size,
     pub queues: u16,
     pub transport: Transport,
@@ -30,50 +36,85 @@ pub struct OpenDisk {
     pub slot: Option<usize>,
 }
 
+/// Where its data is.
+#[derive(Clone)]
+pub enum Source {
+    Own(Arc<dyn Disk>),
+    Vdpa(Arc<VdpaSource>),
+}
+
 /// How its size is changed.
 #[derive(Clone)]
 enum Size {
     Memory(Arc<MemoryDisk>),
-    File(PathBuf),
+    File(PathBuf, Arc<dyn Disk>),
     Fixed,
 }
 
+/// The part of a disk's name before its layers.
+struct Name(String);
+
+impl FromStr for Name {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> std::result::Result<Self, SpecError> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Which path a vDPA device starts on (`path=`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Fast,
+    Slow,
+    /// Fast, as long as no layer needs to see requests.
+    Auto,
+}
+
 impl OpenDisk {
-    /// Opens what `name` says with `queues` queues or as many as it has: `sim:SIZE`, a simulated vDPA device over
-    /// memory; `vdpa:/dev/vhost-vdpa-N`, one of the kernel's; or a disk of our own (see [`DiskSpec`]).
+    /// Opens what `name` says with `queues` queues or as many as it has: `sim:SIZE` or `sim:DISK`, a simulated
+    /// vDPA device; `vdpa:/dev/vhost-vdpa-N`, one of the kernel's; or a disk of our own (see [`DiskSpec`]). Layers may
+    /// follow.
     pub fn open(number: usize, name: &str, queues: u16, transport: Transport) -> Result<Self> {
         let fail = |why: &dyn Display| disk_error(name, why);
-        let (disk, size): (Arc<dyn Disk>, _) = match name.split_once(':') {
-            Some(("sim", size)) => {
-                let spec = format!("memory:{size}").parse();
-                let Ok(DiskSpec::Memory { bytes }) = spec else {
-                    return Err(fail(&"give its size: sim:64M"));
+        let spec: StackSpec<Name> = name.parse().map_err(|error| fail(&error))?;
+        let (source, size, most) = match spec.disk.0.split_once(':') {
+            Some((kind @ ("sim" | "vdpa"), rest)) => {
+                let (what, choice) = choice(rest).map_err(|why| fail(&why))?;
+                let (device, size) = if kind == "sim" {
+                    // Layers that can be changed halve them.
+                    let halves = if choice == Choice::Auto { 2 } else { 1 };
+                    simulated(what, queues.saturating_mul(halves), serial(number))?
+                } else {
+                    let device = VhostVdpa::open(what).map_err(|error| fail(&error))?;
+                    let device: Arc<dyn VdpaDevice> = Arc::new(device);
+                    (device, Size::Fixed)
                 };
-                let memory = Arc::new(MemoryDisk::new(bytes).map_err(|error| fail(&error))?);
-                let sim = BlkSim::new(memory.clone(), Options::strict_queues(queues));
-                let sim = sim.map_err(|error| fail(&error))?;
-                let disk = SlowPath::new(Arc::new(sim), SlowOptions::default());
-                (
-                    Arc::new(disk.map_err(|error| fail(&error))?),
-                    Size::Memory(memory),
-                )
+                let source = vdpa(device, choice, spec.layers).map_err(|why| fail(&why))?;
+                (Source::Vdpa(Arc::new(source)), size, MAX_QUEUES)
             }
-            Some(("vdpa", path)) => {
-                let device = VhostVdpa::open(path).map_err(|error| fail(&error))?;
-                let disk = SlowPath::new(Arc::new(device), SlowOptions::default());
-                (Arc::new(disk.map_err(|error| fail(&error))?), Size::Fixed)
+            _ => {
+                let (disk, size) = own(&spec.disk.0)?;
+                let stack = Stack::fixed(disk, &spec.layers, Groups::default());
+                let disk = stack.map_err(|error| fail(&error))?.disk();
+                let most = disk.caps().max_queues;
+                (Source::Own(disk), size, most)
             }
-            _ => own(name)?,
         };
         Ok(Self {
             number,
             name: name.to_owned(),
-            queues: queues.clamp(1, disk.caps().max_queues.min(MAX_QUEUES)),
-            disk,
+            queues: queues.clamp(1, most.min(MAX_QUEUES)),
+            source,
             size,
             transport,
             slot: None,
         })
+    }
+
+    /// The serial number that the guest reads.
+    pub fn serial(&self) -> String {
+        serial(self.number)
     }
 
     /// Changes its size. The device tells the guest.
@@ -81,11 +122,11 @@ impl OpenDisk {
         let fail = |why: &dyn Display| self.error(why);
         match &self.size {
             Size::Memory(disk) => disk.resize(bytes / 512).map_err(|error| fail(&error)),
-            Size::File(path) => {
+            Size::File(path, disk) => {
                 let file = OpenOptions::new().write(true).open(path);
                 file.and_then(|file| file.set_len(bytes))
                     .map_err(|error| fail(&error))?;
-                self.disk.refresh().map_err(|error| fail(&error))
+                disk.refresh().map_err(|error| fail(&error))
             }
             Size::Fixed => Err(fail(&"its size can't be changed")),
         }
@@ -97,20 +138,71 @@ impl OpenDisk {
     }
 }
 
+fn serial(number: usize) -> String {
+    format!("mini-vmm-{number}")
+}
+
+/// Splits `WHAT[,path=fast|slow|auto]`.
+fn choice(text: &str) -> std::result::Result<(&str, Choice), String> {
+    let Some((what, option)) = text.split_once(',') else {
+        return Ok((text, Choice::Auto));
+    };
+    match option {
+        "path=fast" => Ok((what, Choice::Fast)),
+        "path=slow" => Ok((what, Choice::Slow)),
+        "path=auto" => Ok((what, Choice::Auto)),
+        _ => Err(format!("`{option}`: use path=fast, path=slow or path=auto")),
+    }
+}
+
+fn vdpa(
+    device: Arc<dyn VdpaDevice>,
+    choice: Choice,
+    layers: Vec<LayerSpec>,
+) -> std::result::Result<VdpaSource, String> {
+    if choice != Choice::Auto && !layers.is_empty() {
+        return Err("layers decide on the path: give path=auto with them".to_owned());
+    }
+    Ok(VdpaSource {
+        device,
+        slow: AtomicBool::new(choice == Choice::Slow),
+        layers: (choice == Choice::Auto).then(|| Mutex::new(layers)),
+    })
+}
+
+/// A simulated device over memory of that size, or over another disk.
+fn simulated(what: &str, queues: u16, serial: String) -> Result<(Arc<dyn VdpaDevice>, Size)> {
+    let memory = format!("memory:{what}");
+    let (disk, size) = own(if what.contains(':') { what } else { &memory })?;
+    let device = device::Options {
+        queues: queues.clamp(1, disk.caps().max_queues),
+        serial,
+        ..device::Options::default()
+    };
+    let mut options = sim_backend::Options::strict();
+    options.profile = Profile::Strict(StrictOptions {
+        device,
+        ..StrictOptions::default()
+    });
+    let sim = BlkSim::new(disk, options).map_err(|error| disk_error(what, &error))?;
+    Ok((Arc::new(sim), size))
+}
+
 /// A disk of `virtio-blk-disks`.
 fn own(name: &str) -> Result<(Arc<dyn Disk>, Size)> {
     let fail = |why: &dyn Display| disk_error(name, why);
     let spec: DiskSpec = name.parse().map_err(|error| fail(&error))?;
+    if let DiskSpec::Memory { bytes } = &spec {
+        let disk = MemoryDisk::new(*bytes).map_err(|error| fail(&error))?;
+        let disk = Arc::new(disk);
+        return Ok((disk.clone(), Size::Memory(disk)));
+    }
+    let opened = spec.open(false).map_err(|error| fail(&error))?;
     let size = match &spec {
-        DiskSpec::Memory { bytes } => {
-            let disk = MemoryDisk::new(*bytes).map_err(|error| fail(&error))?;
-            let disk = Arc::new(disk);
-            return Ok((disk.clone(), Size::Memory(disk)));
-        }
-        DiskSpec::Raw(raw) => Size::File(raw.path().to_owned()),
+        DiskSpec::Raw(raw) => Size::File(raw.path().to_owned(), opened.clone()),
         _ => Size::Fixed,
     };
-    Ok((spec.open(false).map_err(|error| fail(&error))?, size))
+    Ok((opened, size))
 }
 
 /// One page of notification addresses, interrupt vectors and so on is enough for this many.

@@ -10,7 +10,7 @@ use std::io;
 pub enum Error {
     #[error(
         "/dev/kvm can't be used ({0}): this needs a host with KVM and the right to open it. \
-         In a virtual machine without nested KVM run `cargo xtask lab mini-vmm` instead: \
+         In a virtual machine without nested KVM run `cargo xtask lab mini-vmm-pci` instead: \
          it does the same inside a software-emulated host"
     )]
     NoKvm(#[source] kvm_ioctls::Error),

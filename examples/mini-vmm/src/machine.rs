@@ -13,6 +13,7 @@ use kvm_ioctls::{Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::disk::Disk;
 use virtio_blk_core::spec::feature;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -22,17 +23,18 @@ use crate::builtin;
 use crate::bus::lock;
 use crate::control::Request;
 use crate::cpu::{self, CpuState, Entry};
-use crate::disks::OpenDisk;
+use crate::disks::{OpenDisk, Source};
 use crate::error::{Context, Error, Result};
 use crate::interrupt::Router;
 use crate::legacy::{self, Console};
 use crate::memory::{self, KVM_TSS, MMIO_SLOT, MMIO_WINDOW, Memory, PCI_WINDOW, PCI_WINDOW_SIZE};
 use crate::pci::{ADDRESS_PORT, BarWindow, ConfigPorts, HostBridge, PciBus};
 use crate::snapshot::{Chips, SavedDisk, Snapshot};
-use crate::vcpu::{Buses, Vcpu};
-use crate::virtio::Block;
+use crate::vcpu::{Buses, Vcpu, Vcpus};
 use crate::virtio::mmio::MmioBlock;
 use crate::virtio::pci::{BAR_SIZE, PciBlock};
+use crate::virtio::vdpa::VdpaDisk;
+use crate::virtio::{Backend, Block};
 
 /// What happens to a machine, told to its owner.
 #[derive(Debug)]
@@ -89,14 +91,14 @@ impl Attached {
         }
     }
 
-    fn save(&self) -> SavedDisk {
-        match self {
+    fn save(&self) -> Result<SavedDisk> {
+        Ok(match self {
             Self::Pci { slot, device } => SavedDisk::Pci {
                 slot: *slot,
-                device: lock(device).save(),
+                device: lock(device).save()?,
             },
-            Self::Mmio(device) => SavedDisk::Mmio(lock(device).save()),
-        }
+            Self::Mmio(device) => SavedDisk::Mmio(lock(device).save()?),
+        })
     }
 
     fn restore(&self, saved: &SavedDisk) -> Result<()> {
@@ -112,8 +114,7 @@ impl Attached {
 
 /// A machine. Dropping it ends it.
 pub struct Machine {
-    // First: they use what follows.
-    vcpus: Vec<Vcpu>,
+    vcpus: Arc<Vcpus>,
     /// By number.
     disks: BTreeMap<usize, Attached>,
     console: Arc<Mutex<Console>>,
@@ -147,8 +148,11 @@ impl Machine {
             Snapshot::read_memory(directory, &board.memory)?;
         }
         let saved = from.map(|(snapshot, _)| &snapshot.vcpus[..]);
+        board
+            .vcpus
+            .set(board.make_vcpus(&kvm, config, events, saved)?);
         let machine = Self {
-            vcpus: board.vcpus(&kvm, config, events, saved)?,
+            vcpus: board.vcpus.clone(),
             disks: attached,
             console,
             board,
@@ -178,23 +182,19 @@ impl Machine {
         for disk in self.disks.values() {
             disk.with(Block::resume);
         }
-        for vcpu in &self.vcpus {
-            vcpu.resume();
-        }
+        self.vcpus.resume();
     }
 
     // ANCHOR: pause
     /// Stops the guest, then its devices: nothing is in flight when this returns.
-    pub fn pause(&mut self) {
-        let answers: Vec<_> = self.vcpus.iter().map(Vcpu::pause).collect();
-        for answer in answers {
-            // A vCPU that ended is as still as one that waits.
-            let _ = answer.recv();
-        }
-        for disk in self.disks.values() {
-            disk.with(Block::pause);
-        }
+    pub fn pause(&mut self) -> Result<()> {
+        self.vcpus.pause();
         self.paused = true;
+        let paused = (self.disks.values()).try_for_each(|disk| disk.with(Block::pause));
+        if paused.is_err() {
+            self.resume();
+        }
+        paused
     }
     // ANCHOR_END: pause
 
@@ -202,7 +202,7 @@ impl Machine {
     pub fn snapshot(&mut self, directory: &Path) -> Result<()> {
         let running = !self.paused;
         if running {
-            self.pause();
+            self.pause()?;
         }
         let result = self
             .save()
@@ -218,11 +218,9 @@ impl Machine {
         let console = lock(&self.console).save();
         let address = lock(&self.board.config_ports).address;
         let mut snapshot = Snapshot::new(self.config.clone(), chips, console, address);
-        for vcpu in &self.vcpus {
-            snapshot.vcpus.push(vcpu.save()?);
-        }
+        snapshot.vcpus = self.vcpus.save()?;
         for (number, disk) in &self.disks {
-            snapshot.disks.insert(*number, disk.save());
+            snapshot.disks.insert(*number, disk.save()?);
         }
         Ok(snapshot)
     }
@@ -244,7 +242,7 @@ impl Machine {
         };
         self.board.pci.set(*slot, None);
         if let Some(disk) = self.disks.remove(&number) {
-            disk.with(Block::pause);
+            disk.with(Block::pause)?;
         }
         Ok(())
     }
@@ -252,24 +250,53 @@ impl Machine {
     /// What the disks did: counters of all queues together, by disk.
     pub fn stats(&self) -> Value {
         let disks = self.disks.iter().map(|(number, disk)| {
-            let (status, counters, capacity) = disk.with(|block| {
-                let queues = 0..block.device.options().queues;
-                let mut sums = BTreeMap::new();
-                for queue in queues.filter_map(|queue| block.device.counters(queue)) {
-                    for (name, value) in queue.snapshot() {
-                        *sums.entry(name).or_insert(0) += value;
-                    }
-                }
-                (block.status(), sums, block.device.capacity())
+            let (status, sectors, did) = disk.with(|block| {
+                let did = match &block.backend {
+                    Backend::Own(device) => counters(device),
+                    Backend::Vdpa(disk) => disk.report(),
+                };
+                (block.status(), block.backend.capacity(), did)
             });
-            json!({ "disk": number, "status": status, "sectors": capacity, "counters": counters })
+            json!({ "disk": number, "status": status, "sectors": sectors, "counters": did })
         });
         json!({ "paused": self.paused, "disks": disks.collect::<Vec<_>>() })
+    }
+
+    /// Does something with the vDPA device of a disk.
+    pub fn vdpa(
+        &self,
+        number: usize,
+        call: impl FnOnce(&VdpaDisk) -> Result<Value>,
+    ) -> Result<Value> {
+        let disk = self.disks.get(&number);
+        let disk = disk.ok_or_else(|| Error::Control("no such disk".to_owned()))?;
+        disk.with(|block| match &block.backend {
+            Backend::Vdpa(disk) => call(disk),
+            Backend::Own(_) => Err(Error::Control(format!("disk {number} is no vDPA device"))),
+        })
     }
 
     pub fn console(&self) -> &Arc<Mutex<Console>> {
         &self.console
     }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // First: they use everything else.
+        self.vcpus.end();
+    }
+}
+
+/// Counters of all queues together.
+fn counters(device: &Device) -> Value {
+    let mut sums = BTreeMap::new();
+    for queue in (0..device.options().queues).filter_map(|queue| device.counters(queue)) {
+        for (name, value) in queue.snapshot() {
+            *sums.entry(name).or_insert(0) += value;
+        }
+    }
+    json!(sums)
 }
 
 /// Memory, buses and what KVM gives: where disks are plugged in.
@@ -279,6 +306,7 @@ struct Board {
     pci: PciBus,
     config_ports: Arc<Mutex<ConfigPorts>>,
     mmio: Vec<MmioDevice>,
+    vcpus: Arc<Vcpus>,
     vm: Arc<VmFd>,
     memory: Memory,
 }
@@ -316,6 +344,7 @@ impl Board {
             pci,
             config_ports,
             mmio: Vec::new(),
+            vcpus: Arc::default(),
             memory,
             vm,
         })
@@ -323,15 +352,14 @@ impl Board {
 
     /// Makes a device over a disk and puts its registers where the guest finds them.
     fn attach(&mut self, disk: &OpenDisk) -> Result<Attached> {
-        // ANCHOR: device
-        let options = Options {
-            queues: disk.queues,
-            serial: format!("mini-vmm-{}", disk.number),
-            transport_features: feature::RING_RESET,
-            ..Options::default()
+        let backend = match &disk.source {
+            Source::Own(source) => Backend::Own(own_device(disk, source.clone())?),
+            Source::Vdpa(source) => {
+                let (memory, vcpus) = (self.memory.clone(), self.vcpus.clone());
+                let made = VdpaDisk::new(source.clone(), memory, vcpus);
+                Backend::Vdpa(made.map_err(|error| disk.error(&error))?)
+            }
         };
-        let device = Device::new(disk.disk.clone(), options).map_err(|error| disk.error(&error))?;
-        // ANCHOR_END: device
         let memory = self.memory.clone();
         match disk.transport {
             Transport::Pci => {
@@ -339,7 +367,7 @@ impl Board {
                 let slot = slot.ok_or_else(|| disk.error(&"no PCI slot is left"))?;
                 let bar = PCI_WINDOW as u32 + slot as u32 * BAR_SIZE;
                 let router = self.router.clone();
-                let block = PciBlock::new(device, memory, self.vm.clone(), router, bar)?;
+                let block = PciBlock::new(backend, memory, self.vm.clone(), router, bar)?;
                 let device = Arc::new(Mutex::new(block));
                 self.pci.set(slot, Some(device.clone()));
                 Ok(Attached::Pci { slot, device })
@@ -348,7 +376,7 @@ impl Board {
                 let base = MMIO_WINDOW + self.mmio.len() as u64 * MMIO_SLOT;
                 let interrupt = self.router.line(None)?;
                 let line = interrupt.number;
-                let block = MmioBlock::new(device, memory, interrupt, &self.vm, base)?;
+                let block = MmioBlock::new(backend, memory, interrupt, &self.vm, base)?;
                 let block = Arc::new(Mutex::new(block));
                 self.buses.memory.insert(base, MMIO_SLOT, block.clone());
                 self.mmio.push(MmioDevice { base, line });
@@ -358,7 +386,7 @@ impl Board {
     }
 
     /// The vCPUs, at the start of what is to be run or as `saved`.
-    fn vcpus(
+    fn make_vcpus(
         &self,
         kvm: &Kvm,
         config: &Config,
@@ -391,6 +419,19 @@ impl Board {
         };
         (0..config.cpus).map(vcpu).collect()
     }
+}
+
+fn own_device(disk: &OpenDisk, source: Arc<dyn Disk>) -> Result<Arc<Device>> {
+    // ANCHOR: device
+    let options = Options {
+        queues: disk.queues,
+        serial: disk.serial(),
+        transport_features: feature::RING_RESET,
+        ..Options::default()
+    };
+    let device = Device::new(source, options).map_err(|error| disk.error(&error))?;
+    // ANCHOR_END: device
+    Ok(device)
 }
 
 fn set_memory(vm: &VmFd, memory: &Memory) -> Result<()> {

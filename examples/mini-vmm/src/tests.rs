@@ -9,9 +9,10 @@ use serde_json::json;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::acpi::{self, MmioDevice};
+use crate::boot::{self, Linux};
 use crate::bus::{Bus, BusDevice, lock};
-use crate::control::Command;
-use crate::memory::{ACPI_TABLES, MMIO_WINDOW, allocate, ranges};
+use crate::control::{Command, Way};
+use crate::memory::{ACPI_TABLES, COMMAND_LINE, MMIO_WINDOW, ZERO_PAGE, allocate, ranges};
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::{BarWindow, ConfigPorts, HostBridge, PciBus};
 use crate::virtio::{half, set_half};
@@ -187,6 +188,45 @@ fn tables_have_sums_of_zero_and_lead_to_each_other() {
     assert!(acpi::write(&memory, 1, &many).is_err());
 }
 
+/// The built-in guest stands for a kernel: it is an ELF file for the same address.
+#[test]
+fn an_elf_kernel_is_loaded_by_the_64_bit_boot_protocol() {
+    let directory = tempfile::tempdir().unwrap();
+    let initramfs = directory.path().join("initramfs");
+    std::fs::write(&initramfs, [7; 5000]).unwrap();
+    let memory = allocate(64 << 20).unwrap();
+    let mut linux = Linux {
+        kernel: env!("GUEST").into(),
+        initramfs: Some(initramfs.clone()),
+        command_line: "quiet".to_owned(),
+    };
+    let entry = boot::load(&memory, &linux).unwrap();
+    let image = std::fs::read(env!("GUEST")).unwrap();
+    assert_eq!(entry.rip.to_le_bytes(), image[24..32]);
+    assert_eq!(entry.rsi, ZERO_PAGE);
+    let code: u8 = memory.read_obj(GuestAddress(entry.rip)).unwrap();
+    assert_ne!(code, 0);
+    // Offsets in `struct boot_params`.
+    let word = |offset: u64| -> u32 { memory.read_obj(GuestAddress(ZERO_PAGE + offset)).unwrap() };
+    assert_eq!(word(0x202).to_le_bytes(), *b"HdrS");
+    assert_eq!(
+        (word(0x228), word(0x70)),
+        (COMMAND_LINE as u32, ACPI_TABLES as u32)
+    );
+    assert_eq!(word(0x1e8) & 0xff, 2);
+    let text: [u8; 6] = memory.read_obj(GuestAddress(COMMAND_LINE)).unwrap();
+    assert_eq!(&text, b"quiet\0");
+    let (start, len) = (u64::from(word(0x218)), u64::from(word(0x21c)));
+    assert_eq!((start % 4096, len), (0, 5000));
+    let last: u8 = memory.read_obj(GuestAddress(start + len - 1)).unwrap();
+    assert_eq!(last, 7);
+    // Neither of these is a kernel.
+    for wrong in [initramfs, directory.path().join("nothing")] {
+        linux.kernel = wrong;
+        assert!(boot::load(&memory, &linux).is_err());
+    }
+}
+
 #[test]
 fn commands_on_the_wire() {
     let resize: Command =
@@ -199,8 +239,13 @@ fn commands_on_the_wire() {
         serde_json::to_value(&add).unwrap(),
         json!({"command": "add-disk", "name": "memory:1M"})
     );
+    let switch: Command =
+        serde_json::from_value(json!({"command": "switch", "path": "slow"})).unwrap();
+    let (path, disk) = (Way::Slow, 0);
+    assert_eq!(switch, Command::Switch { path, disk });
     for bad in [
         json!({"command": "explode"}),
+        json!({"command": "switch", "path": "sideways"}),
         json!({"command": "resize", "disk": -1, "mib": 9}),
         json!([]),
     ] {

@@ -6,15 +6,18 @@
 use std::cell::Cell;
 use std::os::raw::{c_int, c_void};
 use std::ptr;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use vhost_vdpa_frontend::Vmm;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-use crate::bus::Bus;
+use crate::bus::{Bus, lock};
 use crate::cpu::{self, CpuState};
 use crate::error::{Context, Error, Result};
 use crate::machine::Event;
@@ -126,6 +129,73 @@ impl Drop for Vcpu {
         if let Some(thread) = self.thread.take() {
             // It panicked: a bug, already reported.
             let _ = thread.join();
+        }
+    }
+}
+
+/// The vCPUs of a machine. A switch of paths may stop them for a moment.
+#[derive(Default)]
+pub struct Vcpus {
+    list: Mutex<Vec<Vcpu>>,
+    /// The machine is paused, or not switched on yet.
+    held: AtomicBool,
+}
+
+/// How long a vCPU may take to leave the guest for a switch. It doesn't where it waits for the switch itself.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl Vcpus {
+    /// Takes over vCPUs that don't run yet.
+    pub fn set(&self, list: Vec<Vcpu>) {
+        self.held.store(true, Ordering::Release);
+        *lock(&self.list) = list;
+    }
+
+    /// Stops all of them until [`Vcpus::resume`].
+    pub fn pause(&self) {
+        self.held.store(true, Ordering::Release);
+        let answers: Vec<_> = lock(&self.list).iter().map(Vcpu::pause).collect();
+        for answer in answers {
+            // A vCPU that ended is as still as one that waits.
+            let _ = answer.recv();
+        }
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&self) {
+        self.held.store(false, Ordering::Release);
+        lock(&self.list).iter().for_each(Vcpu::resume);
+    }
+
+    /// The states of paused vCPUs.
+    pub fn save(&self) -> Result<Vec<CpuState>> {
+        lock(&self.list).iter().map(Vcpu::save).collect()
+    }
+
+    /// Ends them.
+    pub fn end(&self) {
+        let list = std::mem::take(&mut *lock(&self.list));
+        drop(list);
+    }
+}
+
+impl Vmm for Vcpus {
+    fn pause_vcpus(&self) -> bool {
+        let answers: Vec<_> = lock(&self.list).iter().map(Vcpu::pause).collect();
+        let deadline = Instant::now() + PATIENCE;
+        let still = answers.iter().all(|answer| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            answer.recv_timeout(left) != Err(RecvTimeoutError::Timeout)
+        });
+        if !still {
+            self.resume_vcpus();
+        }
+        still
+    }
+
+    fn resume_vcpus(&self) {
+        if !self.held.load(Ordering::Acquire) {
+            lock(&self.list).iter().for_each(Vcpu::resume);
         }
     }
 }

@@ -31,7 +31,7 @@ fn has_kvm() -> bool {
     let output = mini_vmm(&[]).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success());
-    assert!(error.contains("cargo xtask lab mini-vmm"), "{error}");
+    assert!(error.contains("cargo xtask lab mini-vmm-pci"), "{error}");
     false
 }
 

@@ -45,6 +45,7 @@ pub fn overlay(
     copy(&guest.join("host"), "usr/bin/host")?;
     copy(&guest.join("lib.sh"), "lab/lib.sh")?;
     copy(&guest.join("vduse.sh"), "lab/vduse.sh")?;
+    copy(&guest.join("nested.sh"), "lab/nested.sh")?;
     copy(&script.path, "lab/script")?;
     if script.machine.kernel {
         copy(&base.kernel, "lab/vmlinuz")?;

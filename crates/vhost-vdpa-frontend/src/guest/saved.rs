@@ -60,7 +60,7 @@ impl Guest {
     }
 
     /// Takes over what was saved, for `device` and what is offered of it. Answers where the queues stand. `events`
-    /// answers the kick eventfd and the callback of a queue that the device has. Memory and the configuration's callback stay. The data may
+    /// answers the kick eventfd and the callback of a queue, if there is one. Memory and the configuration's callback stay. The data may
     /// be hostile.
     ///
     /// # Errors
@@ -70,7 +70,7 @@ impl Guest {
         device: &dyn VdpaDevice,
         saved: &SavedGuest,
         offered: u64,
-        mut events: impl FnMut(u16) -> (Arc<EventFd>, Callback),
+        mut events: impl FnMut(u16) -> Option<(Arc<EventFd>, Callback)>,
     ) -> Result<Drained, PathError> {
         if saved.features & !offered != 0 {
             return Err(PathError::Features(saved.features));
@@ -92,11 +92,7 @@ impl Guest {
                     index,
                     why: format!("it can't go on at {:#x}", queue.base),
                 })?;
-            // Whoever answers `events` may look it up unchecked.
-            if usize::from(index) >= guest.queues.len() {
-                return Err(no_queue(index, guest.queues.len()));
-            }
-            let (kick, call) = events(index);
+            let (kick, call) = events(index).ok_or_else(|| no_queue(index, guest.queues.len()))?;
             let restored = GuestQueue {
                 size: queue.size,
                 address: queue.address,

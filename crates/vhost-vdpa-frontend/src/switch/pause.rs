@@ -88,7 +88,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// Takes over what [`PathSwitch::save`] gave, on another device perhaps. `events` answers the kick eventfd and the
-    /// callback of a queue. It is paused then if its driver ran, and goes on with [`PathSwitch::resume`]: on the fast
+    /// callback of a queue, if there is one. It is paused then if its driver ran, and goes on with [`PathSwitch::resume`]: on the fast
     /// path, unless another is wanted. The data may be hostile.
     ///
     /// # Errors
@@ -96,7 +96,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     pub fn restore(
         &self,
         saved: &SavedGuest,
-        events: impl FnMut(u16) -> (Arc<EventFd>, Callback),
+        events: impl FnMut(u16) -> Option<(Arc<EventFd>, Callback)>,
     ) -> Result<(), PathError> {
         let offered = self.offered();
         let inner = &mut *lock(&self.inner);

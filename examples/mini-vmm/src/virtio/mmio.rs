@@ -8,9 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
-use virtio_blk_core::device::Device;
 
-use super::{Block, Interrupt, SavedBlock, half, set_half};
+use super::{Backend, Block, Interrupt, SavedBlock, half, set_half};
 use crate::bus::BusDevice;
 use crate::error::{Context, Result};
 use crate::interrupt::Line;
@@ -97,18 +96,12 @@ pub struct SavedMmio {
 
 impl MmioBlock {
     /// A device whose registers will be at `base`.
-    pub fn new(
-        device: Arc<Device>,
-        memory: Memory,
-        line: Line,
-        vm: &VmFd,
-        base: u64,
-    ) -> Result<Self> {
+    pub fn new(backend: Backend, memory: Memory, line: Line, vm: &VmFd, base: u64) -> Result<Self> {
         let interrupt = Arc::new(MmioInterrupt {
             line,
             status: AtomicU32::new(0),
         });
-        let block = Block::new(device, memory, interrupt.clone())?;
+        let block = Block::new(backend, memory, interrupt.clone())?;
         // ANCHOR: kicks
         // Kicks go to the queue's thread without the vCPU leaving the kernel.
         let notify = IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY);
@@ -138,7 +131,7 @@ impl MmioBlock {
             reg::VERSION => VERSION,
             reg::DEVICE_ID => BLOCK,
             reg::VENDOR_ID => VENDOR,
-            reg::DEVICE_FEATURES => half(self.block.device.offered(), self.device_features_sel),
+            reg::DEVICE_FEATURES => half(self.block.backend.offered(), self.device_features_sel),
             reg::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size.into()),
             reg::QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
             reg::INTERRUPT_STATUS => self.interrupt.status.load(Ordering::Acquire),
@@ -146,7 +139,7 @@ impl MmioBlock {
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
             // A reset is over when the write of it returns.
             reg::QUEUE_RESET => 0,
-            reg::CONFIG_GENERATION => self.block.device.config_generation(),
+            reg::CONFIG_GENERATION => self.block.backend.config_generation(),
             _ => 0,
         }
     }
@@ -194,16 +187,16 @@ impl MmioBlock {
     }
 
     /// The state of a paused device.
-    pub fn save(&mut self) -> SavedMmio {
-        SavedMmio {
-            block: self.block.save(),
+    pub fn save(&mut self) -> Result<SavedMmio> {
+        Ok(SavedMmio {
+            block: self.block.save()?,
             interrupt_status: self.interrupt.status.load(Ordering::Acquire),
             selectors: [
                 self.device_features_sel,
                 self.driver_features_sel,
                 self.queue_sel,
             ],
-        }
+        })
     }
 
     /// Takes over saved state.
@@ -226,7 +219,7 @@ impl BusDevice for MmioBlock {
     /// fields of all widths.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(reg::CONFIG) {
-            return self.block.device.read_config(offset, data);
+            return self.block.backend.read_config(offset, data);
         }
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(word) => *word = self.read_register(offset).to_le_bytes(),
@@ -236,8 +229,7 @@ impl BusDevice for MmioBlock {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(reg::CONFIG) {
-            // The driver can't be told that it wrote where it must not.
-            let _ = self.block.device.write_config(offset, data);
+            self.block.backend.write_config(offset, data);
         } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(word));
         }

@@ -3,20 +3,27 @@
 
 //! A block device behind a virtio transport: what PCI and MMIO have in common.
 
+mod backend;
 pub mod mmio;
 pub mod pci;
+mod saved;
+pub mod vdpa;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use virtio_blk_core::device::{Device, SavedDevice, SavedQueue, StatusChange, StatusRegister};
+use vdpa_bus::VqAddress;
+use vhost_vdpa_frontend::GuestQueue;
+use virtio_blk_core::device::{StatusChange, StatusRegister};
 use virtio_blk_core::runner::{QueueSetup, QueueThread, Stop, ThreadOptions};
 use virtio_blk_core::spec::status;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub use self::backend::Backend;
+pub use self::saved::SavedBlock;
+use self::vdpa::{Calls, VdpaDisk};
 use crate::error::{Context, Error, Result};
 use crate::memory::Memory;
 
@@ -32,13 +39,15 @@ pub trait Interrupt: Send + Sync {
 pub struct Queue {
     pub state: QueueState,
     /// Written when the driver kicks, by KVM.
-    kick: EventFd,
+    kick: Arc<EventFd>,
     thread: Option<QueueThread<Memory>>,
 }
 
 /// A device with its queues: the registers of a transport are views of this.
 pub struct Block {
-    pub device: Arc<Device>,
+    pub backend: Backend,
+    /// Interrupts of a vDPA device.
+    calls: Option<Calls>,
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
     status: StatusRegister,
@@ -51,20 +60,33 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(device: Arc<Device>, memory: Memory, interrupt: Arc<dyn Interrupt>) -> Result<Self> {
-        let listener = interrupt.clone();
-        device.listen(Box::new(move || listener.config()));
-        let max_size = device.options().queue_size;
-        let queues = (0..device.options().queues).map(|_| {
+    pub fn new(backend: Backend, memory: Memory, interrupt: Arc<dyn Interrupt>) -> Result<Self> {
+        let calls = match &backend {
+            Backend::Own(device) => {
+                let listener = interrupt.clone();
+                device.listen(Box::new(move || listener.config()));
+                None
+            }
+            Backend::Vdpa(disk) => {
+                let calls = Calls::new(backend.queues(), interrupt.clone())?;
+                disk.switch
+                    .set_config_call(calls.callback(backend.queues()));
+                Some(calls)
+            }
+        };
+        let max_size = backend.queue_size();
+        let queues = (0..backend.queues()).map(|_| {
+            let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?;
             Ok(Queue {
                 state: reset_state(max_size),
-                kick: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?,
+                kick: Arc::new(kick),
                 thread: None,
             })
         });
         Ok(Self {
             queues: queues.collect::<Result<_>>()?,
-            device,
+            backend,
+            calls,
             memory,
             interrupt,
             status: StatusRegister::default(),
@@ -79,13 +101,22 @@ impl Block {
         if self.broken.load(Ordering::Acquire) {
             self.status.need_reset();
         }
-        self.status.get()
+        match &self.backend {
+            Backend::Own(_) => self.status.get(),
+            Backend::Vdpa(disk) => {
+                disk.switch.status() | self.status.get() & status::DEVICE_NEEDS_RESET
+            }
+        }
     }
 
     // ANCHOR: status
     /// The driver writes the status register.
     pub fn set_status(&mut self, value: u8) {
-        match self.status.write(value, self.driver_features, &self.device) {
+        let change = match &self.backend {
+            Backend::Own(device) => self.status.write(value, self.driver_features, device),
+            Backend::Vdpa(_) => return self.set_vdpa_status(value),
+        };
+        match change {
             StatusChange::Reset => self.reset(),
             StatusChange::Start => self.start_all(),
             StatusChange::None | StatusChange::Refused => {}
@@ -96,7 +127,9 @@ impl Block {
     // ANCHOR: start
     /// Starts a queue if it and the device are ready for it.
     fn start(&mut self, index: u16) {
-        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
+        let (Backend::Own(device), Some(queue)) =
+            (&self.backend, self.queues.get_mut(usize::from(index)))
+        else {
             return;
         };
         let ready = queue.state.ready && self.status.is_live() && !self.paused;
@@ -106,8 +139,7 @@ impl Block {
         let interrupt = self.interrupt.clone();
         let setup = QueueSetup::new(self.memory.clone(), move || interrupt.queue(index));
         let broken = on_broken(index, self.broken.clone(), self.interrupt.clone());
-        let started = self
-            .device
+        let started = device
             .start_queue(index, setup, &queue.state)
             .map_err(|error| error.to_string())
             .and_then(|runner| {
@@ -145,20 +177,87 @@ impl Block {
     // ANCHOR_END: stop
 
     fn start_all(&mut self) {
-        (0..self.device.options().queues).for_each(|index| self.start(index));
+        (0..self.backend.queues()).for_each(|index| self.start(index));
     }
 
     fn reset(&mut self) {
-        (0..self.device.options().queues).for_each(|index| self.reset_queue(index));
+        (0..self.backend.queues()).for_each(|index| self.reset_queue(index));
         self.driver_features = 0;
         self.broken.store(false, Ordering::Release);
-        self.device.reset();
+        if let Backend::Own(device) = &self.backend {
+            device.reset();
+        }
+    }
+
+    /// The same where the device is elsewhere: it negotiates, and takes the queues at DRIVER_OK.
+    fn set_vdpa_status(&mut self, value: u8) {
+        if value == 0 {
+            self.status = StatusRegister::default();
+        }
+        let done = match &self.backend {
+            Backend::Vdpa(disk) => self.tell_vdpa(disk, value),
+            Backend::Own(_) => return,
+        };
+        if value == 0 {
+            self.reset();
+        }
+        if let Err(error) = done {
+            on_broken(0, self.broken.clone(), self.interrupt.clone())(&error.to_string());
+        }
+    }
+
+    fn tell_vdpa(
+        &self,
+        disk: &VdpaDisk,
+        value: u8,
+    ) -> std::result::Result<(), vhost_vdpa_frontend::PathError> {
+        let (switch, old) = (&disk.switch, disk.switch.status());
+        let (mut value, new) = (value, value & !old);
+        if value == 0 {
+            return switch.set_status(0);
+        }
+        if new & status::FEATURES_OK != 0 && switch.set_features(self.driver_features).is_err() {
+            value &= !status::FEATURES_OK;
+        }
+        if new & status::DRIVER_OK != 0 {
+            for (index, queue) in (0..).zip(&self.queues) {
+                if queue.state.ready
+                    && let Some(queue) = self.guest_queue(index)
+                {
+                    switch.set_queue(index, queue)?;
+                }
+            }
+        }
+        // Bits can only be added.
+        switch.set_status(value | old & !status::DEVICE_NEEDS_RESET)
+    }
+
+    /// A queue as a vDPA device is told of it.
+    fn guest_queue(&self, index: u16) -> Option<GuestQueue> {
+        let queue = self.queues.get(usize::from(index))?;
+        Some(GuestQueue {
+            size: queue.state.size,
+            address: address(&queue.state),
+            kick: queue.kick.clone(),
+            call: self.calls.as_ref()?.callback(index)?,
+        })
+    }
+
+    /// A device that can't reset single queues keeps them as long as its driver runs.
+    fn keeps_queues(&self) -> bool {
+        match &self.backend {
+            Backend::Own(_) => false,
+            Backend::Vdpa(disk) => disk.switch.status() & status::DRIVER_OK != 0,
+        }
     }
 
     /// Forgets a queue (RING_RESET, or `QueueReady` written to 0).
     pub fn reset_queue(&mut self, index: u16) {
+        if self.keeps_queues() {
+            return;
+        }
         self.stop(index);
-        let max_size = self.device.options().queue_size;
+        let max_size = self.backend.queue_size();
         if let Some(queue) = self.queues.get_mut(usize::from(index)) {
             queue.state = reset_state(max_size);
         }
@@ -187,7 +286,7 @@ impl Block {
 
     /// The eventfd by which KVM tells of the driver's kicks. One per queue, by index.
     pub fn kicks(&self) -> impl Iterator<Item = &EventFd> {
-        self.queues.iter().map(|queue| &queue.kick)
+        self.queues.iter().map(|queue| &*queue.kick)
     }
 
     /// A kick that did not go through the eventfd (an access of an unusual width).
@@ -200,55 +299,35 @@ impl Block {
     }
 
     /// Stops all queues and leaves everything else as it is. Kicks wait in their eventfds.
-    pub fn pause(&mut self) {
+    pub fn pause(&mut self) -> Result<()> {
+        if let Backend::Vdpa(disk) = &self.backend {
+            let done = disk.switch.pause();
+            done.map_err(|error| Error::Control(error.to_string()))?;
+        }
         self.paused = true;
-        (0..self.device.options().queues).for_each(|index| self.stop(index));
+        (0..self.backend.queues()).for_each(|index| self.stop(index));
+        Ok(())
     }
 
     /// Goes on after [`Block::pause`] or [`Block::restore`].
     pub fn resume(&mut self) {
         self.paused = false;
-        self.start_all();
-    }
-
-    /// The state of a paused device.
-    pub fn save(&mut self) -> SavedBlock {
-        let status = self.status();
-        let queues = self.queues.iter();
-        let queues = queues.map(|queue| SavedQueue::new(&queue.state, Vec::new()));
-        SavedBlock {
-            status,
-            driver_features: self.driver_features,
-            device: self.device.save(queues.collect()),
-        }
-    }
-
-    /// Takes over saved state. [`Block::resume`] starts the queues.
-    pub fn restore(&mut self, saved: &SavedBlock) -> Result<()> {
-        self.paused = true;
-        // One after the other, as the driver did it.
-        for bit in [
-            status::ACKNOWLEDGE,
-            status::DRIVER,
-            status::FEATURES_OK,
-            status::DRIVER_OK,
-            status::FAILED,
-        ] {
-            if saved.status & bit != 0 {
-                self.status.write(bit, saved.device.features, &self.device);
+        match &self.backend {
+            Backend::Own(_) => self.start_all(),
+            Backend::Vdpa(disk) => {
+                if let Err(error) = disk.switch.resume() {
+                    log::error!("a vDPA device does not go on as it was: {error}");
+                }
             }
         }
-        let broken = saved.status & status::DEVICE_NEEDS_RESET != 0;
-        self.broken.store(broken, Ordering::Release);
-        self.driver_features = saved.driver_features;
-        self.device
-            .restore(&saved.device)
-            .map_err(|error| Error::Snapshot(error.to_string()))?;
-        let max_size = self.device.options().queue_size;
-        for (queue, saved) in self.queues.iter_mut().zip(&saved.device.queues) {
-            queue.state = saved.state(max_size, false);
-        }
-        Ok(())
+    }
+}
+
+fn address(state: &QueueState) -> VqAddress {
+    VqAddress {
+        desc: state.desc_table,
+        driver: state.avail_ring,
+        device: state.used_ring,
     }
 }
 
@@ -286,12 +365,4 @@ pub fn half(register: u64, select: u32) -> u32 {
         1 => (register >> 32) as u32,
         _ => 0,
     }
-}
-
-/// A device, its queues and its driver's progress.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct SavedBlock {
-    status: u8,
-    driver_features: u64,
-    device: SavedDevice,
 }

@@ -11,9 +11,8 @@ use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use serde::{Deserialize, Serialize};
-use virtio_blk_core::device::Device;
 
-use super::{Block, Interrupt, SavedBlock, half, set_half};
+use super::{Backend, Block, Interrupt, SavedBlock, half, set_half};
 use crate::bus::lock;
 use crate::error::{Error, Result};
 use crate::interrupt::Router;
@@ -123,13 +122,13 @@ pub struct SavedPci {
 impl PciBlock {
     /// A device whose BAR is at `bar` until the guest moves it.
     pub fn new(
-        device: Arc<Device>,
+        backend: Backend,
         memory: Memory,
         vm: Arc<VmFd>,
         router: Arc<Router>,
         bar: u32,
     ) -> Result<Self> {
-        let queues = device.options().queues;
+        let queues = backend.queues();
         let msix = Msix::new(queues + 1, router)?;
         let interrupt = Arc::new(PciInterrupt {
             vectors: Mutex::new(Vectors {
@@ -172,7 +171,7 @@ impl PciBlock {
         config.allow(pci_capability + 4, &[0xff]);
         config.allow(pci_capability + 8, &[0xff; 8]);
         Ok(Self {
-            block: Block::new(device, memory, interrupt.clone())?,
+            block: Block::new(backend, memory, interrupt.clone())?,
             config,
             interrupt,
             vm,
@@ -225,14 +224,14 @@ impl PciBlock {
                 *to = *from;
             }
         };
-        let device = &self.block.device;
+        let device = &self.block.backend;
         let offered = half(device.offered(), self.device_features_sel);
         let driver = half(self.block.driver_features, self.driver_features_sel);
         put(0, &self.device_features_sel.to_le_bytes());
         put(4, &offered.to_le_bytes());
         put(8, &self.driver_features_sel.to_le_bytes());
         put(12, &driver.to_le_bytes());
-        put(18, &device.options().queues.to_le_bytes());
+        put(18, &device.queues().to_le_bytes());
         put(21, &[device.config_generation() as u8]);
         put(22, &self.queue_sel.to_le_bytes());
         if let Some(queue) = self.block.queue(self.queue_sel) {
@@ -334,10 +333,10 @@ impl PciBlock {
     }
 
     /// The state of a paused device.
-    pub fn save(&mut self) -> SavedPci {
-        let block = self.block.save();
+    pub fn save(&mut self) -> Result<SavedPci> {
+        let block = self.block.save()?;
         let vectors = lock(&self.interrupt.vectors);
-        SavedPci {
+        Ok(SavedPci {
             block,
             config: self.config.bytes().to_vec(),
             table: vectors.msix.save(),
@@ -348,7 +347,7 @@ impl PciBlock {
                 self.driver_features_sel,
                 self.queue_sel,
             ),
-        }
+        })
     }
 
     /// Takes over saved state.
@@ -425,7 +424,7 @@ impl PciFunction for PciBlock {
                     *byte = self.interrupt.isr.swap(0, Ordering::AcqRel);
                 }
             }
-            DEVICE => self.block.device.read_config(offset - DEVICE, data),
+            DEVICE => self.block.backend.read_config(offset - DEVICE, data),
             TABLE => lock(&self.interrupt.vectors)
                 .msix
                 .read_table(offset - TABLE, data),
@@ -439,8 +438,7 @@ impl PciFunction for PciBlock {
     fn write_bar(&mut self, offset: u64, data: &[u8]) {
         match offset & !(PAGE - 1) {
             COMMON => self.write_common(offset, data),
-            // The driver can't be told that it wrote where it must not.
-            DEVICE => drop(self.block.device.write_config(offset - DEVICE, data)),
+            DEVICE => self.block.backend.write_config(offset - DEVICE, data),
             NOTIFY => self
                 .block
                 .kick((offset - NOTIFY) / u64::from(NOTIFY_MULTIPLIER)),

@@ -1,0 +1,203 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A vDPA device as a disk: the guest's rings go into the device itself, or to us, and are moved between the two.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use vdpa_bus::{Callback, VdpaDevice};
+use vhost_vdpa_frontend::{
+    PathSwitch, Policy, SwitchError, SwitchOptions, SwitchParts, ThreadHost, Vmm,
+};
+use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackError};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::Interrupt;
+use crate::bus::lock;
+use crate::error::{Context, Error, Result};
+use crate::memory::Memory;
+
+/// Somebody asked for the slow path, at the start or through the control socket.
+const ASKED: &str = "asked for";
+const LAYERS: &str = "layers";
+
+/// A vDPA device and what is wanted of it; outlives the machines that its guest reboots.
+pub struct VdpaSource {
+    pub device: Arc<dyn VdpaDevice>,
+    /// The slow path is asked for, whatever the layers.
+    pub slow: AtomicBool,
+    /// Layers of the slow path, where they decide on the path (`path=auto`).
+    pub layers: Option<Mutex<Vec<LayerSpec>>>,
+}
+
+/// The device of a machine.
+pub struct VdpaDisk {
+    pub switch: Arc<PathSwitch<Memory>>,
+    source: Arc<VdpaSource>,
+    stack: Option<Stack>,
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Error {
+    Error::Control(error.to_string())
+}
+
+impl VdpaDisk {
+    pub fn new(source: Arc<VdpaSource>, memory: Memory, vmm: Arc<dyn Vmm>) -> Result<Self> {
+        let made: Arc<Mutex<Option<std::result::Result<Stack, StackError>>>> = Arc::default();
+        let wanted = source.layers.as_ref().map(|layers| lock(layers).clone());
+        let to = made.clone();
+        let layers: Option<vhost_vdpa_frontend::Layers> = wanted.map(|layers| {
+            let build: vhost_vdpa_frontend::Layers = Box::new(move |disk| {
+                // A disk of one queue has layers that can't be changed.
+                let live = Stack::live(disk.clone(), &layers, Groups::default());
+                let stack =
+                    live.or_else(|_| Stack::fixed(disk.clone(), &layers, Groups::default()));
+                let top = stack.as_ref().map_or(disk, Stack::disk);
+                *to.lock().unwrap_or_else(PoisonError::into_inner) = Some(stack);
+                top
+            });
+            build
+        });
+        let parts = SwitchParts {
+            device: source.device.clone(),
+            memory,
+            host: Box::new(ThreadHost::new(Duration::ZERO)),
+            vmm,
+            layers,
+        };
+        let options = SwitchOptions {
+            policy: Policy::Auto,
+            ..SwitchOptions::default()
+        };
+        let switch = Arc::new(PathSwitch::new(parts, options).map_err(|error| failed(&error))?);
+        let stack = lock(&made).take().transpose();
+        let disk = Self {
+            switch,
+            stack: stack.map_err(|error| failed(&error))?,
+            source,
+        };
+        disk.choose().map_err(|error| failed(&error))?;
+        Ok(disk)
+    }
+
+    /// Has the path follow what is wanted.
+    fn choose(&self) -> std::result::Result<(), SwitchError> {
+        let slow = self.source.slow.load(Ordering::Acquire);
+        self.switch.follow(ASKED, slow)?;
+        let seen = self.stack.as_ref().is_some_and(Stack::sees_requests);
+        self.switch.follow(LAYERS, seen)
+    }
+
+    /// Moves the guest. It stays slow where layers need that.
+    pub fn send(&self, slow: bool) -> Result<Value> {
+        self.source.slow.store(slow, Ordering::Release);
+        self.choose().map_err(|error| failed(&error))?;
+        Ok(self.report())
+    }
+
+    /// Replaces the layers; the path follows.
+    pub fn set_layers(&self, layers: &[LayerSpec]) -> Result<Value> {
+        let (Some(stack), Some(kept)) = (&self.stack, &self.source.layers) else {
+            return Err(failed(&"only a disk with path=auto has layers"));
+        };
+        stack.change(layers).map_err(|error| failed(&error))?;
+        *lock(kept) = layers.to_vec();
+        self.choose().map_err(|error| failed(&error))?;
+        Ok(self.report())
+    }
+
+    /// Where the guest is, why, and what the last switch did.
+    pub fn report(&self) -> Value {
+        let last = self.switch.last_report().map(|report| {
+            json!({
+                "method": report.method.map(|method| format!("{method:?}")),
+                "in_flight": report.in_flight,
+                "attempts": report.attempts,
+                "pause_us": report.phases.pause().as_micros() as u64,
+            })
+        });
+        let path = format!("{:?}", self.switch.path()).to_lowercase();
+        json!({ "path": path, "needs": self.switch.reasons(), "last": last })
+    }
+}
+
+/// Interrupts on their way from a device to the guest. A device writes an eventfd, and whether the guest is interrupted,
+/// and by which vector, is for the transport to say. Dropping this ends it.
+pub struct Calls {
+    /// By queue, then that of the configuration, then the one that ends the thread.
+    events: Vec<Arc<EventFd>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Calls {
+    /// Passes the calls of so many queues on.
+    pub fn new(queues: u16, interrupt: Arc<dyn Interrupt>) -> Result<Self> {
+        let epoll = Epoll::new().context("no epoll")?;
+        let mut events = Vec::new();
+        for index in 0..u64::from(queues) + 2 {
+            let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?;
+            let interest = EpollEvent::new(EventSet::IN, index);
+            epoll
+                .ctl(ControlOperation::Add, event.as_raw_fd(), interest)
+                .context("no epoll")?;
+            events.push(Arc::new(event));
+        }
+        let watched = events.clone();
+        let thread = std::thread::Builder::new().name("calls".to_owned());
+        let thread = thread
+            .spawn(move || pass_on(&epoll, &watched, queues, interrupt.as_ref()))
+            .context("no thread for interrupts")?;
+        Ok(Self {
+            events,
+            thread: Some(thread),
+        })
+    }
+
+    /// What a queue's device writes; one beyond the last is for the configuration.
+    pub fn callback(&self, index: u16) -> Option<Callback> {
+        let event = self.events.get(usize::from(index));
+        event.cloned().map(Callback::Trigger)
+    }
+}
+
+fn pass_on(epoll: &Epoll, events: &[Arc<EventFd>], queues: u16, interrupt: &dyn Interrupt) {
+    let mut ready = [EpollEvent::default(); 16];
+    loop {
+        let count = match epoll.wait(-1, &mut ready) {
+            Ok(count) => count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
+            Err(error) => return log::error!("interrupts are lost: {error}"),
+        };
+        for event in ready.iter().take(count) {
+            let Some(fd) = events.get(event.data() as usize) else {
+                return;
+            };
+            // Another event may have come in between: once is enough for both.
+            let _ = fd.read();
+            match u16::try_from(event.data()) {
+                Ok(index) if index < queues => interrupt.queue(index),
+                Ok(index) if index == queues => interrupt.config(),
+                _ => return,
+            }
+        }
+    }
+}
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        if let Some(event) = self.events.last() {
+            // It can't be full: nobody else writes it.
+            let _ = event.write(1);
+        }
+        if let Some(thread) = self.thread.take() {
+            // It panicked: a bug, already reported.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+#!/bin/sh
+# Copyright 2026 The vblk Authors.
+# SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#
+# about: Debian in mini-vmm on a VDUSE device of ours, moved between the paths under fio; pause, snapshot, resize, plugging
+# lab: cpus=2 memory=2560 timeout=1200 kernel=yes
+# lab: modules=irqbypass,kvm,kvm_amd,virtio_vdpa,vhost_vdpa,vduse binaries=mini-vmm,vblk
+
+. /lab/lib.sh
+. /lab/vduse.sh
+. /lab/nested.sh
+
+switches=20
+
+control() {
+    mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || fail "ctl $*: $(cat /tmp/disk0.log)"
+}
+
+# at PATH: where the first disk must be.
+at() {
+    control stats
+    grep -q "\"path\": \"$1\"" /tmp/answer || fail "not on the path $1: $(cat /tmp/answer)"
+}
+
+step "a root file system on a VDUSE device that vhost_vdpa takes"
+nested_script <<'NESTED'
+expect "queues" "$(ls /sys/block/vda/mq | wc -l)" "$(sed -n 's/.*nested.queues=\([0-9]*\).*/\1/p' /proc/cmdline)"
+echo "NESTED works"
+round=0
+until [ -e /tmp/grown ]; do
+    round=$((round + 1))
+    rm -f /fio
+    verify /fio --rw=randrw --size=1M --iodepth=16
+    echo "NESTED verified $round"
+    [ "$(cat /sys/block/vda/size)" != $((320 * 2048)) ] || touch /tmp/grown
+done
+step "NESTED the disk grew"
+found() {
+    echo 1 >/sys/bus/pci/rescan
+    [ -b /dev/vdb ]
+}
+eventually 60 found
+verify /dev/vdb --rw=randwrite --size=512k --iodepth=4
+disk=$(readlink -f /sys/block/vdb/device/..)
+echo 1 >"$disk/remove"
+step "NESTED a disk came and went"
+exit 0
+NESTED
+root_image
+serve disk0 raw:/tmp/root.img --queues 2 --attach vhost
+eventually 20 test -c /dev/vhost-vdpa-0
+
+step "the machine; $switches moves under fio"
+: >/tmp/log
+root=vdpa:/dev/vhost-vdpa-0
+# Layers halve the queues.
+words="nested.queues=1"
+run /tmp/log --control /tmp/control &
+machine=$!
+eventually 300 said /tmp/log "NESTED works"
+at fast
+moved=0
+refused=0
+while [ $moved -lt "$switches" ]; do
+    [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
+    # Every other time by a layer.
+    set -- switch slow -- switch fast
+    [ $((moved % 4)) != 0 ] || set -- layers meter -- layers
+    until mini-vmm ctl --control /tmp/control "$1" ${2:+"$2"} >/tmp/answer 2>&1; do
+        refused=$((refused + 1))
+        [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
+    done
+    at slow
+    while [ "$1" != -- ]; do shift; done
+    shift
+    until mini-vmm ctl --control /tmp/control "$@" >/tmp/answer 2>&1; do
+        refused=$((refused + 1))
+        [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
+    done
+    at fast
+    moved=$((moved + 2))
+done
+cat /tmp/answer
+step "$moved moves, $refused tries in vain"
+
+step "pause and resume on both paths"
+for path in slow fast; do
+    control switch $path
+    control pause
+    at paused
+    control resume
+    at $path
+done
+
+step "a snapshot, then the machine goes on from it, and its disk is what it was"
+control pause
+control snapshot /tmp/snapshot
+control power-off
+wait $machine || fail "status $?"
+: >/tmp/log
+tail -f /tmp/log &
+tail=$!
+mini-vmm --disk $root --control /tmp/control --restore /tmp/snapshot </dev/null >/tmp/log 2>&1 &
+machine=$!
+eventually 300 said /tmp/log "NESTED verified"
+
+step "the image grows; a disk comes and goes"
+truncate -s 320M /tmp/root.img
+eventually 120 said /tmp/log "NESTED the disk grew"
+control add-disk memory:8M
+eventually 120 said /tmp/log "NESTED a disk came and went"
+wait $machine || fail "status $?"
+kill $tail
+serving disk0
+end_server disk0
+ended /tmp/log
