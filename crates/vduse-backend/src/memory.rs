@@ -212,6 +212,8 @@ impl AddressSpace {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
+        let mappings: Vec<_> = parts.iter().map(|part| part.mapping.clone()).collect();
+        table.ask_intact(move || !mappings.iter().any(|mapping| mapping.is_poisoned()));
         table.publish(&self.iotlb);
         let old = std::mem::replace(&mut self.parts, parts);
         let still = |part: &Part| {
