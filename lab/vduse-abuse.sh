@@ -15,19 +15,24 @@ abuse() {
 # peer CASE ARGUMENT...: what qemu-storage-daemon does: for the record, in a machine that is thrown away.
 peer() {
     step "qemu-storage-daemon: $1"
-    vduse_disk disk1 64 1
-    vblk vdpa add disk1 >/dev/null
-    qsd=$(cat /tmp/disk1.pid)
+    # The one before is left behind, as what becomes of its device takes the kernel its time.
+    peers=$((${peers-0} + 1))
+    name=peer$peers
+    vduse_disk $name 64 1
+    echo 2 >/sys/class/vduse/$name/msg_timeout
+    vblk vdpa add $name >/dev/null
+    qsd=$(cat /tmp/$name.pid)
     status=0
-    eventually 20 test -c /dev/vhost-vdpa-0
-    timeout 20 vhost-vdpa-abuse /dev/vhost-vdpa-0 "$@" >/tmp/peer.log 2>&1 || status=$?
+    node=$(vblk --json vdpa show $name | sed -n 's|.*"\(/dev/vhost-vdpa-[0-9]*\)".*|\1|p')
+    eventually 20 test -c "$node"
+    timeout 20 vhost-vdpa-abuse "$node" "$@" >/tmp/peer.log 2>&1 || status=$?
     if kill -0 "$qsd" 2>/dev/null; then
         echo "it lives; the driver ended with status $status"
     else
         wait "$qsd" && status=0 || status=$?
         echo "it died with status $status"
     fi
-    tail -n 2 /tmp/disk1.log /tmp/peer.log
+    tail -n 2 /tmp/$name.log /tmp/peer.log
 }
 
 # A file system that can be frozen: writes to the image hang then.
@@ -52,3 +57,5 @@ end_server disk0
 umount /mnt
 
 peer reset 50
+peer malformed 20
+peer hot-add 50

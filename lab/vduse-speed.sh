@@ -2,14 +2,14 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# about: 4 KiB random I/O through VDUSE: vblk beside qemu-storage-daemon, on the same image
-# lab: cpus=1 modules=virtio_vdpa,virtio_blk,vduse binaries=vblk build=release run=named timeout=300
+# about: 4 KiB random I/O through VDUSE: vblk beside qemu-storage-daemon, on the same image, with 2 CPUs and with 1
+# lab: cpus=2 modules=virtio_vdpa,virtio_blk,vduse binaries=vblk build=release run=named timeout=900
 
 . /lab/lib.sh
 . /lab/vduse.sh
 
-# One CPU: a second one would be woken for each request, which takes milliseconds in emulation, whoever serves.
-# Fio's own cost is part of what is measured: as little of it as can be.
+# With two CPUs a request that goes to the other one wakes it up, which takes milliseconds in emulation; with one,
+# what counts is what each request costs. Fio's own cost is part of what is measured: as little of it as can be.
 iops() {
     fio --name=speed --filename=/dev/vda --direct=1 --ioengine=libaio --bs=4k --rw="$1" --iodepth="$2" \
         --time_based --runtime=3 --ramp_time=1 --norandommap --randrepeat=0 --minimal >/tmp/fio.log 2>&1 ||
@@ -20,7 +20,7 @@ iops() {
 measure() {
     for rw in randread randwrite; do
         for depth in 1 32; do
-            step "$1 $rw depth $depth: $(iops $rw $depth) IOPS"
+            step "$(nproc) CPUs, $1, $rw depth $depth: $(iops $rw $depth) IOPS"
         done
     done
 }
@@ -28,21 +28,33 @@ measure() {
 fill() {
     dd if=/dev/zero of=/tmp/disk0.img bs=1M count=256 2>/dev/null
 }
-
-for round in 1 2 3; do
-    vduse_disk disk0 256 1
+daemon() {
+    vduse_disk disk0 256 "$(nproc)"
     fill
     vblk vdpa add disk0 >/dev/null
     eventually 20 test -b /dev/vda
-    measure "round $round qemu-storage-daemon"
+    measure "$1"
     vblk vdpa del disk0 >/dev/null
     qsd=$(cat /tmp/disk0.pid)
     kill "$qsd"
     wait "$qsd" || true
     [ ! -e /dev/vduse/disk0 ] || fail "qemu-storage-daemon left its device"
-
-    serve disk0 raw:/tmp/disk0.img --queues 1 --attach virtio
+}
+# ours LABEL DISK OPTION...
+ours() {
+    label=$1
+    shift
+    serve disk0 "$@" --attach virtio
     eventually 20 test -b /dev/vda
-    measure "round $round vblk"
+    measure "$label"
     end_server disk0
+}
+
+for cpus in 2 1; do
+    [ $cpus = 2 ] || echo 0 >/sys/devices/system/cpu/cpu1/online
+    for round in 1 2 3; do
+        daemon "round $round, qemu-storage-daemon"
+        ours "round $round, vblk" raw:/tmp/disk0.img
+    done
+    ours "a disk that does nothing" null:256M,zero=off
 done

@@ -152,7 +152,7 @@ impl Mapping {
     /// yet. Not undone: devices that were given the pages before (direct I/O) go on using them.
     ///
     /// # Errors
-    /// No descriptor or mapping could be had; everything is as it was.
+    /// No descriptor could be had, and everything is as it was; or no mapping, and it only counts as poisoned.
     pub fn revoke(&self) -> io::Result<()> {
         // SAFETY: the name is a C string.
         let fd = unsafe { libc::memfd_create(c"guarded-mmap".as_ptr(), libc::MFD_CLOEXEC) };
@@ -162,6 +162,8 @@ impl Mapping {
         // SAFETY: a new descriptor that nobody else has.
         let empty = unsafe { OwnedFd::from_raw_fd(fd) };
         self.slot.set_alarm(registry::NONE);
+        // Before anybody can read zeroes.
+        self.slot.set_poisoned();
         // SAFETY: the range is this mapping's alone; who has addresses in it expects any content. A file
         // without pages takes its place, so that each touch is a fault, which the handler deals with.
         let base = unsafe {
@@ -203,7 +205,7 @@ impl Mapping {
         self.area.page
     }
 
-    /// Whether a page that was touched was not there and has become zeroes. Whoever copies from the
+    /// Whether a page that was touched was not there and has become zeroes, or the mapping was revoked. Whoever copies from the
     /// mapping and asks afterwards learns whether the copy can be relied on.
     #[inline]
     pub fn is_poisoned(&self) -> bool {

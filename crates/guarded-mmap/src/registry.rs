@@ -74,6 +74,10 @@ impl Slot {
         self.poisoned.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn set_poisoned(&self) {
+        self.poisoned.store(true, Ordering::SeqCst);
+    }
+
     pub(crate) fn set_alarm(&self, fd: i32) {
         self.alarm.store(fd, Ordering::Release);
     }

@@ -259,7 +259,9 @@ fn a_revoked_mapping_reaches_the_file_no_more() {
     let mapping = mapping.with_alarm(alarm.clone());
     put(&mapping, 0, 7);
     put(&mapping, page(), 8);
+    assert!(!mapping.is_poisoned());
     mapping.revoke().unwrap();
+    assert!(mapping.is_poisoned());
     // A system call has nothing to copy from or to.
     let untouched = mapping.as_ptr().wrapping_add(2 * page());
     // SAFETY: the kernel checks the address.

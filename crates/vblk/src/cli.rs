@@ -47,6 +47,8 @@ Examples:
   As /dev/vhost-vdpa-N for a virtual machine:
     modprobe -a vduse vhost_vdpa
     vblk serve vduse --disk raw:disk.img --name disk0 --attach vhost
+  Several disks in one process, each with its options; those in front of the first --disk are for all:
+    vblk serve vduse --attach virtio --disk raw:a.img --name a --disk raw:b.img --name b --read-only
   By hand, so that the disk outlives a restart of vblk:
     vblk serve vduse --disk raw:disk.img --name disk0 & vblk vdpa add disk0
     vblk vdpa del disk0; kill %1
@@ -66,6 +68,8 @@ Examples:
       -device vhost-user-blk-pci,chardev=c
   Serve an image to this host's kernel, as /dev/vdX:
     vblk serve vduse --disk raw:disk.img --name disk0 --attach virtio
+  Several (options in front of the first --disk are for all):
+    vblk serve vhost-user --poll 0 --disk raw:a.img --socket /tmp/a --disk raw:b.img --socket /tmp/b --read-only
   Limit it, and watch and change that while it is in use:
     vblk serve vhost-user --disk raw:disk.img,throttle=iops:2000,meter --control /tmp/c --socket /tmp/vblk.sock
     vblk top /tmp/c
@@ -120,6 +124,16 @@ pub enum ServeCommand {
     /// To the kernel, as a VDUSE device: /dev/vdX on this host, or a vhost-vdpa device for VMs.
     #[command(after_help = VDUSE_HELP)]
     Vduse(VduseArgs),
+}
+
+impl ServeCommand {
+    /// What is served.
+    pub const fn disk(&self) -> &ServeArgs {
+        match self {
+            Self::VhostUser(args) => &args.serve,
+            Self::Vduse(args) => &args.serve,
+        }
+    }
 }
 
 /// What every way to serve has.
@@ -200,6 +214,9 @@ pub struct VduseArgs {
     /// Seconds until the kernel gives up a device that does not answer; 0: never [default: the kernel's, 30].
     #[arg(long, value_name = "S")]
     pub msg_timeout: Option<u32>,
+    /// Let queues' threads run on any CPU, in place of those on which the driver takes the queue's interrupts.
+    #[arg(long)]
+    pub no_pin: bool,
     /// Where to keep what a restarted server needs to go on without loss.
     #[arg(long, value_name = "DIR", default_value = "/run/vblk")]
     pub state_dir: PathBuf,

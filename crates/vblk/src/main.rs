@@ -7,6 +7,7 @@ mod cli;
 mod disk_file;
 mod disk_info;
 mod features;
+mod groups;
 mod layers;
 mod output;
 mod serve;
@@ -16,6 +17,7 @@ mod status;
 mod vdpa;
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -23,10 +25,14 @@ use clap::error::ErrorKind;
 
 use cli::{Cli, Command, DiskCommand, ServeCommand};
 
-fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
+/// `more`: further disks to serve.
+fn run(cli: Cli, more: Vec<ServeCommand>) -> Result<(), Box<dyn Error>> {
     match cli.command {
-        Command::Serve(ServeCommand::VhostUser(args)) => serve::vhost_user(&args, cli.json),
-        Command::Serve(ServeCommand::Vduse(args)) => serve::vduse(&args, cli.json),
+        Command::Serve(first) => {
+            let mut all = vec![first];
+            all.extend(more);
+            serve::run(&all, cli.json)
+        }
         Command::Disk(DiskCommand::Info(args)) => disk_info::run(&args, cli.json),
         Command::Vdpa(command) => vdpa::run(&command, cli.json),
         Command::Ctl(args) => layers::ctl::run(args, cli.json),
@@ -64,9 +70,24 @@ fn usage(error: &clap::Error) -> String {
     format!("{line} (see --help)")
 }
 
-/// The command line, or how to end.
-fn parse() -> Result<Cli, ExitCode> {
-    Cli::try_parse().map_err(|error| match error.kind() {
+/// The command line with its first disk, and the further disks; or how to end.
+fn parse() -> Result<(Cli, Vec<ServeCommand>), ExitCode> {
+    let mut lines = groups::split(std::env::args_os()).into_iter();
+    let mut first = parse_one(&lines.next().unwrap_or_default())?;
+    let mut more = Vec::new();
+    for line in lines {
+        let cli = parse_one(&line)?;
+        first.json |= cli.json;
+        first.verbose = first.verbose.max(cli.verbose);
+        if let Command::Serve(command) = cli.command {
+            more.push(command);
+        }
+    }
+    Ok((first, more))
+}
+
+fn parse_one(line: &[OsString]) -> Result<Cli, ExitCode> {
+    Cli::try_parse_from(line).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
@@ -82,8 +103,8 @@ fn parse() -> Result<Cli, ExitCode> {
 }
 
 fn main() -> ExitCode {
-    let cli = match parse() {
-        Ok(cli) => cli,
+    let (cli, more) = match parse() {
+        Ok(parsed) => parsed,
         Err(code) => return code,
     };
     let level = match cli.verbose {
@@ -96,7 +117,7 @@ fn main() -> ExitCode {
         .format_timestamp(None)
         .format_target(false)
         .init();
-    match run(cli) {
+    match run(cli, more) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vblk: {}", describe(error.as_ref()));

@@ -4,6 +4,7 @@
 //! The live status line of a server.
 
 use std::io::{IsTerminal, Write};
+use std::iter::Sum;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -49,6 +50,21 @@ impl Totals {
             }
         }
         totals
+    }
+}
+
+impl Sum for Totals {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, one| Self {
+            reads: sum.reads + one.reads,
+            read_bytes: sum.read_bytes + one.read_bytes,
+            writes: sum.writes + one.writes,
+            written_bytes: sum.written_bytes + one.written_bytes,
+            flushes: sum.flushes + one.flushes,
+            erases: sum.erases + one.erases,
+            errors: sum.errors + one.errors,
+            malformed: sum.malformed + one.malformed,
+        })
     }
 }
 

@@ -309,7 +309,7 @@ fn numbers_agree_wherever_they_are_shown() {
         let bytes = ops["bytes"].as_f64().unwrap();
         assert_eq!(sum("vblk_transferred_bytes_total{", op), bytes, "{text}");
     }
-    assert!(text.contains("vblk_capacity_bytes 33554432"), "{text}");
+    assert!(text.contains("} 33554432\n"), "{text}");
     assert!(fetch("/").starts_with("HTTP/1.1 404 "));
     let mut stream = TcpStream::connect(&address).unwrap();
     stream.write_all(b"rubbish\r\n\r\n").unwrap();

@@ -9,6 +9,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::thread::CpuSet;
 use virtio_blk_core::memory::Permissions;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -114,6 +115,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// The kernel has no such attribute, or refuses the value.
     fn set_attribute(&self, name: &str, attribute: Attribute, value: u64) -> io::Result<()>;
+
+    /// The CPUs on which the driver of a device takes the interrupts of a queue.
+    ///
+    /// # Errors
+    /// The kernel does not tell (before Linux 6.4).
+    fn vq_cpus(&self, name: &str, index: u16) -> io::Result<CpuSet>;
 
     /// What tells this boot of the system from every other.
     ///

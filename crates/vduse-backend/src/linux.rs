@@ -13,9 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::CpuSet;
 use virtio_blk_core::memory::Permissions;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::affinity::parse_mask;
 use crate::kernel::{Attribute, Control, DeviceFile, Events, Kernel, NewDevice, Region, VqInfo};
 use crate::message::{RawMessage, RawResponse};
 use crate::uapi::{self, IotlbEntry, RawVqInfo, VqConfig, VqEventFd};
@@ -60,6 +62,11 @@ impl Kernel for Linux {
 
     fn set_attribute(&self, name: &str, attribute: Attribute, value: u64) -> io::Result<()> {
         fs::write(Self::attribute_path(name, attribute), value.to_string())
+    }
+
+    fn vq_cpus(&self, name: &str, index: u16) -> io::Result<CpuSet> {
+        let queue = format!("/sys/class/vduse/{name}/vq{index}/irq_cb_affinity");
+        parse_mask(&fs::read_to_string(queue)?)
     }
 
     fn boot_id(&self) -> io::Result<String> {

@@ -37,6 +37,8 @@ struct Part {
     len: usize,
     permissions: Permissions,
     identity: Option<Identity>,
+    /// Of virtio-vdpa, see [`is_domain`].
+    domain: bool,
     mapping: Arc<Mapping>,
 }
 
@@ -119,6 +121,11 @@ impl AddressSpace {
     /// virtio-vdpa's bounce buffer becomes a region with the driver's first request, after DRIVER_OK, and
     /// the kernel does not tell. It lies at 0 of the file that has the rings, so it is mapped with them: its
     /// pages are looked up when they are touched.
+    ///
+    /// A user of vhost-vdpa that ends without taking its memory back (it was killed) leaves it in the kernel's table:
+    /// neither the end of vhost-vdpa's file nor a reset clears it, and virtio-vdpa adds its own to that. So where there
+    /// are virtio-vdpa's rings, everything else is left over, and hides the bounce buffer. While vhost-vdpa is in use
+    /// there are none: its first mapping replaces the whole table.
     pub(crate) fn walk(&mut self, file: &dyn DeviceFile, bounce: u64) -> io::Result<Removed> {
         let mut parts = Vec::new();
         let mut next = Some(0);
@@ -140,10 +147,17 @@ impl AddressSpace {
                 ));
             }
             next = region.last.checked_add(1);
-            below = below.min(region.first);
             self.take(&region, &mut parts);
-            if domain.is_none() && is_domain(&region) {
-                domain = Some(region.file);
+            if is_domain(&region) {
+                below = below.min(region.first);
+                domain.get_or_insert(region.file);
+            }
+        }
+        if domain.is_some() {
+            let all = parts.len();
+            parts.retain(|part| part.domain);
+            if parts.len() != all {
+                log::warn!("a user of vhost-vdpa left its memory in the kernel: it is not used");
             }
         }
         let bounce = bounce.min(below);
@@ -195,6 +209,7 @@ impl AddressSpace {
             len,
             permissions: region.permissions,
             identity,
+            domain: is_domain(region),
             mapping,
         });
     }
@@ -212,6 +227,8 @@ impl AddressSpace {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
+        let mappings: Vec<_> = parts.iter().map(|part| part.mapping.clone()).collect();
+        table.ask_intact(move || !mappings.iter().any(|mapping| mapping.is_poisoned()));
         table.publish(&self.iotlb);
         let old = std::mem::replace(&mut self.parts, parts);
         let still = |part: &Part| {

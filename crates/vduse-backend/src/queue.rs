@@ -17,7 +17,8 @@ use virtio_blk_core::runner::{
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::kernel::{DeviceFile, VqInfo};
+use crate::affinity::{Pace, Placement};
+use crate::kernel::{DeviceFile, Kernel, VqInfo};
 
 /// Why a queue could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -51,11 +52,14 @@ pub(crate) enum From {
 
 /// What queues have in common.
 pub(crate) struct Context<'a> {
+    pub(crate) kernel: &'a dyn Kernel,
+    pub(crate) name: &'a str,
     pub(crate) device: &'a Device,
     pub(crate) file: &'a Arc<dyn DeviceFile>,
     pub(crate) memory: Iotlb,
     pub(crate) area: &'a InFlightArea,
     pub(crate) poll: Duration,
+    pub(crate) pin: bool,
     /// Closed when the driver must hear nothing more of the queues that were started with it.
     pub(crate) gate: &'a Gate,
 }
@@ -123,8 +127,18 @@ impl Queue {
     ) -> Result<(), QueueError> {
         let info = context.file.vq_info(index).map_err(QueueError::Info)?;
         let (state, log, replay) = position(index, from, &info, context)?;
+        let driver = match context.pin {
+            true => context.kernel.vq_cpus(context.name, index).ok(),
+            false => None,
+        };
+        let placement = Placement::of_thread(driver.as_ref(), context.poll);
+        let counters = context.device.counters(index).filter(|_| placement.alone);
+        let pace = counters.map(Pace::new);
         let (file, gate) = (context.file.clone(), context.gate.clone());
         let mut setup = QueueSetup::new(context.memory.clone(), move || {
+            if let Some(pace) = &pace {
+                pace.tick();
+            }
             if gate.is_open()
                 && let Err(error) = file.inject_irq(index)
             {
@@ -140,7 +154,7 @@ impl Queue {
         let gate = context.gate.clone();
         let options = ThreadOptions {
             name: format!("vblk-queue{index}"),
-            poll: context.poll,
+            poll: placement.poll,
             on_fatal: Box::new(move |error| {
                 // A queue that was cut off finds zeroes where its ring was.
                 if gate.is_open() {
@@ -151,6 +165,7 @@ impl Queue {
             }),
         };
         let worker = QueueThread::spawn(runner, kick, options).map_err(QueueError::Thread)?;
+        worker.post(move |_| placement.apply());
         if from == From::Log {
             // The dead server may have ended between its last used entry and the interrupt.
             let _ = context.file.inject_irq(index);

@@ -94,8 +94,12 @@ pub enum ServerError {
 pub struct ServerOptions {
     /// Its name: `/dev/vduse/NAME`.
     pub name: String,
-    /// How long a queue's thread looks for new work before it sleeps; zero: not at all.
+    /// How long a queue's thread looks for new work before it sleeps; zero: not at all. A thread that shares a
+    /// single CPU with its driver never does.
     pub poll: Duration,
+    /// Whether a queue's thread runs on the CPUs on which the driver takes the queue's interrupts: neither has to
+    /// wake another CPU up then. virtio-vdpa gives each queue its CPUs, where there are several queues.
+    pub pin: bool,
     /// Where the record is kept that lets a restarted server go on. Must not outlive a boot.
     pub state_dir: PathBuf,
     /// Bytes of the bounce buffer of virtio-vdpa (Linux 6.12: 1 MiB to 1 GiB, 64 MiB by default).
@@ -196,7 +200,7 @@ impl Server {
             device,
             file.clone(),
             state,
-            options.poll,
+            (options.poll, options.pin),
             shared.wake.clone(),
         );
         Ok(Self {

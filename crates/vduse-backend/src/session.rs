@@ -41,6 +41,7 @@ pub(crate) struct Session {
     file: Arc<dyn DeviceFile>,
     state: State,
     poll: Duration,
+    pin: bool,
     /// Rings when a queue has stopped.
     wake: Arc<EventFd>,
     memory: AddressSpace,
@@ -60,7 +61,7 @@ impl Session {
         device: Arc<Device>,
         file: Arc<dyn DeviceFile>,
         state: State,
-        poll: Duration,
+        (poll, pin): (Duration, bool),
         wake: Arc<EventFd>,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -72,6 +73,7 @@ impl Session {
             file,
             state,
             poll,
+            pin,
             wake,
             memory: AddressSpace::new()?,
             status: StatusRegister::default(),
@@ -235,11 +237,14 @@ impl Session {
             return;
         }
         let context = Context {
+            kernel: self.kernel.as_ref(),
+            name: &self.state.shape().name,
             device: &self.device,
             file: &self.file,
             memory: self.memory.iotlb(),
             area: self.state.area(),
             poll: self.poll,
+            pin: self.pin,
             gate: &self.gate,
         };
         for (index, queue) in (0..).zip(&mut self.queues).filter(|(_, queue)| may(queue)) {

@@ -265,6 +265,7 @@ impl ServerOptions {
         Self {
             name: name.into(),
             poll: std::time::Duration::ZERO,
+            pin: true,
             state_dir: PathBuf::from("/run/vblk"),
             bounce_size: None,
             msg_timeout: None,

@@ -11,7 +11,7 @@ mod common;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use common::{BASE, Rig, info};
+use common::{BASE, Rig, StallDisk, info};
 use vduse_backend::ServerError;
 use vduse_backend::fake::FakeRegion;
 use vduse_backend::kernel::VqInfo;
@@ -48,6 +48,29 @@ fn a_message_of_another_size_ends_this_device_only() {
     assert_eq!(pending.wait(), Some(Answer::Ok));
     rig.start();
     rig.check();
+}
+
+#[test]
+fn what_ends_one_device_leaves_the_others_of_the_process_alone() {
+    let mut one = Rig::new(1);
+    let mut other = Rig::named("disk1", one.kernel.clone(), StallDisk::new(), 1);
+    one.start();
+    other.start();
+    let token = other.submit(0, &Request::write(0, &[7; 512]));
+    one.bus.shorten_next(7);
+    let pending = one.bus.send(Ask::SetStatus(0));
+    one.ended().unwrap_err();
+    assert_eq!(other.answer(0).token, token);
+    other.check();
+    other.ok(Ask::SetStatus(0));
+    other.start();
+    other.check();
+    // Nor does it notice the one that comes back.
+    assert!(one.serve().unwrap());
+    assert_eq!(pending.wait(), Some(Answer::Ok));
+    one.start();
+    one.check();
+    other.check();
 }
 
 #[test]

@@ -232,3 +232,38 @@ fn settings_reach_the_kernel() {
     assert_eq!(read(Attribute::MsgTimeout), 9);
     drop(server);
 }
+
+/// Where queues' threads run: by thread name, the CPUs that the system shows.
+fn threads() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap() {
+        // A thread of another test may be gone by now.
+        let status = task.and_then(|task| std::fs::read_to_string(task.path().join("status")));
+        let status = status.unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        found.push((field("Name:"), field("Cpus_allowed_list:")));
+    }
+    found
+}
+
+#[test]
+fn a_queue_s_thread_runs_where_its_driver_is() {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let cpu = (0..1024).find(|cpu| allowed.is_set(*cpu)).unwrap();
+    // No other test has so many queues.
+    const QUEUE: u16 = 2;
+    let name = format!("vblk-queue{QUEUE}");
+    let mut rig = Rig::new(QUEUE + 1);
+    rig.bus.set_vq_cpus(QUEUE, &[cpu]);
+    rig.start();
+    rig.check();
+    // It moves itself, before or after the first requests.
+    let deadline = std::time::Instant::now() + common::PATIENCE;
+    while !threads().contains(&(name.clone(), cpu.to_string())) {
+        assert!(std::time::Instant::now() < deadline, "{:?}", threads());
+        std::thread::yield_now();
+    }
+}

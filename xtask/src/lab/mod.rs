@@ -29,6 +29,7 @@ use std::time::Instant;
 use base::Base;
 pub use error::Error;
 use error::{Context, Result};
+use qemu::Clock;
 use script::{Machine, Script};
 use server::{Kind, Server};
 use vm::Vm;
@@ -56,9 +57,23 @@ pub struct Args {
     /// QEMU's accelerator
     #[arg(long, value_name = "ACCEL", default_value = "tcg,thread=multi")]
     accel: String,
+    /// Let the guest's clock count instructions, a nanosecond each: its figures don't depend on what else
+    /// this machine does. The guest has one thread of execution, whatever its number of CPUs
+    #[arg(long, conflicts_with = "accel")]
+    icount: bool,
     /// Look for newer packages instead of using what was fetched before
     #[arg(long)]
     update: bool,
+}
+
+impl Args {
+    fn clock(&self) -> Clock<'_> {
+        if self.icount {
+            Clock::Instructions
+        } else {
+            Clock::Host(&self.accel)
+        }
+    }
 }
 
 /// Runs the chosen scripts one after another; the status is a success only if all are.
@@ -208,7 +223,7 @@ impl Bench<'_> {
         let log = run.join("output.log");
         let vm = Vm::start(
             &script.machine,
-            &self.args.accel,
+            self.args.clock(),
             &paths,
             &log,
             server.as_mut(),

@@ -78,8 +78,17 @@ pub struct Paths<'a> {
     pub sockets: &'a Path,
 }
 
+/// What drives the guest's clock.
+#[derive(Clone, Copy, Debug)]
+pub enum Clock<'a> {
+    /// The host's, under this accelerator.
+    Host(&'a str),
+    /// The instructions that the guest executes, a nanosecond each; a guest that waits skips the time.
+    Instructions,
+}
+
 /// The command line of the machine.
-pub fn command(machine: &Machine, accelerator: &str, paths: &Paths<'_>) -> Command {
+pub fn command(machine: &Machine, clock: Clock<'_>, paths: &Paths<'_>) -> Command {
     let mut append =
         "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off"
             .to_owned();
@@ -88,7 +97,15 @@ pub fn command(machine: &Machine, accelerator: &str, paths: &Paths<'_>) -> Comma
     }
     let memory = format!("{}M", machine.memory);
     let socket = |name: &str| paths.sockets.join(name).display().to_string();
+    let accelerator = match clock {
+        Clock::Host(accelerator) => accelerator,
+        // Instructions of CPUs that run at the same time have no order.
+        Clock::Instructions => "tcg,thread=single",
+    };
     let mut command = Command::new(PROGRAM);
+    if let Clock::Instructions = clock {
+        command.args(["-icount", "shift=0,sleep=off"]);
+    }
     command
         .args([
             "-nodefaults",
@@ -101,7 +118,7 @@ pub fn command(machine: &Machine, accelerator: &str, paths: &Paths<'_>) -> Comma
         .args([
             "-cpu",
             if accelerator.starts_with("tcg") {
-                "max,+svm"
+                "max,+svm,-erms,-fsrm"
             } else {
                 "host"
             },

@@ -54,7 +54,7 @@ impl<'a> Vm<'a> {
     /// QEMU can't be started or ends at once; its own words are in the error.
     pub fn start(
         machine: &'a Machine,
-        accelerator: &str,
+        clock: qemu::Clock<'_>,
         paths: &Paths<'_>,
         log: &Path,
         server: Option<&'a mut Server>,
@@ -64,7 +64,7 @@ impl<'a> Vm<'a> {
             UnixListener::bind(&path).on("listen on", &path)
         };
         let (qmp, log_listener, host_listener) = (listen("qmp")?, listen("log")?, listen("host")?);
-        let mut command = qemu::command(machine, accelerator, paths);
+        let mut command = qemu::command(machine, clock, paths);
         let mut child = process::spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()))?;
         let monitor = match connect(&qmp, &paths.sockets.join("qmp"), &mut child) {
             Ok(monitor) => monitor,

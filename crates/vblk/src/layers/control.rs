@@ -3,6 +3,7 @@
 
 //! `--control`: a socket that takes a JSON object a line and answers with one.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -40,6 +41,8 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         set: Option<Vec<String>>,
     },
+    /// The names of the disks.
+    Disks {},
     /// Looks at the size of the disk again.
     Refresh {},
     /// Grows a raw file.
@@ -71,23 +74,60 @@ pub enum Request {
     },
 }
 
+/// What was counted the last time on a connection, by disk.
+type Seen = HashMap<String, Before>;
+
+fn names(served: &[Served]) -> Vec<&str> {
+    served.iter().map(|disk| disk.name.as_str()).collect()
+}
+
+/// The disk of this name, or the only one.
+fn choose<'a>(served: &'a [Served], name: &Value) -> Result<&'a Served, String> {
+    let all = || names(served).join(", ");
+    match (name, served) {
+        (Value::Null, [one]) => Ok(one),
+        (Value::Null, _) => Err(format!("which disk? --disk takes one of {}", all())),
+        _ => {
+            let found = served.iter().find(|disk| *name == disk.name);
+            found.ok_or_else(|| format!("there is no disk {name}, but {}", all()))
+        }
+    }
+}
+
+/// Takes a line: a request, with the disk that it is for.
+fn take(all: &[Served], line: &str, seen: &mut Seen) -> Result<Value, Box<dyn Error>> {
+    let mut line: Value = serde_json::from_str(line)?;
+    let disk = line.as_object_mut().and_then(|line| line.remove("disk"));
+    execute(
+        all,
+        &disk.unwrap_or_default(),
+        serde_json::from_value(line)?,
+        seen,
+    )
+}
+
 fn execute(
-    served: &Served,
+    all: &[Served],
+    disk: &Value,
     request: Request,
-    before: &mut Option<Before>,
+    seen: &mut Seen,
 ) -> Result<Value, Box<dyn Error>> {
+    let served = || choose(all, disk);
     match request {
         Request::Stats { since } => {
-            let (stats, now) = Stats::of(served, before.as_ref().filter(|_| since));
-            *before = Some(now);
+            let served = served()?;
+            let before = seen.get(&served.name).filter(|_| since);
+            let (stats, now) = Stats::of(served, before);
+            seen.insert(served.name.clone(), now);
             Ok(serde_json::to_value(stats)?)
         }
-        Request::Layers { set } => act::layers(served, set),
-        Request::Refresh {} => act::refresh(served),
-        Request::Resize { bytes } => act::resize(served, bytes),
-        Request::Drain { hold } => act::drain(served, hold),
+        Request::Layers { set } => act::layers(served()?, set),
+        Request::Disks {} => Ok(json!({"disks": names(all)})),
+        Request::Refresh {} => act::refresh(served()?),
+        Request::Resize { bytes } => act::resize(served()?, bytes),
+        Request::Drain { hold } => act::drain(served()?, hold),
         Request::Resume {} => {
-            served.stack.resume();
+            served()?.stack.resume();
             Ok(json!({"resumed": true}))
         }
         Request::Dirty {
@@ -103,32 +143,29 @@ fn execute(
                 (false, None, Some(path)) => Marks::Load(path),
                 _ => return Err("give one of take, save and load".into()),
             };
-            act::dirty(served, &bitmap, &what)
+            act::dirty(served()?, &bitmap, &what)
         }
     }
 }
 
-fn answer(served: &Served, line: &str, before: &mut Option<Before>) -> Value {
-    let result = serde_json::from_str(line)
-        .map_err(Box::from)
-        .and_then(|request| execute(served, request, before));
-    match result {
+fn answer(served: &[Served], line: &str, seen: &mut Seen) -> Value {
+    match take(served, line, seen) {
         Ok(value) => json!({"ok": value}),
         Err(error) => json!({"error": error.to_string()}),
     }
 }
 
-fn serve(served: &Served, stream: UnixStream) -> io::Result<()> {
+fn serve(served: &[Served], stream: UnixStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
-    let mut before = None;
+    let mut seen = Seen::new();
     loop {
         let mut line = String::new();
         (&mut reader).take(MAX_LINE).read_line(&mut line)?;
         if !line.ends_with('\n') {
             return Ok(());
         }
-        let mut answer = answer(served, &line, &mut before).to_string();
+        let mut answer = answer(served, &line, &mut seen).to_string();
         answer.push('\n');
         writer.write_all(answer.as_bytes())?;
     }
@@ -154,7 +191,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 impl Control {
-    pub(super) fn start(path: &Path, served: Served) -> io::Result<Self> {
+    pub(super) fn start(path: &Path, served: Vec<Served>) -> io::Result<Self> {
         let listener = bind(path).map_err(|error| {
             io::Error::new(
                 error.kind(),
@@ -214,8 +251,17 @@ impl Client {
         })
     }
 
-    pub(super) fn ask(&mut self, request: &Request) -> Result<Value, Box<dyn Error>> {
-        let mut line = serde_json::to_string(request)?;
+    /// `disk`: of which disk, where there are several.
+    pub(super) fn ask(
+        &mut self,
+        disk: Option<&str>,
+        request: &Request,
+    ) -> Result<Value, Box<dyn Error>> {
+        let mut value = serde_json::to_value(request)?;
+        if let (Some(disk), Some(value)) = (disk, value.as_object_mut()) {
+            value.insert("disk".to_owned(), disk.into());
+        }
+        let mut line = value.to_string();
         line.push('\n');
         self.reader.get_mut().write_all(line.as_bytes())?;
         line.clear();

@@ -35,6 +35,9 @@ pub struct CtlArgs {
     /// The --control socket of a running server.
     #[arg(value_name = "SOCKET")]
     socket: PathBuf,
+    /// The disk meant, where the server has several: the name of its device, or its socket.
+    #[arg(long, value_name = "NAME")]
+    disk: Option<String>,
     #[command(subcommand)]
     command: CtlCommand,
 }
@@ -44,6 +47,8 @@ pub struct CtlArgs {
 enum CtlCommand {
     /// Show what the disk does.
     Stats,
+    /// Show the names of the disks.
+    Disks,
     /// Show the layers, or replace them while the disk is in use.
     Layers {
         /// All layers there shall be, from the medium upwards; `none` for none.
@@ -97,6 +102,7 @@ fn bytes(text: &str) -> Result<u64, SpecError> {
 pub fn run(args: CtlArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let request = match args.command {
         CtlCommand::Stats => Request::Stats { since: false },
+        CtlCommand::Disks => Request::Disks {},
         CtlCommand::Layers { set } => Request::Layers {
             set: match set.as_slice() {
                 [] => None,
@@ -120,7 +126,7 @@ pub fn run(args: CtlArgs, json: bool) -> Result<(), Box<dyn Error>> {
             load: load.map(std::path::absolute).transpose()?,
         },
     };
-    let answer = Client::connect(&args.socket)?.ask(&request)?;
+    let answer = Client::connect(&args.socket)?.ask(args.disk.as_deref(), &request)?;
     output::print(&answer, json)?;
     Ok(())
 }

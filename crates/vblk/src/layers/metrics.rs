@@ -26,15 +26,15 @@ const MAX_REQUEST: usize = 8192;
 /// Upper ends of the histogram: 2^10 ns (a microsecond) to 2^33 (8.6 s).
 const ENDS: std::ops::RangeInclusive<u32> = 10..=33;
 
-type Labels = [(&'static str, String); 2];
+type Labels = Vec<(&'static str, String)>;
 
 /// Has the numbers fetched by HTTP, on a thread of its own. Answers the address.
-pub(super) fn start(address: SocketAddr, served: Served) -> io::Result<SocketAddr> {
+pub(super) fn start(address: SocketAddr, served: Vec<Served>) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address)
         .map_err(|error| io::Error::new(error.kind(), format!("--metrics {address}: {error}")))?;
     let address = listener.local_addr()?;
     let mut registry = Registry::with_prefix("vblk");
-    registry.register_collector(Box::new(served));
+    registry.register_collector(Box::new(All(served)));
     std::thread::Builder::new()
         .name("vblk-metrics".into())
         .spawn(move || {
@@ -117,22 +117,44 @@ fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
     buckets
 }
 
-/// Each kind of each queue that happened, with its labels.
-fn classes(queues: &[QueueStats]) -> Vec<(Labels, &ClassStats)> {
-    let mut classes = Vec::new();
-    for (index, queue) in queues.iter().enumerate() {
-        for class in OpClass::ALL {
-            let stats = queue.class(class);
-            if stats.count() != 0 {
-                let labels = [
-                    ("queue", index.to_string()),
-                    ("op", class.name().to_owned()),
-                ];
-                classes.push((labels, stats));
-            }
+/// What one disk says.
+struct Disk {
+    name: String,
+    stats: Stats,
+    queues: Vec<QueueStats>,
+}
+
+impl Disk {
+    fn of(served: &Served) -> Self {
+        let (stats, _) = Stats::of(served, None);
+        Self {
+            name: served.name.clone(),
+            stats,
+            queues: (served.stack.meter()).map_or_else(Vec::new, |meter| meter.queues()),
         }
     }
-    classes
+
+    fn labels(&self, more: &[(&'static str, String)]) -> Labels {
+        let mut labels = vec![("disk", self.name.clone())];
+        labels.extend_from_slice(more);
+        labels
+    }
+
+    /// Each kind of each queue that happened, with its labels.
+    fn classes(&self) -> Vec<(Labels, &ClassStats)> {
+        let mut classes = Vec::new();
+        for (index, queue) in self.queues.iter().enumerate() {
+            for class in OpClass::ALL {
+                let stats = queue.class(class);
+                if stats.count() != 0 {
+                    let queue = ("queue", index.to_string());
+                    let labels = self.labels(&[queue, ("op", class.name().to_owned())]);
+                    classes.push((labels, stats));
+                }
+            }
+        }
+        classes
+    }
 }
 
 fn counter<'a, T>(
@@ -152,114 +174,144 @@ where
     Ok(())
 }
 
-impl Collector for Served {
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    values: impl Iterator<Item = (Labels, u64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
+    for (labels, value) in values {
+        ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// All disks of the process.
+#[derive(Debug)]
+struct All(Vec<Served>);
+
+impl Collector for All {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (stats, _) = Stats::of(self, None);
-        let queues = self.stack.meter().map_or_else(Vec::new, |m| m.queues());
-        let classes = classes(&queues);
-        let seconds = Some(&Unit::Seconds);
-        let each = |of: fn(&ClassStats) -> f64| {
-            (classes.iter()).map(move |(labels, class)| (labels, of(class)))
-        };
-        counter(
+        let disks: Vec<Disk> = self.0.iter().map(Disk::of).collect();
+        operations(&mut encoder, &disks)?;
+        throttles(&mut encoder, &disks)?;
+        let dirty = disks.iter().flat_map(|disk| {
+            let bitmaps = disk.stats.dirty.iter();
+            bitmaps.map(|dirty| {
+                (
+                    disk.labels(&[("bitmap", dirty.bitmap.clone())]),
+                    dirty.bytes,
+                )
+            })
+        });
+        let bytes = Some(&Unit::Bytes);
+        gauge(
             &mut encoder,
-            "operations",
-            "Operations that ended, well or badly",
-            None,
-            each(|class| class.count() as f64),
-        )?;
-        counter(
-            &mut encoder,
-            "transferred",
-            "Bytes of operations that succeeded",
-            Some(&Unit::Bytes),
-            each(|class| class.bytes as f64),
-        )?;
-        counter(
-            &mut encoder,
-            "errors",
-            "Operations that failed",
-            None,
-            each(|class| class.errors as f64),
-        )?;
-        counter(
-            &mut encoder,
-            "queued",
-            "Time in which the disk had no room for operations",
-            seconds,
-            each(|class| class.queued.as_secs_f64()),
-        )?;
-        let mut family = encoder.encode_descriptor(
-            "latency",
-            "From the submission of an operation to its end",
-            seconds,
-            MetricType::Histogram,
-        )?;
-        for (labels, class) in &classes {
-            let latency = &class.latency;
-            family.encode_family(labels)?.encode_histogram::<Labels>(
-                latency.sum().as_secs_f64(),
-                latency.count(),
-                &buckets(latency),
-                None,
-            )?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "in_flight",
-            "Operations that the disk has now",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (index, queue) in queues.iter().enumerate() {
-            let labels = [("queue", index.to_string())];
-            ConstGauge::new(queue.depth).encode(family.encode_family(&labels)?)?;
-        }
-        let throttles: Vec<_> = (stats.throttles.iter())
-            .map(|throttle| ([("layer", throttle.layer.clone())], throttle))
-            .collect();
-        counter(
-            &mut encoder,
-            "throttled_operations",
-            "Operations that had to wait",
-            None,
-            (throttles.iter()).map(|(labels, throttle)| (labels, throttle.released as f64)),
-        )?;
-        counter(
-            &mut encoder,
-            "throttled",
-            "How long they waited",
-            seconds,
-            throttles
-                .iter()
-                .map(|(labels, throttle)| (labels, throttle.seconds)),
-        )?;
-        let mut family = encoder.encode_descriptor(
-            "throttle_waiting",
-            "Operations that wait now",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (labels, throttle) in &throttles {
-            ConstGauge::new(throttle.waiting).encode(family.encode_family(labels)?)?;
-        }
-        let mut family = encoder.encode_descriptor(
             "dirty",
             "Bytes in blocks that changed",
-            Some(&Unit::Bytes),
-            MetricType::Gauge,
+            bytes,
+            dirty,
         )?;
-        for dirty in &stats.dirty {
-            let labels = [("bitmap", dirty.bitmap.clone())];
-            ConstGauge::new(dirty.bytes).encode(family.encode_family(&labels)?)?;
-        }
-        let capacity = encoder.encode_descriptor(
-            "capacity",
-            "Size of the disk",
-            Some(&Unit::Bytes),
-            MetricType::Gauge,
-        )?;
-        ConstGauge::new(stats.capacity).encode(capacity)
+        let sizes = disks.iter();
+        let sizes = sizes.map(|disk| (disk.labels(&[]), disk.stats.capacity));
+        gauge(&mut encoder, "capacity", "Size of the disk", bytes, sizes)
     }
+}
+
+/// What the meters counted.
+fn operations(encoder: &mut DescriptorEncoder<'_>, disks: &[Disk]) -> fmt::Result {
+    let classes: Vec<_> = disks.iter().flat_map(Disk::classes).collect();
+    let seconds = Some(&Unit::Seconds);
+    let each = |of: fn(&ClassStats) -> f64| {
+        (classes.iter()).map(move |(labels, class)| (labels, of(class)))
+    };
+    counter(
+        encoder,
+        "operations",
+        "Operations that ended, well or badly",
+        None,
+        each(|class| class.count() as f64),
+    )?;
+    counter(
+        encoder,
+        "transferred",
+        "Bytes of operations that succeeded",
+        Some(&Unit::Bytes),
+        each(|class| class.bytes as f64),
+    )?;
+    counter(
+        encoder,
+        "errors",
+        "Operations that failed",
+        None,
+        each(|class| class.errors as f64),
+    )?;
+    counter(
+        encoder,
+        "queued",
+        "Time in which the disk had no room for operations",
+        seconds,
+        each(|class| class.queued.as_secs_f64()),
+    )?;
+    let mut family = encoder.encode_descriptor(
+        "latency",
+        "From the submission of an operation to its end",
+        seconds,
+        MetricType::Histogram,
+    )?;
+    for (labels, class) in &classes {
+        let latency = &class.latency;
+        family.encode_family(labels)?.encode_histogram::<Labels>(
+            latency.sum().as_secs_f64(),
+            latency.count(),
+            &buckets(latency),
+            None,
+        )?;
+    }
+    let depths = disks.iter().flat_map(|disk| {
+        let queues = disk.queues.iter().enumerate();
+        queues.map(|(index, queue)| (disk.labels(&[("queue", index.to_string())]), queue.depth))
+    });
+    gauge(
+        encoder,
+        "in_flight",
+        "Operations that the disk has now",
+        None,
+        depths,
+    )
+}
+
+/// What the throttles held.
+fn throttles(encoder: &mut DescriptorEncoder<'_>, disks: &[Disk]) -> fmt::Result {
+    let throttles: Vec<_> = (disks.iter())
+        .flat_map(|disk| {
+            let throttles = disk.stats.throttles.iter();
+            throttles.map(|one| (disk.labels(&[("layer", one.layer.clone())]), one))
+        })
+        .collect();
+    counter(
+        encoder,
+        "throttled_operations",
+        "Operations that had to wait",
+        None,
+        (throttles.iter()).map(|(labels, throttle)| (labels, throttle.released as f64)),
+    )?;
+    counter(
+        encoder,
+        "throttled",
+        "How long they waited",
+        Some(&Unit::Seconds),
+        (throttles.iter()).map(|(labels, throttle)| (labels, throttle.seconds)),
+    )?;
+    gauge(
+        encoder,
+        "throttle_waiting",
+        "Operations that wait now",
+        None,
+        (throttles.iter()).map(|(labels, throttle)| (labels.clone(), throttle.waiting)),
+    )
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 
+use crate::cli::ServeArgs;
 use crate::output;
 use crate::source::{Opened, Source};
 
@@ -51,7 +52,7 @@ toml:FILE stands for all of it: the disk's format, path (or size) and options, t
 pub(crate) use layers_help;
 
 /// Options of all servers about layers.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct LayerArgs {
     /// Serve Prometheus metrics at http://ADDR/metrics, e.g. 127.0.0.1:9477.
     #[arg(long, value_name = "ADDR")]
@@ -61,18 +62,48 @@ pub struct LayerArgs {
     pub control: Option<PathBuf>,
 }
 
+impl LayerArgs {
+    /// The options of a process with several disks, each of which may have been given with any disk.
+    pub fn of_all<'a>(all: impl Iterator<Item = &'a Self>) -> Result<Self, String> {
+        let mut together = Self::default();
+        for args in all {
+            merge(&mut together.metrics, &args.metrics, "--metrics")?;
+            merge(&mut together.control, &args.control, "--control")?;
+        }
+        Ok(together)
+    }
+}
+
+fn merge<T: Clone + PartialEq>(
+    together: &mut Option<T>,
+    one: &Option<T>,
+    name: &str,
+) -> Result<(), String> {
+    match (&together, one) {
+        (Some(known), Some(other)) if known != other => Err(format!(
+            "{name} is for all disks of a process: give it once"
+        )),
+        (None, Some(_)) => {
+            together.clone_from(one);
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Opens a disk with its layers, for these options. If the disk is a vDPA device, this comes along.
 pub fn open(
     spec: &StackSpec<Source>,
     read_only: bool,
     args: &LayerArgs,
+    groups: &Groups,
 ) -> Result<(Arc<Stack>, Option<SlowPath>), Box<dyn Error>> {
     let mut layers = spec.layers.clone();
     if args.metrics.is_some() && !layers.contains(&LayerSpec::Meter) {
         layers.push(LayerSpec::Meter);
     }
     let Opened { disk, vdpa } = spec.disk.open(read_only)?;
-    let groups = Groups::default();
+    let groups = groups.clone();
     let stack = match args.control {
         Some(_) => Stack::live(disk, &layers, groups)?,
         None => Stack::fixed(disk, &layers, groups)?,
@@ -82,10 +113,25 @@ pub fn open(
 
 /// What the servers of metrics and control look at.
 #[derive(Clone, Debug)]
-struct Served {
+pub struct Served {
+    /// What it is called in `ctl`, `top` and metrics.
+    pub name: String,
     source: Source,
     stack: Arc<Stack>,
-    device: Arc<Device>,
+    /// The device.
+    pub device: Arc<Device>,
+}
+
+impl Served {
+    /// A disk of these options.
+    pub fn new(name: String, args: &ServeArgs, stack: Arc<Stack>, device: Arc<Device>) -> Self {
+        Self {
+            name,
+            source: args.disk.disk.clone(),
+            stack,
+            device,
+        }
+    }
 }
 
 /// What is printed once metrics can be fetched. Field names are the JSON's.
@@ -102,18 +148,7 @@ pub struct Windows {
 
 impl Windows {
     /// Starts those that the options ask for.
-    pub fn open(
-        args: &LayerArgs,
-        disk: &StackSpec<Source>,
-        stack: Arc<Stack>,
-        device: Arc<Device>,
-        json: bool,
-    ) -> Result<Self, Box<dyn Error>> {
-        let served = Served {
-            source: disk.disk.clone(),
-            stack,
-            device,
-        };
+    pub fn open(args: &LayerArgs, served: Vec<Served>, json: bool) -> Result<Self, Box<dyn Error>> {
         if let Some(address) = args.metrics {
             let address = metrics::start(address, served.clone())?;
             if json {

@@ -75,6 +75,8 @@ pub struct Dirty {
 /// Everything about one disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Stats {
+    /// What the disk is called among those of its server.
+    pub name: String,
     /// The disk at the bottom.
     pub disk: String,
     /// Bytes.
@@ -173,6 +175,7 @@ impl Stats {
         });
         let at = Instant::now();
         let stats = Self {
+            name: served.name.clone(),
             disk: served.source.to_string(),
             capacity: served.device.capacity() * 512,
             interval: before.map(|before| at.duration_since(before.at).as_secs_f64()),

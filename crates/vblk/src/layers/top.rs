@@ -62,7 +62,12 @@ fn row(table: &mut String, name: &str, ops: &Ops, seconds: f64) {
 
 /// The table of one disk.
 fn table(stats: &Stats) -> String {
-    let mut table = format!("{}  {}", stats.disk, output::size(stats.capacity));
+    let mut table = format!(
+        "{}  {}  {}",
+        stats.name,
+        stats.disk,
+        output::size(stats.capacity)
+    );
     if !stats.layers.is_empty() {
         let _ = write!(table, "  {}", stats.layers.join(","));
     }
@@ -115,24 +120,31 @@ fn table(stats: &Stats) -> String {
 
 /// Shows the table until interrupted.
 pub fn run(args: &TopArgs, json: bool) -> Result<(), Box<dyn Error>> {
+    let since = Request::Stats { since: true };
     let mut clients = Vec::new();
     for socket in &args.sockets {
         let mut client = Client::connect(socket)?;
-        // From here on it tells what came since.
-        client.ask(&Request::Stats { since: true })?;
-        clients.push(client);
+        let disks: Vec<String> =
+            serde_json::from_value(client.ask(None, &Request::Disks {})?["disks"].take())?;
+        for disk in &disks {
+            // From here on it tells what came since.
+            client.ask(Some(disk), &since)?;
+        }
+        clients.push((client, disks));
     }
     let clears = std::io::stdout().is_terminal() && !json;
     let mut shown = 0;
     while args.count.is_none_or(|count| shown < count) {
         std::thread::sleep(Duration::from_secs_f64(args.interval));
         let mut screen = String::new();
-        for client in &mut clients {
-            let answer = client.ask(&Request::Stats { since: true })?;
-            if json {
-                output::print(&answer, true)?;
-            } else {
-                screen.push_str(&table(&serde_json::from_value(answer)?));
+        for (client, disks) in &mut clients {
+            for disk in disks {
+                let answer = client.ask(Some(disk), &since)?;
+                if json {
+                    output::print(&answer, true)?;
+                } else {
+                    screen.push_str(&table(&serde_json::from_value(answer)?));
+                }
             }
         }
         let mut out = std::io::stdout().lock();

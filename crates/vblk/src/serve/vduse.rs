@@ -13,16 +13,17 @@ use vduse_backend::{Linux, Outcome, Server, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
-use super::{Listening, Ticker, attach, refresh, usual_queues};
+use super::report::Listening;
+use super::{Common, Failure, Ready, attach, usual_queues};
 use crate::cli::{AttachArg, VduseArgs};
-use crate::layers::{self, Windows};
+use crate::layers::Served;
+use crate::output;
 use crate::status::Totals;
-use crate::{output, signals};
 
 /// Where the device can be found. Field names are the JSON's.
 #[derive(Serialize)]
-struct At<'a> {
-    name: &'a str,
+struct At {
+    name: String,
     taken_over: bool,
 }
 
@@ -30,6 +31,7 @@ struct At<'a> {
 #[derive(Serialize)]
 struct Ended {
     event: &'static str,
+    name: String,
     /// Whether the device is gone; if not, it is still attached.
     removed: bool,
     #[serde(flatten)]
@@ -72,10 +74,10 @@ fn attach_and_tell(name: &DeviceName, driver: AttachArg, json: bool) -> Result<(
     Ok(())
 }
 
-/// Serves until a signal.
-pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
-    let serve = &args.serve;
-    let (stack, _) = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
+/// Opens the disk and creates the device.
+pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dyn Error>> {
+    let (serve, json) = (&args.serve, common.json);
+    let (stack, _) = common.open(serve)?;
     let disk = stack.disk();
     let options = Options {
         queues: args
@@ -89,17 +91,24 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
         transport_features: ACCESS_PLATFORM,
         ..Options::default()
     };
-    let device = Device::new(disk.clone(), options)?;
+    let device = Device::new(disk, options)?;
     let options = ServerOptions {
         poll: serve.poll(),
+        pin: !args.no_pin,
         state_dir: args.state_dir.clone(),
         bounce_size: args.bounce_size,
         msg_timeout: args.msg_timeout,
         ..ServerOptions::new(args.name.as_str())
     };
     let server = Server::new(Arc::new(Linux), device.clone(), options)?;
-    let handle = server.handle();
-    let (stop, name, attached) = (handle.clone(), args.name.clone(), args.attach.is_some());
+    let at = At {
+        name: args.name.to_string(),
+        taken_over: server.is_taken_over(),
+    };
+    let place = format!("as VDUSE device {}", args.name);
+    let (spec, listening) = (serve.disk.to_string(), device.clone());
+    let (stop, connected) = (server.handle(), server.handle());
+    let (name, attached) = (args.name.clone(), args.attach.is_some());
     let stop = move || {
         let (stop, name) = (stop.clone(), name.clone());
         // Taking it off the bus may wait for others; a second signal is still heard.
@@ -110,24 +119,26 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
             stop.stop();
         });
     };
-    // The thread outlives the disk, which has things to write when it is dropped.
-    let watched = Arc::downgrade(&disk);
-    let look = move || {
-        if let Some(disk) = watched.upgrade() {
-            refresh(disk.as_ref());
-        }
-    };
-    signals::handle(stop, look)?;
+    let (name, driver, counted) = (args.name.clone(), args.attach, device.clone());
+    Ok(Ready {
+        served: Served::new(args.name.to_string(), serve, stack, device),
+        announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
+        connected: Box::new(move || connected.is_live()),
+        stop: Box::new(stop),
+        run: Box::new(move || run(server, &name, driver, &counted, json)),
+    })
+}
 
-    let at = At {
-        name: args.name.as_str(),
-        taken_over: server.is_taken_over(),
-    };
-    let place = format!("as VDUSE device {}", args.name);
-    Listening::print(at, &place, serve.disk.to_string(), &device, json)?;
-    let windows = Windows::open(&serve.layers, &serve.disk, stack, device.clone(), json)?;
-    let attacher = args.attach.map(|driver| {
-        let (name, stop) = (args.name.clone(), handle.clone());
+/// Serves until it is stopped.
+fn run(
+    server: Server,
+    name: &DeviceName,
+    driver: Option<AttachArg>,
+    device: &Device,
+    json: bool,
+) -> Result<(), Failure> {
+    let attacher = driver.map(|driver| {
+        let (name, stop) = (name.clone(), server.handle());
         std::thread::spawn(move || {
             let attached = attach_and_tell(&name, driver, json);
             if attached.is_err() {
@@ -138,26 +149,22 @@ pub fn run(args: &VduseArgs, json: bool) -> Result<(), Box<dyn Error>> {
             attached
         })
     });
-    let ticker = Ticker::start(&device, json, move || handle.is_live())?;
-    let result = server.run();
-    drop(ticker);
-    drop(windows);
-    let outcome = result?;
+    let outcome = server.run()?;
     if let Some(Ok(Err(error))) = attacher.map(std::thread::JoinHandle::join) {
         return Err(error.into());
     }
     if json {
         let ended = Ended {
             event: "ended",
+            name: name.to_string(),
             removed: outcome == Outcome::Removed,
-            totals: Totals::of(&device),
+            totals: Totals::of(device),
         };
         output::print(&ended, true)?;
     } else if outcome == Outcome::Attached {
         eprintln!(
-            "device {0} is still attached: its requests wait for the next server; `vblk vdpa del {0}`, and \
-             another start and end, take it away",
-            args.name
+            "device {name} is still attached: its requests wait for the next server; `vblk vdpa del {name}`, and \
+             another start and end, take it away"
         );
     }
     Ok(())

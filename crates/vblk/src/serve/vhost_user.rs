@@ -4,28 +4,30 @@
 //! `vblk serve vhost-user`.
 
 use std::error::Error;
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use serde::Serialize;
 use vhost_user_blk::{Server, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 
-use super::{Listening, Ticker, refresh, usual_queues};
+use super::report::Listening;
+use super::{Common, Ready, usual_queues};
 use crate::cli::VhostUserArgs;
-use crate::layers::{self, Windows};
+use crate::layers::Served;
+use crate::output;
 use crate::status::Totals;
-use crate::{output, signals};
 
 /// Where clients can connect. Field names are the JSON's.
 #[derive(Serialize)]
-struct At<'a> {
-    socket: &'a std::path::Path,
+struct At {
+    socket: PathBuf,
 }
 
 /// What is printed at the end. Field names are the JSON's.
 #[derive(Serialize)]
 struct Ended {
     event: &'static str,
+    socket: PathBuf,
     clients: u64,
     /// For a vDPA device: data that was copied, as the device did not know the client's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,10 +36,10 @@ struct Ended {
     totals: Totals,
 }
 
-/// Serves until a signal.
-pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
-    let serve = &args.serve;
-    let (stack, vdpa) = layers::open(&serve.disk, serve.read_only, &serve.layers)?;
+/// Opens disk and socket.
+pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Box<dyn Error>> {
+    let (serve, json) = (&args.serve, common.json);
+    let (stack, vdpa) = common.open(serve)?;
     let disk = stack.disk();
     let usual = usual_queues(disk.as_ref(), vhost_user_blk::MAX_QUEUES);
     let options = Options {
@@ -47,7 +49,7 @@ pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
         read_only: serve.read_only,
         ..Options::default()
     };
-    let device = Device::new(disk.clone(), options)?;
+    let device = Device::new(disk, options)?;
     let poll = serve.poll();
     let mut server = Server::bind(&args.socket, device.clone(), ServerOptions { poll })?;
     if let Some(path) = vdpa.clone() {
@@ -59,37 +61,35 @@ pub fn run(args: &VhostUserArgs, json: bool) -> Result<(), Box<dyn Error>> {
             }
         });
     }
-    let handle = server.handle();
-    let stop = handle.clone();
-    // The thread outlives the disk, which has things to write when it is dropped.
-    let watched = Arc::downgrade(&disk);
-    let look = move || {
-        if let Some(disk) = watched.upgrade() {
-            refresh(disk.as_ref());
-        }
-    };
-    signals::handle(move || stop.stop(), look)?;
-
     let at = At {
-        socket: &args.socket,
+        socket: args.socket.clone(),
     };
-    let place = format!("on {}", args.socket.display());
-    Listening::print(at, &place, serve.disk.to_string(), &device, json)?;
-    let connected = handle.clone();
-    let windows = Windows::open(&serve.layers, &serve.disk, stack, device.clone(), json)?;
-    let ticker = Ticker::start(&device, json, move || connected.is_connected())?;
-    let result = server.run();
-    drop(ticker);
-    drop(windows);
-    drop(server);
-    if json {
-        let ended = Ended {
-            event: "ended",
-            clients: handle.clients(),
-            copied_bytes: vdpa.map(|path| path.copied_bytes()),
-            totals: Totals::of(&device),
-        };
-        output::print(&ended, true)?;
-    }
-    Ok(result?)
+    let name = args.socket.display().to_string();
+    let place = format!("on {name}");
+    let (spec, listening) = (serve.disk.to_string(), device.clone());
+    let (handle, stop, connected) = (server.handle(), server.handle(), server.handle());
+    let socket = args.socket.clone();
+    let totals = device.clone();
+    let run = move || {
+        let result = server.run();
+        drop(server);
+        if json {
+            let ended = Ended {
+                event: "ended",
+                socket,
+                clients: handle.clients(),
+                copied_bytes: vdpa.map(|path| path.copied_bytes()),
+                totals: Totals::of(&totals),
+            };
+            output::print(&ended, true)?;
+        }
+        Ok(result?)
+    };
+    Ok(Ready {
+        served: Served::new(name, serve, stack, device),
+        announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
+        connected: Box::new(move || connected.is_connected()),
+        stop: Box::new(move || stop.stop()),
+        run: Box::new(run),
+    })
 }

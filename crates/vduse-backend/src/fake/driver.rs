@@ -5,6 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::thread::CpuSet;
+
 use super::{FakeDevice, FakeKernel, FakeRegion, PoisonError};
 use crate::kernel::VqInfo;
 use crate::message::{Answer, Message, Request};
@@ -165,6 +167,17 @@ impl FakeDriver {
                     let _ = kick.write(1);
                 }
                 None => vq.kicked = true,
+            }
+        });
+    }
+
+    /// Says on which CPUs the driver takes the interrupts of a queue.
+    pub fn set_vq_cpus(&self, index: u16, cpus: &[usize]) {
+        self.with(|device| {
+            if let Some(vq) = device.vqs.get_mut(usize::from(index)) {
+                let mut set = CpuSet::new();
+                cpus.iter().for_each(|cpu| set.set(*cpu));
+                vq.cpus = Some(set);
             }
         });
     }

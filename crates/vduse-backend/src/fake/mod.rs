@@ -14,6 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::thread::CpuSet;
 use virtio_blk_core::memory::Permissions;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -46,6 +47,8 @@ struct Vq {
     /// A kick came while there was no eventfd.
     kicked: bool,
     irqs: u64,
+    /// Where the driver takes interrupts; `None`: the kernel does not tell.
+    cpus: Option<CpuSet>,
 }
 
 #[derive(Debug)]
@@ -286,6 +289,13 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn vq_cpus(&self, name: &str, index: u16) -> io::Result<CpuSet> {
+        let world = self.0.lock();
+        let device = world.devices.get(name).ok_or_else(|| os(libc::ENOENT))?;
+        let vq = device.vqs.get(usize::from(index));
+        vq.and_then(|vq| vq.cpus).ok_or_else(|| os(libc::ENOENT))
+    }
+
     fn boot_id(&self) -> io::Result<String> {
         Ok(self.0.lock().boot.clone())
     }
@@ -303,6 +313,7 @@ impl FakeDevice {
             *vq = Vq {
                 max_size: vq.max_size,
                 irqs: vq.irqs,
+                cpus: vq.cpus.take(),
                 ..Vq::default()
             };
         }

@@ -27,7 +27,7 @@ use virtio_blk_driver::testmem::Space;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// How long to wait for what must come.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub type Guest = GuestMemoryMmap<()>;
 
@@ -200,6 +200,7 @@ pub struct Rig {
     pub queues: Vec<Driver<Arc<Guest>>>,
     pub dir: tempfile::TempDir,
     pub options: Options,
+    name: &'static str,
     life: u64,
     server: Option<Running>,
 }
@@ -232,12 +233,18 @@ impl Rig {
     }
 
     pub fn with(kernel: FakeKernel, disk: StallDisk, queues: u16) -> Self {
+        Self::named(NAME, kernel, disk, queues)
+    }
+
+    /// With a device of this name; a kernel may have several.
+    pub fn named(name: &'static str, kernel: FakeKernel, disk: StallDisk, queues: u16) -> Self {
         let file = memfd(LIFE * LIVES);
         let memory = Arc::new(OwnedFd::from(file.try_clone().unwrap()));
         let size = (LIFE * LIVES) as usize;
         let range = (GuestAddress(BASE), size, Some(FileOffset::new(file, 0)));
         let mut rig = Self {
-            bus: kernel.driver(NAME),
+            name,
+            bus: kernel.driver(name),
             kernel,
             disk,
             guest: Arc::new(Guest::from_ranges_with_files([range]).unwrap()),
@@ -270,7 +277,7 @@ impl Rig {
             state_dir: self.dir.path().join("state"),
             // A fifth of it is what a message gets: one second.
             msg_timeout: Some(5),
-            ..ServerOptions::new(NAME)
+            ..ServerOptions::new(self.name)
         }
     }
 

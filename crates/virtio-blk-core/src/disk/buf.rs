@@ -3,13 +3,21 @@
 
 //! The data of one operation: host memory segments and what keeps them mapped.
 
+use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::sync::Arc;
 
+use vm_memory::atomic::GuestMemoryLoadGuard;
+
+use crate::memory::IotlbTable;
+
 /// Anything whose existence keeps a buffer's memory mapped: a guard on guest memory, an allocation.
-pub trait KeepAlive: Send + Sync + 'static {}
-impl<T: Send + Sync + 'static> KeepAlive for T {}
+pub trait KeepAlive: Any + Send + Sync {}
+impl<T: Any + Send + Sync> KeepAlive for T {}
+
+/// What holds the memory of a queue over an I/O TLB.
+type Translated = GuestMemoryLoadGuard<IotlbTable>;
 
 /// An ordered list of host memory segments, together with an owner of that memory.
 ///
@@ -214,6 +222,18 @@ impl IoBuf {
         self.segments()
             .iter()
             .all(|s| (s.iov_base as usize | s.iov_len) & mask == 0)
+    }
+
+    /// Whether the memory is still the one that it was, as far as can be told: a transport may take it away from
+    /// requests that do not end, and then zeroes are found there. A disk that copies data itself asks after the
+    /// copy (and before, if it copies to where the data stays), and fails a write with `EFAULT` whose data is lost.
+    pub fn is_intact(&self) -> bool {
+        let keep = self.0.as_ref().and_then(|inner| inner.keep.as_ref());
+        let translated = keep.and_then(|keep| {
+            let keep: &dyn Any = &**keep;
+            keep.downcast_ref::<Translated>()
+        });
+        translated.is_none_or(|table| table.is_intact())
     }
 
     /// Appends to `out` the pieces that cover this buffer from byte `offset` on: at most `max_len`

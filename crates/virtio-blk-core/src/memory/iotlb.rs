@@ -4,7 +4,9 @@
 //! I/O virtual memory: which host memory lies at which address for a device (the kernel's
 //! `vhost_iotlb`).
 
+use std::fmt;
 use std::iter::FusedIterator;
+use std::sync::Arc;
 
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
@@ -104,6 +106,17 @@ impl IotlbMapping {
 #[derive(Clone, Debug, Default)]
 pub struct IotlbTable {
     mappings: Vec<IotlbMapping>,
+    intact: Option<Intact>,
+}
+
+/// How to ask whether memory is still there.
+#[derive(Clone)]
+struct Intact(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for Intact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Intact")
+    }
 }
 
 /// An [`IotlbTable`] that can be exchanged under the queues that use it.
@@ -114,7 +127,19 @@ impl IotlbTable {
     pub const fn new() -> Self {
         Self {
             mappings: Vec::new(),
+            intact: None,
         }
+    }
+
+    /// Says how to ask whether all of the memory is still there, where it can be taken away under whoever
+    /// uses it: [`crate::disk::IoBuf::is_intact`] does. `intact` is called often, on any thread.
+    pub fn ask_intact(&mut self, intact: impl Fn() -> bool + Send + Sync + 'static) {
+        self.intact = Some(Intact(Arc::new(intact)));
+    }
+
+    /// Whether the memory is still there, as far as can be told.
+    pub(crate) fn is_intact(&self) -> bool {
+        self.intact.as_ref().is_none_or(|Intact(intact)| intact())
     }
 
     /// Adds a mapping.

@@ -242,6 +242,9 @@ impl State {
                 buf.copy_in(0, range);
             }
             OpKind::Write { .. } => {
+                if !buf.is_intact() {
+                    return Err(DiskError::from_errno(libc::EFAULT));
+                }
                 buf.copy_out(0, range);
             }
             OpKind::WriteZeroes { .. } => range.fill(0),

@@ -210,7 +210,14 @@ impl Shared {
                 self.chunks.read(offset, buf);
                 Ok(())
             }
-            OpKind::Write { offset, .. } => self.chunks.write(offset, buf, &self.capacity),
+            OpKind::Write { offset, .. } => {
+                // Zeroes in place of data that is gone must not be stored; nor may that go unnoticed where it
+                // went in the midst.
+                let lost = || (!buf.is_intact()).then(|| DiskError::from_errno(libc::EFAULT));
+                lost().map_or(Ok(()), Err)?;
+                self.chunks.write(offset, buf, &self.capacity)?;
+                lost().map_or(Ok(()), Err)
+            }
             OpKind::Flush => Ok(()),
             OpKind::Discard { offset, len } | OpKind::WriteZeroes { offset, len, .. } => {
                 // Absent chunks stay absent also without `unmap`: memory in proportion to the length

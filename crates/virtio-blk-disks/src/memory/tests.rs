@@ -4,6 +4,7 @@
 use std::sync::Mutex;
 
 use virtio_blk_core::disk::{IoBuf, Token};
+use virtio_blk_core::memory::{Iotlb, IotlbTable};
 
 use super::*;
 
@@ -266,4 +267,32 @@ fn hostile_operations_are_refused() {
         write(&mut *queue, 512, vec![0; 4096]),
         Err(DiskError::Misaligned)
     ));
+}
+
+#[test]
+fn data_that_was_taken_away_is_not_stored() {
+    let disk = MemoryDisk::new(MIB).unwrap();
+    let mut queue = disk.open_queue(1).unwrap();
+    write(&mut *queue, 512, vec![3; 512]).unwrap();
+    let there = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let mut table = IotlbTable::new();
+    let asked = there.clone();
+    table.ask_intact(move || asked.load(Ordering::SeqCst));
+    let iotlb = Iotlb::new(table);
+    for (intact, expected) in [(false, 3), (true, 0)] {
+        there.store(intact, Ordering::SeqCst);
+        let zeroes: &'static [u8; 512] = &[0; 512];
+        let mut buf = IoBuf::new();
+        buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));
+        // SAFETY: the bytes are there for ever, and a write only reads them.
+        unsafe { buf.push(zeroes.as_ptr().cast_mut(), 512) };
+        assert_eq!(buf.is_intact(), intact);
+        let kind = OpKind::Write {
+            offset: 512,
+            fua: false,
+        };
+        let (result, _) = run(&mut *queue, kind, buf);
+        assert_eq!(result.is_ok(), intact, "{result:?}");
+        assert_eq!(read(&mut *queue, 512, 512), [expected; 512]);
+    }
 }

@@ -302,6 +302,11 @@ impl Job {
             self.op
                 .buf
                 .copy_out(self.done as usize, chunk.bytes(self.asked));
+            if !self.op.buf.is_intact() {
+                // What was copied may be zeroes in place of the data.
+                let lost = DiskError::from_errno(libc::EFAULT);
+                return ControlFlow::Break(Step::Done(Err(lost)));
+            }
         }
         self.segments.clear();
         self.segments.push(chunk.segment(self.asked));
