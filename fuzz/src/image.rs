@@ -65,6 +65,9 @@ pub struct Image<M> {
     end: u64,
 }
 
+/// How the pages of [`Kind::Naive`] lie.
+pub const NAIVE_SEED: u8 = 3;
+
 /// Something to do with whatever memory a [`Kind`] asks for.
 pub trait OnMemory {
     fn call<M: GuestMemory + Send + Sync + 'static>(self, image: &Image<M>, space: Space);
@@ -79,7 +82,10 @@ pub fn with_memory(kind: &Kind, pages: usize, what: impl OnMemory) {
         Kind::Fragmented { seed } => {
             behind_iommu(testmem::fragmented(len, u64::from(*seed)).unwrap(), what)
         }
-        Kind::Naive => behind_iommu(testmem::fragmented_naive(len, 3).unwrap(), what),
+        Kind::Naive => behind_iommu(
+            testmem::fragmented_naive(len, NAIVE_SEED.into()).unwrap(),
+            what,
+        ),
     }
 }
 
