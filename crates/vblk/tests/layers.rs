@@ -457,3 +457,36 @@ fn help_shows_the_layers() {
         }
     }
 }
+
+/// A format writes its last when nobody has the disk any longer, which the servers of metrics and control must not hinder.
+#[test]
+fn the_disk_is_let_go_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qcow2");
+    let qemu_img = |args: &[&str]| {
+        let mut command = Command::new("qemu-img");
+        command.args(args).arg(&path).stdout(Stdio::null());
+        command
+    };
+    let made = qemu_img(&["create", "-q", "-f", "qcow2", "-o", "size=32M"]).status();
+    let made =
+        made.unwrap_or_else(|e| panic!("can't run qemu-img ({e}): apt-get install qemu-utils"));
+    assert!(made.success());
+    let mut served = Served::start(
+        &format!("qcow2:{}", path.display()),
+        &["--metrics", "127.0.0.1:0"],
+    );
+    verify::run(&Config::new(served.socket(), 300)).unwrap();
+    // A client that stays.
+    let mut idle = UnixStream::connect(served.control()).unwrap();
+    idle.write_all(b"{\"command\":\"disks\"}\n").unwrap();
+    let mut answer = String::new();
+    BufReader::new(&idle).read_line(&mut answer).unwrap();
+    assert!(answer.contains("ok"), "{answer}");
+    let pid = served.child.id().try_into().unwrap();
+    // SAFETY: plain kill(2), of a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert!(served.child.wait().unwrap().success());
+    let checked = qemu_img(&["check", "-q", "-f", "qcow2"]).status().unwrap();
+    assert_eq!(checked.code(), Some(0), "clusters that belong to nobody");
+}

@@ -16,9 +16,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Served;
 use super::act::{self, Marks};
 use super::stats::{Before, Stats};
+use super::{Served, Shown};
 
 /// The longest line.
 const MAX_LINE: u64 = 64 << 10;
@@ -148,14 +148,17 @@ fn execute(
     }
 }
 
-fn answer(served: &[Served], line: &str, seen: &mut Seen) -> Value {
-    match take(served, line, seen) {
+fn answer(shown: &Shown, line: &str, seen: &mut Seen) -> Value {
+    let Some(served) = shown.upgrade() else {
+        return json!({"error": "the server is ending"});
+    };
+    match take(&served, line, seen) {
         Ok(value) => json!({"ok": value}),
         Err(error) => json!({"error": error.to_string()}),
     }
 }
 
-fn serve(served: &[Served], stream: UnixStream) -> io::Result<()> {
+fn serve(shown: &Shown, stream: UnixStream) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     let mut seen = Seen::new();
@@ -165,7 +168,7 @@ fn serve(served: &[Served], stream: UnixStream) -> io::Result<()> {
         if !line.ends_with('\n') {
             return Ok(());
         }
-        let mut answer = answer(served, &line, &mut seen).to_string();
+        let mut answer = answer(shown, &line, &mut seen).to_string();
         answer.push('\n');
         writer.write_all(answer.as_bytes())?;
     }
@@ -191,7 +194,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
 }
 
 impl Control {
-    pub(super) fn start(path: &Path, served: Vec<Served>) -> io::Result<Self> {
+    pub(super) fn start(path: &Path, shown: Shown) -> io::Result<Self> {
         let listener = bind(path).map_err(|error| {
             io::Error::new(
                 error.kind(),
@@ -201,20 +204,23 @@ impl Control {
         let this = Self {
             path: path.to_owned(),
         };
-        let served = Arc::new(served);
+        let clients = Arc::new(());
         std::thread::Builder::new()
             .name("vblk-control".into())
             .spawn(move || {
                 for stream in listener.incoming() {
                     let accepted = stream.and_then(|stream| {
                         // The listener holds one, and each client.
-                        if Arc::strong_count(&served) > MAX_CLIENTS {
+                        if Arc::strong_count(&clients) > MAX_CLIENTS {
                             return Err(io::Error::other("too many clients"));
                         }
-                        let served = served.clone();
+                        let (client, shown) = (clients.clone(), shown.clone());
                         std::thread::Builder::new()
                             .name("vblk-client".into())
-                            .spawn(move || serve(&served, stream))
+                            .spawn(move || {
+                                let _client = client;
+                                serve(&shown, stream)
+                            })
                     });
                     if let Err(error) = accepted {
                         log::warn!("control socket: {error}");

@@ -16,8 +16,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use virtio_blk_disks::meter::{ClassStats, Latency, OpClass, QueueStats};
 
-use super::Served;
 use super::stats::Stats;
+use super::{Served, Shown};
 
 /// How long a client may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,12 +29,12 @@ const ENDS: std::ops::RangeInclusive<u32> = 10..=33;
 type Labels = Vec<(&'static str, String)>;
 
 /// Has the numbers fetched by HTTP, on a thread of its own. Answers the address.
-pub(super) fn start(address: SocketAddr, served: Vec<Served>) -> io::Result<SocketAddr> {
+pub(super) fn start(address: SocketAddr, shown: Shown) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind(address)
         .map_err(|error| io::Error::new(error.kind(), format!("--metrics {address}: {error}")))?;
     let address = listener.local_addr()?;
     let mut registry = Registry::with_prefix("vblk");
-    registry.register_collector(Box::new(All(served)));
+    registry.register_collector(Box::new(All(shown)));
     std::thread::Builder::new()
         .name("vblk-metrics".into())
         .spawn(move || {
@@ -190,11 +190,17 @@ fn gauge(
 
 /// All disks of the process.
 #[derive(Debug)]
-struct All(Vec<Served>);
+struct All(Shown);
 
 impl Collector for All {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let disks: Vec<Disk> = self.0.iter().map(Disk::of).collect();
+        // None of them, if the process ends.
+        let served = self.0.upgrade();
+        let disks: Vec<Disk> = served
+            .iter()
+            .flat_map(|all| all.iter())
+            .map(Disk::of)
+            .collect();
         operations(&mut encoder, &disks)?;
         throttles(&mut encoder, &disks)?;
         let dirty = disks.iter().flat_map(|disk| {

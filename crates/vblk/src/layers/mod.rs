@@ -14,7 +14,8 @@ pub mod top;
 use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
@@ -141,16 +142,25 @@ struct Fetching {
     address: SocketAddr,
 }
 
+/// How long the end waits for what a client has asked for.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
+/// The disks, as the threads of these servers have them: no longer than for a request. A format writes its last when
+/// the disk is dropped, which must be before the process ends, as these threads do not.
+type Shown = Weak<Vec<Served>>;
+
 /// The servers of metrics and control, until it is dropped.
 pub struct Windows {
+    served: Option<Arc<Vec<Served>>>,
     _control: Option<control::Control>,
 }
 
 impl Windows {
     /// Starts those that the options ask for.
     pub fn open(args: &LayerArgs, served: Vec<Served>, json: bool) -> Result<Self, Box<dyn Error>> {
+        let served = Arc::new(served);
         if let Some(address) = args.metrics {
-            let address = metrics::start(address, served.clone())?;
+            let address = metrics::start(address, Arc::downgrade(&served))?;
             if json {
                 let event = "metrics";
                 output::print(&Fetching { event, address }, true)?;
@@ -159,9 +169,26 @@ impl Windows {
             }
         }
         let control = match &args.control {
-            Some(path) => Some(control::Control::start(path, served)?),
+            Some(path) => Some(control::Control::start(path, Arc::downgrade(&served))?),
             None => None,
         };
-        Ok(Self { _control: control })
+        Ok(Self {
+            served: Some(served),
+            _control: control,
+        })
+    }
+}
+
+impl Drop for Windows {
+    fn drop(&mut self) {
+        let shown = self.served.take().map(|served| Arc::downgrade(&served));
+        let until = Instant::now() + LAST_REQUEST;
+        while shown
+            .as_ref()
+            .is_some_and(|shown| shown.strong_count() != 0)
+            && Instant::now() < until
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
