@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::os::fd::RawFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -222,31 +223,52 @@ impl Queue {
         self.memory
     }
 
+    /// Polls readable when a request has completed since it was last read: an eventfd.
+    ///
+    /// # Errors
+    /// A queue that is polled has none.
+    pub fn completion_fd(&self) -> Result<RawFd, Error> {
+        let fd = self.queue.get_completion_fd();
+        fd.ok_or_else(|| Error::Config("a polled queue has no completion descriptor".into()))
+    }
+
     /// Submits what was queued, waits until something completed and appends that to `done`.
     ///
     /// # Errors
     /// Nothing completed for a minute, or the driver failed.
     pub fn wait(&mut self, in_flight: usize, done: &mut Vec<Completion>) -> Result<(), Error> {
         let mut patience = PATIENCE;
-        let result = self
-            .queue
-            .do_io(&mut self.completions, 1, Some(&mut patience), None);
-        let count = match result {
-            Ok(count) => count,
-            Err(e) if e.errno() == Errno::TIME => {
-                return Err(Error::Lost {
+        match self.io(1, Some(&mut patience), done) {
+            Err(Error::Driver { source, .. }) if source.errno() == Errno::TIME => {
+                Err(Error::Lost {
                     queue: self.index,
                     in_flight,
                     waited: PATIENCE,
-                });
+                })
             }
-            Err(source) => {
-                return Err(Error::Driver {
-                    step: "do_io",
-                    source,
-                });
-            }
-        };
+            other => other.map(drop),
+        }
+    }
+
+    /// Submits what was queued and appends to `done` what has completed, without waiting; at most [`Queue::BATCH`].
+    /// Answers how many.
+    ///
+    /// # Errors
+    /// The driver failed.
+    pub fn take(&mut self, done: &mut Vec<Completion>) -> Result<usize, Error> {
+        self.io(0, None, done)
+    }
+
+    fn io(
+        &mut self,
+        least: usize,
+        patience: Option<&mut Duration>,
+        done: &mut Vec<Completion>,
+    ) -> Result<usize, Error> {
+        let count = self
+            .queue
+            .do_io(&mut self.completions, least, patience, None)
+            .map_err(Error::driver("do_io"))?;
         for completion in &self.completions[..count] {
             // SAFETY: `do_io` has filled the first `count`.
             let completion = unsafe { completion.assume_init_ref() };
@@ -255,7 +277,7 @@ impl Queue {
                 ret: completion.ret,
             });
         }
-        Ok(())
+        Ok(count)
     }
 }
 

@@ -5,11 +5,12 @@
 //!
 //! The driver is the `blkio` crate; for what it does not do there is a client of our own, [`frontend`].
 //! [`verify`] runs random operations on several queues and compares every byte with a [`model`] that knows
-//! what is in flight; [`compare`] measures servers side by side; [`throttle`] looks how exactly limits are kept; [`server`] starts the server to look at,
-//! ours or `qemu-storage-daemon`. Not published: for this workspace's tests,
+//! what is in flight; [`compare`] measures servers side by side; [`throttle`] looks how exactly limits are kept;
+//! [`client_disk`] makes a disk of a server; [`server`] starts the server to look at, ours or `qemu-storage-daemon`. Not published: for this workspace's tests,
 //! `cargo xtask verify` and `cargo xtask bench`.
 
 pub mod client;
+pub mod client_disk;
 pub mod compare;
 pub mod cpu;
 mod error;

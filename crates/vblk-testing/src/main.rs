@@ -5,11 +5,16 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use vblk_testing::server::{Config as ServerConfig, Disk, Program, Server};
+use vblk_testing::client_disk::{self, ClientDisk};
+use vblk_testing::server::{self, Config as ServerConfig, Disk, Program};
 use vblk_testing::{Error, compare, pattern, throttle, verify};
+use vduse_backend::{Linux, Server, ServerOptions};
+use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
 /// Looks at a vhost-user-blk server from the outside.
 #[derive(Debug, Parser)]
@@ -26,6 +31,21 @@ enum Command {
     Compare(Compare),
     /// How exactly limits are kept; fails if one is off by more than 2 percent. Wants a quiet machine.
     Throttle(Throttle),
+    /// A VDUSE device of what a vhost-user server serves, until it is killed.
+    Vduse(Vduse),
+}
+
+#[derive(Debug, Args)]
+struct Vduse {
+    /// The server's socket.
+    #[arg(long)]
+    socket: PathBuf,
+    /// The device's name.
+    #[arg(long)]
+    name: String,
+    /// Queues.
+    #[arg(long, default_value_t = 1)]
+    queues: u16,
 }
 
 #[derive(Debug, Args)]
@@ -149,6 +169,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify(&args),
         Command::Compare(args) => compare(args),
         Command::Throttle(args) => throttle(args),
+        Command::Vduse(args) => vduse(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -194,6 +215,22 @@ fn throttle(args: Throttle) -> Result<(), Error> {
             row.limit, row.depth, row.off
         ))),
     }
+}
+
+fn vduse(args: &Vduse) -> Result<(), Error> {
+    let failed = |error: &dyn std::error::Error| Error::Config(format!("{}: {error}", args.name));
+    let disk = ClientDisk::connect(&args.socket, args.queues)?;
+    let options = Options {
+        queues: args.queues,
+        queue_size: client_disk::DEPTH,
+        config_wce: false,
+        transport_features: ACCESS_PLATFORM,
+        ..Options::default()
+    };
+    let device = Device::new(Arc::new(disk), options).map_err(|error| failed(&error))?;
+    let options = ServerOptions::new(args.name.as_str());
+    let server = Server::new(Arc::new(Linux), device, options).map_err(|error| failed(&error))?;
+    server.run().map(drop).map_err(|error| failed(&error))
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, Error> {
@@ -246,7 +283,7 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
         }
         DiskKind::Memory => Disk::Memory(LEN),
     };
-    let server = Server::start(&ServerConfig {
+    let server = server::Server::start(&ServerConfig {
         program: match args.server {
             ServerKind::Vblk => Program::Vblk(args.vblk.clone()),
             ServerKind::Qsd => Program::QemuStorageDaemon,
