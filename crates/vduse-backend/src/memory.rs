@@ -256,3 +256,6 @@ impl AddressSpace {
         let _ = rustix::io::read(&self.alarm, &mut count);
     }
 }
+
+#[cfg(test)]
+mod tests;
