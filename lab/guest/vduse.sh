@@ -48,7 +48,14 @@ moves() {
     serve disk0 raw:/tmp/disk0.img --queues 4 --serial switched --attach vhost
     eventually 20 test -c /dev/vhost-vdpa-0
     GROW='truncate -s $(($(stat -c %s /tmp/disk0.img) + 16777216)) /tmp/disk0.img' \
-        vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 || fail "$(cat /tmp/disk0.log)"
+        vhost-vdpa-switch /dev/vhost-vdpa-0 4 "$1" 10 >/tmp/moves || fail "$(cat /tmp/moves /tmp/disk0.log)"
+    cat /tmp/moves
+    # From Linux 7.3 on VDUSE passes SUSPEND on, and ours has it.
+    case "$(uname -r)" in
+    [1-6].* | 7.[0-2].*) method="with vCPUs paused" ;;
+    *) method="by SUSPEND" ;;
+    esac
+    grep -q "[ ,][1-9][0-9]* $method" /tmp/moves || fail "not one was $method"
     serving disk0
     end_server disk0
 
