@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use common::bench::{Bench, Setup, Switch, bench, delays, other, progress};
+use common::bench::{Bench, Setup, Switch, advances, bench, delays, other, progress};
 use common::device::Profile;
 use common::guest::PLUGGED;
 use vdpa_bus::Callback;
@@ -33,11 +33,10 @@ fn layers_see_requests_on_the_slow_path_only() {
         progress(total);
         assert_eq!(seen.load(Ordering::SeqCst), 0);
         switch.switch_to(Path::Slow).unwrap();
-        progress(total);
+        advances(|| seen.load(Ordering::SeqCst));
         switch.switch_to(Path::Fast).unwrap();
     });
     let slow = seen.load(Ordering::SeqCst);
-    assert!(slow >= 50);
     bench.run(|_, _, total| progress(total));
     assert_eq!(seen.load(Ordering::SeqCst), slow);
 }
@@ -177,8 +176,7 @@ fn auto_follows_a_stack_of_layers() {
             change(&["meter"]);
             assert_eq!((switch.path(), seen_queues(switch)), (Path::Slow, 4));
             let meter = stack.meter().unwrap();
-            progress(total);
-            assert!(meter.total().class(OpClass::Read).count() > 0);
+            advances(|| meter.total().class(OpClass::Read).count());
             // Another layer comes and goes while requests are in flight.
             change(&["meter", "throttle=iops:1000000"]);
             progress(total);
