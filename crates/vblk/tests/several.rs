@@ -94,6 +94,12 @@ fn two_disks_are_shown_and_changed_by_name() {
         "--metrics",
         "127.0.0.1:0",
     ]);
+    // What tells that drivers can come is last.
+    let address = served.event("metrics")["address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    UnixStream::connect(&control).unwrap();
     let first = served.event("listening");
     assert_eq!(
         [&first["socket"], &first["queues"], &first["read_only"]],
@@ -104,13 +110,6 @@ fn two_disks_are_shown_and_changed_by_name() {
         [&second["socket"], &second["queues"], &second["read_only"]],
         [&json!(b), &json!(4), &json!(true)]
     );
-    let address = served.event("metrics")["address"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    while UnixStream::connect(&control).is_err() {
-        std::thread::yield_now();
-    }
     verify::run(&Config::new(&a, 2000)).unwrap();
     assert_eq!(
         Client::connect(b.as_ref()).unwrap().capacity().unwrap(),

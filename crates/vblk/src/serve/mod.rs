@@ -115,10 +115,11 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
             disks.for_each(|disk| refresh(disk.as_ref()));
         },
     )?;
+    // Who reads that drivers can come may ask the control socket at once.
+    let windows = Windows::open(&common.layers, served.clone(), json)?;
     for announce in announcements {
         announce()?;
     }
-    let windows = Windows::open(&common.layers, served.clone(), json)?;
     let devices = served.into_iter().map(|one| one.device).collect();
     let ticker = Ticker::start(devices, json, move || connected.iter().any(|is| is()))?;
     let result = run_all(runs, commands.len());
