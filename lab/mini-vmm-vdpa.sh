@@ -10,7 +10,7 @@
 . /lab/vduse.sh
 . /lab/nested.sh
 
-switches=20
+switches=100
 
 control() {
     mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || fail "ctl $*: $(cat /tmp/disk0.log)"
@@ -30,7 +30,7 @@ round=0
 until [ -e /tmp/grown ]; do
     round=$((round + 1))
     rm -f /fio
-    verify /fio --rw=randrw --size=1M --iodepth=16
+    verify /fio --rw=randrw --size=4M --numjobs=2 --iodepth=32 --offset_increment=4M --cpus_allowed=0-1 --cpus_allowed_policy=split
     echo "NESTED verified $round"
     [ "$(cat /sys/block/vda/size)" != $((320 * 2048)) ] || touch /tmp/grown
 done
@@ -47,20 +47,31 @@ step "NESTED a disk came and went"
 exit 0
 NESTED
 root_image
-serve disk0 raw:/tmp/root.img --queues 2 --attach vhost
+# Requests take up to 20 ms each and pass one another, so that moves meet many in flight.
+serve disk0 raw:/tmp/root.img,fault=delay:0.02/reorder:on --queues 4 --attach vhost
 eventually 20 test -c /dev/vhost-vdpa-0
 
 step "the machine; $switches moves under fio"
 : >/tmp/log
 root=vdpa:/dev/vhost-vdpa-0
 # Layers halve the queues.
-words="nested.queues=1"
+words="nested.queues=2"
 run /tmp/log --control /tmp/control &
 machine=$!
 eventually 300 said /tmp/log "NESTED works"
 at fast
 moved=0
 refused=0
+flying=0
+busy=0
+
+# count: what was in flight at the last move, by its report.
+count() {
+    number=$(sed -n 's/.*"in_flight": \([0-9]*\).*/\1/p' /tmp/answer | head -n 1)
+    flying=$((flying + ${number:-0}))
+    [ "${number:-0}" = 0 ] || busy=$((busy + 1))
+}
+
 while [ $moved -lt "$switches" ]; do
     [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
     # Every other time by a layer.
@@ -71,6 +82,9 @@ while [ $moved -lt "$switches" ]; do
         [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
     done
     at slow
+    count
+    # The guest had to wait for what was in flight; it asks for more.
+    sleep 0.1
     while [ "$1" != -- ]; do shift; done
     shift
     until mini-vmm ctl --control /tmp/control "$@" >/tmp/answer 2>&1; do
@@ -78,10 +92,13 @@ while [ $moved -lt "$switches" ]; do
         [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
     done
     at fast
+    count
+    sleep 0.1
     moved=$((moved + 2))
 done
 cat /tmp/answer
-step "$moved moves, $refused tries in vain"
+step "$moved moves, $busy of them with requests in flight, $flying in all; $refused tries in vain"
+[ $busy -gt $((moved / 4)) ] || fail "hardly ever a request in flight"
 
 step "pause and resume on both paths"
 for path in slow fast; do

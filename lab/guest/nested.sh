@@ -76,9 +76,10 @@ root_image() {
 }
 
 # run LOG OPTIONS...: a machine with two vCPUs and the root disk; its console goes to LOG. $words are more of the
-# guest's command line, $root is its first disk.
+# guest's command line, $root is its first disk, $kernel its kernel.
 words=""
 root=raw:/tmp/root.img
+kernel=/lab/vmlinuz
 run() {
     log=$1
     shift
@@ -86,9 +87,11 @@ run() {
     tail -f "$log" &
     tail=$!
     status=0
-    mini-vmm --kernel /lab/vmlinuz --initramfs /tmp/nested.cpio --cmdline "$cmdline $words" \
+    mini-vmm --kernel "$kernel" --initramfs /tmp/nested.cpio --cmdline "$cmdline $words" \
         --disk "$root" --cpus 2 --memory 256 "$@" </dev/null >"$log" 2>&1 || status=$?
     kill $tail
+    # Its last words may have come too late for `tail`.
+    [ $status = 0 ] || tail -n 20 "$log"
     return $status
 }
 

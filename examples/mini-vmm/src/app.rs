@@ -47,7 +47,7 @@ struct Args {
     /// How disks are attached
     #[arg(long, value_enum)]
     transport: Option<Transport>,
-    /// Request queues of each disk
+    /// Request queues of each disk: one per vCPU, or as many as in the snapshot, unless told otherwise
     #[arg(long, value_name = "N")]
     queues: Option<u16>,
     /// vCPUs
@@ -227,12 +227,14 @@ fn disks(args: &Args, payload: &Payload, from: Option<&Snapshot>) -> Result<Vec<
         Payload::Builtin(_) => Transport::Mmio,
     };
     let transport = args.transport.unwrap_or(usual);
-    let queues = args.queues.unwrap_or(args.cpus.into());
     let saved: Vec<_> = from.map_or_else(Vec::new, |from| from.disks.iter().collect());
     let mut disks = Vec::new();
     for (index, name) in args.disk.iter().enumerate() {
+        let saved = saved.get(index);
+        let usual = saved.and_then(|(_, saved)| saved.queues().try_into().ok());
+        let queues = args.queues.or(usual).unwrap_or(args.cpus.into());
         let mut disk = OpenDisk::open(index, name, queues, transport)?;
-        if let Some((number, saved)) = saved.get(index) {
+        if let Some((number, saved)) = saved {
             disk.number = **number;
             (disk.transport, disk.slot) = match saved {
                 SavedDisk::Pci { slot, .. } => (Transport::Pci, Some(*slot)),

@@ -50,6 +50,16 @@ pub enum SavedDisk {
     Mmio(SavedMmio),
 }
 
+impl SavedDisk {
+    /// How many queues it had.
+    pub fn queues(&self) -> usize {
+        match self {
+            Self::Pci { device, .. } => device.block.queues(),
+            Self::Mmio(device) => device.block.queues(),
+        }
+    }
+}
+
 /// What KVM emulates outside the vCPUs.
 #[derive(Serialize, Deserialize)]
 pub struct Chips {

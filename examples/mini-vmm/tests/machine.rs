@@ -119,7 +119,16 @@ fn pause_snapshot_and_restore_at_work() {
     let (socket, snapshot) = (path("socket"), path("snapshot"));
     File::create(&image).unwrap().set_len(64 << 20).unwrap();
     let disk = format!("raw:{}", image.display());
-    let mut command = mini_vmm(&["--memory", "32", "--disk", &disk, "--control"]);
+    let options = [
+        "--memory",
+        "32",
+        "--disk",
+        &disk,
+        "--queues",
+        "3",
+        "--control",
+    ];
+    let mut command = mini_vmm(&options);
     let child = command.arg(&socket).stdout(Stdio::piped()).spawn().unwrap();
     let mut running = Running(child);
     while !ctl(&socket, &["pause"]).status.success() {
@@ -148,7 +157,10 @@ fn pause_snapshot_and_restore_at_work() {
     let mut restored = mini_vmm(&["--disk", &disk, "--restore"]);
     let text = said(&restored.arg(&snapshot).output().unwrap());
     assert!(text.ends_with("guest: done\n"), "{text}");
-    // Other disks than those of the snapshot are refused.
+    // Other queues and disks than those of the snapshot are refused.
+    let mut restored = mini_vmm(&["--disk", &disk, "--queues", "2", "--restore"]);
+    let output = restored.arg(&snapshot).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("had 3 queues, not 2"));
     let mut restored = mini_vmm(&["--disk", &disk, "--disk", "null:1M", "--restore"]);
     let output = restored.arg(&snapshot).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("other disks"));

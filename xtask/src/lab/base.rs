@@ -23,19 +23,21 @@ use super::tools::copy_tools;
 /// Where the tools in the guest come from. Independent of the kernel's suite and of the host.
 const TOOLS_SUITE: &str = "bookworm";
 const KERNEL_META: &str = "linux-image-cloud-amd64";
-const TOOL_PACKAGES: [&str; 12] = [
+const TOOL_PACKAGES: [&str; 14] = [
     "busybox-static",
     "dash",
     "e2fsprogs",
     "fdisk",
     "fio",
     "iproute2",
+    "kexec-tools",
     "kmod",
     "mount",
     "qemu-system-common",
     "qemu-utils",
     "util-linux",
     "zlib1g",
+    "zstd",
 ];
 /// Loadable modules that scripts may ask for; what these need comes along. One that the kernel doesn't
 /// have as a module (built in, or not built) is passed over.

@@ -12,7 +12,7 @@ use std::process::Command;
 use super::error::{Context, Error, Result};
 use super::process::output;
 
-const PROGRAMS: [&str; 24] = [
+const PROGRAMS: [&str; 26] = [
     "blkdiscard",
     "blkid",
     "blkzone",
@@ -24,6 +24,7 @@ const PROGRAMS: [&str; 24] = [
     "fio",
     "fsck.ext4",
     "fstrim",
+    "kexec",
     "lsblk",
     "mke2fs",
     "mkfs.ext4",
@@ -37,6 +38,7 @@ const PROGRAMS: [&str; 24] = [
     "umount",
     "unshare",
     "vdpa",
+    "zstd",
 ];
 const PROGRAM_DIRECTORIES: [&str; 4] = ["usr/bin", "usr/sbin", "bin", "sbin"];
 const LIBRARY_DIRECTORIES: [&str; 3] = [

@@ -89,7 +89,7 @@ pub struct MmioBlock {
 /// A device as saved.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedMmio {
-    block: SavedBlock,
+    pub block: SavedBlock,
     interrupt_status: u32,
     selectors: [u32; 3],
 }

@@ -111,7 +111,7 @@ pub struct PciBlock {
 /// A device as saved.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SavedPci {
-    block: SavedBlock,
+    pub block: SavedBlock,
     config: Vec<u8>,
     table: Vec<(Entry, bool)>,
     vectors: (u16, Vec<u16>),
@@ -352,15 +352,16 @@ impl PciBlock {
 
     /// Takes over saved state.
     pub fn restore(&mut self, saved: &SavedPci) -> Result<()> {
+        self.block.restore(&saved.block)?;
         let mut vectors = lock(&self.interrupt.vectors);
         if saved.vectors.1.len() != vectors.queues.len() || saved.table.len() != vectors.msix.len()
         {
-            return Err(Error::Snapshot("another number of queues".to_owned()));
+            let text = "vectors of another number of queues".to_owned();
+            return Err(Error::Snapshot(text));
         }
         (vectors.config, vectors.queues) = saved.vectors.clone();
         vectors.msix.restore(&saved.table);
         drop(vectors);
-        self.block.restore(&saved.block)?;
         // Only what the guest could have written comes from the file.
         self.config.write(0, &saved.config);
         self.interrupt.isr.store(saved.isr, Ordering::Release);

@@ -34,6 +34,20 @@ enum SavedBackend {
     },
 }
 
+impl SavedBlock {
+    /// How many queues the device had.
+    pub fn queues(&self) -> usize {
+        self.registers().len()
+    }
+
+    fn registers(&self) -> &[SavedQueue] {
+        match &self.backend {
+            SavedBackend::Own(device) => &device.queues,
+            SavedBackend::Vdpa { queues, .. } => queues,
+        }
+    }
+}
+
 impl Block {
     /// The state of a paused device.
     pub fn save(&mut self) -> Result<SavedBlock> {
@@ -68,16 +82,17 @@ impl Block {
 
     /// Takes over saved state. [`Block::resume`] starts the queues.
     pub fn restore(&mut self, saved: &SavedBlock) -> Result<()> {
+        let (has, had) = (self.queues.len(), saved.queues());
+        if has != had {
+            let text = format!("a disk had {had} queues, not {has}");
+            return Err(Error::Snapshot(text));
+        }
         self.paused = true;
         self.driver_features = saved.driver_features;
         let broken = saved.status & status::DEVICE_NEEDS_RESET != 0;
         self.broken.store(broken, Ordering::Release);
         let max_size = self.backend.queue_size();
-        let queues = match &saved.backend {
-            SavedBackend::Own(device) => &device.queues,
-            SavedBackend::Vdpa { queues, .. } => queues,
-        };
-        for (queue, saved) in self.queues.iter_mut().zip(queues) {
+        for (queue, saved) in self.queues.iter_mut().zip(saved.registers()) {
             queue.state = saved.state(max_size, false);
         }
         let failed = |error: &dyn std::fmt::Display| Error::Snapshot(error.to_string());
