@@ -90,8 +90,7 @@ case $boots in
         verify /dev/$disk --rw=randrw --size=256k --iodepth=16 --offset=16M
         in_flight $disk
     done
-    echo 0 >/proc/sys/kernel/printk
-    nested_reboot dd if=/root/b of=/proc/sysrq-trigger
+    nested_reboot sysrq b
     ;;
 esac
 same "a sudden reset"
@@ -107,7 +106,6 @@ done
 dd if=/dev/vdb of=/dev/null bs=1M skip=95 count=1 2>/dev/null
 exit 0
 NESTED
-printf b >/tmp/root/root/b
 cp /lab/vmlinuz /tmp/root/lab/vmlinuz
 cp /tmp/nested.cpio /tmp/root/lab/initramfs
 root_image

@@ -24,8 +24,7 @@ eventually 20 grep -q attached /tmp/disk0.out
 expect "node" "$(node)" /dev/vda
 verify /dev/vda --rw=randrw --size=1M --iodepth=8
 step "killed, and started again the same way"
-kill -9 "$(cat /tmp/disk0.pid)"
-wait "$(cat /tmp/disk0.pid)" 2>/dev/null || true
+kill_server disk0
 serve disk0 raw:/tmp/disk.img --attach virtio
 eventually 20 grep -q attached /tmp/disk0.out
 expect "node" "$(node)" /dev/vda

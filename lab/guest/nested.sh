@@ -35,6 +35,12 @@ nested_reboot() {
     "$@"
     sleep 100
 }
+
+# sysrq KEY: of the kernel's own, without its last words.
+sysrq() {
+    echo 0 >/proc/sys/kernel/printk
+    printf '%s' "$1" >/proc/sysrq-trigger
+}
 NESTED
     cat >>/tmp/root/nested
     for module in virtio_mmio virtio_blk; do
@@ -104,4 +110,44 @@ said() {
 ended() {
     said "$1" "NESTED ended with 0" || fail "the guest's script failed"
     e2fsck -f -n /tmp/root.img >/tmp/check 2>&1 || fail "$(cat /tmp/check)"
+}
+
+# boots_twice TRANSPORT COMMAND...: a guest uses the disk behind that transport, ends its first boot by the command, and
+# finds its files in the second.
+boots_twice() {
+    transport=$1
+    shift
+    step "a root file system"
+    {
+        echo "ending='$*'"
+        cat <<'NESTED'
+if [ $boots -gt 1 ]; then
+    (cd /data && sha256sum -c sums >/tmp/check) || fail "$(cat /tmp/check)"
+    step "NESTED boot $boots: $(wc -l </data/sums) files are as they were"
+    exit 0
+fi
+expect "CPUs" "$(nproc)" 2
+expect "queues" "$(ls /sys/block/vda/mq | wc -l)" 2
+expect "serial" "$(cat /sys/block/vda/serial)" mini-vmm-0
+echo "bus: $(readlink -f /sys/block/vda/device/..)"
+mkdir /data
+verify /data/fio --rw=randrw --size=1M --numjobs=2 --iodepth=8 --offset_increment=1M --cpus_allowed=0-1 --cpus_allowed_policy=split
+rm /data/fio
+for number in 1 2; do
+    dd if=/dev/urandom of=/data/file$number bs=64k count=$((number * 4)) 2>/dev/null
+done
+(cd /data && sha256sum file* >sums)
+fstrim -v /
+nested_reboot $ending
+NESTED
+    } | nested_script
+    root_image
+    before=$(stat -c %b /tmp/root.img)
+
+    step "the machine"
+    words=nested.$transport
+    run /tmp/log --transport "$transport" || fail "status $?"
+    said /tmp/log "NESTED boot 2" || fail "no second boot"
+    ended /tmp/log
+    echo "blocks of the image before $before, after $(stat -c %b /tmp/root.img)"
 }

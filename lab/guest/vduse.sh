@@ -25,6 +25,12 @@ serving() {
     kill -0 "$(cat "/tmp/$1.pid")" 2>/dev/null || fail "the server is gone: $(cat "/tmp/$1.log")"
 }
 
+# kill_server NAME: as a crash would.
+kill_server() {
+    kill -9 "$(cat "/tmp/$1.pid")"
+    wait "$(cat "/tmp/$1.pid")" 2>/dev/null || true
+}
+
 attach() {
     vdpa dev add name "$1" mgmtdev vduse || fail "vdpa dev add: $(cat "/tmp/$1.log")"
 }

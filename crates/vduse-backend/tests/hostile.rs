@@ -192,11 +192,7 @@ fn memory_that_vanishes_stops_the_device_until_a_reset() {
         last: 0x10_0fff,
         permissions: Permissions::ReadWrite,
     };
-    rig.bus.set_regions(vec![region, rig.region()]);
-    rig.ok(Ask::UpdateIotlb {
-        first: 0,
-        last: u64::MAX,
-    });
+    rig.map(vec![region, rig.region()]);
     gone.set_len(0).unwrap();
     // A descriptor that points to it.
     let table = rig.queues[0].state().desc_table;

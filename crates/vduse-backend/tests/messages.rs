@@ -58,9 +58,7 @@ fn a_reset_with_a_disk_that_hangs_is_answered_in_time_and_cuts_it_off() {
     let mut rig = Rig::new(1);
     rig.disk.inner().set_content(0, &[0xdd; 512]);
     rig.start();
-    rig.disk.stall();
-    let read = rig.submit(0, &Request::read(0, 512));
-    rig.disk.wait_stalled(1);
+    let read = rig.hang(0, &Request::read(0, 512));
     let data = rig.queues[0].data(read).unwrap();
     let used = rig.queues[0].state().used_ring;
     rig.ok(Ask::SetStatus(0));
@@ -100,9 +98,7 @@ fn a_write_from_before_a_reset_never_writes_newer_memory() {
     let mut rig = Rig::new(1);
     rig.disk.inner().set_content(16 * 512, &[0xdd; 512]);
     rig.start();
-    rig.disk.stall();
-    let write = rig.submit(0, &Request::write(16, &[1; 512]));
-    rig.disk.wait_stalled(1);
+    let write = rig.hang(0, &Request::write(16, &[1; 512]));
     let data = rig.queues[0].data(write).unwrap();
     rig.ok(Ask::SetStatus(0));
     rig.guest.write_slice(&[2; 512], data.addr).unwrap();
@@ -121,9 +117,7 @@ fn a_queues_state_is_told_after_a_drain() {
     let mut rig = Rig::new(2);
     rig.start();
     rig.check();
-    rig.disk.stall();
-    let token = rig.submit(1, &Request::write(3, &[5; 512]));
-    rig.disk.wait_stalled(1);
+    let token = rig.hang(1, &Request::write(3, &[5; 512]));
     let state = rig.bus.send(Ask::GetVqState { index: 1 });
     rig.disk.go_on();
     let expected = Answer::VqState {
@@ -148,9 +142,7 @@ fn a_queues_state_is_told_after_a_drain() {
 fn a_state_that_can_not_be_told_in_time_is_refused() {
     let mut rig = Rig::new(1);
     rig.start();
-    rig.disk.stall();
-    rig.submit(0, &Request::write(3, &[5; 512]));
-    rig.disk.wait_stalled(1);
+    rig.hang(0, &Request::write(3, &[5; 512]));
     assert_eq!(
         rig.bus.ask(Ask::GetVqState { index: 0 }),
         Some(Answer::Failed)
@@ -165,9 +157,7 @@ fn a_state_that_can_not_be_told_in_time_is_refused() {
 fn suspending_drains_and_nothing_is_taken_afterwards() {
     let mut rig = Rig::new(2);
     rig.start();
-    rig.disk.stall();
-    rig.submit(0, &Request::write(3, &[5; 512]));
-    rig.disk.wait_stalled(1);
+    rig.hang(0, &Request::write(3, &[5; 512]));
     let suspend = rig.bus.send(Ask::Suspend);
     rig.disk.go_on();
     assert_eq!(suspend.wait(), Some(Answer::Ok));
@@ -189,9 +179,7 @@ fn suspending_drains_and_nothing_is_taken_afterwards() {
 fn a_suspend_that_can_not_be_done_in_time_is_refused_and_the_device_goes_on() {
     let mut rig = Rig::new(2);
     rig.start();
-    rig.disk.stall();
-    rig.submit(1, &Request::write(3, &[5; 512]));
-    rig.disk.wait_stalled(1);
+    rig.hang(1, &Request::write(3, &[5; 512]));
     assert_eq!(rig.bus.ask(Ask::Suspend), Some(Answer::Failed));
     rig.disk.go_on();
     assert!(rig.answer(1).is_ok());
@@ -212,25 +200,16 @@ fn memory_is_added_and_taken_away_under_requests() {
         last: BASE - (1 << 20) + 0xfff,
         ..rig.region()
     };
-    let all = Ask::UpdateIotlb {
-        first: 0,
-        last: u64::MAX,
-    };
     for _ in 0..20 {
         let token = rig.submit(0, &Request::read(0, 512));
-        rig.bus.set_regions(vec![rig.region(), more.clone()]);
-        rig.ok(all);
+        rig.map(vec![rig.region(), more.clone()]);
         assert_eq!(rig.answer(0).token, token);
-        rig.bus.set_regions(vec![rig.region()]);
-        rig.ok(all);
+        rig.map(vec![rig.region()]);
     }
     rig.check();
     // A disk that hangs on memory that stays does not matter.
-    rig.disk.stall();
-    let token = rig.submit(0, &Request::read(0, 512));
-    rig.disk.wait_stalled(1);
-    rig.bus.set_regions(vec![rig.region(), more]);
-    rig.ok(all);
+    let token = rig.hang(0, &Request::read(0, 512));
+    rig.map(vec![rig.region(), more]);
     rig.disk.go_on();
     assert_eq!(rig.answer(0).token, token);
     rig.check();
@@ -241,15 +220,9 @@ fn memory_taken_away_from_a_disk_that_hangs_is_not_touched_any_more() {
     let mut rig = Rig::new(1);
     rig.disk.inner().set_content(0, &[0xdd; 512]);
     rig.start();
-    rig.disk.stall();
-    let read = rig.submit(0, &Request::read(0, 512));
-    rig.disk.wait_stalled(1);
+    let read = rig.hang(0, &Request::read(0, 512));
     let data = rig.queues[0].data(read).unwrap();
-    rig.bus.set_regions(Vec::new());
-    rig.ok(Ask::UpdateIotlb {
-        first: 0,
-        last: u64::MAX,
-    });
+    rig.map(Vec::new());
     rig.guest.write_slice(&[0x77; 512], data.addr).unwrap();
     rig.disk.go_on();
     rig.disk.wait_idle();
@@ -286,9 +259,7 @@ fn queues_are_enabled_and_disabled_one_by_one() {
     assert!(rig.answer(0).is_ok());
     assert_eq!(rig.bus.ask(set(2, true)), Some(Answer::Failed));
     // A refusal would break the device, so a disk that hangs is no reason for one.
-    rig.disk.stall();
-    rig.submit(0, &Request::read(0, 512));
-    rig.disk.wait_stalled(1);
+    rig.hang(0, &Request::read(0, 512));
     rig.ok(set(0, false));
     rig.disk.go_on();
     rig.ok(set(0, true));

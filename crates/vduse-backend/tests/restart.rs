@@ -101,9 +101,7 @@ fn a_message_that_nobody_answered_goes_to_the_successor() {
 fn a_sender_that_was_killed_is_no_failure() {
     let mut rig = Rig::new(1);
     rig.start();
-    rig.disk.stall();
-    rig.submit(0, &Request::read(0, 512));
-    rig.disk.wait_stalled(1);
+    rig.hang(0, &Request::read(0, 512));
     let state = rig.bus.send(Ask::GetVqState { index: 0 });
     state.kill();
     rig.disk.go_on();

@@ -43,9 +43,9 @@ pub fn overlay(
     };
     copy(&guest.join("init"), "init")?;
     copy(&guest.join("host"), "usr/bin/host")?;
-    copy(&guest.join("lib.sh"), "lab/lib.sh")?;
-    copy(&guest.join("vduse.sh"), "lab/vduse.sh")?;
-    copy(&guest.join("nested.sh"), "lab/nested.sh")?;
+    for name in ["lib.sh", "disk.sh", "vduse.sh", "nested.sh"] {
+        copy(&guest.join(name), &format!("lab/{name}"))?;
+    }
     copy(&script.path, "lab/script")?;
     if script.machine.kernel {
         copy(&base.kernel, "lab/vmlinuz")?;

@@ -334,6 +334,23 @@ impl Rig {
         }
     }
 
+    /// A request that the disk has begun and does not end until it may go on.
+    pub fn hang(&mut self, queue: usize, request: &Request) -> Token {
+        self.disk.stall();
+        let token = self.submit(queue, request);
+        self.disk.wait_stalled(1);
+        token
+    }
+
+    /// Other memory while the device is in use.
+    pub fn map(&self, regions: Vec<FakeRegion>) {
+        self.bus.set_regions(regions);
+        self.ok(Ask::UpdateIotlb {
+            first: 0,
+            last: u64::MAX,
+        });
+    }
+
     pub fn submit(&mut self, queue: usize, request: &Request<'_>) -> Token {
         let driver = &mut self.queues[queue];
         let token = driver.submit(request).unwrap();

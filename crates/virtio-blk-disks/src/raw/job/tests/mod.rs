@@ -6,9 +6,11 @@
 mod kernel;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, IoBuf, Token, ZeroLimits};
+use virtio_blk_core::memory::{Iotlb, IotlbTable};
 
 use super::*;
 use crate::raw::medium::Abilities;
@@ -367,6 +369,41 @@ fn a_long_misaligned_transfer_uses_one_chunk_again_and_again() {
     let (result, buf) = run(&mut kernel, &medium, OpKind::Read { offset: 0 }, buf);
     result.unwrap();
     assert!(buf.to_vec() == expected);
+}
+
+/// What is copied on the way is looked at after the copy: the file never gets what stands in place of the data.
+#[test]
+fn data_that_was_taken_away_is_not_written() {
+    static DATA: [u8; 1024] = [7; 1024];
+    let medium = medium(512, 512, false);
+    let there = Arc::new(AtomicBool::new(true));
+    let mut table = IotlbTable::new();
+    let asked = there.clone();
+    table.ask_intact(move || asked.load(Ordering::SeqCst));
+    let iotlb = Iotlb::new(table);
+    for intact in [false, true] {
+        there.store(intact, Ordering::SeqCst);
+        let mut kernel = Kernel::new([], 512, 512);
+        let before = kernel.file.clone();
+        let mut buf = IoBuf::new();
+        buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));
+        // SAFETY: the bytes are there for ever, and a write only reads them. Not aligned as the medium wants.
+        unsafe { buf.push(DATA[1..].as_ptr().cast_mut(), 512) };
+        let kind = OpKind::Write {
+            offset: 512,
+            fua: false,
+        };
+        let (result, _) = run(&mut kernel, &medium, kind, buf);
+        if intact {
+            result.unwrap();
+            assert_eq!(kernel.log, ["write"]);
+            assert_eq!(kernel.file[512..1024], [7; 512]);
+        } else {
+            let gone = |error: &std::io::Error| error.raw_os_error() == Some(libc::EFAULT);
+            assert!(matches!(&result, Err(DiskError::Io(error)) if gone(error)));
+            assert!(kernel.log.is_empty() && kernel.file == before);
+        }
+    }
 }
 
 #[test]
