@@ -387,8 +387,10 @@ fn data_that_was_taken_away_is_not_written() {
         let before = kernel.file.clone();
         let mut buf = IoBuf::new();
         buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));
-        // SAFETY: the bytes are there for ever, and a write only reads them. Not aligned as the medium wants.
-        unsafe { buf.push(DATA[1..].as_ptr().cast_mut(), 512) };
+        // Not aligned as the medium wants.
+        let shift = usize::from(DATA.as_ptr().addr().is_multiple_of(512));
+        // SAFETY: the bytes are there for ever, and a write only reads them.
+        unsafe { buf.push(DATA[shift..].as_ptr().cast_mut(), 512) };
         let kind = OpKind::Write {
             offset: 512,
             fua: false,
