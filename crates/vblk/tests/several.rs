@@ -99,8 +99,8 @@ fn two_disks_are_shown_and_changed_by_name() {
         .as_str()
         .unwrap()
         .to_owned();
-    UnixStream::connect(&control).unwrap();
     let first = served.event("listening");
+    UnixStream::connect(&control).unwrap();
     assert_eq!(
         [&first["socket"], &first["queues"], &first["read_only"]],
         [&json!(a), &json!(4), &json!(false)]

@@ -58,6 +58,48 @@ impl Drop for Line {
     }
 }
 
+/// An eventfd of somebody else's that KVM takes for an interrupt as long as it is bound to one. What comes otherwise is
+/// for who waits for the eventfd.
+pub struct Source {
+    event: Arc<EventFd>,
+    bound: Option<u32>,
+    router: Arc<Router>,
+}
+
+impl Source {
+    pub fn new(event: Arc<EventFd>, router: Arc<Router>) -> Self {
+        Self {
+            event,
+            bound: None,
+            router,
+        }
+    }
+
+    /// Binds it to the interrupt of this number, or to none. What was written before interrupts at once.
+    pub fn bind(&mut self, number: Option<u32>) {
+        if self.bound == number {
+            return;
+        }
+        let vm = &self.router.vm;
+        if let Some(old) = self.bound.take() {
+            // It was registered, so that it can be unregistered.
+            let _ = vm.unregister_irqfd(&self.event, old);
+        }
+        if let Some(new) = number {
+            match vm.register_irqfd(&self.event, new) {
+                Ok(()) => self.bound = number,
+                Err(error) => log::info!("interrupts pass the VMM: {error}"),
+            }
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.bind(None);
+    }
+}
+
 /// For the devices of vm-superio.
 pub struct LineTrigger(pub Line);
 

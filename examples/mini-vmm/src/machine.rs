@@ -247,17 +247,25 @@ impl Machine {
         Ok(())
     }
 
-    /// What the disks did: counters of all queues together, by disk.
+    /// What the disks did: counters of all queues together, by disk; of a vDPA device where it is, and the interrupts that
+    /// passed through here.
     pub fn stats(&self) -> Value {
         let disks = self.disks.iter().map(|(number, disk)| {
-            let (status, sectors, did) = disk.with(|block| {
+            let (status, sectors, did, calls) = disk.with(|block| {
                 let did = match &block.backend {
                     Backend::Own(device) => counters(device),
                     Backend::Vdpa(disk) => disk.report(),
                 };
-                (block.status(), block.backend.capacity(), did)
+                let calls = block.calls_passed();
+                (block.status(), block.backend.capacity(), did, calls)
             });
-            json!({ "disk": number, "status": status, "sectors": sectors, "counters": did })
+            json!({
+                "disk": number,
+                "status": status,
+                "sectors": sectors,
+                "counters": did,
+                "interrupts": calls,
+            })
         });
         json!({ "paused": self.paused, "disks": disks.collect::<Vec<_>>() })
     }
@@ -311,9 +319,20 @@ struct Board {
     memory: Memory,
 }
 
+/// A new virtual machine. KVM gives up when a signal comes meanwhile, or work for an io_uring of a disk; then it is asked
+/// again.
+fn create_vm(kvm: &Kvm) -> std::result::Result<VmFd, kvm_ioctls::Error> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR => {}
+            made => return made,
+        }
+    }
+}
+
 impl Board {
     fn new(kvm: &Kvm, bytes: u64) -> Result<Self> {
-        let vm = Arc::new(kvm.create_vm().context("no virtual machine")?);
+        let vm = Arc::new(create_vm(kvm).context("no virtual machine")?);
         let memory = memory::allocate(bytes)?;
         set_memory(&vm, &memory)?;
         vm.set_tss_address(KVM_TSS).context("the TSS")?;

@@ -82,6 +82,18 @@ impl Msix {
         }
     }
 
+    /// The interrupt that a vector leads to now, if nothing holds it up.
+    pub fn open_line(&self, vector: u16) -> Option<u32> {
+        let vector = self.vectors.get(usize::from(vector))?;
+        let Entry {
+            address,
+            data,
+            control,
+        } = vector.entry;
+        let open = self.enabled && !self.function_masked && control & MASKED == 0;
+        (open && vector.routed == Some((address, data))).then_some(vector.line.number)
+    }
+
     /// Routes what was unmasked, and raises what came meanwhile.
     fn settle(&mut self) {
         if !self.enabled || self.function_masked {

@@ -289,6 +289,16 @@ impl Block {
         self.queues.iter().map(|queue| &*queue.kick)
     }
 
+    /// The eventfds that a vDPA device writes: by queue, then that of the configuration.
+    pub fn calls(&self) -> impl Iterator<Item = &Arc<EventFd>> {
+        self.calls.iter().flat_map(Calls::events)
+    }
+
+    /// Interrupts of a vDPA device that passed through the VMM.
+    pub fn calls_passed(&self) -> u64 {
+        self.calls.as_ref().map_or(0, Calls::passed)
+    }
+
     /// A kick that did not go through the eventfd (an access of an unusual width).
     pub fn kick(&self, index: u64) {
         let queue = usize::try_from(index).ok().and_then(|i| self.queues.get(i));

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{Backend, Block, Interrupt, SavedBlock, half, set_half};
 use crate::bus::lock;
 use crate::error::{Error, Result};
-use crate::interrupt::Router;
+use crate::interrupt::{Router, Source};
 use crate::memory::Memory;
 use crate::pci::PciFunction;
 use crate::pci::config::{ConfigSpace, Identity};
@@ -59,6 +59,8 @@ struct Vectors {
     msix: Msix,
     config: u16,
     queues: Vec<u16>,
+    /// What a device elsewhere writes: by queue, then the configuration. Our own has none.
+    sources: Vec<Source>,
 }
 
 /// Raised from queue threads, programmed from vCPUs.
@@ -129,12 +131,13 @@ impl PciBlock {
         bar: u32,
     ) -> Result<Self> {
         let queues = backend.queues();
-        let msix = Msix::new(queues + 1, router)?;
+        let msix = Msix::new(queues + 1, router.clone())?;
         let interrupt = Arc::new(PciInterrupt {
             vectors: Mutex::new(Vectors {
                 msix,
                 config: NO_VECTOR,
                 queues: vec![NO_VECTOR; queues.into()],
+                sources: Vec::new(),
             }),
             isr: AtomicU8::new(0),
         });
@@ -170,8 +173,13 @@ impl PciBlock {
         // BAR number, offset, length; the data behind them is not stored.
         config.allow(pci_capability + 4, &[0xff]);
         config.allow(pci_capability + 8, &[0xff; 8]);
+        let block = Block::new(backend, memory, interrupt.clone())?;
+        let sources = block
+            .calls()
+            .map(|event| Source::new(event.clone(), router.clone()));
+        lock(&interrupt.vectors).sources = sources.collect();
         Ok(Self {
-            block: Block::new(backend, memory, interrupt.clone())?,
+            block,
             config,
             interrupt,
             vm,
@@ -187,9 +195,12 @@ impl PciBlock {
     /// Makes everything agree with the configuration space after a write to it.
     fn config_written(&mut self) {
         let control = self.config.u16(self.msix_capability + 2);
-        lock(&self.interrupt.vectors)
+        let mut vectors = lock(&self.interrupt.vectors);
+        vectors
             .msix
             .set_control(control & MSIX_ENABLE != 0, control & MSIX_MASK != 0);
+        vectors.bind_sources();
+        drop(vectors);
         self.bind_kicks(self.config.window().map(|(base, _)| base));
     }
 
@@ -269,6 +280,7 @@ impl PciBlock {
             (16, 2) => {
                 let mut vectors = lock(&self.interrupt.vectors);
                 vectors.config = vectors.known(value as u16);
+                vectors.bind_sources();
             }
             (20, 1) => {
                 if value == 0 {
@@ -283,6 +295,7 @@ impl PciBlock {
                 if let Some(place) = vectors.queues.get_mut(usize::from(index)) {
                     *place = vector;
                 }
+                vectors.bind_sources();
             }
             (28, 2) if value == 1 => self.block.enable_queue(index),
             (58, 2) if value == 1 => self.block.reset_queue(index),
@@ -316,6 +329,7 @@ impl PciBlock {
         let mut vectors = lock(&self.interrupt.vectors);
         vectors.config = NO_VECTOR;
         vectors.queues.fill(NO_VECTOR);
+        vectors.bind_sources();
         self.interrupt.isr.store(0, Ordering::Release);
     }
 
@@ -384,6 +398,15 @@ impl Vectors {
             NO_VECTOR
         }
     }
+
+    /// Has KVM take what a device elsewhere writes, where that is all there is to an interrupt. What meets a mask comes
+    /// to us.
+    fn bind_sources(&mut self) {
+        let chosen = self.queues.iter().chain([&self.config]);
+        for (source, vector) in self.sources.iter_mut().zip(chosen) {
+            source.bind(self.msix.open_line(*vector));
+        }
+    }
 }
 
 impl PciFunction for PciBlock {
@@ -443,9 +466,11 @@ impl PciFunction for PciBlock {
             NOTIFY => self
                 .block
                 .kick((offset - NOTIFY) / u64::from(NOTIFY_MULTIPLIER)),
-            TABLE => lock(&self.interrupt.vectors)
-                .msix
-                .write_table(offset - TABLE, data),
+            TABLE => {
+                let mut vectors = lock(&self.interrupt.vectors);
+                vectors.msix.write_table(offset - TABLE, data);
+                vectors.bind_sources();
+            }
             _ => {}
         }
     }

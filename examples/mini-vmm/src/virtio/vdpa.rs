@@ -4,7 +4,7 @@
 //! A vDPA device as a disk: the guest's rings go into the device itself, or to us, and are moved between the two.
 
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -128,10 +128,12 @@ impl VdpaDisk {
 }
 
 /// Interrupts on their way from a device to the guest. A device writes an eventfd, and whether the guest is interrupted,
-/// and by which vector, is for the transport to say. Dropping this ends it.
+/// and by which vector, is for the transport to say: here, unless it had KVM take the eventfd (`interrupt::Source`; before
+/// Linux 5.11 both hear of it, and the guest gets an interrupt too many). Dropping this ends it.
 pub struct Calls {
     /// By queue, then that of the configuration, then the one that ends the thread.
     events: Vec<Arc<EventFd>>,
+    passed: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -149,14 +151,27 @@ impl Calls {
             events.push(Arc::new(event));
         }
         let watched = events.clone();
+        let passed = Arc::<AtomicU64>::default();
+        let count = passed.clone();
         let thread = std::thread::Builder::new().name("calls".to_owned());
         let thread = thread
-            .spawn(move || pass_on(&epoll, &watched, queues, interrupt.as_ref()))
+            .spawn(move || pass_on(&epoll, &watched, queues, interrupt.as_ref(), &count))
             .context("no thread for interrupts")?;
         Ok(Self {
             events,
+            passed,
             thread: Some(thread),
         })
+    }
+
+    /// By queue, then that of the configuration.
+    pub fn events(&self) -> &[Arc<EventFd>] {
+        self.events.split_last().map_or(&[], |(_, events)| events)
+    }
+
+    /// How many came through here.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
     }
 
     /// What a queue's device writes; one beyond the last is for the configuration.
@@ -166,7 +181,13 @@ impl Calls {
     }
 }
 
-fn pass_on(epoll: &Epoll, events: &[Arc<EventFd>], queues: u16, interrupt: &dyn Interrupt) {
+fn pass_on(
+    epoll: &Epoll,
+    events: &[Arc<EventFd>],
+    queues: u16,
+    interrupt: &dyn Interrupt,
+    passed: &AtomicU64,
+) {
     let mut ready = [EpollEvent::default(); 16];
     loop {
         let count = match epoll.wait(-1, &mut ready) {
@@ -178,8 +199,11 @@ fn pass_on(epoll: &Epoll, events: &[Arc<EventFd>], queues: u16, interrupt: &dyn 
             let Some(fd) = events.get(event.data() as usize) else {
                 return;
             };
-            // Another event may have come in between: once is enough for both.
-            let _ = fd.read();
+            // Another event may have come in between: once is enough for both. Or KVM has taken it.
+            if fd.read().is_err() {
+                continue;
+            }
+            passed.fetch_add(1, Ordering::Relaxed);
             match u16::try_from(event.data()) {
                 Ok(index) if index < queues => interrupt.queue(index),
                 Ok(index) if index == queues => interrupt.config(),
