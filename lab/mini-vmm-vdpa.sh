@@ -13,7 +13,12 @@
 switches=100
 
 control() {
-    mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || fail "ctl $*: $(cat /tmp/disk0.log)"
+    mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || {
+        # The machine may have something to say.
+        sleep 2
+        tail -n 30 /tmp/log
+        fail "ctl $*: $(cat /tmp/disk0.log)"
+    }
 }
 
 # at PATH: where the first disk must be.

@@ -224,6 +224,31 @@ fn refcounts_of_zero_do_no_harm() {
     assert!(header.starts_with(b"QFI\xfb"));
 }
 
+/// A compressed cluster in the header's place is let go when the guest writes it, and the header's cluster with it.
+#[test]
+fn a_header_that_is_given_away_stays() {
+    let directory = directory();
+    let path = directory.path().join("disk.qcow2");
+    qemu::create(&path, "cluster_size=4k", 64 << 20);
+    let disk = Qcow2Disk::open(&Qcow2Options::new(&path)).unwrap();
+    let mut queue = disk.open_queue(1).unwrap();
+    let kind = |offset| OpKind::Write { offset, fua: true };
+    let data = || IoBuf::from_vec(vec![7; 4096]);
+    run(&mut *queue, kind(0), data()).result.unwrap();
+    drop((queue, disk));
+    let l2 = be64(&path, be64(&path, 40)) & 0x00ff_ffff_ffff_fe00;
+    put(&path, l2, &(1_u64 << 62).to_be_bytes());
+    let header = std::fs::read(&path).unwrap()[..4096].to_vec();
+    let disk = Qcow2Disk::open(&Qcow2Options::new(&path)).unwrap();
+    let mut queue = disk.open_queue(1).unwrap();
+    // The first lets it go. Each of the others needs a table of its own.
+    let results = (0..8).map(|index| run(&mut *queue, kind(index * (512 << 12)), data()).result);
+    let refused = results.filter(Result::is_err).count();
+    drop((queue, disk));
+    assert!(std::fs::read(&path).unwrap()[..4096] == header);
+    assert!(refused > 0);
+}
+
 /// A guest that could write the header could name a backing file for the next opening.
 #[test]
 fn data_never_goes_where_tables_are() {

@@ -14,6 +14,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::counts::{Counts, difference};
@@ -31,6 +32,9 @@ const FRESH: u8 = 8;
 
 /// Where the header keeps the place of the refcount table.
 const REFCOUNTS_FIELD: usize = 48;
+/// What of the header is never changed while the image is in use: all but the place of the backing file's name, of the
+/// refcount table, features that are cleared, and its length.
+const HEADER_STAYS: [Range<usize>; 4] = [0..8, 20..48, 60..88, 96..100];
 /// The bits of an entry of the L1 or L2 table that are an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
@@ -61,6 +65,11 @@ fn entry(bytes: &[u8]) -> u64 {
     bytes
         .first_chunk()
         .map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+fn header_given_away() -> io::Error {
+    let what = "the image is damaged: it has its header's cluster free";
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 impl Order {
@@ -128,6 +137,9 @@ impl Order {
     /// The host's, or the image is damaged.
     pub fn write(&mut self, host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
         let whole = offset.is_multiple_of(self.cluster()) && data.len() as u64 == self.cluster();
+        if offset < self.cluster() {
+            Self::check_header(host, offset, data)?;
+        }
         if offset == 0 || Self::within(self.refcounts, offset) {
             self.write_roots(host, offset, data)
         } else if whole && self.counts.is_block(offset) {
@@ -140,6 +152,22 @@ impl Order {
             self.before_data(host, offset, data.len() as u64)?;
             self.pending |= DATA;
             host.write(data, offset)
+        }
+    }
+
+    /// A hostile image has the library free the header's own cluster (by a compressed cluster that lies there), and use
+    /// it for a table.
+    fn check_header(host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut old = vec![0; HEADER_STAYS[3].end.min(data.len())];
+        host.read(&mut old, 0)?;
+        let stays = HEADER_STAYS.into_iter().all(|range| {
+            let range = range.start.min(old.len())..range.end.min(old.len());
+            data.get(range.clone()) == old.get(range)
+        });
+        if offset == 0 && stays {
+            Ok(())
+        } else {
+            Err(header_given_away())
         }
     }
 
@@ -301,6 +329,9 @@ impl Order {
     /// # Errors
     /// The host's.
     pub fn new_zeroes(&mut self, host: &dyn Host, offset: u64, len: u64) -> io::Result<()> {
+        if offset < self.cluster() {
+            return Err(header_given_away());
+        }
         let mut clusters = self.clusters(offset, len);
         if clusters.all(|cluster| self.is_fresh(cluster)) {
             return Ok(());
