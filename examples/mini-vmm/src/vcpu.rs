@@ -271,7 +271,8 @@ impl Runner {
             Ok(VcpuExit::MmioRead(address, data)) => self.buses.memory.read(address, data),
             Ok(VcpuExit::MmioWrite(address, data)) => self.buses.memory.write(address, data),
             Ok(VcpuExit::Shutdown) => {
-                // A triple fault: the last resort of a guest that wants to reboot.
+                // The last resort of a guest that wants to reboot.
+                log::warn!("a triple fault on vCPU {index} resets the machine");
                 let _ = self.events.send(Event::Reset);
                 return Ok(false);
             }

@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +23,9 @@ const TICK: Duration = Duration::from_millis(20);
 /// What QEMU 10.0 says when it aborts, now and then, with several emulated CPUs on a busy host, for its own
 /// virtio-serial as well as for vhost-user-blk; nothing that a guest or a disk server does leads there.
 const QEMU_BUG: &str = "msix_table_mmio_write: Assertion";
+
+/// Without one of these the kernel neither ends nor dies: the machine was reset below it.
+const LAST_WORDS: [&str; 5] = ["reboot: ", "sysrq: ", "Kernel panic", "Oops", "BUG: "];
 
 enum Event {
     /// The guest's command connection; comes first.
@@ -146,7 +149,11 @@ impl<'a> Vm<'a> {
             if let Some(status) = self.child.try_wait().on("wait for", Path::new("QEMU"))? {
                 return match self.status {
                     Some(status) => Ok(status),
-                    None => Err(early_end(&format!("{status}"), &said(&mut self.child))),
+                    None => {
+                        let console = fs::read(&self.console).unwrap_or_default();
+                        let console = String::from_utf8_lossy(&console);
+                        Err(early_end(status, &said(&mut self.child), &console))
+                    }
                 };
             }
             if Instant::now() > deadline {
@@ -244,10 +251,12 @@ fn connect(listener: &UnixListener, path: &Path, child: &mut Child) -> Result<Mo
     }
 }
 
-/// The error for a QEMU that ended before the script did, with what it said.
-pub fn early_end(status: &str, said: &str) -> Error {
+/// The error for a QEMU that ended before the script did, with what it said and what is on the kernel's console.
+pub fn early_end(status: ExitStatus, said: &str, console: &str) -> Error {
     let what = format!("ended ({status}) before the script did{said}");
-    if said.contains(QEMU_BUG) {
+    // Seen once, with a guest in the guest.
+    let reset = status.success() && !LAST_WORDS.iter().any(|words| console.contains(words));
+    if said.contains(QEMU_BUG) || reset {
         Error::Emulator { what }
     } else {
         Error::Vm { what }
