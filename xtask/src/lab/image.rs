@@ -43,7 +43,7 @@ pub fn overlay(
     };
     copy(&guest.join("init"), "init")?;
     copy(&guest.join("host"), "usr/bin/host")?;
-    for name in ["lib.sh", "disk.sh", "vduse.sh", "nested.sh"] {
+    for name in ["lib.sh", "disk.sh", "vduse.sh", "nested.sh", "moved.sh"] {
         copy(&guest.join(name), &format!("lab/{name}"))?;
     }
     copy(&script.path, "lab/script")?;

@@ -28,8 +28,9 @@ const MAX_ERASE_SECTORS: u32 = 1 << 22;
 /// Where the hole for trying out is punched, in bytes beyond the end of the file.
 const PUNCH_DISTANCE: u64 = 1 << 20;
 /// How often, and how far apart, a lock is tried. A process that was killed keeps its locks until the
-/// kernel has taken its io_urings apart, which happens some milliseconds after its end.
-const LOCK_TRIES: u32 = 10;
+/// kernel has taken its io_urings apart, which happens some milliseconds after its end, or more than 200 on a
+/// host that has much else to do.
+const LOCK_TRIES: u32 = 100;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The largest block a guest can be told, in bytes.
 const MAX_BLOCK: u32 = 1 << 21;
