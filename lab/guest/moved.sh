@@ -83,29 +83,30 @@ count() {
     [ "${number:-0}" = 0 ] || busy=$((busy + 1))
 }
 
-while [ $moved -lt "$switches" ]; do
-    [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
-    # Every other time by a layer.
-    set -- switch slow -- switch fast
-    [ $((moved % 4)) != 0 ] || set -- layers meter -- layers
-    until mini-vmm ctl --control /tmp/control "$1" ${2:+"$2"} >/tmp/answer 2>&1; do
-        refused=$((refused + 1))
-        [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
-    done
-    at slow
-    count
-    # The guest had to wait for what was in flight; it asks for more.
-    sleep 0.1
-    while [ "$1" != -- ]; do shift; done
+# move PATH COMMAND...: has the command take the guest there; it may be refused, but not often.
+move() {
+    path=$1
     shift
     until mini-vmm ctl --control /tmp/control "$@" >/tmp/answer 2>&1; do
         refused=$((refused + 1))
         [ $refused -lt 50 ] || fail "refused too often: $(cat /tmp/answer)"
     done
-    at fast
+    at "$path"
     count
+    moved=$((moved + 1))
+    # The guest had to wait for what was in flight; it asks for more.
     sleep 0.1
-    moved=$((moved + 2))
+}
+
+while [ $moved -lt "$switches" ]; do
+    # Every other time by a layer.
+    if [ $((moved % 4)) = 0 ]; then
+        move slow layers meter
+        move fast layers
+    else
+        move slow switch slow
+        move fast switch fast
+    fi
 done
 cat /tmp/answer
 step "$moved moves, $busy of them with requests in flight, $flying in all; $refused tries in vain"

@@ -124,8 +124,7 @@ impl<'a> Vm<'a> {
         }
         result.map_err(|error| match error {
             Error::Vm { what } => {
-                let console = fs::read(&self.console).unwrap_or_default();
-                let console = String::from_utf8_lossy(&console);
+                let console = console(&self.console);
                 Error::Vm {
                     what: format!("{what}; the end of its console:\n{}", tail(&console, 40)),
                 }
@@ -150,8 +149,7 @@ impl<'a> Vm<'a> {
                 return match self.status {
                     Some(status) => Ok(status),
                     None => {
-                        let console = fs::read(&self.console).unwrap_or_default();
-                        let console = String::from_utf8_lossy(&console);
+                        let console = console(&self.console);
                         Err(early_end(status, &said(&mut self.child), &console))
                     }
                 };
@@ -261,6 +259,11 @@ pub fn early_end(status: ExitStatus, said: &str, console: &str) -> Error {
     } else {
         Error::Vm { what }
     }
+}
+
+/// What the kernel wrote on its console; nothing if there is no file yet.
+fn console(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
 }
 
 /// What an ended QEMU wrote to its standard error.
