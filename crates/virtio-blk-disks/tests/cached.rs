@@ -1,7 +1,8 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reads that the page cache answers see what everybody else did to the file.
+//! Reads that the page cache answers see what everybody else did to the file, and so does everybody see what is written
+//! there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
@@ -15,19 +16,25 @@ use virtio_blk_disks::{Engine, RawDisk, RawOptions};
 const LEN: usize = 1 << 20;
 const PAGE: u64 = 4096;
 
-/// Runs `body` with disks on files of `LEN` bytes, for each way to read.
+/// A directory on a disk, and one in memory if this host has that.
+fn directories() -> impl Iterator<Item = tempfile::TempDir> {
+    std::iter::once(directory()).chain(tempfile::tempdir_in("/dev/shm"))
+}
+
+/// Runs `body` with disks on files of `LEN` bytes, for each way to read and write.
 fn on_each_way(body: fn(&RawDisk, &std::fs::File)) {
     for engine in [Engine::Auto, Engine::Sync, Engine::IoUring] {
         if engine == Engine::IoUring && virtio_blk_disks::raw::io_uring_support().is_err() {
             continue;
         }
-        for mmap in [true, false] {
-            let directory = directory();
-            let path = image(directory.path(), LEN);
-            let options = RawOptions::new(&path).engine(engine).mmap(mmap);
-            let disk = RawDisk::open(&options).unwrap();
-            let file = std::fs::File::options().read(true).write(true).open(&path);
-            body(&disk, &file.unwrap());
+        for directory in directories() {
+            for mmap in [true, false] {
+                let path = image(directory.path(), LEN);
+                let options = RawOptions::new(&path).engine(engine).mmap(mmap);
+                let disk = RawDisk::open(&options).unwrap();
+                let file = std::fs::File::options().read(true).write(true).open(&path);
+                body(&disk, &file.unwrap());
+            }
         }
     }
 }

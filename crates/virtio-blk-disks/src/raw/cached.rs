@@ -1,20 +1,20 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reads from the page cache without a system call: the image is mapped, and what is known to be in memory
-//! is copied from there.
+//! Reads from the page cache, or writes to it, without a system call: the image is mapped, and what is known to
+//! be in memory is copied from or to there.
 //!
 //! Known means that a system call found it there, or put it there, earlier. It may have been evicted since:
 //! the copy then waits for the device, which the owner of a queue should not have to do often. So those
 //! waits are counted (they are major page faults), and when there are any, everything known is forgotten.
 
 use guarded_mmap::{Mapping, Protection};
-use virtio_blk_core::disk::IoBuf;
+use virtio_blk_core::disk::{DiskError, IoBuf};
 
 use super::medium::Medium;
 use super::sys;
 
-/// Most bytes of one read that is copied: beyond, the system call no longer matters.
+/// Most bytes of one read or write that is copied: beyond, the system call no longer matters.
 const MAX_COPY: usize = 64 << 10;
 /// Bytes per bit of what is known.
 const PAGE: u64 = 4096;
@@ -24,7 +24,7 @@ const WINDOW: u64 = 1 << 30;
 const MAX_WINDOWS: usize = 64;
 /// After so many copies major faults are counted.
 const SAMPLE: u32 = 64;
-/// Reads that are not copied after a sample with major faults; doubled with each such sample in a row.
+/// Reads or writes that are not copied after a sample with major faults; doubled with each such sample in a row.
 const MIN_PAUSE: u32 = 1 << 10;
 /// The longest such pause.
 const MAX_PAUSE: u32 = 1 << 20;
@@ -44,19 +44,19 @@ fn bits(offset: u64, len: usize) -> impl Iterator<Item = (usize, u64)> {
     (offset / PAGE..=last).map(|page| ((page / 64) as usize, 1 << (page % 64)))
 }
 
-/// One queue's way to read from the page cache.
-pub(super) struct CachedReads {
+/// One queue's way to the page cache.
+pub(super) struct PageCache {
     windows: Vec<Window>,
     /// Copies since the last sample.
     copies: u32,
     /// Major faults of the thread at the last sample.
     faults: Option<i64>,
-    /// Reads not to copy any more.
+    /// Reads or writes not to copy any more.
     paused: u32,
     pause: u32,
 }
 
-impl CachedReads {
+impl PageCache {
     pub const fn new() -> Self {
         Self {
             windows: Vec::new(),
@@ -80,6 +80,55 @@ impl CachedReads {
     /// buffer's content is undefined, read it by a system call.
     #[inline]
     pub fn read(&mut self, offset: u64, buf: &IoBuf) -> bool {
+        self.transfer(offset, buf, |mapped, segment| {
+            // SAFETY: `mapped` is in the mapping for all of the segment, which is valid for writes by the
+            // buffer's contract. Others may change both at any time, so no reference is made to either. They
+            // are different mappings.
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    mapped.cast_const(),
+                    segment.iov_base.cast(),
+                    segment.iov_len,
+                );
+            }
+        })
+    }
+
+    /// Writes `buf` at `offset` of the image, if all of that is known to be in memory and stays there. `None`: what
+    /// is there is undefined, write it by a system call.
+    ///
+    /// Only where the page cache is the medium. Elsewhere the first write after each time that a page went to the
+    /// device would be a page fault, which finds out there that the device is full.
+    ///
+    /// # Errors
+    /// The data was taken away meanwhile: zeroes may be there in its place.
+    #[inline]
+    pub fn write(
+        &mut self,
+        medium: &Medium,
+        offset: u64,
+        buf: &IoBuf,
+    ) -> Option<Result<(), DiskError>> {
+        if !medium.in_memory || !buf.is_intact() {
+            return None;
+        }
+        let done = self.transfer(offset, buf, |mapped, segment| {
+            // SAFETY: as in `read`, the other way round; the window can be written to (`open`).
+            unsafe {
+                std::ptr::copy_nonoverlapping(
+                    segment.iov_base.cast_const().cast(),
+                    mapped,
+                    segment.iov_len,
+                );
+            }
+        });
+        let lost = || Err(DiskError::from_errno(libc::EFAULT));
+        done.then(|| if buf.is_intact() { Ok(()) } else { lost() })
+    }
+
+    /// Calls `copy` with each segment and its place in a window. `false`: not all of it was there.
+    #[inline]
+    fn transfer(&mut self, offset: u64, buf: &IoBuf, copy: impl Fn(*mut u8, &libc::iovec)) -> bool {
         let Some((number, inside)) = Self::place(offset, buf.len()) else {
             return false;
         };
@@ -95,22 +144,13 @@ impl CachedReads {
         if !bits(inside, buf.len()).all(known) {
             return false;
         }
-        let mut from = window.mapping.as_ptr().wrapping_add(inside as usize);
+        let mut mapped = window.mapping.as_ptr().wrapping_add(inside as usize);
         for segment in buf.segments() {
-            // SAFETY: `from` is in the mapping for all of the buffer (`place`), the segment is valid for
-            // writes by the buffer's contract. Others may change both at any time, so no reference is made
-            // to either. They are different mappings.
-            unsafe {
-                std::ptr::copy_nonoverlapping(
-                    from.cast_const(),
-                    segment.iov_base.cast(),
-                    segment.iov_len,
-                );
-            }
-            from = from.wrapping_add(segment.iov_len);
+            copy(mapped, segment);
+            mapped = mapped.wrapping_add(segment.iov_len);
         }
         if window.mapping.is_poisoned() {
-            // The file became shorter, or its device fails: the system call knows.
+            // The file became shorter, its device fails, or memory is full: the system call knows.
             self.windows.swap_remove(index);
             return false;
         }
@@ -146,9 +186,14 @@ impl CachedReads {
         if !medium.can.map.get() || self.windows.len() == MAX_WINDOWS {
             return None;
         }
+        let protection = if medium.in_memory {
+            Protection::ReadWrite
+        } else {
+            Protection::Read
+        };
         let start = number.checked_mul(WINDOW)?;
         // What lies beyond the end of the file is there when it grows.
-        match Mapping::new(&medium.file, start, WINDOW as usize, Protection::Read) {
+        match Mapping::new(&medium.file, start, WINDOW as usize, protection) {
             Ok(mapping) => {
                 self.windows.push(Window {
                     number,

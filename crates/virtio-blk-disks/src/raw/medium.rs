@@ -13,6 +13,7 @@ use virtio_blk_core::disk::{Caps, DiskError, DiskEvent, OpKind, SECTOR_SIZE};
 use super::bounce::Chunk;
 use super::error::OpenError;
 use super::probe;
+use super::sys;
 use crate::admit::Bounds;
 use crate::listeners::Listeners;
 
@@ -42,7 +43,7 @@ pub(super) struct Abilities {
     pub punch: Ability,
     /// `fallocate` with `ZERO_RANGE`.
     pub zero_range: Ability,
-    /// Reads from the page cache through a mapping.
+    /// Copies from or to the page cache through a mapping.
     pub map: Ability,
     /// `RWF_DSYNC`.
     pub dsync: Ability,
@@ -71,6 +72,8 @@ pub(super) struct Medium {
     pub file: File,
     pub path: PathBuf,
     pub can: Abilities,
+    /// The page cache is the medium itself (tmpfs), and no I/O waits for a device.
+    pub in_memory: bool,
     pub listeners: Listeners,
     /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
@@ -93,10 +96,12 @@ impl Medium {
         direct: bool,
         block_device: bool,
     ) -> Self {
+        let in_memory = !block_device && sys::is_in_memory(&file);
         Self {
             file,
             path,
             can,
+            in_memory,
             listeners: Listeners::default(),
             caps,
             direct,

@@ -182,7 +182,6 @@ fn file_system(file: &File) -> u32 {
 }
 
 /// Whether a regular file lives in memory (tmpfs, ramfs, hugetlbfs), where I/O never waits for a device.
-#[cfg(feature = "io-uring")]
 pub(super) fn is_in_memory(file: &File) -> bool {
     const TMPFS: u32 = 0x0102_1994;
     const RAMFS: u32 = 0x8584_58F6;
@@ -190,15 +189,15 @@ pub(super) fn is_in_memory(file: &File) -> bool {
     [TMPFS, RAMFS, HUGETLBFS].contains(&file_system(file))
 }
 
-/// Whether a regular file's page cache can be read through a mapping: all reads and writes of it go through
-/// the page cache of this host, and touching a hole costs nothing that can't be taken back (as on tmpfs).
+/// Whether a regular file's page cache can be mapped: all reads and writes of it go through the page cache of
+/// this host.
 pub(super) fn has_local_cache(file: &File) -> bool {
     const EXT: u32 = 0xEF53;
     const XFS: u32 = 0x5846_5342;
     const BTRFS: u32 = 0x9123_683E;
     const F2FS: u32 = 0xF2F5_2010;
     const BCACHEFS: u32 = 0xCA45_1A4E;
-    [EXT, XFS, BTRFS, F2FS, BCACHEFS].contains(&file_system(file))
+    [EXT, XFS, BTRFS, F2FS, BCACHEFS].contains(&file_system(file)) || is_in_memory(file)
 }
 
 /// How often the calling thread has waited for a device because it touched a page. -1: unknown.

@@ -3,8 +3,11 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_blk_core::disk::Caps;
+use virtio_blk_core::memory::{Iotlb, IotlbTable};
 
 use super::*;
 use crate::raw::medium::Abilities;
@@ -12,21 +15,23 @@ use crate::raw::medium::Abilities;
 const PAGES: u64 = 64;
 
 /// A medium whose page cache may be mapped, whatever file system the tests run on.
-fn medium(file: File) -> Medium {
+fn medium(file: File, in_memory: bool) -> Medium {
     let caps = Caps::basic(PAGES * PAGE / 512);
     let can = Abilities::new(true, true);
-    Medium::new(file, "test".into(), caps, can, false, false)
+    let mut medium = Medium::new(file, "test".into(), caps, can, false, false);
+    medium.in_memory = in_memory;
+    medium
 }
 
 /// A file whose pages hold their numbers, and a queue that knows the first `known` of them.
-fn numbered(known: u64) -> (Medium, CachedReads) {
+fn numbered(known: u64) -> (Medium, PageCache) {
     let file = tempfile::tempfile().unwrap();
     for page in 0..PAGES {
         let content = [page as u8; PAGE as usize];
         file.write_all_at(&content, page * PAGE).unwrap();
     }
-    let medium = medium(file);
-    let mut reads = CachedReads::new();
+    let medium = medium(file, false);
+    let mut reads = PageCache::new();
     for page in 0..known {
         reads.note(&medium, page * PAGE, PAGE as usize);
     }
@@ -34,7 +39,7 @@ fn numbered(known: u64) -> (Medium, CachedReads) {
 }
 
 /// What a read copies; `None` if a system call is needed.
-fn read(reads: &mut CachedReads, offset: u64, len: usize) -> Option<Vec<u8>> {
+fn read(reads: &mut PageCache, offset: u64, len: usize) -> Option<Vec<u8>> {
     let buf = IoBuf::from_vec(vec![0xEE; len]);
     reads.read(offset, &buf).then(|| buf.to_vec())
 }
@@ -82,7 +87,7 @@ fn empty_long_and_divided_ranges_are_not_copied() {
         (u64::MAX, 1, true),
     ] {
         assert_eq!(
-            CachedReads::place(offset, len).is_some(),
+            PageCache::place(offset, len).is_some(),
             fits,
             "{offset} {len}"
         );
@@ -119,6 +124,80 @@ fn what_was_cut_off_is_left_to_the_system_call() {
     assert_eq!(read(&mut reads, 4 * PAGE, 512).unwrap(), [9; 512]);
 }
 
+/// A write of `value`s; `None` if a system call is needed.
+fn write(
+    cache: &mut PageCache,
+    medium: &Medium,
+    offset: u64,
+    value: u8,
+) -> Option<Result<(), DiskError>> {
+    cache.write(medium, offset, &IoBuf::from_vec(vec![value; 512]))
+}
+
+#[test]
+fn writes_are_copied_only_where_the_page_cache_is_the_medium() {
+    let (mut medium, mut cache) = numbered(8);
+    assert!(write(&mut cache, &medium, PAGE, 9).is_none());
+    medium.in_memory = true;
+    let mut cache = PageCache::new();
+    assert!(write(&mut cache, &medium, PAGE, 9).is_none());
+    cache.note(&medium, PAGE, 512);
+    write(&mut cache, &medium, PAGE + 1024, 9).unwrap().unwrap();
+    assert!(write(&mut cache, &medium, 2 * PAGE, 9).is_none());
+    assert!(write(&mut cache, &medium, 2 * PAGE - 256, 9).is_none());
+    let mut found = [0; PAGE as usize];
+    medium.file.read_exact_at(&mut found, PAGE).unwrap();
+    let mut expected = [1; PAGE as usize];
+    expected[1024..1536].fill(9);
+    assert!(found == expected);
+    assert_eq!(read(&mut cache, PAGE + 1024, 512).unwrap(), [9; 512]);
+}
+
+#[test]
+fn writes_behind_the_end_are_left_to_the_system_call() {
+    let (mut medium, _) = numbered(0);
+    medium.in_memory = true;
+    let mut cache = PageCache::new();
+    cache.note(&medium, 0, 8 * PAGE as usize);
+    medium.file.set_len(PAGE).unwrap();
+    assert!(write(&mut cache, &medium, 4 * PAGE, 9).is_none());
+    assert!(cache.windows.is_empty());
+    assert_eq!(medium.file.metadata().unwrap().len(), PAGE);
+    // A file that can't be mapped for writing.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("image");
+    std::fs::write(&path, [0; 512]).unwrap();
+    let medium = super::tests::medium(File::open(&path).unwrap(), true);
+    cache.note(&medium, 0, 512);
+    assert!(!medium.can.map.get());
+    assert!(write(&mut cache, &medium, 0, 9).is_none());
+}
+
+#[test]
+fn data_that_was_taken_away_is_no_write() {
+    let (mut medium, _) = numbered(0);
+    medium.in_memory = true;
+    let mut cache = PageCache::new();
+    cache.note(&medium, 0, 512);
+    let asked = Arc::new(AtomicU32::new(0));
+    for (gone_at, expected) in [(0, None), (1, Some(false)), (2, Some(true))] {
+        asked.store(0, Ordering::Relaxed);
+        let count = asked.clone();
+        let mut table = IotlbTable::new();
+        table.ask_intact(move || count.fetch_add(1, Ordering::Relaxed) != gone_at);
+        let mut buf = IoBuf::new();
+        let iotlb = Iotlb::new(table);
+        buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));
+        let data: &'static [u8; 512] = &[9; 512];
+        // SAFETY: the bytes are there for ever, and a write only reads them.
+        unsafe { buf.push(data.as_ptr().cast_mut(), 512) };
+        let done = cache.write(&medium, 0, &buf);
+        assert_eq!(done.map(|result| result.is_ok()), expected, "{gone_at}");
+        let untouched = read(&mut cache, 0, 512).unwrap() == [0; 512];
+        assert_eq!(untouched, gone_at == 0);
+    }
+}
+
 #[test]
 fn what_was_added_is_in_the_mapping() {
     let (medium, mut reads) = numbered(1);
@@ -148,8 +227,8 @@ fn a_file_that_can_not_be_mapped_is_read_by_system_calls() {
     let directory = tempfile::tempdir().unwrap();
     // Open for writing only: not to be mapped for reading.
     let file = File::create(directory.path().join("image")).unwrap();
-    let medium = medium(file);
-    let mut reads = CachedReads::new();
+    let medium = medium(file, false);
+    let mut reads = PageCache::new();
     reads.note(&medium, 0, 512);
     assert!(!medium.can.map.get());
     assert_eq!(read(&mut reads, 0, 512), None);
@@ -162,7 +241,7 @@ fn a_file_that_can_not_be_mapped_is_read_by_system_calls() {
 #[test]
 fn pages_that_were_evicted_end_the_copying_for_a_while() {
     let (medium, mut reads) = numbered(1);
-    let sample = |reads: &mut CachedReads| (0..SAMPLE).all(|_| read(reads, 0, 512).is_some());
+    let sample = |reads: &mut PageCache| (0..SAMPLE).all(|_| read(reads, 0, 512).is_some());
     assert!(sample(&mut reads));
     assert!(
         sample(&mut reads),
@@ -193,8 +272,8 @@ fn a_file_that_shrinks_and_grows_under_its_readers() {
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let mut reads = CachedReads::new();
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut reads = PageCache::new();
+                while !stop.load(Ordering::Relaxed) {
                     for page in 0..PAGES {
                         reads.note(&medium, page * PAGE, PAGE as usize);
                         if let Some(data) = read(&mut reads, page * PAGE, PAGE as usize) {
@@ -210,6 +289,6 @@ fn a_file_that_shrinks_and_grows_under_its_readers() {
             medium.file.set_len(PAGES * PAGE).unwrap();
             medium.file.write_all_at(&[5; 4096], 5 * PAGE).unwrap();
         }
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
     });
 }

@@ -5,14 +5,14 @@
 
 use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
 
-use crate::raw::cached::CachedReads;
+use crate::raw::cached::PageCache;
 use crate::raw::job::fits_one_call;
 use crate::raw::medium::Medium;
 use crate::raw::sys;
 
 /// What a queue tries before it makes a [`Job`](crate::raw::job::Job) of an operation.
 pub(super) struct AtOnce {
-    cached: CachedReads,
+    cached: PageCache,
     /// Whether a read may wait for the device.
     wait: bool,
     /// What was tried last, in vain.
@@ -22,7 +22,7 @@ pub(super) struct AtOnce {
 impl AtOnce {
     pub const fn new(wait: bool) -> Self {
         Self {
-            cached: CachedReads::new(),
+            cached: PageCache::new(),
             wait,
             declined: None,
         }
@@ -43,7 +43,11 @@ impl AtOnce {
             OpKind::Read { offset } => {
                 self.cached.read(offset, buf) || self.read(medium, offset, buf)
             }
-            OpKind::Write { offset, fua: false } => self.write(medium, offset, buf),
+            OpKind::Write { offset, fua: false } => match self.cached.write(medium, offset, buf) {
+                Some(Ok(())) => true,
+                Some(lost) => return Some(lost),
+                None => self.write(medium, offset, buf),
+            },
             _ => return None,
         };
         if done {
@@ -71,7 +75,8 @@ impl AtOnce {
             medium.can.nowait.lost();
         }
         let done = usize::try_from(outcome) == Ok(buf.len());
-        if done {
+        // Where nothing was written there may be a hole, which takes memory when it is touched.
+        if done && !medium.in_memory {
             self.cached.note(medium, offset, buf.len());
         }
         done

@@ -49,7 +49,7 @@ impl Plan {
             #[cfg(feature = "io-uring")]
             (Engine::Auto, Ok(())) => Ok(if medium.is_direct() {
                 Self::Ring { by_name: false }
-            } else if !medium.is_block_device() && super::sys::is_in_memory(&medium.file) {
+            } else if medium.in_memory {
                 Self::Sync
             } else {
                 Self::Mixed
