@@ -9,10 +9,6 @@
 . /lab/lib.sh
 . /lab/nested.sh
 
-control() {
-    mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || fail "ctl $*"
-}
-
 # number AT FILE: the number of four bytes there.
 number() {
     od -An -tu4 -j "$1" -N 4 "$2" | tr -d ' '

@@ -13,10 +13,6 @@
 # A guest in a guest in emulation is far from 2,000; the same with that limit and a quick guest is vdpa-throttle.
 limit=20
 
-control() {
-    mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || fail "ctl $*: $(cat /tmp/disk0.log)"
-}
-
 # rate: what the guest reads in a second, the third time that it says so from now on.
 rate() {
     count=$(($(grep -c "NESTED rate" /tmp/log || true) + 3))

@@ -4,15 +4,6 @@
 # Debian in mini-vmm on a VDUSE device of ours, moved between the paths: `. /lab/moved.sh` after lib.sh, vduse.sh and
 # nested.sh, with the number of moves in $switches.
 
-control() {
-    mini-vmm ctl --control /tmp/control "$@" >/tmp/answer || {
-        # The machine may have something to say.
-        sleep 2
-        tail -n 30 /tmp/log
-        fail "ctl $*: $(cat /tmp/disk0.log)"
-    }
-}
-
 # at PATH: where the first disk must be.
 at() {
     control stats

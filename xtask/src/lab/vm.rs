@@ -27,6 +27,9 @@ const QEMU_BUG: &str = "msix_table_mmio_write: Assertion";
 /// Without one of these the kernel neither ends nor dies: the machine was reset below it.
 const LAST_WORDS: [&str; 5] = ["reboot: ", "sysrq: ", "Kernel panic", "Oops", "BUG: "];
 
+/// With this status (`EX_TEMPFAIL`) a script says that what failed was the emulator, as far as can be told.
+const EMULATOR_FAILED: u8 = 75;
+
 enum Event {
     /// The guest's command connection; comes first.
     Connected(UnixStream),
@@ -147,6 +150,9 @@ impl<'a> Vm<'a> {
             }
             if let Some(status) = self.child.try_wait().on("wait for", Path::new("QEMU"))? {
                 return match self.status {
+                    Some(EMULATOR_FAILED) => Err(Error::Emulator {
+                        what: "the script blames it".to_owned(),
+                    }),
                     Some(status) => Ok(status),
                     None => {
                         let console = console(&self.console);
