@@ -2,14 +2,14 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# about: 4 KiB random I/O through VDUSE: vblk beside qemu-storage-daemon, on the same image, with 2 CPUs and with 1
+# about: 4 KiB random I/O through VDUSE: vblk beside qemu-storage-daemon, on images alike, with 2 CPUs and with 1
 # lab: cpus=2 memory=2048 modules=virtio_vdpa,virtio_blk,vduse binaries=vblk build=release run=named timeout=1800
 
 . /lab/lib.sh
 . /lab/vduse.sh
 
 # Fio's own cost is part of what is measured. `libaio` is what everybody runs, one system call for each request;
-# `io_uring` takes and gives requests in batches and costs half as much, so that more of what shows is the device.
+# `io_uring` takes and gives requests in batches and costs less, so that more of what shows is the device.
 clients="libaio io_uring"
 client() {
     case $1 in
@@ -79,6 +79,7 @@ for cpus in 2 1; do
     qsd=$(cat /tmp/qemu.pid)
     kill "$qsd"
     wait "$qsd" || true
+    [ ! -e /dev/vduse/qemu ] || fail "qemu-storage-daemon left its device"
 done
 
 step "medians (and ranges) as docs/performance.md has them"
