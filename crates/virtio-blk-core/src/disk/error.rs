@@ -26,6 +26,17 @@ pub enum DiskError {
     /// The operation was cancelled before it had an effect that it reports.
     #[error("the operation was cancelled")]
     Cancelled,
+    /// An earlier flush or write-back of this medium failed: what completed before may not be stable, and
+    /// can't become so any more. See [`Disk::flush_error`](super::Disk::flush_error).
+    #[error(
+        "an earlier flush failed ({}): completed writes may be lost; stop the disk, check its content and open \
+         it again",
+        io::Error::from_raw_os_error(*errno)
+    )]
+    FlushLost {
+        /// The `errno` of the failure.
+        errno: i32,
+    },
     /// The host refused or failed it.
     #[error("disk I/O failed: {0}")]
     Io(#[from] io::Error),
@@ -38,6 +49,15 @@ impl DiskError {
     /// The error of a system call that set `errno` to `code`.
     pub fn from_errno(code: i32) -> Self {
         Self::Io(io::Error::from_raw_os_error(code))
+    }
+
+    /// The host's `errno` behind the error, if there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Io(error) => error.raw_os_error(),
+            Self::FlushLost { errno } => Some(*errno),
+            _ => None,
+        }
     }
 
     /// Whether the medium is out of space.

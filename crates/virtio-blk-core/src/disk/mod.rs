@@ -63,6 +63,40 @@ pub trait Disk: Send + Sync {
     /// The resource that could not be had (a file descriptor, an io_uring, memory).
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError>;
 
+    /// Why no flush of this disk succeeds any more: an earlier flush or write-back failed, so that writes
+    /// which completed may be lost. It stays until the disk is opened anew, and every later
+    /// [`OpKind::Flush`] and write with `fua` fails with it, on every queue. `None` if nothing of the kind
+    /// happened.
+    ///
+    /// The implementer of a medium guarantees that no queue's flush can use up an error that belongs to
+    /// another queue's writes. A layer returns what the disk underneath says.
+    fn flush_error(&self) -> Option<DiskError> {
+        None
+    }
+
+    /// Takes the medium into use: a transport calls it before it starts the first queue of a device, so
+    /// that two servers of one medium can hand it over in a migration. A disk that holds a lock only
+    /// while it is in use takes it here and reads anew what it knows of the medium (size, tables).
+    /// Returns at once if the disk is active already. May wait for another owner's lock, for a bounded
+    /// time that the implementer states.
+    ///
+    /// # Errors
+    /// Somebody else uses the medium, or it changed in a way the driver was not told of. The disk stays
+    /// inactive, and no queue may be started.
+    fn activate(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
+    /// Ends the use of the medium: a transport calls it after the last queue of a device has stopped and
+    /// is dropped. What the disk keeps in memory is written and stable before the lock is let go.
+    ///
+    /// # Errors
+    /// What was kept could not be made stable; the lock is let go all the same, as nobody else could
+    /// make it so.
+    fn deactivate(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     /// Looks at the medium again and takes over what changed (a file that was extended, a block device
     /// that was resized). Listeners are told before it returns. May do I/O.
     ///
@@ -158,6 +192,16 @@ pub trait IoQueue: Send {
     fn deadline(&self) -> Option<Instant> {
         None
     }
+
+    /// Lets go of every operation that is held back for a reason of the queue's own: a limit, a pause, a
+    /// delay, a policy for errors. The owner calls it when it is about to stop and waits for all operations.
+    ///
+    /// From then on the queue holds nothing back. What it held goes to the medium in the order of
+    /// submission, as does everything submitted later; an operation that had already failed and was kept
+    /// to be tried again completes with its error. A layer must pass the call on to the queue underneath,
+    /// also to one that it opens later. The call does not wait, and each operation still completes exactly
+    /// once, through [`IoQueue::reap`].
+    fn release_held(&mut self) {}
 
     /// Asks for an operation to finish early, as far as that is possible. It still completes exactly
     /// once: with [`DiskError::Cancelled`] if it was stopped, else with its result. Unknown tokens are

@@ -59,6 +59,9 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     fn drain(&mut self) {
+        if let Some(io) = &mut self.io {
+            io.release_held();
+        }
         while self.in_flight() != 0 || self.replay.len() != 0 {
             match self.service(usize::from(u16::MAX)) {
                 Service::Fatal => break,
