@@ -11,7 +11,8 @@ use clap::{Args, Subcommand};
 use virtio_blk_disks::{DiskSpec, SpecError};
 
 use super::act::MAX_HOLD;
-use super::control::{Client, Request};
+use super::client::Client;
+use super::control::Request;
 use super::layers_help;
 use crate::output;
 

@@ -5,9 +5,11 @@
 //! `vblk top`.
 
 mod act;
+mod client;
 mod control;
 pub mod ctl;
 mod metrics;
+mod socket;
 mod stats;
 pub mod top;
 
@@ -152,7 +154,7 @@ type Shown = Weak<Vec<Served>>;
 /// The servers of metrics and control, until it is dropped.
 pub struct Windows {
     served: Option<Arc<Vec<Served>>>,
-    _control: Option<control::Control>,
+    _control: Option<socket::Control>,
 }
 
 impl Windows {
@@ -169,7 +171,7 @@ impl Windows {
             }
         }
         let control = match &args.control {
-            Some(path) => Some(control::Control::start(path, Arc::downgrade(&served))?),
+            Some(path) => Some(socket::Control::start(path, Arc::downgrade(&served))?),
             None => None,
         };
         Ok(Self {

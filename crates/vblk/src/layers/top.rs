@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::control::{Client, Request};
+use super::client::Client;
+use super::control::Request;
 use super::stats::{Ops, Stats};
 use crate::output;
 
