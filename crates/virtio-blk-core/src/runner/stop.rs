@@ -37,7 +37,6 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// Ends the queue's work. No guest memory is touched after it returns. Blocks until the disk is done
     /// with every buffer (`Drain`: with every request).
     pub fn stop(mut self, mode: Stop) -> Stopped {
-        self.intake = false;
         match mode {
             Stop::Drain => self.drain(),
             Stop::HandOver => self.cancel_all(),
@@ -58,11 +57,22 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
     }
 
-    fn drain(&mut self) {
+    /// Takes nothing new from now on, and has the disk let go of what it holds back.
+    pub(super) fn begin_drain(&mut self) {
+        self.intake = false;
         if let Some(io) = &mut self.io {
             io.release_held();
         }
-        while self.in_flight() != 0 || self.replay.len() != 0 {
+    }
+
+    /// Whether every request taken, or to be taken again, was returned.
+    pub(super) fn is_drained(&self) -> bool {
+        self.in_flight() == 0 && self.replay.len() == 0
+    }
+
+    fn drain(&mut self) {
+        self.begin_drain();
+        while !self.is_drained() {
             match self.service(usize::from(u16::MAX)) {
                 Service::Fatal => break,
                 Service::More => {}
@@ -82,6 +92,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     fn cancel_all(&mut self) {
+        self.intake = false;
         self.stalled.clear();
         if let Some(io) = &mut self.io {
             for token in self.slab.busy() {

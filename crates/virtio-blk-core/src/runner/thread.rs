@@ -145,6 +145,10 @@ impl<M: DeviceMemory> QueueThread<M> {
 
     /// Asks the queue to stop, and does not wait: [`QueueThread::wait_stopped`] does. `tell` is called on
     /// the thread when everything is done.
+    ///
+    /// A drain that takes too long can be cut short by a second call with [`Stop::HandOver`]: from then on
+    /// nothing is returned to the driver, apart from what the pass at hand finishes where the disk works
+    /// inside the call. `tell` of the first call is dropped.
     pub fn begin_stop(&self, mode: Stop, tell: impl FnOnce() + Send + 'static) {
         {
             let mut left = lock(&self.control.left);
@@ -176,6 +180,16 @@ impl<M: DeviceMemory> QueueThread<M> {
     /// Stops the queue and ends the thread. `None` if the thread panicked (a bug in a disk).
     pub fn stop(mut self, mode: Stop) -> Option<Stopped> {
         self.end(mode)
+    }
+
+    /// Stops the queue with [`Stop::HandOver`] and does not wait for it: for a disk that lets go of its
+    /// buffers too late, or never. The thread ends by itself once the disk has; memory and log of the queue
+    /// stay mapped until then.
+    pub fn detach(mut self) {
+        *lock(&self.control.stop) = Some(Stop::HandOver);
+        self.control.signal();
+        // Dropping the handle does not wait, other than dropping this.
+        self.thread = None;
     }
 
     fn end(&mut self, mode: Stop) -> Option<Stopped> {
@@ -235,6 +249,7 @@ struct Worker<M: DeviceMemory> {
 impl<M: DeviceMemory> Worker<M> {
     fn run(mut self) -> Stopped {
         let _leaving = Leaving(self.control.clone());
+        let mut draining = false;
         loop {
             if self.control.pending.swap(false, Ordering::Acquire) {
                 let calls = lock(&self.control.calls)
@@ -244,11 +259,21 @@ impl<M: DeviceMemory> Worker<M> {
                 for call in calls {
                     call(&mut self.runner);
                 }
-                if let Some(mode) = lock(&self.control.stop).take() {
-                    return self.runner.stop(mode);
+                match lock(&self.control.stop).take() {
+                    Some(Stop::HandOver) => return self.runner.stop(Stop::HandOver),
+                    // Not inside `stop`: it can still be cut short.
+                    Some(Stop::Drain) => {
+                        self.runner.begin_drain();
+                        draining = true;
+                    }
+                    None => {}
                 }
             }
-            match self.runner.service(BUDGET) {
+            let next = self.runner.service(BUDGET);
+            if draining && (next == Service::Fatal || self.runner.is_drained()) {
+                return self.runner.stop(Stop::Drain);
+            }
+            match next {
                 Service::More => {}
                 Service::Idle => self.sleep(None),
                 Service::WaitUntil(at) => self.sleep(Some(at)),

@@ -220,6 +220,46 @@ fn a_stop_can_be_begun_and_waited_for() {
 }
 
 #[test]
+fn a_drain_can_be_cut_short() {
+    let (mut apart, thread, _told) = spawn(Mode::Held, WaitKind::Fd, Duration::ZERO);
+    for sector in 0..2 {
+        apart.submit(&Request::read(sector, 512));
+    }
+    while apart.disk.held() != 2 {
+        std::thread::yield_now();
+    }
+    thread.begin_stop(Stop::Drain, || {});
+    apart.disk.release(1);
+    let answered = apart.answer();
+    assert!(!thread.wait_stopped(Instant::now()));
+    let (sender, told) = mpsc::channel();
+    thread.begin_stop(Stop::HandOver, move || sender.send(()).unwrap());
+    told.recv().unwrap();
+    let stopped = thread.stop(Stop::Drain).unwrap();
+    assert_eq!((answered.status, stopped.in_flight.len()), (S_OK, 1));
+    assert_eq!(apart.disk.held(), 0, "cancelled");
+    assert!(apart.driver.poll().unwrap().is_none());
+}
+
+#[test]
+fn a_detached_thread_ends_by_itself() {
+    let (apart, thread, _told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);
+    let (go, gate) = mpsc::channel::<()>();
+    // A disk that does not let go.
+    thread.post(move |_| gate.recv().unwrap());
+    thread.detach();
+    let ended = || {
+        let log = apart.disk.take_log();
+        log.iter().any(|event| matches!(event, Event::Dropped(_)))
+    };
+    assert!(!ended());
+    go.send(()).unwrap();
+    while !ended() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn a_posted_call_is_not_waited_for() {
     let (_apart, thread, _told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);
     let (sender, done) = mpsc::channel();
