@@ -6,6 +6,8 @@ mod admit;
 pub mod dirty;
 pub mod fault;
 mod in_flight;
+#[cfg(feature = "inject")]
+pub mod inject;
 mod listeners;
 pub mod memory;
 pub mod meter;

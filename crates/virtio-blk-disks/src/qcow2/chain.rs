@@ -72,6 +72,11 @@ impl Chain {
             Engine::Sync
         };
         let raw = RawOptions::new(path).read_only(!writable).engine(engine);
+        #[cfg(feature = "inject")]
+        let raw = match &options.inject {
+            Some(injector) if self.files.is_empty() => raw.inject(injector),
+            _ => raw,
+        };
         let file = raw::open_file(&raw)?;
         let library = |source| OpenError::Library {
             path: path.to_owned(),

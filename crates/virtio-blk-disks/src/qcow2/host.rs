@@ -6,14 +6,13 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_blk_core::disk::{
     Disk, DiskError, IoBuf, IoQueue, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait,
 };
 
-use crate::raw::{self, RawDisk, RawOptions, sys};
+use crate::raw::{self, HostFile, RawDisk, RawOptions};
 
 /// Most bytes and segments in one call.
 const MAX_CALL: usize = 1 << 30;
@@ -48,7 +47,7 @@ pub(super) trait Host: fmt::Debug + Send + Sync {
 /// A file or a block device.
 #[derive(Debug)]
 pub(super) struct FileHost {
-    file: File,
+    file: HostFile,
     /// The same file, for data whose place is known.
     data: RawDisk,
     is_file: bool,
@@ -66,7 +65,7 @@ impl FileHost {
         let data = RawDisk::over(file.try_clone().map_err(error)?, options)?;
         let is_file = file.metadata().map_err(error)?.is_file();
         Ok(Self {
-            file,
+            file: HostFile::new(file, options),
             data,
             is_file,
         })
@@ -75,7 +74,7 @@ impl FileHost {
 
 impl Host for FileHost {
     fn size(&self) -> io::Result<u64> {
-        raw::file_size(&self.file)
+        raw::file_size(self.file.file())
     }
 
     fn grows(&self) -> bool {
@@ -88,24 +87,39 @@ impl Host for FileHost {
 
     fn read(&self, mut data: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !data.is_empty() {
-            match self.file.read_at(data, offset) {
-                Ok(0) => {
-                    data.fill(0);
-                    break;
-                }
-                Ok(got) => {
-                    offset += got as u64;
-                    data = data.get_mut(got..).unwrap_or_default();
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+            let segment = libc::iovec {
+                iov_base: data.as_mut_ptr().cast(),
+                iov_len: data.len().min(MAX_CALL),
+            };
+            // SAFETY: the segment is `data`, which is borrowed for the length of the call.
+            let outcome = unsafe { self.file.preadv2(&[segment], offset, 0) };
+            if outcome == 0 {
+                data.fill(0);
+                break;
             }
+            let got = moved(outcome)?;
+            offset += got as u64;
+            data = data.get_mut(got..).unwrap_or_default();
         }
         Ok(())
     }
 
-    fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+    fn write(&self, mut data: &[u8], mut offset: u64) -> io::Result<()> {
+        while !data.is_empty() {
+            let segment = libc::iovec {
+                iov_base: data.as_ptr().cast_mut().cast(),
+                iov_len: data.len().min(MAX_CALL),
+            };
+            // SAFETY: the segment is `data`, which is borrowed for the length of the call.
+            let outcome = unsafe { self.file.pwritev2(&[segment], offset, 0) };
+            if outcome == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            let put = moved(outcome)?;
+            offset += put as u64;
+            data = data.get(put..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     fn zero(&self, mut offset: u64, len: u64) -> io::Result<()> {
@@ -123,11 +137,17 @@ impl Host for FileHost {
 
     fn punch(&self, offset: u64, len: u64) -> bool {
         let mode = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE;
-        sys::fallocate(&self.file, mode, offset, len) == 0
+        self.file.fallocate(mode, offset, len) == 0
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        loop {
+            match self.file.fdatasync() {
+                0 => return Ok(()),
+                errno if errno == -libc::EINTR => {}
+                errno => return Err(io::Error::from_raw_os_error(-errno)),
+            }
+        }
     }
 
     fn read_buf(
@@ -144,7 +164,7 @@ impl Host for FileHost {
                 return Err(DiskError::OutOfRange);
             }
             // SAFETY: the segments are the buffer's, which is borrowed for the length of the call.
-            let got = match unsafe { sys::preadv2(&self.file, &segments, offset, 0) } {
+            let got = match unsafe { self.file.preadv2(&segments, offset, 0) } {
                 0 => {
                     buf.fill(done, len, 0);
                     return Ok(());
@@ -172,7 +192,7 @@ impl Host for FileHost {
                 return Err(DiskError::OutOfRange);
             }
             // SAFETY: as in `read_buf`.
-            let put = match unsafe { sys::pwritev2(&self.file, &segments, offset, 0) } {
+            let put = match unsafe { self.file.pwritev2(&segments, offset, 0) } {
                 0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
                 outcome => moved(outcome)?,
             };
@@ -189,11 +209,11 @@ impl Host for FileHost {
 }
 
 /// Bytes moved by a call; none if it was interrupted.
-fn moved(outcome: i32) -> Result<usize, DiskError> {
+fn moved(outcome: i32) -> io::Result<usize> {
     match usize::try_from(outcome) {
         Ok(count) => Ok(count),
         Err(_) if outcome == -libc::EINTR => Ok(0),
-        Err(_) => Err(DiskError::from_errno(outcome.saturating_neg())),
+        Err(_) => Err(io::Error::from_raw_os_error(outcome.saturating_neg())),
     }
 }
 

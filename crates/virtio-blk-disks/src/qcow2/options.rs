@@ -6,6 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::Engine;
+#[cfg(feature = "inject")]
+use crate::inject::Injector;
 
 /// How a qcow2 image is to be used as a disk: what [`super::Qcow2Disk::open`] takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub struct Qcow2Options {
     pub(crate) engine: Engine,
     pub(crate) discard: bool,
     pub(crate) lock: bool,
+    #[cfg(feature = "inject")]
+    pub(crate) inject: Option<Injector>,
 }
 
 impl Qcow2Options {
@@ -28,6 +32,8 @@ impl Qcow2Options {
             engine: Engine::Auto,
             discard: true,
             lock: true,
+            #[cfg(feature = "inject")]
+            inject: None,
         }
     }
 
@@ -66,6 +72,15 @@ impl Qcow2Options {
     #[must_use]
     pub fn lock(mut self, yes: bool) -> Self {
         self.lock = yes;
+        self
+    }
+
+    /// Has the system calls on the image, not those on its backing files, counted and failed by an injector, for
+    /// tests (default: none).
+    #[cfg(feature = "inject")]
+    #[must_use]
+    pub fn inject(mut self, injector: &Injector) -> Self {
+        self.inject = Some(injector.clone());
         self
     }
 

@@ -193,7 +193,7 @@ impl PageCache {
         };
         let start = number.checked_mul(WINDOW)?;
         // What lies beyond the end of the file is there when it grows.
-        match Mapping::new(&medium.file, start, WINDOW as usize, protection) {
+        match Mapping::new(medium.file.file(), start, WINDOW as usize, protection) {
             Ok(mapping) => {
                 self.windows.push(Window {
                     number,

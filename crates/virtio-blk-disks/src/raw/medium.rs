@@ -3,7 +3,6 @@
 
 //! The open file and what is known about it, shared by the disk and its queues.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -12,6 +11,7 @@ use virtio_blk_core::disk::{Caps, DiskError, DiskEvent, OpKind, SECTOR_SIZE};
 
 use super::bounce::Chunk;
 use super::error::OpenError;
+use super::host_file::HostFile;
 use super::probe;
 use super::sys;
 use crate::admit::Bounds;
@@ -69,7 +69,7 @@ impl Abilities {
 /// The open file and what is known about it.
 #[derive(Debug)]
 pub(super) struct Medium {
-    pub file: File,
+    pub file: HostFile,
     pub path: PathBuf,
     pub can: Abilities,
     /// The page cache is the medium itself (tmpfs), and no I/O waits for a device.
@@ -89,14 +89,14 @@ pub(super) struct Medium {
 impl Medium {
     /// Puts together what was found out. `caps` are valid.
     pub fn new(
-        file: File,
+        file: HostFile,
         path: PathBuf,
         caps: Caps,
         can: Abilities,
         direct: bool,
         block_device: bool,
     ) -> Self {
-        let in_memory = !block_device && sys::is_in_memory(&file);
+        let in_memory = !block_device && sys::is_in_memory(file.file());
         Self {
             file,
             path,
@@ -199,7 +199,7 @@ impl Medium {
             .refreshing
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let size = probe::size(&self.file, self.block_device)
+        let size = probe::size(self.file.file(), self.block_device)
             .map_err(|source| OpenError::io("find the size of", &self.path, source))?;
         let block = self.caps.align.guest_block;
         let size = probe::usable_size(size, block, self.block_device, &self.path)?;

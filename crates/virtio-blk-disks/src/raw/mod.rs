@@ -7,6 +7,7 @@ mod bounce;
 mod cached;
 mod engine;
 mod error;
+mod host_file;
 mod job;
 mod medium;
 mod options;
@@ -22,6 +23,8 @@ use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
 use engine::Plan;
 pub use error::OpenError;
+#[cfg(feature = "qcow2")]
+pub(crate) use host_file::HostFile;
 use medium::Medium;
 pub use options::{Engine, RawOptions};
 

@@ -5,6 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "inject")]
+use crate::inject::Injector;
+
 /// How the I/O is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -29,6 +32,8 @@ pub struct RawOptions {
     pub(crate) block: Option<u32>,
     pub(crate) lock: bool,
     pub(crate) mmap: bool,
+    #[cfg(feature = "inject")]
+    pub(crate) inject: Option<Injector>,
 }
 
 impl RawOptions {
@@ -43,6 +48,8 @@ impl RawOptions {
             block: None,
             lock: true,
             mmap: true,
+            #[cfg(feature = "inject")]
+            inject: None,
         }
     }
 
@@ -99,6 +106,14 @@ impl RawOptions {
     #[must_use]
     pub fn mmap(mut self, yes: bool) -> Self {
         self.mmap = yes;
+        self
+    }
+
+    /// Has the disk's system calls counted and failed by an injector, for tests (default: none).
+    #[cfg(feature = "inject")]
+    #[must_use]
+    pub fn inject(mut self, injector: &Injector) -> Self {
+        self.inject = Some(injector.clone());
         self
     }
 

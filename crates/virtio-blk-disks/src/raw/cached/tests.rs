@@ -10,7 +10,9 @@ use virtio_blk_core::disk::Caps;
 use virtio_blk_core::memory::{Iotlb, IotlbTable};
 
 use super::*;
+use crate::raw::host_file::HostFile;
 use crate::raw::medium::Abilities;
+use crate::raw::options::RawOptions;
 
 const PAGES: u64 = 64;
 
@@ -18,7 +20,14 @@ const PAGES: u64 = 64;
 fn medium(file: File, in_memory: bool) -> Medium {
     let caps = Caps::basic(PAGES * PAGE / 512);
     let can = Abilities::new(true, true);
-    let mut medium = Medium::new(file, "test".into(), caps, can, false, false);
+    let mut medium = Medium::new(
+        HostFile::new(file, &RawOptions::new("test")),
+        "test".into(),
+        caps,
+        can,
+        false,
+        false,
+    );
     medium.in_memory = in_memory;
     medium
 }
@@ -97,10 +106,14 @@ fn empty_long_and_divided_ranges_are_not_copied() {
 #[test]
 fn writes_and_holes_show_at_once() {
     let (medium, mut reads) = numbered(8);
-    medium.file.write_all_at(&[0xAA; 512], PAGE + 512).unwrap();
+    medium
+        .file
+        .file()
+        .write_all_at(&[0xAA; 512], PAGE + 512)
+        .unwrap();
     assert_eq!(read(&mut reads, PAGE + 512, 512).unwrap(), [0xAA; 512]);
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    assert_eq!(sys::fallocate(&medium.file, mode, 2 * PAGE, PAGE), 0);
+    assert_eq!(medium.file.fallocate(mode, 2 * PAGE, PAGE), 0);
     assert_eq!(read(&mut reads, 2 * PAGE, 4096).unwrap(), [0; 4096]);
     assert_eq!(read(&mut reads, 3 * PAGE, 4096).unwrap(), [3; 4096]);
 }
@@ -109,7 +122,7 @@ fn writes_and_holes_show_at_once() {
 fn what_was_cut_off_is_left_to_the_system_call() {
     let (medium, mut reads) = numbered(8);
     assert!(read(&mut reads, 4 * PAGE, 512).is_some());
-    medium.file.set_len(PAGE).unwrap();
+    medium.file.file().set_len(PAGE).unwrap();
     assert_eq!(read(&mut reads, 4 * PAGE, 512), None);
     assert!(
         reads.windows.is_empty(),
@@ -119,7 +132,11 @@ fn what_was_cut_off_is_left_to_the_system_call() {
     // From the next success on there is another.
     reads.note(&medium, 0, 512);
     assert_eq!(read(&mut reads, 0, 512).unwrap(), [0; 512]);
-    medium.file.write_all_at(&[9; 4096], 4 * PAGE).unwrap();
+    medium
+        .file
+        .file()
+        .write_all_at(&[9; 4096], 4 * PAGE)
+        .unwrap();
     reads.note(&medium, 4 * PAGE, 512);
     assert_eq!(read(&mut reads, 4 * PAGE, 512).unwrap(), [9; 512]);
 }
@@ -146,7 +163,7 @@ fn writes_are_copied_only_where_the_page_cache_is_the_medium() {
     assert!(write(&mut cache, &medium, 2 * PAGE, 9).is_none());
     assert!(write(&mut cache, &medium, 2 * PAGE - 256, 9).is_none());
     let mut found = [0; PAGE as usize];
-    medium.file.read_exact_at(&mut found, PAGE).unwrap();
+    medium.file.file().read_exact_at(&mut found, PAGE).unwrap();
     let mut expected = [1; PAGE as usize];
     expected[1024..1536].fill(9);
     assert!(found == expected);
@@ -159,10 +176,10 @@ fn writes_behind_the_end_are_left_to_the_system_call() {
     medium.in_memory = true;
     let mut cache = PageCache::new();
     cache.note(&medium, 0, 8 * PAGE as usize);
-    medium.file.set_len(PAGE).unwrap();
+    medium.file.file().set_len(PAGE).unwrap();
     assert!(write(&mut cache, &medium, 4 * PAGE, 9).is_none());
     assert!(cache.windows.is_empty());
-    assert_eq!(medium.file.metadata().unwrap().len(), PAGE);
+    assert_eq!(medium.file.file().metadata().unwrap().len(), PAGE);
     // A file that can't be mapped for writing.
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("image");
@@ -202,7 +219,7 @@ fn data_that_was_taken_away_is_no_write() {
 fn what_was_added_is_in_the_mapping() {
     let (medium, mut reads) = numbered(1);
     let end = 1000 * PAGE;
-    medium.file.write_all_at(&[7; 4096], end).unwrap();
+    medium.file.file().write_all_at(&[7; 4096], end).unwrap();
     reads.note(&medium, end, 4096);
     assert_eq!(reads.windows.len(), 1);
     assert_eq!(read(&mut reads, end, 4096).unwrap(), [7; 4096]);
@@ -212,7 +229,7 @@ fn what_was_added_is_in_the_mapping() {
 fn a_queue_maps_so_much_and_no_more() {
     let (medium, mut reads) = numbered(0);
     for number in 0..2 * MAX_WINDOWS as u64 {
-        medium.file.set_len((number + 1) * WINDOW).unwrap();
+        medium.file.file().set_len((number + 1) * WINDOW).unwrap();
         reads.note(&medium, number * WINDOW + PAGE, 512);
     }
     assert_eq!(reads.windows.len(), MAX_WINDOWS);
@@ -285,9 +302,13 @@ fn a_file_that_shrinks_and_grows_under_its_readers() {
             });
         }
         for _ in 0..500 {
-            medium.file.set_len(PAGE).unwrap();
-            medium.file.set_len(PAGES * PAGE).unwrap();
-            medium.file.write_all_at(&[5; 4096], 5 * PAGE).unwrap();
+            medium.file.file().set_len(PAGE).unwrap();
+            medium.file.file().set_len(PAGES * PAGE).unwrap();
+            medium
+                .file
+                .file()
+                .write_all_at(&[5; 4096], 5 * PAGE)
+                .unwrap();
         }
         stop.store(true, Ordering::Relaxed);
     });

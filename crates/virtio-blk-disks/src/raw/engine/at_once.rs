@@ -8,7 +8,6 @@ use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
 use crate::raw::cached::PageCache;
 use crate::raw::job::fits_one_call;
 use crate::raw::medium::Medium;
-use crate::raw::sys;
 
 /// What a queue tries before it makes a [`Job`](crate::raw::job::Job) of an operation.
 pub(super) struct AtOnce {
@@ -69,7 +68,7 @@ impl AtOnce {
             false => return false,
         };
         // SAFETY: the buffer's segments are valid while it is borrowed.
-        let outcome = unsafe { sys::preadv2(&medium.file, buf.segments(), offset, flags) };
+        let outcome = unsafe { medium.file.preadv2(buf.segments(), offset, flags) };
         #[cfg(feature = "io-uring")]
         if flags != 0 && outcome == -libc::EOPNOTSUPP {
             medium.can.nowait.lost();
@@ -87,7 +86,7 @@ impl AtOnce {
             return false;
         }
         // SAFETY: as above.
-        let outcome = unsafe { sys::pwritev2(&medium.file, buf.segments(), offset, 0) };
+        let outcome = unsafe { medium.file.pwritev2(buf.segments(), offset, 0) };
         let done = usize::try_from(outcome) == Ok(buf.len());
         if done {
             self.cached.note(medium, offset, buf.len());

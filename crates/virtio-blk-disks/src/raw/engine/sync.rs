@@ -11,7 +11,6 @@ use super::at_once::AtOnce;
 use crate::raw::bounce::Pool;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
-use crate::raw::sys;
 
 /// A data path of plain system calls.
 pub(super) struct SyncQueue {
@@ -36,9 +35,7 @@ impl SyncQueue {
 fn call(medium: &Medium, call: Call<'_>) -> i32 {
     match call {
         // SAFETY: the job keeps the segments valid until it is told the outcome.
-        Call::Read { segments, offset } => unsafe {
-            sys::preadv2(&medium.file, segments, offset, 0)
-        },
+        Call::Read { segments, offset } => unsafe { medium.file.preadv2(segments, offset, 0) },
         Call::Write {
             segments,
             offset,
@@ -46,13 +43,11 @@ fn call(medium: &Medium, call: Call<'_>) -> i32 {
         } => {
             let flags = if dsync { libc::RWF_DSYNC } else { 0 };
             // SAFETY: as above.
-            unsafe { sys::pwritev2(&medium.file, segments, offset, flags) }
+            unsafe { medium.file.pwritev2(segments, offset, flags) }
         }
-        Call::Sync => sys::fdatasync(&medium.file),
-        Call::Allocate { mode, offset, len } => {
-            sys::fallocate(&medium.file, mode.flags(), offset, len)
-        }
-        Call::Erase { how, offset, len } => sys::erase(&medium.file, how, offset, len),
+        Call::Sync => medium.file.fdatasync(),
+        Call::Allocate { mode, offset, len } => medium.file.fallocate(mode.flags(), offset, len),
+        Call::Erase { how, offset, len } => medium.file.erase(how, offset, len),
     }
 }
 

@@ -22,7 +22,6 @@ use super::at_once::AtOnce;
 use crate::raw::bounce::Pool;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
-use crate::raw::sys;
 
 /// Most aligned chunks of one queue: 2 MiB as a rule.
 const CHUNKS: usize = 8;
@@ -106,6 +105,20 @@ pub(super) struct RingQueue {
     waiting: VecDeque<u32>,
     /// Entries put into the ring whose completion was not seen.
     pending: usize,
+    /// By job.
+    #[cfg(feature = "inject")]
+    tickets: std::collections::HashMap<u32, Ticket>,
+}
+
+/// Who may fail a call that goes through a ring, and how.
+#[cfg(feature = "inject")]
+type Ticket = Option<crate::inject::Ticket>;
+
+/// A call in the ring's form.
+struct Ready {
+    entry: squeue::Entry,
+    #[cfg(feature = "inject")]
+    ticket: Ticket,
 }
 
 /// How far a job got.
@@ -113,7 +126,7 @@ enum Driven {
     /// It is over.
     Done(Result<(), DiskError>),
     /// This has to go through the ring.
-    Entry(squeue::Entry),
+    Entry(Ready),
     /// It waits for aligned memory.
     Wait,
 }
@@ -161,6 +174,28 @@ fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
     })
 }
 
+impl Ready {
+    #[cfg(not(feature = "inject"))]
+    fn new(entry: squeue::Entry, _: &Call<'_>, _: &Medium) -> Self {
+        Self { entry }
+    }
+
+    /// Asks whether a test fails the call.
+    #[cfg(feature = "inject")]
+    fn new(entry: squeue::Entry, call: &Call<'_>, medium: &Medium) -> Self {
+        let ticket = medium
+            .file
+            .hook
+            .as_ref()
+            .map(|hook| hook.begin(call.made()));
+        let entry = match ticket {
+            Some(ticket) if ticket.fails() => opcode::Nop::new().build(),
+            _ => entry,
+        };
+        Self { entry, ticket }
+    }
+}
+
 /// Takes a job as far as it gets without the ring.
 fn drive(job: &mut Job, medium: &Medium, pool: &mut Pool) -> Driven {
     loop {
@@ -171,9 +206,9 @@ fn drive(job: &mut Job, medium: &Medium, pool: &mut Pool) -> Driven {
         };
         match (call, entry(&call)) {
             (Call::Erase { how, offset, len }, _) => {
-                job.apply(medium, sys::erase(&medium.file, how, offset, len));
+                job.apply(medium, medium.file.erase(how, offset, len));
             }
-            (_, Some(entry)) => return Driven::Entry(entry),
+            (_, Some(entry)) => return Driven::Entry(Ready::new(entry, &call, medium)),
             (_, None) => job.apply(medium, -libc::ENOSYS),
         }
     }
@@ -200,6 +235,8 @@ impl RingQueue {
             ready: VecDeque::new(),
             waiting: VecDeque::new(),
             pending: 0,
+            #[cfg(feature = "inject")]
+            tickets: Default::default(),
         })
     }
 
@@ -219,6 +256,25 @@ impl RingQueue {
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(data)) }.is_ok();
         self.pending += usize::from(pushed);
         pushed
+    }
+
+    /// Puts a job's call into the ring.
+    fn push_call(&mut self, ready: Ready, number: u32) {
+        #[cfg(feature = "inject")]
+        self.tickets.insert(number, ready.ticket);
+        self.push(ready.entry, number.into());
+    }
+
+    /// The outcome of a job's call, unless a test exchanges it.
+    #[cfg(feature = "inject")]
+    fn outcome(&mut self, number: u32, result: i32) -> i32 {
+        match (
+            self.tickets.remove(&number).flatten(),
+            &self.medium.file.hook,
+        ) {
+            (Some(ticket), Some(hook)) => hook.end(ticket, result),
+            _ => result,
+        }
     }
 
     /// Gives the kernel everything that was pushed. What it can't take now stays in the ring.
@@ -288,10 +344,13 @@ impl RingQueue {
             if number == CANCEL {
                 continue;
             }
+            let result = entry.result();
+            #[cfg(feature = "inject")]
+            let result = self.outcome(number as u32, result);
             let Some(Some(job)) = self.slots.get_mut(number as usize) else {
                 continue;
             };
-            job.apply(&self.medium, entry.result());
+            job.apply(&self.medium, result);
             match job.result() {
                 Some(result) => self.finish(number as u32, result, done),
                 None => self.ready.push_back(number as u32),
@@ -314,9 +373,7 @@ impl RingQueue {
             };
             match drive(job, &self.medium, &mut self.pool) {
                 Driven::Done(result) => self.finish(number, result, done),
-                Driven::Entry(entry) => {
-                    self.push(entry, number.into());
-                }
+                Driven::Entry(ready) => self.push_call(ready, number),
                 Driven::Wait if waited => {
                     self.waiting.push_front(number);
                     break;
@@ -346,9 +403,9 @@ impl IoQueue for RingQueue {
                 job.release(&mut self.pool);
                 return Submit::Done(job.op.complete(result));
             }
-            Driven::Entry(entry) => {
+            Driven::Entry(ready) => {
                 let number = self.store(job);
-                self.push(entry, number.into());
+                self.push_call(ready, number);
             }
             Driven::Wait => {
                 let number = self.store(job);

@@ -67,6 +67,29 @@ pub(super) enum Call<'a> {
     Erase { how: Erase, offset: u64, len: u64 },
 }
 
+#[cfg(feature = "inject")]
+impl Call<'_> {
+    /// What a test is told of the call.
+    pub fn made(&self) -> crate::inject::Made {
+        use crate::inject::{Call as Kind, Made};
+        let total = |segments: &[libc::iovec]| segments.iter().map(|s| s.iov_len as u64).sum();
+        match *self {
+            Self::Read { segments, offset } => Made::new(Kind::Read, offset, total(segments)),
+            Self::Write {
+                segments,
+                offset,
+                dsync,
+            } => Made {
+                stable: dsync,
+                ..Made::new(Kind::Write, offset, total(segments))
+            },
+            Self::Sync => Made::new(Kind::Sync, 0, 0),
+            Self::Allocate { offset, len, .. } => Made::new(Kind::Allocate, offset, len),
+            Self::Erase { offset, len, .. } => Made::new(Kind::Erase, offset, len),
+        }
+    }
+}
+
 /// What comes next.
 #[derive(Debug)]
 pub(super) enum Step<'a> {

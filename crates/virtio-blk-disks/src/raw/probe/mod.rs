@@ -15,6 +15,7 @@ use std::time::Duration;
 use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
 
 use super::error::OpenError;
+use super::host_file::HostFile;
 use super::job::Mode;
 use super::medium::{Abilities, Medium};
 use super::options::RawOptions;
@@ -115,7 +116,7 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     let can = Abilities::new(punch, map);
     let path = path.to_owned();
     Ok(Medium::new(
-        file,
+        HostFile::new(file, options),
         path,
         caps,
         can,
@@ -139,7 +140,7 @@ pub(super) fn over(file: File, options: &RawOptions) -> Medium {
         .is_ok_and(|about| about.file_type().is_block_device());
     let path = options.path().to_owned();
     Medium::new(
-        file,
+        HostFile::new(file, options),
         path,
         caps,
         Abilities::new(false, map),

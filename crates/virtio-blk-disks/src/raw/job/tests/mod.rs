@@ -13,7 +13,9 @@ use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, IoBuf, Token, ZeroLim
 use virtio_blk_core::memory::{Iotlb, IotlbTable};
 
 use super::*;
+use crate::raw::host_file::HostFile;
 use crate::raw::medium::Abilities;
+use crate::raw::options::RawOptions;
 use kernel::{Kernel, Mood};
 
 /// Bytes of the file.
@@ -43,7 +45,14 @@ fn medium(memory: u32, offset: u32, block_device: bool) -> Medium {
     };
     let can = Abilities::new(true, false);
     let file = tempfile::tempfile().unwrap();
-    Medium::new(file, "test".into(), caps, can, direct, block_device)
+    Medium::new(
+        HostFile::new(file, &RawOptions::new("test")),
+        "test".into(),
+        caps,
+        can,
+        direct,
+        block_device,
+    )
 }
 
 /// Runs an operation to its end.
