@@ -118,8 +118,11 @@ fn decode(bytes: &[u8; USED]) -> Option<(Shape, Progress)> {
 }
 
 fn map(file: &File, shape: &Shape) -> io::Result<InFlightArea> {
+    let has = file.metadata()?.len().saturating_sub(HEADER as u64);
+    // An older version's is shorter.
     let len = InFlightArea::bytes(shape.queues, shape.queue_size);
-    if file.metadata()?.len() < (HEADER + len) as u64 {
+    let len = usize::try_from(has).map_or(len, |has| len.min(has));
+    if len < InFlightArea::least_bytes(shape.queues, shape.queue_size) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "the record is cut off",

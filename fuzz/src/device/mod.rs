@@ -151,6 +151,7 @@ impl<M: GuestMemory + Send + Sync + 'static> World<M> {
         let options = Options {
             queues: u16::from(setup.queues % 2) + 1,
             queue_size: 4 << (setup.exponent % 4),
+            seg_max: None,
             serial: SERIAL.into(),
             read_only: flag(1),
             config_wce: !flag(2),

@@ -20,7 +20,7 @@ fn an_area_comes_back_from_its_file() {
 #[test]
 fn sizes_are_checked() {
     let (_area, file, size) = create(2, 8, &alarm()).unwrap();
-    assert!(open(&file, 0, size, 3, 8, &alarm()).is_err());
+    assert!(open(&file, 0, size, 6, 8, &alarm()).is_err());
     assert!(open(&file, 4096, size, 2, 8, &alarm()).is_err());
     assert!(open(&file, 0, size, 0, 8, &alarm()).is_err());
 }

@@ -42,6 +42,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             queues: self.queues,
             // The largest power of two: guests can't have made a larger ring.
             queue_size: 1 << size.ilog2(),
+            seg_max: None,
             serial,
             read_only: self.caps.read_only,
             config_wce: false,

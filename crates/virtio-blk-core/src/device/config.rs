@@ -6,7 +6,6 @@
 use std::sync::atomic::Ordering;
 
 use super::Device;
-use crate::request::MAX_SEGMENTS;
 use crate::spec::config::{self, Config};
 use crate::spec::feature;
 
@@ -30,43 +29,43 @@ pub enum ConfigError {
 impl Device {
     /// The configuration space as fields. Those of features that are not offered are 0.
     pub fn config(&self) -> Config {
-        let has = |bit| self.offered & bit != 0;
-        let caps = &self.caps;
+        let abi = self.guest_abi();
+        let has = |bit| abi.features & bit != 0;
         let mut config = Config {
-            capacity: self.capacity(),
+            capacity: abi.capacity,
             ..Config::default()
         };
         if has(feature::SEG_MAX) {
-            config.seg_max = u32::from(self.options.queue_size) - 2;
+            config.seg_max = abi.seg_max;
         }
         if has(feature::BLK_SIZE) {
-            config.blk_size = caps.align.guest_block;
+            config.blk_size = abi.block_size;
         }
         if has(feature::TOPOLOGY) {
-            config.physical_block_exp = caps.topology.physical_block_exp;
-            config.alignment_offset = caps.topology.alignment_offset;
-            config.min_io_size = caps.topology.min_io_size;
-            config.opt_io_size = caps.topology.opt_io_size;
+            config.physical_block_exp = abi.topology.physical_block_exp;
+            config.alignment_offset = abi.topology.alignment_offset;
+            config.min_io_size = abi.topology.min_io_size;
+            config.opt_io_size = abi.topology.opt_io_size;
         }
         if has(feature::CONFIG_WCE) {
-            config.writeback = u8::from(self.live.writeback());
+            config.writeback = u8::from(abi.writeback);
         }
         if has(feature::MQ) {
-            config.num_queues = self.options.queues;
+            config.num_queues = abi.queues;
         }
-        if let Some(limits) = caps.discard.filter(|_| has(feature::DISCARD)) {
+        if let Some(limits) = abi.discard {
             config.max_discard_sectors = limits.max_sectors;
-            config.max_discard_seg = limits.max_segments.min(MAX_SEGMENTS);
+            config.max_discard_seg = limits.max_segments;
             config.discard_sector_alignment = limits.alignment;
         }
-        if let Some(limits) = caps.write_zeroes.filter(|_| has(feature::WRITE_ZEROES)) {
+        if let Some(limits) = abi.write_zeroes {
             config.max_write_zeroes_sectors = limits.max_sectors;
-            config.max_write_zeroes_seg = limits.max_segments.min(MAX_SEGMENTS);
+            config.max_write_zeroes_seg = limits.max_segments;
             config.write_zeroes_may_unmap = u8::from(limits.may_unmap);
         }
-        if let Some(limits) = caps.secure_erase.filter(|_| has(feature::SECURE_ERASE)) {
+        if let Some(limits) = abi.secure_erase {
             config.max_secure_erase_sectors = limits.max_sectors;
-            config.max_secure_erase_seg = limits.max_segments.min(MAX_SEGMENTS);
+            config.max_secure_erase_seg = limits.max_segments;
             config.secure_erase_sector_alignment = limits.alignment;
         }
         config

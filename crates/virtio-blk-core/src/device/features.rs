@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Device, Options};
+use super::{Device, Options, lock};
 use crate::disk::Caps;
 use crate::runner::WriteCache;
 use crate::spec::feature::{self, *};
@@ -47,10 +47,22 @@ pub(super) fn offer(caps: &Caps, options: &Options) -> u64 {
     offer
 }
 
+/// Whether a driver may acknowledge `features` of what is `offered`.
+pub(super) fn check(offered: u64, features: u64) -> Result<(), NegotiationError> {
+    let extra = features & !offered;
+    if extra != 0 {
+        return Err(NegotiationError::NotOffered(extra));
+    }
+    if features & VERSION_1 == 0 {
+        return Err(NegotiationError::Version1);
+    }
+    Ok(())
+}
+
 impl Device {
     /// The feature bits offered.
     pub fn offered(&self) -> u64 {
-        self.offered
+        lock(&self.shown).abi.features
     }
 
     /// The feature bits the driver acknowledged; 0 before [`Device::accept`].
@@ -64,25 +76,30 @@ impl Device {
     /// # Errors
     /// The driver must not see FEATURES_OK. What was accepted before stays.
     pub fn accept(&self, features: u64) -> Result<(), NegotiationError> {
-        let extra = features & !self.offered;
-        if extra != 0 {
-            return Err(NegotiationError::NotOffered(extra));
-        }
-        if features & VERSION_1 == 0 {
-            return Err(NegotiationError::Version1);
-        }
+        check(self.offered(), features)?;
         self.accepted.store(features, Ordering::Release);
-        self.live
-            .writeback
-            .store(self.initial_writeback(), Ordering::Relaxed);
+        self.set_writeback();
         Ok(())
+    }
+
+    /// Sets `writeback` as it stands after negotiation: as the guest was told by an earlier device, the
+    /// first time, where the driver can switch it.
+    pub(super) fn set_writeback(&self) {
+        let told = lock(&self.shown).writeback.take();
+        let accepted = self.accepted();
+        // A driver that can't flush must not find a volatile cache because another one could.
+        let told = told.filter(|writeback| {
+            accepted & CONFIG_WCE != 0 && (!writeback || accepted & FLUSH != 0)
+        });
+        let writeback = told.unwrap_or_else(|| self.initial_writeback());
+        self.live.writeback.store(writeback, Ordering::Relaxed);
     }
 
     /// `writeback` as it stands right after negotiation (checklist 40).
     pub(super) fn initial_writeback(&self) -> bool {
         let accepted = self.accepted();
         let through = accepted & CONFIG_WCE != 0 && accepted & FLUSH == 0;
-        self.offered & FLUSH != 0 && !through
+        self.offered() & FLUSH != 0 && !through
     }
 
     /// How writes become stable under what was negotiated.
@@ -101,6 +118,6 @@ impl Device {
 
     /// The names of the offered bits, lowest first.
     pub fn offered_names(&self) -> Vec<String> {
-        feature::names(self.offered)
+        feature::names(self.offered())
     }
 }

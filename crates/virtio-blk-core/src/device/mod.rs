@@ -13,6 +13,8 @@
 //!
 //! [`StatusRegister`] does the bookkeeping of the status byte for transports that have one.
 
+mod abi;
+mod adopt;
 mod config;
 mod features;
 mod options;
@@ -23,6 +25,8 @@ mod status;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use abi::{GuestAbi, MAX_SEG_MAX};
+pub use adopt::AbiError;
 pub use config::ConfigError;
 pub use features::NegotiationError;
 pub use options::{Options, OptionsError};
@@ -57,12 +61,22 @@ impl Live {
     }
 }
 
+/// What the guest is told.
+struct Shown {
+    /// Without capacity and cache mode, which are in [`Live`].
+    abi: GuestAbi,
+    /// The cache mode that was taken over with `abi` and has not taken effect yet.
+    writeback: Option<bool>,
+}
+
 /// A virtio-blk device over a [`Disk`]. Shared: all methods take `&self`.
 pub struct Device {
     disk: Arc<dyn Disk>,
     caps: Caps,
     options: Options,
-    offered: u64,
+    /// What disk and options can present.
+    own: GuestAbi,
+    shown: Mutex<Shown>,
     accepted: AtomicU64,
     live: Arc<Live>,
     /// Counts changes of the configuration space. Locked while one happens: whoever read the old value
@@ -84,10 +98,14 @@ impl Device {
         if options.read_only {
             caps.read_only = true;
         }
-        let offered = features::offer(&caps, &options);
+        let own = options.present(&caps, features::offer(&caps, &options));
         let device = Arc::new(Self {
             caps,
-            offered,
+            own,
+            shown: Mutex::new(Shown {
+                abi: own,
+                writeback: None,
+            }),
             accepted: AtomicU64::new(0),
             live: Arc::new(Live {
                 capacity: AtomicU64::new(caps.capacity),
@@ -143,9 +161,8 @@ impl Device {
     /// queues.
     pub fn reset(&self) {
         self.accepted.store(0, Ordering::Release);
-        self.live
-            .writeback
-            .store(self.initial_writeback(), Ordering::Relaxed);
+        lock(&self.shown).writeback = None;
+        self.set_writeback();
     }
 
     fn disk_changed(&self, event: DiskEvent) {
@@ -195,7 +212,7 @@ impl std::fmt::Debug for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Device")
             .field("capacity", &self.capacity())
-            .field("offered", &self.offered)
+            .field("offered", &self.offered())
             .field("accepted", &self.accepted())
             .field("options", &self.options)
             .finish()

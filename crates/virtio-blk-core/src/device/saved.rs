@@ -10,12 +10,12 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::QueueState;
 
-use super::{Device, NegotiationError};
+use super::{AbiError, Device, GuestAbi, NegotiationError, features};
 use crate::ring::{MAX_QUEUE_SIZE, are_distinct};
 use crate::spec::feature;
 
 /// The version this code writes.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 
 /// One queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,6 +86,9 @@ pub struct SavedDevice {
     pub block_size: u32,
     /// The queues, by index.
     pub queues: Vec<SavedQueue>,
+    /// What the guest was told; version 1 does not have it.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub abi: Option<GuestAbi>,
 }
 
 /// Why saved state was refused. The device is as it was.
@@ -98,6 +101,9 @@ pub enum RestoreError {
     /// The driver uses features that this device does not offer.
     #[error("saved features do not fit this device: {0}")]
     Features(#[from] NegotiationError),
+    /// The guest was told what this device can't keep to.
+    #[error(transparent)]
+    Abi(#[from] AbiError),
     /// The driver knows another block size.
     #[error("saved state has blocks of {saved} bytes, this disk of {device}")]
     BlockSize {
@@ -134,10 +140,12 @@ impl Device {
             capacity: self.capacity(),
             block_size: self.caps.align.guest_block,
             queues,
+            abi: Some(self.guest_abi()),
         }
     }
 
-    /// Takes over saved state, after checking all of it. The transport then starts the queues that are
+    /// Takes over saved state, after checking all of it, together with what the guest was told: the device
+    /// keeps to it as after [`Device::adopt`]. The transport then starts the queues that are
     /// ready, with their `in_flight` heads as [`crate::runner::QueueSetup::replay`].
     ///
     /// A capacity that differs from the saved one is announced as a config change.
@@ -148,10 +156,14 @@ impl Device {
         if saved.version == 0 || saved.version > VERSION {
             return Err(RestoreError::Version(saved.version));
         }
-        if saved.queues.len() > usize::from(self.options.queues) {
+        if let Some(abi) = &saved.abi {
+            self.check_abi(abi)?;
+        }
+        let abi = saved.abi.unwrap_or_else(|| self.guest_abi());
+        if saved.queues.len() > usize::from(abi.queues) {
             return Err(RestoreError::Queues {
                 saved: saved.queues.len(),
-                device: self.options.queues,
+                device: abi.queues,
             });
         }
         let block = self.caps.align.guest_block;
@@ -162,11 +174,17 @@ impl Device {
             });
         }
         for (index, queue) in saved.queues.iter().enumerate() {
-            self.check_queue(queue)
+            check_queue(queue, abi.queue_size)
                 .map_err(|what| RestoreError::Queue { index, what })?;
         }
+        if saved.features != 0 {
+            features::check(abi.features, saved.features)?;
+        }
+        self.reset();
+        if let Some(abi) = &saved.abi {
+            self.adopt_checked(abi);
+        }
         if saved.features == 0 {
-            self.reset();
             return Ok(());
         }
         self.accept(saved.features)?;
@@ -175,31 +193,31 @@ impl Device {
                 .writeback
                 .store(saved.writeback, Ordering::Relaxed);
         }
-        if saved.capacity != self.capacity() {
+        if saved.abi.is_none() && saved.capacity != self.capacity() {
             self.config_changed();
         }
         Ok(())
     }
+}
 
-    fn check_queue(&self, queue: &SavedQueue) -> Result<(), &'static str> {
-        if !queue.ready {
-            return if queue.in_flight.is_empty() {
-                Ok(())
-            } else {
-                Err("requests in flight on a queue that is not ready")
-            };
-        }
-        if !queue.size.is_power_of_two() || queue.size > self.options.queue_size.min(MAX_QUEUE_SIZE)
-        {
-            return Err("the size is no power of two or beyond this device's");
-        }
-        let taken = usize::from(queue.next_avail.wrapping_sub(queue.next_used));
-        if taken != queue.in_flight.len() || taken > usize::from(queue.size) {
-            return Err("the indices do not agree with the requests in flight");
-        }
-        if !are_distinct(&queue.in_flight, queue.size) {
-            return Err("a head in flight is out of range or named twice");
-        }
-        Ok(())
+/// Checks a queue of a device with queues of up to `max_size` descriptors.
+fn check_queue(queue: &SavedQueue, max_size: u16) -> Result<(), &'static str> {
+    if !queue.ready {
+        return if queue.in_flight.is_empty() {
+            Ok(())
+        } else {
+            Err("requests in flight on a queue that is not ready")
+        };
     }
+    if !queue.size.is_power_of_two() || queue.size > max_size.min(MAX_QUEUE_SIZE) {
+        return Err("the size is no power of two or beyond this device's");
+    }
+    let taken = usize::from(queue.next_avail.wrapping_sub(queue.next_used));
+    if taken != queue.in_flight.len() || taken > usize::from(queue.size) {
+        return Err("the indices do not agree with the requests in flight");
+    }
+    if !are_distinct(&queue.in_flight, queue.size) {
+        return Err("a head in flight is out of range or named twice");
+    }
+    Ok(())
 }

@@ -50,25 +50,29 @@ impl Device {
         setup: QueueSetup<M>,
         state: &QueueState,
     ) -> Result<QueueRunner<M>, StartError> {
-        let counters = self.counters(index).ok_or(StartError::Index {
-            index,
-            queues: self.options.queues,
-        })?;
+        let abi = self.guest_abi();
+        let counters =
+            self.counters(index)
+                .filter(|_| index < abi.queues)
+                .ok_or(StartError::Index {
+                    index,
+                    queues: abi.queues,
+                })?;
         let features = self.accepted();
         if features & feature::VERSION_1 == 0 {
             return Err(StartError::NotNegotiated);
         }
         let state = QueueState {
-            max_size: self.options.queue_size,
+            max_size: abi.queue_size,
             ..*state
         };
-        let mut rules = Rules::new(&self.caps, features);
+        let mut rules = Rules::new(&self.shown_caps(), features);
         rules.capacity = self.capacity();
         let parts = QueueParts {
             rules,
             features,
             live: self.live.clone(),
-            serial: self.options.serial_bytes(),
+            serial: abi.serial,
             write_cache: self.write_cache(),
             counters: counters.clone(),
         };

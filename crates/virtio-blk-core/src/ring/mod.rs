@@ -20,7 +20,7 @@ mod split;
 use virtio_queue::QueueState;
 
 pub use chain::{Chain, Segment};
-pub use split::{MAX_QUEUE_SIZE, SplitRing};
+pub use split::{MAX_CHAIN, MAX_QUEUE_SIZE, SplitRing};
 pub(crate) use split::{Taken, UsualChain};
 
 use crate::memory::{DeviceMemory, GuestMap, Unmapped};

@@ -21,6 +21,11 @@ pub(crate) use usual::UsualChain;
 /// The largest queue size the specification allows, in descriptors.
 pub const MAX_QUEUE_SIZE: u16 = 32768;
 
+/// Most descriptors of a chain that is taken, those of its indirect table included. A bound on what a driver
+/// can make the device do for one chain, and no more than that: the specification forbids chains longer than
+/// the queue, but drivers fill indirect tables up to `seg_max`, or beyond it.
+pub const MAX_CHAIN: u32 = 32768;
+
 const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
 const DESC_F_INDIRECT: u16 = 4;

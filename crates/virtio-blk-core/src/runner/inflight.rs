@@ -8,15 +8,20 @@
 //! u16 used_idx}, then for each descriptor {u8 inflight, u8\[5\], u16 next, u64 counter}, in native byte
 //! order. Parts are aligned to 64 bytes. All of it may have been written by somebody hostile.
 //!
-//! Behind the parts, where the protocol has nothing, we keep the driver's cache mode {u64 magic, u8 mode}: a
-//! client tells it only when the driver changes it, so that a restarted server would not know that each
-//! write must be stable.
+//! Behind the parts, where the protocol has nothing, we keep
+//! - the driver's cache mode {u64 magic, u8 mode}: a client tells it only when the driver changes it, so that
+//!   a restarted server would not know that each write must be stable; and
+//! - what the guest was told about the device ([`GuestAbi`]), which a restarted server must keep to: at 16 a
+//!   u64 that says which of two places holds it (0: none), and from 64 on the places, of
+//!   [`GuestAbi::MAX_BYTES`] each. A new record is written to the place that is not in use and then chosen
+//!   with one store, so that a process which dies on the way leaves the old one.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use vm_memory::{AtomicInteger, VolatileMemory, VolatileSlice};
 
 use super::InFlightLog;
+use crate::device::{AbiError, GuestAbi};
 use crate::memory::HostMemory;
 
 const HEADER: usize = 16;
@@ -32,7 +37,11 @@ const USED_IDX: usize = 14;
 const LAYOUT: u16 = 1;
 
 /// Bytes of our own part behind the queues'.
-const TRAILER: usize = 64;
+const TRAILER: usize = CACHE_MODE + 2 * GuestAbi::MAX_BYTES;
+/// Bytes of the part of it that older versions have too.
+const CACHE_MODE: usize = 64;
+/// Which of the places holds a record: 0, or its number.
+const CHOSEN: usize = 16;
 /// What our own part begins with.
 const MAGIC: u64 = u64::from_le_bytes(*b"vblk-wce");
 
@@ -96,21 +105,28 @@ pub struct InFlightArea {
     queues: u16,
     /// Where our own part begins; areas of others have none.
     trailer: Option<usize>,
+    /// Where the places for a [`GuestAbi`] begin; areas of older versions have none.
+    places: Option<usize>,
 }
 
 impl InFlightArea {
     /// Bytes that an area for `queues` queues of up to `queue_size` descriptors takes, with our own part.
     pub fn bytes(queues: u16, queue_size: u16) -> usize {
-        part_size(queue_size) * usize::from(queues) + TRAILER
+        Self::least_bytes(queues, queue_size) + TRAILER
     }
 
-    /// Takes memory that is full of zeroes, or that an earlier owner left. An area without our own part is
-    /// accepted: the cache mode is not kept then.
+    /// Bytes that an area must have at least: without our own part.
+    pub fn least_bytes(queues: u16, queue_size: u16) -> usize {
+        part_size(queue_size) * usize::from(queues)
+    }
+
+    /// Takes memory that is full of zeroes, or that an earlier owner left. An area without our own part, or
+    /// with that of an older version, is accepted: what it has no room for is not kept then.
     ///
     /// # Errors
     /// The memory is too small for what it should hold, or misaligned.
     pub fn new(memory: HostMemory, queues: u16, queue_size: u16) -> Result<Self, InFlightError> {
-        let needed = part_size(queue_size) * usize::from(queues);
+        let needed = Self::least_bytes(queues, queue_size);
         let bytes = memory.len();
         if queues == 0 || queue_size == 0 || bytes < needed {
             return Err(InFlightError::Size {
@@ -123,7 +139,8 @@ impl InFlightArea {
             return Err(InFlightError::Alignment);
         }
         Ok(Self {
-            trailer: (bytes >= needed + TRAILER).then_some(needed),
+            trailer: (bytes >= needed + CACHE_MODE).then_some(needed),
+            places: (bytes >= needed + TRAILER).then_some(needed + CACHE_MODE),
             memory,
             queue_size,
             queues,
@@ -147,6 +164,77 @@ impl InFlightArea {
         let magic = field::<AtomicU64>(&self.memory, at)?;
         let mode = field::<AtomicU8>(&self.memory, at + 8)?;
         (magic.load(Ordering::Acquire) == MAGIC).then(|| mode.load(Ordering::Acquire))
+    }
+
+    /// Keeps what the guest was told, for the next owner of the area: to be called once queues start, and
+    /// whenever it changes. If this process dies in the call, what was kept before is still there. Nothing
+    /// is kept in an area without room for it.
+    pub fn keep_guest_abi(&self, abi: &GuestAbi) {
+        for (offset, value) in self.abi_stores(&abi.to_bytes()) {
+            if let Some(field) = field::<AtomicU64>(&self.memory, offset) {
+                field.store(value, Ordering::Release);
+            }
+        }
+    }
+
+    /// What the guest was told, if an earlier owner kept it; with the cache mode that was kept last. The
+    /// bytes may be hostile: pass them on to nothing but [`Device::adopt`](crate::device::Device::adopt).
+    ///
+    /// # Errors
+    /// The record is damaged, or of a newer version: a server must not start with this area.
+    pub fn guest_abi(&self) -> Result<Option<GuestAbi>, AbiError> {
+        let Some(place) = self.chosen_place()? else {
+            return Ok(None);
+        };
+        let mut bytes = [0; GuestAbi::MAX_BYTES];
+        for (offset, word) in (place..).step_by(8).zip(bytes.as_chunks_mut::<8>().0) {
+            *word = self.load_word(offset).to_ne_bytes();
+        }
+        let mut abi = GuestAbi::from_bytes(&bytes)?;
+        if let Some(mode) = self.cache_mode() {
+            abi.writeback = mode != 0;
+        }
+        Ok(Some(abi))
+    }
+
+    /// The place that holds a record.
+    fn chosen_place(&self) -> Result<Option<usize>, AbiError> {
+        let (Some(trailer), Some(places)) = (self.trailer, self.places) else {
+            return Ok(None);
+        };
+        match self.load_word(trailer + CHOSEN) {
+            0 => Ok(None),
+            1 => Ok(Some(places)),
+            2 => Ok(Some(places + GuestAbi::MAX_BYTES)),
+            _ => Err(AbiError::Malformed("it is in a place that is not there")),
+        }
+    }
+
+    /// The stores that keep a record, as offset and value, in the order in which they must become visible.
+    fn abi_stores(&self, bytes: &[u8]) -> impl Iterator<Item = (usize, u64)> {
+        let base = self.trailer.zip(self.places);
+        let base = base.filter(|_| bytes.len() <= GuestAbi::MAX_BYTES);
+        let unused = base.map(|(trailer, places)| match self.chosen_place() {
+            Ok(Some(place)) if place == places => {
+                (places + GuestAbi::MAX_BYTES, (trailer + CHOSEN, 2))
+            }
+            _ => (places, (trailer + CHOSEN, 1)),
+        });
+        let words = bytes.chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            for (to, from) in word.iter_mut().zip(chunk) {
+                *to = *from;
+            }
+            u64::from_ne_bytes(word)
+        });
+        unused.into_iter().flat_map(move |(place, choose)| {
+            (place..).step_by(8).zip(words.clone()).chain([choose])
+        })
+    }
+
+    /// A word of our own part; an absent one reads as untouched.
+    fn load_word(&self, offset: usize) -> u64 {
+        field::<AtomicU64>(&self.memory, offset).map_or(0, |field| field.load(Ordering::Acquire))
     }
 
     /// The log of queue `index` with `size` descriptors, whose ring shows `used_idx`, and the heads that

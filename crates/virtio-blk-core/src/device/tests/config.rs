@@ -155,15 +155,47 @@ fn item_60_topology_and_block_size_are_the_disks() {
 
 #[test]
 fn item_58_seg_max_leaves_room_for_header_and_status() {
-    for queue_size in [4, 128, 32768] {
+    for (queue_size, seg_max) in [(4, 2), (64, 62), (128, 126), (1024, 126), (32768, 126)] {
         let options = Options {
             queue_size,
             ..Options::default()
         };
         let config = device(full(), options).config();
-        assert_eq!(config.seg_max, u32::from(queue_size) - 2);
+        assert_eq!(config.seg_max, seg_max);
         assert_eq!(config.size_max, 0, "no limit");
     }
+}
+
+#[test]
+fn seg_max_is_a_value_of_its_own() {
+    let make = |seg_max, masked_features| {
+        let options = Options {
+            queue_size: 128,
+            seg_max: Some(seg_max),
+            masked_features,
+            ..Options::default()
+        };
+        Device::new(Arc::new(TestDisk::new(full())), options).map(|device| device.config().seg_max)
+    };
+    for seg_max in [1, 126, 127, 1022, 32766] {
+        assert_eq!(make(seg_max, 0).unwrap(), seg_max);
+    }
+    for (seg_max, masked) in [
+        (0, 0),
+        (32767, 0),
+        (u32::MAX, 0),
+        // Linux would wait for ever for room in the ring.
+        (127, feature::RING_INDIRECT_DESC),
+        (32766, feature::RING_INDIRECT_DESC),
+    ] {
+        let error = make(seg_max, masked).unwrap_err();
+        assert!(matches!(error, OptionsError::SegMax { .. }), "{error}");
+    }
+    let error = make(127, feature::RING_INDIRECT_DESC)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("1 to 126"), "{error}");
+    assert_eq!(make(126, feature::RING_INDIRECT_DESC).unwrap(), 126);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+mod abi;
 mod cache;
 mod config;
 mod features;
@@ -11,7 +12,7 @@ mod status;
 use std::sync::Arc;
 
 use super::*;
-use crate::disk::{Caps, EraseLimits, ZeroLimits};
+use crate::disk::{Caps, EraseLimits, Topology, ZeroLimits};
 use crate::spec::feature;
 use crate::testdisk::TestDisk;
 

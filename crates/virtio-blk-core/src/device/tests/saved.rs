@@ -63,6 +63,50 @@ fn json_round_trip() {
 }
 
 #[test]
+fn state_of_version_1_is_read() {
+    let device = device(full(), two_queues());
+    let mut state = saved(&device);
+    state.version = 1;
+    state.abi = None;
+    let mut json = serde_json::to_value(&state).unwrap();
+    json.as_object_mut().unwrap().remove("abi");
+    let back: SavedDevice = serde_json::from_value(json).unwrap();
+    assert_eq!(back, state);
+    let other = super::device(full(), two_queues());
+    other.restore(&back).unwrap();
+    assert_eq!(other.accepted(), device.offered());
+    assert_eq!(other.guest_abi().seg_max, 126);
+}
+
+#[test]
+fn what_the_guest_was_told_comes_back() {
+    let big = Options {
+        queues: 4,
+        queue_size: 1024,
+        seg_max: Some(254),
+        ..Options::default()
+    };
+    let old = device(full(), two_queues());
+    let state = saved(&old);
+    let new = device(full(), big.clone());
+    new.restore(&state).unwrap();
+    assert_eq!(new.guest_abi(), old.guest_abi());
+    assert_eq!(new.save(state.queues.clone()), state);
+    let config = new.config();
+    assert_eq!((config.num_queues, config.seg_max), (2, 126));
+
+    // And the other way round it is refused.
+    let big = device(full(), big);
+    big.accept(big.offered()).unwrap();
+    let error = old.restore(&big.save(vec![])).unwrap_err();
+    assert_eq!(
+        error,
+        RestoreError::Abi(AbiError::Queues { told: 4, now: 2 })
+    );
+    assert_eq!(old.config().num_queues, 2);
+}
+
+#[test]
 fn a_queue_survives_the_way_through_its_state() {
     let queue = queue();
     let state = queue.state(64, true);
@@ -138,7 +182,7 @@ fn hostile_state_is_refused_and_changes_nothing() {
             "{error}"
         );
     };
-    for version in [0, 2, u16::MAX] {
+    for version in [0, 3, u16::MAX] {
         let error = refused(&|s| s.version = version);
         assert_eq!(error, RestoreError::Version(version));
     }
@@ -147,6 +191,12 @@ fn hostile_state_is_refused_and_changes_nothing() {
     assert_eq!(error, RestoreError::Features(not_offered));
     let error = refused(&|s| s.features = feature::FLUSH);
     assert_eq!(error, RestoreError::Features(NegotiationError::Version1));
+    let error = refused(&|s| s.abi.as_mut().unwrap().queue_size = 512);
+    let differs = AbiError::QueueSize {
+        told: 512,
+        now: 256,
+    };
+    assert_eq!(error, RestoreError::Abi(differs));
     let error = refused(&|s| s.block_size = 4096);
     assert!(matches!(error, RestoreError::BlockSize { saved: 4096, .. }));
     let error = refused(&|s| s.queues.push(queue()));
@@ -206,6 +256,7 @@ proptest! {
             capacity: features,
             block_size,
             queues: vec![queue],
+            abi: None,
         };
         if device.restore(&state).is_ok() {
             prop_assert_eq!(device.accepted(), state.features);

@@ -26,7 +26,7 @@ fn reopen(area: &InFlightArea, size: u16, used: u16) -> (SplitLog, Vec<u16>) {
 #[test]
 fn a_new_area_has_nothing_in_flight() {
     let (area, memory) = area();
-    assert_eq!(memory.len(), 2 * 192 + 64);
+    assert_eq!(memory.len(), 2 * 192 + 64 + 512);
     assert_eq!(reopen(&area, 8, 5).1, Vec::<u16>::new());
 }
 
@@ -109,7 +109,7 @@ fn sizes_are_checked() {
         InFlightArea::new(odd, 2, 8).unwrap_err(),
         InFlightError::Alignment
     );
-    assert!(InFlightArea::new(memory.clone(), 3, 8).is_err());
+    assert!(InFlightArea::new(memory.clone(), 6, 8).is_err());
     assert!(InFlightArea::new(memory.clone(), 0, 8).is_err());
     assert!(InFlightArea::new(memory, 2, 0).is_err());
 }
@@ -133,9 +133,106 @@ fn the_cache_mode_is_kept_where_there_is_room() {
     let again = InFlightArea::new(memory.clone(), 2, 8).unwrap();
     assert_eq!(again.cache_mode(), Some(0));
     // The area of a server that knows nothing of it.
-    let small = memory.slice(0, memory.len() - TRAILER).unwrap();
+    let small = memory.slice(0, InFlightArea::least_bytes(2, 8)).unwrap();
     let small = InFlightArea::new(small, 2, 8).unwrap();
     small.keep_cache_mode(1);
     assert_eq!(small.cache_mode(), None);
     assert_eq!(area.cache_mode(), Some(0));
+}
+
+fn told(capacity: u64) -> GuestAbi {
+    let disk = crate::testdisk::TestDisk::new(crate::disk::Caps::basic(capacity));
+    let options = crate::device::Options::default();
+    crate::device::Device::new(Arc::new(disk), options)
+        .unwrap()
+        .guest_abi()
+}
+
+#[test]
+fn what_the_guest_was_told_is_kept_with_the_cache_mode() {
+    let (area, memory) = area();
+    assert_eq!(area.guest_abi(), Ok(None));
+    for capacity in [8, 16, 24, 32] {
+        area.keep_guest_abi(&told(capacity));
+        let again = InFlightArea::new(memory.clone(), 2, 8).unwrap();
+        assert_eq!(again.guest_abi().unwrap().unwrap().capacity, capacity);
+    }
+    let mut abi = told(8);
+    abi.writeback = true;
+    area.keep_guest_abi(&abi);
+    area.keep_cache_mode(0);
+    assert!(!area.guest_abi().unwrap().unwrap().writeback);
+    assert_eq!(area.cache_mode(), Some(0));
+    // Nothing of it lies in a queue's part.
+    assert_eq!(area.queue(1, 8, 0).unwrap().1, Vec::<u16>::new());
+}
+
+#[test]
+fn a_death_at_any_store_leaves_the_old_record_or_the_new() {
+    let (old, new) = (told(8), told(16));
+    for before in [None, Some(old)] {
+        // From either place.
+        for rounds in 0..2 {
+            for stores in 0.. {
+                let (area, _) = area();
+                for _ in 0..=rounds {
+                    before.iter().for_each(|abi| area.keep_guest_abi(abi));
+                }
+                let all: Vec<_> = area.abi_stores(&new.to_bytes()).collect();
+                if stores > all.len() {
+                    break;
+                }
+                for &(offset, value) in all.iter().take(stores) {
+                    field::<AtomicU64>(&area.memory, offset)
+                        .unwrap()
+                        .store(value, Ordering::Release);
+                }
+                let expected = if stores == all.len() {
+                    Some(new)
+                } else {
+                    before
+                };
+                assert_eq!(area.guest_abi(), Ok(expected), "{stores}");
+                // And the next owner can keep another.
+                area.keep_guest_abi(&old);
+                assert_eq!(area.guest_abi(), Ok(Some(old)));
+            }
+        }
+    }
+}
+
+#[test]
+fn an_area_of_an_older_version_keeps_the_cache_mode_alone() {
+    let (_, memory) = area();
+    let least = InFlightArea::least_bytes(2, 8);
+    let small = memory.slice(0, least + CACHE_MODE).unwrap();
+    let small = InFlightArea::new(small, 2, 8).unwrap();
+    small.keep_cache_mode(0);
+    small.keep_guest_abi(&told(8));
+    assert_eq!(small.cache_mode(), Some(0));
+    assert_eq!(small.guest_abi(), Ok(None));
+    // The whole of it is as the older version would have left it.
+    let whole = InFlightArea::new(memory, 2, 8).unwrap();
+    assert_eq!(whole.cache_mode(), Some(0));
+    assert_eq!(whole.guest_abi(), Ok(None));
+}
+
+#[test]
+fn a_hostile_record_is_refused() {
+    let (area, _) = area();
+    area.keep_guest_abi(&told(8));
+    let trailer = InFlightArea::least_bytes(2, 8);
+    let store = |offset: usize, value: u64| {
+        field::<AtomicU64>(&area.memory, trailer + offset)
+            .unwrap()
+            .store(value, Ordering::Relaxed);
+    };
+    for chosen in [2, 3, u64::MAX] {
+        store(CHOSEN, chosen);
+        assert!(matches!(area.guest_abi(), Err(AbiError::Malformed(_))));
+    }
+    store(CHOSEN, 1);
+    assert!(area.guest_abi().is_ok());
+    store(CACHE_MODE + 8, u64::MAX);
+    assert!(matches!(area.guest_abi(), Err(AbiError::Malformed(_))));
 }

@@ -397,8 +397,8 @@ fn item_16_58_more_segments_than_the_ring_has_descriptors() {
             start: 0,
         };
         let device = device(&disk);
-        // The device may have 256; the driver chose 16, and fills a table up to seg_max.
-        assert_eq!(device.config().seg_max, 254);
+        // The driver chose 16, and fills a table up to what it was told by an earlier device.
+        assert_eq!(device.config().seg_max, 126);
         let layout = space.layout(16).unwrap();
         let mut driver = virtio_blk_driver::ring::SplitDriver::new(&*mem, layout, config).unwrap();
         let mut runner = device

@@ -1,0 +1,246 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Taking over what another device told the guest.
+
+use super::{Device, GuestAbi, lock};
+use crate::disk::{Caps, EraseLimits, ZeroLimits};
+use crate::spec::feature::{self, RO};
+
+/// Why a device can't keep to what the guest was told. `told` is what the guest knows, `now` what this device
+/// has; capacities in sectors of 512 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AbiError {
+    /// The record of what was told can't be read.
+    #[error("what the guest was told can't be read: {0}")]
+    Malformed(&'static str),
+    /// The record was written by newer code.
+    #[error(
+        "what the guest was told has version {found}, this program reads up to {known}: use the program that \
+         wrote it, or a newer one"
+    )]
+    Version {
+        /// As recorded.
+        found: u16,
+        /// The newest that is understood.
+        known: u16,
+    },
+    /// Fewer queues.
+    #[error("the guest was told of {told} queues, this device has {now}: give it at least {told}")]
+    Queues {
+        /// As recorded.
+        told: u16,
+        /// This device's.
+        now: u16,
+    },
+    /// Smaller queues.
+    #[error(
+        "the guest was told that a queue may have {told} descriptors, this device takes {now}: give it a queue \
+         size of at least {told}"
+    )]
+    QueueSize {
+        /// As recorded.
+        told: u16,
+        /// This device's.
+        now: u16,
+    },
+    /// Another block size, in bytes.
+    #[error(
+        "the guest was told of blocks of {told} bytes, this device has blocks of {now}: give it a block size of \
+         {told}"
+    )]
+    BlockSize {
+        /// As recorded.
+        told: u32,
+        /// This device's.
+        now: u32,
+    },
+    /// A smaller capacity.
+    #[error(
+        "the guest was told of {told} sectors, this disk has {now}: use the same disk, of at least {told} sectors"
+    )]
+    Capacity {
+        /// As recorded.
+        told: u64,
+        /// This device's.
+        now: u64,
+    },
+    /// The device does not take writes any more.
+    #[error(
+        "the guest was told that it may write, this device is read-only: open the disk for writing"
+    )]
+    ReadOnly,
+    /// Features that this device does not offer.
+    #[error(
+        "the guest was offered {}, which this device does not offer: use a disk and settings that do",
+        feature::names(*missing).join(", ")
+    )]
+    Features {
+        /// Those bits.
+        missing: u64,
+    },
+    /// A lower limit, named by its field of the configuration space.
+    #[error(
+        "the guest was told a {field} of {told}, this disk takes {now}: use a disk and settings that take {told}"
+    )]
+    Limit {
+        /// The field.
+        field: &'static str,
+        /// As recorded.
+        told: u32,
+        /// This device's.
+        now: u32,
+    },
+    /// Another serial number.
+    #[error(
+        "the guest was told the serial number {told:?}, this device has {now:?}: use the same disk, or give it \
+         that serial number"
+    )]
+    Serial {
+        /// As recorded.
+        told: String,
+        /// This device's.
+        now: String,
+    },
+    /// The driver acknowledged features that the record does not offer.
+    #[error(
+        "the driver acknowledged {}, which the guest was not offered by what is to be taken over",
+        feature::names(*extra).join(", ")
+    )]
+    Negotiated {
+        /// Those bits.
+        extra: u64,
+    },
+}
+
+impl Device {
+    /// What the guest is told, now: by [`Device::offered`], the configuration space and `GET_ID`.
+    pub fn guest_abi(&self) -> GuestAbi {
+        GuestAbi {
+            capacity: self.capacity(),
+            writeback: self.live.writeback(),
+            ..lock(&self.shown).abi
+        }
+    }
+
+    /// Keeps to what a guest was told by another device: from now on, over all resets, this one presents
+    /// the same features, limits, number and size of queues. That is possible where it can do as much or
+    /// more; the capacity may have grown, which is announced as a change of the configuration space.
+    ///
+    /// Call it before the driver's features are accepted, and before queues start. The cache mode that was
+    /// told takes effect with the next [`Device::accept`] (or at once if that has happened), if the driver
+    /// can switch it.
+    ///
+    /// # Errors
+    /// [`AbiError`]: what differs, and what to do. Nothing was changed.
+    pub fn adopt(&self, abi: &GuestAbi) -> Result<(), AbiError> {
+        self.check_abi(abi)?;
+        let extra = self.accepted() & !abi.features;
+        if extra != 0 {
+            return Err(AbiError::Negotiated { extra });
+        }
+        self.adopt_checked(abi);
+        Ok(())
+    }
+
+    /// As [`Device::adopt`], for what [`Device::check_abi`] accepted.
+    pub(super) fn adopt_checked(&self, abi: &GuestAbi) {
+        {
+            let mut shown = lock(&self.shown);
+            shown.abi = *abi;
+            shown.writeback = Some(abi.writeback);
+        }
+        if self.accepted() != 0 {
+            self.set_writeback();
+        }
+        if abi.capacity != self.capacity() {
+            self.config_changed();
+        }
+    }
+
+    /// Whether this device can present `abi`.
+    pub(super) fn check_abi(&self, abi: &GuestAbi) -> Result<(), AbiError> {
+        abi.validate()?;
+        let own = &self.own;
+        if abi.queues > own.queues {
+            let (told, now) = (abi.queues, own.queues);
+            return Err(AbiError::Queues { told, now });
+        }
+        if abi.queue_size > own.queue_size {
+            let (told, now) = (abi.queue_size, own.queue_size);
+            return Err(AbiError::QueueSize { told, now });
+        }
+        if abi.block_size != own.block_size {
+            let (told, now) = (abi.block_size, own.block_size);
+            return Err(AbiError::BlockSize { told, now });
+        }
+        if own.features & RO != 0 && abi.features & RO == 0 {
+            return Err(AbiError::ReadOnly);
+        }
+        // A disk that may be written can be presented as one that may not.
+        let missing = abi.features & !(own.features | RO);
+        if missing != 0 {
+            return Err(AbiError::Features { missing });
+        }
+        check_limits(abi, own)?;
+        if abi.serial != own.serial {
+            return Err(AbiError::Serial {
+                told: abi.serial_text(),
+                now: own.serial_text(),
+            });
+        }
+        let (told, now) = (abi.capacity, self.capacity());
+        if told > now {
+            return Err(AbiError::Capacity { told, now });
+        }
+        Ok(())
+    }
+
+    /// The disk's capabilities as far as the guest was told of them.
+    pub(super) fn shown_caps(&self) -> Caps {
+        let abi = lock(&self.shown).abi;
+        Caps {
+            read_only: abi.features & RO != 0,
+            discard: abi.discard,
+            write_zeroes: abi.write_zeroes,
+            secure_erase: abi.secure_erase,
+            ..self.caps
+        }
+    }
+}
+
+/// Limits that the guest was told may be lower than the device's; the alignment of discards is a hint.
+fn check_limits(abi: &GuestAbi, own: &GuestAbi) -> Result<(), AbiError> {
+    let erase = |limits: Option<EraseLimits>| {
+        limits.map_or([0; 2], |limits| [limits.max_sectors, limits.max_segments])
+    };
+    let zeroes = |limits: Option<ZeroLimits>| {
+        limits.map_or([0; 2], |limits| [limits.max_sectors, limits.max_segments])
+    };
+    let fields = [
+        (
+            ["max_discard_sectors", "max_discard_seg"],
+            erase(abi.discard),
+            erase(own.discard),
+        ),
+        (
+            ["max_write_zeroes_sectors", "max_write_zeroes_seg"],
+            zeroes(abi.write_zeroes),
+            zeroes(own.write_zeroes),
+        ),
+        (
+            ["max_secure_erase_sectors", "max_secure_erase_seg"],
+            erase(abi.secure_erase),
+            erase(own.secure_erase),
+        ),
+    ];
+    for (names, told, now) in fields {
+        for ((field, told), now) in names.into_iter().zip(told).zip(now) {
+            if told > now {
+                return Err(AbiError::Limit { field, told, now });
+            }
+        }
+    }
+    Ok(())
+}
