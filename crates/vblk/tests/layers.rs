@@ -280,6 +280,24 @@ fn a_drained_disk_waits_and_a_raw_file_grows() {
 }
 
 #[test]
+fn a_hold_that_ended_before_is_told() {
+    let served = Served::start("memory:1M", &[]);
+    let said = served.refused(&["resume"]);
+    assert!(said.contains("no request is held"), "{said}");
+    assert_eq!(served.ctl(&["drain", "--hold", "1"])["held_seconds"], 1);
+    // Its writes wait until the time has run out.
+    verify::run(&Config::new(served.socket(), 10)).unwrap();
+    let said = served.refused(&["resume"]);
+    assert!(
+        said.contains("seconds ago") && said.contains("not of one moment"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    served.ctl(&["drain", "--hold", "60"]);
+    assert_eq!(served.ctl(&["resume"])["resumed"], true);
+}
+
+#[test]
 fn numbers_agree_wherever_they_are_shown() {
     let served = Served::start(
         "memory:32M,throttle=iops:1000000",

@@ -66,12 +66,11 @@ impl<T> InFlight<T> {
         Some(&mut self.places.get_mut(place)?.as_mut()?.value)
     }
 
-    /// The tokens underneath of all operations.
-    pub(crate) fn tokens(&self) -> impl Iterator<Item = Token> {
+    /// All operations: their tokens underneath and values.
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = (Token, &mut T)> {
         (0_u64..)
-            .zip(&self.places)
-            .filter(|(_, entry)| entry.is_some())
-            .map(|(place, _)| Token(place))
+            .zip(&mut self.places)
+            .filter_map(|(place, entry)| Some((Token(place), &mut entry.as_mut()?.value)))
     }
 
     /// Operations noted.

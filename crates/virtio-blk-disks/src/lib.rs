@@ -5,6 +5,7 @@
 mod admit;
 pub mod dirty;
 pub mod fault;
+mod forward;
 mod in_flight;
 #[cfg(feature = "inject")]
 pub mod inject;

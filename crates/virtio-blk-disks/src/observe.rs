@@ -163,6 +163,10 @@ impl<O: Observer> IoQueue for ObservedQueue<O> {
         self.inner.deadline()
     }
 
+    fn release_held(&mut self) {
+        self.inner.release_held();
+    }
+
     fn cancel(&mut self, token: Token) {
         if let Some(inner) = self.below.noted.find(token) {
             self.inner.cancel(inner);

@@ -116,7 +116,7 @@ fn execute(
         Request::Resize { bytes } => act::resize(served()?, bytes),
         Request::Drain { hold } => act::drain(served()?, hold),
         Request::Resume {} => {
-            served()?.stack.resume();
+            served()?.stack.resume()?;
             Ok(json!({"resumed": true}))
         }
         Request::Dirty {

@@ -28,7 +28,7 @@ mod marker;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue, SECTOR_SIZE};
 
 pub use bitmap::{BitmapError, Changes, DirtyBitmap};
 use marker::Marker;
@@ -140,13 +140,7 @@ impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
         )))
     }
 
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.inner.refresh()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.inner.listen(listener);
-    }
+    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ mod rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 pub use plan::{FaultPlan, Kind, Rule};
 use queue::FaultQueue;
@@ -120,13 +120,7 @@ impl<D: Disk + ?Sized> Disk for FaultDisk<D> {
         Ok(Box::new(queue))
     }
 
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.inner.refresh()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.inner.listen(listener);
-    }
+    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

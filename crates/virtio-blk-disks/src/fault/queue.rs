@@ -100,6 +100,12 @@ struct Held {
 }
 
 impl Held {
+    /// Makes it due.
+    fn let_go(&mut self) {
+        self.reaps = 0;
+        self.until = None;
+    }
+
     fn is_due(&self, now: &mut Option<Instant>) -> bool {
         self.reaps == 0
             && self
@@ -137,6 +143,8 @@ pub(super) struct FaultQueue {
     taken: u64,
     /// The plan changes nothing.
     passes: bool,
+    /// The owner is about to stop: nothing is held back any more.
+    released: bool,
 }
 
 /// A descriptor from a system call that answers with one.
@@ -214,6 +222,7 @@ impl FaultQueue {
             waiting,
             ringing: false,
             taken: 0,
+            released: false,
         })
     }
 
@@ -284,11 +293,15 @@ impl FaultQueue {
     }
 
     fn hold(&mut self, completion: Completion, delay: Delay) {
-        self.held.push(Held {
+        let mut held = Held {
             completion,
             reaps: delay.reaps,
             until: (delay.time > Duration::ZERO).then(|| Instant::now() + delay.time),
-        });
+        };
+        if self.released {
+            held.let_go();
+        }
+        self.held.push(held);
     }
 
     /// Makes the descriptor agree with what is held. What only waits for a time has a deadline instead.
@@ -438,12 +451,18 @@ impl IoQueue for FaultQueue {
         }
     }
 
+    fn release_held(&mut self) {
+        self.released = true;
+        self.held.iter_mut().for_each(Held::let_go);
+        self.ring();
+        self.inner.release_held();
+    }
+
     fn cancel(&mut self, token: Token) {
         match self.held.iter_mut().find(|h| h.completion.token == token) {
             // Its effect is there: it keeps its result, and only comes sooner.
             Some(held) => {
-                held.reaps = 0;
-                held.until = None;
+                held.let_go();
                 self.ring();
             }
             None => self.inner.cancel(token),

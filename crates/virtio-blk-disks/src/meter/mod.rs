@@ -24,7 +24,7 @@ mod recorder;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 use gauge::Gauge;
 pub use histogram::Latency;
@@ -101,13 +101,7 @@ impl<D: Disk + ?Sized> Disk for MeterDisk<D> {
         )))
     }
 
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.inner.refresh()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.inner.listen(listener);
-    }
+    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

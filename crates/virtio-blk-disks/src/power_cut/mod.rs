@@ -17,7 +17,7 @@ mod scribe;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 use history::History;
 pub use history::{BrokenPromise, Choice, Content, Cut, Moment};
@@ -76,13 +76,7 @@ impl<D: Disk + ?Sized> Disk for PowerCutDisk<D> {
         )))
     }
 
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.inner.refresh()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.inner.listen(listener);
-    }
+    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::built::{Built, Layer, find_double};
 use super::{Groups, LayerSpec, flush};
+use crate::switch::HoldError;
 use crate::{DirtyDisk, FaultDisk, MeterDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk};
 
 /// Why a stack can't be made or changed.
@@ -196,19 +197,31 @@ impl Stack {
         Ok(())
     }
 
-    /// Ends [`Stack::hold`] early.
-    pub fn resume(&self) {
-        if let Some(switch) = &self.switch {
-            switch.resume();
-        }
+    /// Has a [`Stack::hold`] that is in force last for `time` from now on.
+    ///
+    /// # Errors
+    /// None is in force.
+    pub fn extend(&self, time: Duration) -> Result<(), HoldError> {
+        let switch = self.switch.as_ref().ok_or(HoldError::None)?;
+        switch.extend(Instant::now() + time)
+    }
+
+    /// Ends [`Stack::hold`].
+    ///
+    /// # Errors
+    /// It had ended before, or there was none: what was done in the belief that nothing moves has to be done again.
+    pub fn resume(&self) -> Result<(), HoldError> {
+        let switch = self.switch.as_ref().ok_or(HoldError::None)?;
+        switch.resume()
     }
 
     /// Flushes the disk, and waits for it.
     ///
     /// # Errors
-    /// The flush failed.
+    /// The flush failed; or one failed before it, on any queue, so that completed writes may be lost.
     pub fn flush(&self) -> Result<(), DiskError> {
-        flush::flush(&*self.base)
+        flush::flush(&*self.base)?;
+        self.base.flush_error().map_or(Ok(()), Err)
     }
 
     /// Whether somebody needs to see requests: then they can't take a path round this stack. Every layer does, but a

@@ -20,9 +20,9 @@ mod queue;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 use queue::SwitchQueue;
 
@@ -52,8 +52,61 @@ struct State {
     queues: Vec<Seat>,
     next: u64,
     error: Option<String>,
-    /// Until when queues that have followed take nothing up again.
-    hold: Option<Instant>,
+    /// The last time of which nobody was told yet whether it held.
+    hold: Option<Hold>,
+}
+
+/// A time in which queues that have followed take nothing up again.
+#[derive(Clone, Copy)]
+struct Hold {
+    until: Instant,
+    /// When a queue that was about to stop let something go all the same.
+    broken: Option<Instant>,
+}
+
+impl Hold {
+    /// When it ended, if it has.
+    fn ended(&self) -> Option<HoldError> {
+        if let Some(at) = self.broken {
+            return Some(HoldError::Broken { ago: at.elapsed() });
+        }
+        let is_over = self.until <= Instant::now();
+        is_over.then(|| HoldError::RanOut {
+            ago: self.until.elapsed(),
+        })
+    }
+}
+
+/// Why [`SwitchDisk::resume`] or [`SwitchDisk::extend`] found no hold in force. A copy that was made meanwhile is not
+/// of one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HoldError {
+    /// Nobody asked for one since the last was ended.
+    #[error(
+        "no request is held: there was no hold since the server started, or it was ended before"
+    )]
+    None,
+    /// Its time is over.
+    #[error(
+        "the hold had ended {:.3} seconds ago, when its time ran out: requests go on since then, so a copy made \
+         meanwhile is not of one moment",
+        ago.as_secs_f64()
+    )]
+    RanOut {
+        /// How long ago.
+        ago: Duration,
+    },
+    /// A queue was stopped, for which what it held was let go.
+    #[error(
+        "the hold had ended {:.3} seconds ago, when a queue with waiting requests was stopped: these were \
+         executed, so a copy made meanwhile is not of one moment",
+        ago.as_secs_f64()
+    )]
+    Broken {
+        /// How long ago.
+        ago: Duration,
+    },
 }
 
 struct Seat {
@@ -87,8 +140,18 @@ impl Shared {
     /// Until when queues hold still, and the version of which that was said.
     fn hold(&self) -> (Option<Instant>, u64) {
         let state = self.state();
+        let until = state.hold.map(|hold| hold.until);
         let now = Instant::now();
-        (state.hold.filter(|until| *until > now), self.version())
+        (until.filter(|until| *until > now), self.version())
+    }
+
+    /// Notes that a queue can't hold still.
+    fn breach(&self) {
+        if let Some(hold) = &mut self.state().hold
+            && hold.ended().is_none()
+        {
+            hold.broken = Some(Instant::now());
+        }
     }
 
     /// Notes that a queue can't follow.
@@ -147,17 +210,42 @@ impl SwitchDisk {
     /// or `until`. Returns at once: when [`SwitchDisk::is_settled`] says so, the disk underneath has nothing in
     /// flight. What a layer could still cancel (a throttle) is kept, too. A queue that is opened meanwhile
     /// holds still as well.
+    ///
+    /// A queue that is about to stop ([`IoQueue::release_held`]) does not hold still. If it lets something go,
+    /// [`SwitchDisk::resume`] tells of it.
     pub fn hold(&self, until: Instant) {
         let mut state = self.shared.state();
-        state.hold = Some(until);
+        state.hold = Some(Hold {
+            until,
+            broken: None,
+        });
         self.call(&state);
     }
 
-    /// Ends [`SwitchDisk::hold`].
-    pub fn resume(&self) {
+    /// Sets another end to a hold that is in force. Nothing moves in between.
+    ///
+    /// # Errors
+    /// None is in force.
+    pub fn extend(&self, until: Instant) -> Result<(), HoldError> {
         let mut state = self.shared.state();
-        state.hold = None;
+        let hold = state.hold.as_mut().ok_or(HoldError::None)?;
+        if let Some(ended) = hold.ended() {
+            return Err(ended);
+        }
+        hold.until = until;
         self.call(&state);
+        Ok(())
+    }
+
+    /// Ends [`SwitchDisk::hold`].
+    ///
+    /// # Errors
+    /// It had ended before, or there was none. Told once: the next call knows of no hold.
+    pub fn resume(&self) -> Result<(), HoldError> {
+        let mut state = self.shared.state();
+        let hold = state.hold.take().ok_or(HoldError::None)?;
+        self.call(&state);
+        hold.ended().map_or(Ok(()), Err)
     }
 
     /// Has every queue follow.
@@ -193,14 +281,8 @@ impl Disk for SwitchDisk {
         Ok(Box::new(queue))
     }
 
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.shared.current().0.refresh()
-    }
-
-    /// Listens to the disk in force now: its medium stays the same.
-    fn listen(&self, listener: DiskListener) {
-        self.shared.current().0.listen(listener);
-    }
+    // The disk in force stands for all: the medium stays the same.
+    crate::forward::control!(self, self.shared.current().0);
 }
 
 #[cfg(test)]

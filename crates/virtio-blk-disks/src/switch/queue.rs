@@ -3,6 +3,7 @@
 
 //! One data path that moves from disk to disk.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -19,8 +20,23 @@ use crate::in_flight::InFlight;
 /// An operation that is with the disk in force.
 struct Below {
     kind: OpKind,
+    /// Its place in the order of submission.
+    place: u64,
     /// The owner asked for it to end.
     cancelled: bool,
+    /// We did, to move.
+    for_move: bool,
+}
+
+/// What becomes of operations that are submitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pace {
+    /// They go to the disk.
+    Through,
+    /// What is in flight ends before the queue moves; or all of it has ended, and the queue holds still.
+    Draining,
+    /// They go to the disk, whatever is asked for: the owner is about to stop.
+    Released,
 }
 
 /// A data path of a [`super::SwitchDisk`].
@@ -31,12 +47,14 @@ pub(super) struct SwitchQueue {
     depth: u16,
     inner: Box<dyn IoQueue>,
     below: InFlight<Below>,
-    /// What is in flight ends before the queue moves.
-    draining: bool,
-    /// All of it has ended, and the queue holds still until then.
+    pace: Pace,
+    /// Nothing is in flight, and the queue holds still until then.
     held: Option<Instant>,
-    /// Cancelled for the move, to be given to the next disk.
-    again: Vec<Op>,
+    /// Operations submitted so far.
+    places: u64,
+    /// Cancelled for the move, or submitted while the queue holds still, to be given to the next disk: in the order of
+    /// submission, with their places in it.
+    again: VecDeque<(u64, Op)>,
     /// Ended here, or inside the `submit` of another operation.
     done: Vec<Completion>,
     scratch: Vec<Completion>,
@@ -82,16 +100,19 @@ impl SwitchQueue {
             depth,
             inner,
             below: InFlight::new(usize::from(depth)),
-            draining: false,
+            pace: Pace::Through,
             held: None,
-            again: Vec::new(),
+            places: 0,
+            again: VecDeque::new(),
             done: Vec::new(),
             scratch: Vec::new(),
             ready,
             bell,
         };
         (this.held, _) = this.shared.hold();
-        this.draining = this.held.is_some();
+        if this.held.is_some() {
+            this.pace = Pace::Draining;
+        }
         if this.is_behind() {
             // It was exchanged before we had a seat.
             ring(&this.bell);
@@ -105,9 +126,10 @@ impl SwitchQueue {
 
     /// Moves, as far as that is possible now.
     fn follow(&mut self) -> Result<(), DiskError> {
-        if !self.draining {
-            self.draining = true;
-            for token in self.below.tokens() {
+        if self.pace != Pace::Draining {
+            self.pace = Pace::Draining;
+            for (token, below) in self.below.all_mut() {
+                below.for_move = true;
                 self.inner.cancel(token);
             }
             self.inner.flush_batch()?;
@@ -123,31 +145,53 @@ impl SwitchQueue {
     fn settle(&mut self) {
         let (held, version) = self.shared.hold();
         self.held = held;
-        self.draining = held.is_some();
-        if self.draining {
+        if held.is_some() {
+            self.pace = Pace::Draining;
             self.shared.moved(self.id, version);
         } else {
+            self.pace = Pace::Through;
             self.move_over();
         }
     }
 
-    /// Takes an operation while the queue has to follow.
+    /// Takes an operation while the queue has to follow, or was released.
     #[cold]
     fn submit_moving(&mut self, op: Op) -> Submit {
+        if self.pace == Pace::Released {
+            self.shared.breach();
+            return self.pass(op);
+        }
         if self.below.len() == 0 {
             self.settle();
             if self.held.is_some() && self.again.len() < usize::from(self.depth.max(1)) {
-                self.again.push(op);
+                self.places += 1;
+                self.again.push_back((self.places, op));
                 return Submit::Queued;
             }
-            if !self.draining && self.again.is_empty() {
+            if self.pace == Pace::Through && self.again.is_empty() {
                 return self.submit(op);
             }
         }
-        if !self.draining {
+        if self.pace == Pace::Through {
             ring(&self.bell);
         }
         Submit::Full(op)
+    }
+
+    /// Gives the disk in force a new operation.
+    #[inline]
+    fn pass(&mut self, op: Op) -> Submit {
+        if !self.again.is_empty() {
+            return Submit::Full(op);
+        }
+        self.places += 1;
+        let given = self.give(self.places, op);
+        if let Submit::Queued = given
+            && let Wait::Poll = self.inner.wait()
+        {
+            ring(&self.bell);
+        }
+        given
     }
 
     /// Opens the queue of the disk in force, closes the other one.
@@ -170,11 +214,14 @@ impl SwitchQueue {
         self.version = version;
     }
 
-    fn give(&mut self, op: Op) -> Submit {
+    #[inline]
+    fn give(&mut self, place: u64, op: Op) -> Submit {
         let outer = op.token;
         let below = Below {
             kind: op.kind,
+            place,
             cancelled: false,
+            for_move: false,
         };
         let token = self.below.insert(outer, below);
         match self.inner.submit(Op { token, ..op }) {
@@ -193,17 +240,20 @@ impl SwitchQueue {
         }
     }
 
-    /// Gives the disk in force what was cancelled for the move.
+    /// Gives the disk in force what was cancelled for the move, or waited.
     fn give_again(&mut self) -> Result<(), DiskError> {
         if self.again.is_empty() {
             return Ok(());
         }
-        while let Some(op) = self.again.pop() {
-            match self.give(op) {
+        if self.pace == Pace::Released {
+            self.shared.breach();
+        }
+        while let Some((place, op)) = self.again.pop_front() {
+            match self.give(place, op) {
                 Submit::Queued => {}
                 Submit::Done(completion) => self.done.push(completion),
                 Submit::Full(op) => {
-                    self.again.push(op);
+                    self.again.push_front((place, op));
                     break;
                 }
             }
@@ -219,13 +269,15 @@ impl SwitchQueue {
             let Some((token, below)) = self.below.remove(completion.token) else {
                 continue;
             };
-            let for_move = self.draining && !below.cancelled;
+            let for_move = below.for_move && !below.cancelled;
             if for_move && matches!(completion.result, Err(DiskError::Cancelled)) {
-                self.again.push(Op {
+                let op = Op {
                     token,
                     kind: below.kind,
                     buf: completion.buf,
-                });
+                };
+                let at = (self.again).partition_point(|(place, _)| *place < below.place);
+                self.again.insert(at, (below.place, op));
             } else {
                 completion.token = token;
                 self.done.push(completion);
@@ -245,23 +297,14 @@ impl SwitchQueue {
 
 impl IoQueue for SwitchQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if self.draining || self.is_behind() {
+        if self.pace != Pace::Through || self.is_behind() {
             return self.submit_moving(op);
         }
-        if !self.again.is_empty() {
-            return Submit::Full(op);
-        }
-        let given = self.give(op);
-        if let Submit::Queued = given
-            && let Wait::Poll = self.inner.wait()
-        {
-            ring(&self.bell);
-        }
-        given
+        self.pass(op)
     }
 
     fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        if self.draining || self.is_behind() {
+        if self.pace != Pace::Through || self.is_behind() {
             return None;
         }
         self.inner.execute(kind, buf)
@@ -274,10 +317,15 @@ impl IoQueue for SwitchQueue {
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
         self.silence();
         let mut result = self.collect();
-        if result.is_ok() && (self.draining || self.is_behind()) {
+        let follows = match self.pace {
+            Pace::Through => self.is_behind(),
+            Pace::Draining => true,
+            Pace::Released => false,
+        };
+        if result.is_ok() && follows {
             result = self.follow();
         }
-        if result.is_ok() && !self.draining {
+        if result.is_ok() && self.pace != Pace::Draining {
             result = self.give_again();
         }
         let count = self.done.len();
@@ -301,14 +349,23 @@ impl IoQueue for SwitchQueue {
             .min()
     }
 
+    /// The queue stays with its disk from now on, which also knows of the call, and does not hold still any more.
+    fn release_held(&mut self) {
+        self.pace = Pace::Released;
+        self.held = None;
+        self.inner.release_held();
+        ring(&self.bell);
+    }
+
     fn cancel(&mut self, token: Token) {
         if let Some(inner) = self.below.find(token) {
             if let Some(below) = self.below.get_mut(inner) {
                 below.cancelled = true;
             }
             self.inner.cancel(inner);
-        } else if let Some(index) = self.again.iter().position(|op| op.token == token) {
-            let op = self.again.swap_remove(index);
+        } else if let Some(at) = (self.again.iter()).position(|(_, op)| op.token == token)
+            && let Some((_, op)) = self.again.remove(at)
+        {
             self.done.push(op.complete(Err(DiskError::Cancelled)));
             ring(&self.bell);
         }

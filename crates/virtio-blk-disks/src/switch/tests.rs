@@ -229,7 +229,7 @@ fn a_held_disk_keeps_what_comes_until_it_goes_on() {
         buf.to_vec() == [token as u8; 512]
     };
     assert!(!(1..=7).any(&mut holds));
-    disk.resume();
+    disk.resume().unwrap();
     assert!(readable(&*queue) && readable(&*other));
     let mut done = reap(&mut *queue);
     done.extend(reap(&mut *other));

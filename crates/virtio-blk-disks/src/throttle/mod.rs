@@ -34,7 +34,7 @@ mod stats;
 
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 pub use group::{Clock, ThrottleGroup};
 pub use limits::{Burst, LimitError, Limits, Rate};
@@ -93,13 +93,7 @@ impl<D: Disk + ?Sized> Disk for ThrottleDisk<D> {
         Ok(Box::new(queue))
     }
 
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.inner.refresh()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.inner.listen(listener);
-    }
+    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -46,8 +46,10 @@ pub(super) struct ThrottleQueue {
     turn: Option<Turn>,
     /// Finished without the disk underneath, or inside its `submit`.
     done: Vec<Completion>,
-    /// Operations went down since the last flush.
+    /// Operations that waited went down since the last flush.
     unflushed: bool,
+    /// The owner is about to stop: limits hold for nothing any more.
+    released: bool,
     waiting: Waiting,
 }
 
@@ -74,8 +76,27 @@ impl ThrottleQueue {
             turn: None,
             done: Vec::new(),
             unflushed: false,
+            released: false,
             waiting,
         })
+    }
+
+    /// Whether operations have to wait for a turn.
+    fn is_limited(&self) -> bool {
+        self.group.is_limited() && !self.released
+    }
+
+    /// The turn of the first operation that waits. `None`: it needs none any more.
+    fn turn_of(&mut self, cost: Cost, now: u64) -> Option<Turn> {
+        if self.released {
+            return None;
+        }
+        let turn = match self.turn {
+            Some(turn) if self.group.is_current(&turn) => turn,
+            _ => self.group.turn(cost, now),
+        };
+        self.turn = Some(turn);
+        Some(turn)
     }
 
     /// Lets those go whose turn it is.
@@ -84,13 +105,9 @@ impl ThrottleQueue {
             return;
         }
         let now = self.group.now();
-        while let Some(first) = self.held.front() {
-            let turn = match self.turn {
-                Some(turn) if self.group.is_current(&turn) => turn,
-                _ => self.group.turn(first.cost, now),
-            };
-            self.turn = Some(turn);
-            if turn.start > now {
+        while let Some(cost) = self.held.front().map(|first| first.cost) {
+            let turn = self.turn_of(cost, now);
+            if turn.is_some_and(|turn| turn.start > now) {
                 return;
             }
             let Some(Held { op, cost, since }) = self.held.pop_front() else {
@@ -102,14 +119,14 @@ impl ThrottleQueue {
                 Submit::Queued => self.unflushed = true,
                 Submit::Done(completion) => self.done.push(completion),
             }
-            self.group.started(&turn, now);
+            if let Some(turn) = turn {
+                self.group.started(&turn, now);
+            }
             self.counts.released(now.saturating_sub(since));
             self.turn = None;
         }
     }
-}
 
-impl ThrottleQueue {
     /// Executes an operation if it may start now.
     #[inline(never)]
     fn execute_limited(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
@@ -131,14 +148,14 @@ impl IoQueue for ThrottleQueue {
         if !self.held.is_empty() {
             return None;
         }
-        if self.group.is_limited() {
+        if self.is_limited() {
             return self.execute_limited(kind, buf);
         }
         self.inner.execute(kind, buf)
     }
 
     fn submit(&mut self, op: Op) -> Submit {
-        if self.held.is_empty() && !self.group.is_limited() {
+        if self.held.is_empty() && !self.is_limited() {
             return self.inner.submit(op);
         }
         let Some(cost) = Cost::of(&op.kind, op.buf.len() as u64) else {
@@ -201,16 +218,30 @@ impl IoQueue for ThrottleQueue {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let own = if !self.done.is_empty() {
+        let own = if !self.done.is_empty() || self.unflushed {
             Some(self.group.instant(0))
         } else if self.held.is_empty() {
             None
         } else {
-            let at = self.turn.map_or(0, |turn| turn.start);
             let recheck = self.group.now().saturating_add(RECHECK.as_nanos() as u64);
-            Some(self.group.instant(at.min(recheck)))
+            let at = match self.turn {
+                Some(turn) => turn.start.min(recheck),
+                // What was let go waits for room below, of which the disk there tells.
+                None if self.released => recheck,
+                None => 0,
+            };
+            Some(self.group.instant(at))
         };
         [own, self.inner.deadline()].into_iter().flatten().min()
+    }
+
+    fn release_held(&mut self) {
+        self.released = true;
+        if let Some(turn) = self.turn.take() {
+            self.group.give_back(&turn);
+        }
+        self.inner.release_held();
+        self.release();
     }
 
     fn cancel(&mut self, token: Token) {

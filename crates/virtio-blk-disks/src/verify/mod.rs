@@ -22,7 +22,7 @@ mod sums;
 
 use std::sync::{Arc, OnceLock};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 use checker::Checker;
 use sums::Sums;
@@ -106,13 +106,7 @@ impl<D: Disk + ?Sized> Disk for VerifyDisk<D> {
         )))
     }
 
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.inner.refresh()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.inner.listen(listener);
-    }
+    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -1,0 +1,35 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What every layer passes on to the disk underneath.
+
+/// The methods of `virtio_blk_core::disk::Disk` that a layer leaves to the disk underneath, in one place: a
+/// method that is added to the contract is added here, not in each layer. Written within an `impl Disk`;
+/// `$inner` is an expression for the disk, with `$self` in it.
+macro_rules! control {
+    ($self:ident, $inner:expr) => {
+        fn flush_error(&$self) -> Option<virtio_blk_core::disk::DiskError> {
+            $inner.flush_error()
+        }
+
+        fn activate(&$self) -> Result<(), virtio_blk_core::disk::DiskError> {
+            $inner.activate()
+        }
+
+        fn deactivate(&$self) -> Result<(), virtio_blk_core::disk::DiskError> {
+            $inner.deactivate()
+        }
+
+        fn refresh(&$self) -> Result<(), virtio_blk_core::disk::DiskError> {
+            $inner.refresh()
+        }
+
+        fn listen(&$self, listener: virtio_blk_core::disk::DiskListener) {
+            $inner.listen(listener);
+        }
+    };
+}
+pub(crate) use control;
+
+#[cfg(test)]
+mod tests;
