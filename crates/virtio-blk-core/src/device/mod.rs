@@ -35,7 +35,7 @@ pub use start::StartError;
 pub use status::{StatusChange, StatusRegister};
 
 use crate::disk::{Caps, Disk, DiskEvent};
-use crate::runner::Counters;
+use crate::runner::{Counters, ErrorListener, ErrorListeners};
 
 /// Called after each change of the configuration space that the driver did not make. Must not block.
 pub type ConfigListener = Box<dyn Fn() + Send + Sync>;
@@ -83,6 +83,7 @@ pub struct Device {
     /// before a change reads the new one after it.
     generation: Mutex<u32>,
     listeners: Mutex<Vec<ConfigListener>>,
+    errors: Arc<ErrorListeners>,
     counters: Vec<Arc<Counters>>,
 }
 
@@ -113,6 +114,7 @@ impl Device {
             }),
             generation: Mutex::new(0),
             listeners: Mutex::new(Vec::new()),
+            errors: Arc::default(),
             counters: (0..options.queues).map(|_| Arc::default()).collect(),
             options,
             disk: disk.clone(),
@@ -155,6 +157,13 @@ impl Device {
     /// Adds a listener for changes of the configuration space.
     pub fn listen(&self, listener: ConfigListener) {
         lock(&self.listeners).push(listener);
+    }
+
+    /// Adds a listener for what goes wrong in this device's queues: failures of the disk, which the driver
+    /// sees as a status byte without a reason, chains that can't be taken, and broken queues. It is called
+    /// on the queue's thread and must not block. Costs nothing while nothing goes wrong.
+    pub fn on_request_error(&self, listener: ErrorListener) {
+        self.errors.add(listener);
     }
 
     /// Forgets what was negotiated, as a device reset does (checklist 5). The transport has stopped all

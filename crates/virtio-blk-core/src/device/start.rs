@@ -10,7 +10,7 @@ use crate::disk::DiskError;
 use crate::memory::DeviceMemory;
 use crate::request::Rules;
 use crate::ring::RingError;
-use crate::runner::{QueueParts, QueueRunner, QueueSetup};
+use crate::runner::{QueueParts, QueueRunner, QueueSetup, Reports};
 use crate::spec::feature;
 
 /// Why a queue could not be started.
@@ -75,6 +75,10 @@ impl Device {
             serial: abi.serial,
             write_cache: self.write_cache(),
             counters: counters.clone(),
+            reports: Reports {
+                queue: index,
+                listeners: self.errors.clone(),
+            },
         };
         QueueRunner::start(setup, parts, &state, || {
             self.disk.open_queue(state.size).map_err(StartError::Disk)

@@ -188,6 +188,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             (Job::Read, Some(Ok(()))) => (RequestStatus::Ok, len),
             (_, Some(Ok(()))) => (RequestStatus::Ok, 0),
             (_, Some(Err(error))) => {
+                self.reports.operation(&kind, len, &error);
                 // Whatever a failed read left behind must not reach the guest as data.
                 let zeroed = if job == Job::Read {
                     self.now.fill(0, len as usize, 0)
@@ -206,6 +207,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
         else {
             return self.give_back(self.chain.head(), 0);
+        };
+        slot.offset = match kind {
+            OpKind::Read { offset } | OpKind::Write { offset, .. } => offset,
+            _ => 0,
         };
         slot.data_len = match job {
             Job::Write => self.chain.readable_len(),
@@ -267,6 +272,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             return self.give_back(self.chain.head(), 0);
         };
         slot.data_len = 0;
+        slot.at(&first);
         slot.buf.clear();
         self.spare_ranges = std::mem::replace(&mut slot.ranges, rest);
         self.submit(Op {

@@ -47,7 +47,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
         };
         let mut status = match &result {
             Ok(()) => RequestStatus::Ok,
-            Err(error) => status_of(error),
+            Err(error) => {
+                self.reports.job(slot.job, slot.place(), error);
+                status_of(error)
+            }
         };
         match slot.job {
             Job::Read | Job::Write | Job::Flush => slot.put_back(buf),
@@ -60,6 +63,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 if status == RequestStatus::Ok
                     && let Some(next) = slot.ranges.pop()
                 {
+                    slot.at(&next);
                     return Some(Op {
                         // Of its own, so that a completion that is repeated is not taken for the next.
                         token: slot.renew(token),

@@ -17,6 +17,7 @@ mod complete;
 mod counters;
 mod inflight;
 mod log;
+mod report;
 mod setup;
 mod slab;
 mod stop;
@@ -35,6 +36,8 @@ use virtio_queue::QueueState;
 pub use counters::{Counter, Counters};
 pub use inflight::{InFlightArea, InFlightError, SplitLog};
 pub use log::InFlightLog;
+pub use report::{ErrorCause, ErrorListener, RequestError};
+pub(crate) use report::{ErrorListeners, Reports};
 pub use setup::{Notify, QueueSetup};
 pub(crate) use setup::{QueueParts, WriteCache};
 use slab::Slab;
@@ -100,6 +103,7 @@ pub struct QueueRunner<M: DeviceMemory> {
     log: Option<Box<dyn InFlightLog>>,
     replay: std::vec::IntoIter<u16>,
     counters: Arc<Counters>,
+    reports: Reports,
     slab: Slab,
     /// Operations that the disk had no room for, in reverse order of submission.
     stalled: Vec<Op>,
@@ -159,6 +163,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             log: setup.log,
             replay: setup.replay.into_iter(),
             counters: parts.counters,
+            reports: parts.reports,
             slab: Slab::new(state.size),
             stalled: Vec::new(),
             inline,
@@ -449,7 +454,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.now.release();
         let result = self.ring.remap(&self.map);
         if let Err(error) = result {
-            self.error.get_or_insert(QueueError::Ring(error));
+            self.fail(QueueError::Ring(error));
         }
         result
     }
@@ -512,11 +517,19 @@ impl<M: DeviceMemory> QueueRunner<M> {
             }
             // The ring is sound; if it is not, its own error says more than the disk's.
             if let Err(error) = self.publish() {
-                self.error = Some(error);
-                return;
+                return self.latch(error);
             }
         }
-        self.error.get_or_insert(error);
+        self.latch(error);
+    }
+
+    /// Notes why the queue is broken, and tells it the first time.
+    #[cold]
+    fn latch(&mut self, error: QueueError) {
+        if self.error.is_none() {
+            self.reports.tell(ErrorCause::Queue(&error));
+            self.error = Some(error);
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 #[cfg(doc)]
 use super::Stopped;
+use super::report::Reports;
 use super::{Counters, InFlightLog};
 use crate::device::Live;
 use crate::memory::DeviceMemory;
@@ -66,4 +67,5 @@ pub(crate) struct QueueParts {
     pub(crate) serial: [u8; crate::spec::SERIAL_SIZE],
     pub(crate) write_cache: WriteCache,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) reports: Reports,
 }

@@ -36,6 +36,18 @@ impl Job {
             Self::Ranges { .. } => RequestType::Discard,
         }
     }
+
+    /// The request it is.
+    pub(super) const fn request(self) -> RequestType {
+        match self {
+            Self::Ranges { kind, .. } => match kind {
+                RangeKind::Discard => RequestType::Discard,
+                RangeKind::WriteZeroes => RequestType::WriteZeroes,
+                RangeKind::SecureErase => RequestType::SecureErase,
+            },
+            _ => self.wire(),
+        }
+    }
 }
 
 /// Where the status byte of a request goes.
@@ -59,6 +71,10 @@ pub(super) struct Slot {
     /// Keeps `status` mapped, with the generation of the map it is from.
     keep: Option<Arc<dyn KeepAlive>>,
     map_generation: u64,
+    /// First byte on the disk of the operation that runs.
+    pub(super) offset: u64,
+    /// Bytes of it on the disk, for ranges.
+    pub(super) range_len: u64,
     /// Bytes of data in the guest's buffers.
     pub(super) data_len: u32,
     /// Bytes of the writable data, without the status.
@@ -88,6 +104,22 @@ impl Slot {
 }
 
 impl Slot {
+    /// Notes the range that is worked on.
+    pub(super) fn at(&mut self, range: &Range) {
+        self.offset = range.offset;
+        self.range_len = range.len;
+    }
+
+    /// The bytes on the disk that the running operation covers, as offset and length.
+    #[cold]
+    pub(super) fn place(&self) -> (u64, u64) {
+        match self.job {
+            Job::Read | Job::Write => (self.offset, u64::from(self.data_len)),
+            Job::Ranges { .. } => (self.offset, self.range_len),
+            Job::Flush | Job::Lifetime => (0, 0),
+        }
+    }
+
     /// Lets go of the request's memory, unless it is the map's present one, which the next will need.
     #[inline(always)]
     pub(super) fn release_other<M: DeviceMemory>(&mut self, map: &GuestMap<M>) {
@@ -143,6 +175,8 @@ impl Slab {
             },
             keep: None,
             map_generation: 0,
+            offset: 0,
+            range_len: 0,
             data_len: 0,
             writable_len: 0,
             buf: IoBuf::new(),

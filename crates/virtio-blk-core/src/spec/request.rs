@@ -65,6 +65,21 @@ impl RequestType {
             Self::Unknown(other) => other,
         }
     }
+
+    /// A name for messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::In => "read",
+            Self::Out => "write",
+            Self::Flush => "flush",
+            Self::GetId => "serial number",
+            Self::GetLifetime => "lifetime",
+            Self::Discard => "discard",
+            Self::WriteZeroes => "write-zeroes",
+            Self::SecureErase => "secure-erase",
+            Self::Unknown(_) => "unknown request",
+        }
+    }
 }
 
 /// The first 16 readable bytes of a request.

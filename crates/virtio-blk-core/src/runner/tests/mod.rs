@@ -4,6 +4,7 @@
 //! Whole queues, driven as a guest would: the driver half on one side, a scripted disk on the other.
 
 mod disks;
+mod errors;
 mod hostile;
 mod notify;
 mod race;
