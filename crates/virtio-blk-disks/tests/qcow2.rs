@@ -532,3 +532,101 @@ fn an_image_in_use_is_locked() {
     let result = write(&mut *queue, 0, vec![0; 512]);
     assert!(matches!(result, Err(DiskError::ReadOnly)));
 }
+
+/// The image's bitmaps as QEMU lists them, and what it says about them.
+fn bitmaps(image: &Path) -> (bool, String) {
+    let output = qemu::run(&["info", "--output=json", image.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let warning = String::from_utf8_lossy(&output.stderr).into_owned();
+    (text.contains("\"b0\""), warning)
+}
+
+#[test]
+fn persistent_bitmaps_stay_true_until_the_first_write() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    let changes: [(&str, OpKind, usize); 3] = [
+        (
+            "a write",
+            OpKind::Write {
+                offset: 0,
+                fua: false,
+            },
+            512,
+        ),
+        (
+            "a discard",
+            OpKind::Discard {
+                offset: 64 << 10,
+                len: 64 << 10,
+            },
+            0,
+        ),
+        (
+            "a write-zeroes",
+            OpKind::WriteZeroes {
+                offset: 64 << 10,
+                len: 512,
+                unmap: false,
+                fua: false,
+            },
+            0,
+        ),
+    ];
+    for (what, kind, len) in changes {
+        qemu::create(&image, "cluster_size=64k", SIZE);
+        // Something that is there, and known to a queue after a read.
+        write(
+            &mut *open(&image).open_queue(1).unwrap(),
+            0,
+            vec![5; 128 << 10],
+        )
+        .unwrap();
+        qemu::ok(&["bitmap", "--add", image.to_str().unwrap(), "b0"]);
+        let (there, _) = bitmaps(&image);
+        assert!(there);
+        let before = (
+            std::fs::read(&image).unwrap(),
+            std::fs::metadata(&image).unwrap().modified().unwrap(),
+        );
+        let same = || {
+            let content = std::fs::read(&image).unwrap();
+            let time = std::fs::metadata(&image).unwrap().modified().unwrap();
+            (content, time) == before
+        };
+        let options = Qcow2Options::new(&image);
+        let served = open(&image);
+        let caps = Qcow2Disk::inspect(&options).unwrap();
+        assert_eq!(caps, served.caps(), "beside one that is served");
+        let seen = Qcow2Disk::inspect(&options.clone().read_only(true)).unwrap();
+        assert!(seen.read_only);
+        assert_eq!(served.persistent_bitmaps(), 1);
+        let mut queue = served.open_queue(4).unwrap();
+        for _ in 0..2 {
+            assert!(read(&mut *queue, 0, 128 << 10).unwrap() == vec![5; 128 << 10]);
+            run(&mut *queue, OpKind::Flush, IoBuf::new())
+                .result
+                .unwrap();
+        }
+        assert!(same(), "{what}");
+        drop((queue, served));
+        assert!(same(), "{what}");
+        let (there, warning) = bitmaps(&image);
+        assert!(there && warning.is_empty(), "{warning}");
+
+        let served = open(&image);
+        let mut queue = served.open_queue(4).unwrap();
+        read(&mut *queue, 0, 4096).unwrap();
+        run(&mut *queue, kind, IoBuf::from_vec(vec![6; len]))
+            .result
+            .unwrap();
+        assert_eq!(served.persistent_bitmaps(), 0);
+        drop((queue, served));
+        let (there, warning) = bitmaps(&image);
+        assert!(!there && warning.contains("inconsistent"), "{warning}");
+        // What the bitmaps lay in is lost, nothing else.
+        qemu::check_after_crash(&image);
+        qemu::ok(&["check", "-q", "-r", "leaks", image.to_str().unwrap()]);
+        qemu::check(&image);
+    }
+}

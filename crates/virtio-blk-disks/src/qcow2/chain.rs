@@ -11,12 +11,14 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 
+use super::changes::Changes;
 use super::error::OpenError;
+use super::frozen::Frozen;
 use super::header::Header;
 use super::host::{FileHost, Host};
 use super::options::Qcow2Options;
 use super::order::Order;
-use super::storage::ImageFile;
+use super::storage::{ImageFile, Writable};
 use super::tables::Tables;
 use crate::raw;
 use crate::{Engine, RawOptions};
@@ -30,7 +32,9 @@ pub(super) struct Opened {
     pub header: Header,
     pub tables: Arc<Tables>,
     pub host: Arc<dyn Host>,
-    pub frozen: Arc<std::sync::atomic::AtomicBool>,
+    pub frozen: Arc<Frozen>,
+    /// None, if it is read-only.
+    pub changes: Option<Arc<Changes>>,
 }
 
 #[derive(Default)]
@@ -128,6 +132,8 @@ impl Chain {
                 options,
             )?)),
         };
+        let frozen = Arc::new(Frozen::new(path.to_owned()));
+        let mut changes = None;
         let storage = if writable {
             let order = Order::new(&*host, &header, tables.clone(), backing.is_some());
             let order = order.map_err(library)?;
@@ -137,13 +143,19 @@ impl Chain {
                     "one of its tables has a refcount of 0",
                 ));
             }
-            ImageFile::image(host.clone(), path.to_owned(), Some(order))
+            let all = Changes::new(host.clone(), order, frozen.clone(), &header);
+            let all = changes.insert(Arc::new(all)).clone();
+            let writable = Writable {
+                changes: all,
+                tables: tables.clone(),
+                autoclear: header.version >= 3,
+            };
+            ImageFile::image(host.clone(), path.to_owned(), Some(writable))
         } else if top {
             ImageFile::image(host.clone(), path.to_owned(), None)
         } else {
             ImageFile::backing(host.clone(), path.to_owned())
         };
-        let frozen = storage.frozen();
         let format = Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::builder(storage)
             .write(writable)
             .backing(backing)
@@ -156,6 +168,7 @@ impl Chain {
             tables,
             host,
             frozen,
+            changes,
         })
     }
 

@@ -131,6 +131,11 @@ impl Counts {
         self.cluster_bits + 3 - self.order
     }
 
+    /// Bytes of the file that the refcount table can count: the library makes a larger one beyond it.
+    pub fn reach(&self) -> u64 {
+        (self.blocks.len() as u64) << (self.block_bits() + self.cluster_bits)
+    }
+
     /// Whether a block is at `offset`.
     pub fn is_block(&self, offset: u64) -> bool {
         self.numbers.contains_key(&offset)

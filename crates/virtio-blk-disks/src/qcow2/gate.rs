@@ -63,6 +63,11 @@ impl Gate {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// Everything that was looked up is out of date. Does not wait for those who use it.
+    pub fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Runs `f` alone, after all users have left. `f` must not panic.
     pub fn change<T>(&self, f: impl FnOnce() -> T) -> T {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);

@@ -27,6 +27,11 @@ pub(super) const MAX_OFFSET: u64 = 1 << 56;
 const MAX_EXTENSIONS: usize = 64;
 const EXTENSION_END: u32 = 0;
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
+const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+/// Where the header of version 3 keeps its autoclear bits: 8 bytes.
+pub(super) const AUTOCLEAR: u64 = 88;
+/// The autoclear bit that says that persistent bitmaps are up to date.
+const AUTOCLEAR_BITMAPS: u64 = 1;
 
 /// A table in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,17 @@ pub(super) struct Header {
     pub refcount_order: u32,
     /// The backing file's name and format as the image gives them.
     pub backing: Option<(String, Option<String>)>,
+    /// Features that a change by somebody who does not know them makes stale.
+    pub autoclear: u64,
+    /// Persistent bitmaps that the image promises to be up to date.
+    pub bitmaps: u32,
+}
+
+/// What we look at of the header extensions.
+#[derive(Default)]
+struct Extensions {
+    backing_format: Option<String>,
+    bitmaps: u32,
 }
 
 fn be32(bytes: &[u8], at: usize) -> u32 {
@@ -156,6 +172,17 @@ impl Header {
             return Err(damaged("its size is not a multiple of 512 bytes"));
         }
         let (name_at, name_len) = (be64(&raw, 8), be32(&raw, 16));
+        let autoclear = if version == 3 {
+            be64(&raw, AUTOCLEAR as usize)
+        } else {
+            0
+        };
+        let end = if name_at == 0 { cluster } else { name_at };
+        let extensions = if name_at != 0 || autoclear != 0 {
+            extensions(host, header_len, end.min(cluster), path)?
+        } else {
+            Extensions::default()
+        };
         let backing = if name_at == 0 {
             None
         } else {
@@ -166,7 +193,7 @@ impl Header {
             host.read(&mut name, name_at).map_err(io)?;
             let name = String::from_utf8(name)
                 .map_err(|_| damaged("the name of its backing file is not UTF-8"))?;
-            Some((name, backing_format(host, header_len, name_at, path)?))
+            Some((name, extensions.backing_format))
         };
         Ok(Self {
             version,
@@ -176,6 +203,12 @@ impl Header {
             refcounts,
             refcount_order,
             backing,
+            autoclear,
+            bitmaps: if autoclear & AUTOCLEAR_BITMAPS != 0 {
+                extensions.bitmaps
+            } else {
+                0
+            },
         })
     }
 
@@ -219,33 +252,43 @@ fn features(mut bits: u64, path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The backing file's format from the header extensions, which end at `end` at the latest.
-fn backing_format(
+/// Reads the header extensions, which end at `end` at the latest.
+fn extensions(
     host: &dyn Host,
     header_len: u64,
     end: u64,
     path: &Path,
-) -> Result<Option<String>, OpenError> {
+) -> Result<Extensions, OpenError> {
     let cut = || OpenError::damaged(path, "its header extensions are cut off");
+    let mut found = Extensions::default();
     let mut at = header_len;
     for _ in 0..MAX_EXTENSIONS {
         if at + 8 > end {
-            return Ok(None);
+            return Ok(found);
         }
         let mut head = [0; 8];
         host.read(&mut head, at).map_err(|_| cut())?;
         let (kind, len) = (be32(&head, 0), u64::from(be32(&head, 4)));
         at += 8;
         if kind == EXTENSION_END {
-            return Ok(None);
+            return Ok(found);
         }
         if at + len > end {
             return Err(cut());
         }
-        if kind == EXTENSION_BACKING_FORMAT {
-            let mut name = vec![0; usize::try_from(len).unwrap_or(0)];
-            host.read(&mut name, at).map_err(|_| cut())?;
-            return Ok(Some(String::from_utf8_lossy(&name).into_owned()));
+        match kind {
+            EXTENSION_BACKING_FORMAT => {
+                let mut name = vec![0; usize::try_from(len).unwrap_or(0)];
+                host.read(&mut name, at).map_err(|_| cut())?;
+                let name = String::from_utf8_lossy(&name).into_owned();
+                found.backing_format.get_or_insert(name);
+            }
+            EXTENSION_BITMAPS if len >= 4 => {
+                let mut count = [0; 4];
+                host.read(&mut count, at).map_err(|_| cut())?;
+                found.bitmaps = be32(&count, 0);
+            }
+            _ => {}
         }
         at += len.next_multiple_of(8);
     }

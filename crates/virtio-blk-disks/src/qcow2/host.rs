@@ -6,12 +6,16 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use virtio_blk_core::disk::{
     Disk, DiskError, IoBuf, IoQueue, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait,
 };
 
+use super::stable::Stable;
 use crate::raw::{self, HostFile, RawDisk, RawOptions};
 
 /// Most bytes and segments in one call.
@@ -33,8 +37,10 @@ pub(super) trait Host: fmt::Debug + Send + Sync {
     fn zero(&self, offset: u64, len: u64) -> io::Result<()>;
     /// Makes a range a hole, which reads as zeroes. Whether that was possible is the answer.
     fn punch(&self, offset: u64, len: u64) -> bool;
-    /// Makes everything stable that was written.
+    /// Makes everything stable that was written. After a failure every later call fails, see [`Host::lost`].
     fn sync(&self) -> io::Result<()>;
+    /// The `errno` of a sync that failed: what was written before may be lost.
+    fn lost(&self) -> Option<i32>;
     /// Fills `len` bytes of a buffer from its byte `done` on; zeroes behind the end.
     fn read_buf(&self, buf: &IoBuf, done: usize, len: usize, offset: u64) -> Result<(), DiskError>;
     /// Writes `len` bytes of a buffer from its byte `done` on.
@@ -42,6 +48,8 @@ pub(super) trait Host: fmt::Debug + Send + Sync {
     -> Result<(), DiskError>;
     /// A path for data whose place is known.
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError>;
+    /// See [`IoQueue::release_held`]: for the calls above.
+    fn release_held(&self) {}
 }
 
 /// A file or a block device.
@@ -51,6 +59,7 @@ pub(super) struct FileHost {
     /// The same file, for data whose place is known.
     data: RawDisk,
     is_file: bool,
+    stable: Stable,
 }
 
 impl FileHost {
@@ -68,6 +77,7 @@ impl FileHost {
             file: HostFile::new(file, options),
             data,
             is_file,
+            stable: Stable::default(),
         })
     }
 }
@@ -141,13 +151,20 @@ impl Host for FileHost {
     }
 
     fn sync(&self) -> io::Result<()> {
-        loop {
-            match self.file.fdatasync() {
-                0 => return Ok(()),
-                errno if errno == -libc::EINTR => {}
-                errno => return Err(io::Error::from_raw_os_error(-errno)),
+        self.stable.make(|| {
+            loop {
+                match self.file.fdatasync() {
+                    0 => return Ok(()),
+                    errno if errno == -libc::EINTR => {}
+                    errno => return Err(io::Error::from_raw_os_error(-errno)),
+                }
             }
-        }
+        })
+    }
+
+    fn lost(&self) -> Option<i32> {
+        let data = || self.data.flush_error()?.errno();
+        self.stable.lost().or_else(data)
     }
 
     fn read_buf(
@@ -221,6 +238,27 @@ fn moved(outcome: i32) -> io::Result<usize> {
 pub(super) struct DiskHost {
     disk: Arc<dyn Disk>,
     queue: Mutex<Box<dyn IoQueue>>,
+    /// Readable from the first stop on: then the queue holds nothing back any more.
+    stop: OwnedFd,
+    stable: Stable,
+}
+
+/// Waits until the queue may have something, or has to let go of what it holds. Whether it has to is the answer.
+fn wait(queue: &dyn IoQueue, stop: Option<&OwnedFd>) -> io::Result<bool> {
+    let Wait::Fd(fd) = queue.wait() else {
+        return Ok(false);
+    };
+    let mut fds = vec![PollFd::new(&fd, PollFlags::IN)];
+    fds.extend(stop.map(|stop| PollFd::new(stop, PollFlags::IN)));
+    let left = queue
+        .deadline()
+        .map(|at| at.saturating_duration_since(Instant::now()));
+    let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+    match poll(&mut fds, timeout.as_ref()) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(fds.get(1).is_some_and(|stop| !stop.revents().is_empty()))
 }
 
 impl DiskHost {
@@ -228,14 +266,20 @@ impl DiskHost {
     /// The disk's.
     pub fn new(disk: Arc<dyn Disk>) -> Result<Self, DiskError> {
         let queue = Mutex::new(disk.open_queue(1)?);
-        Ok(Self { disk, queue })
+        let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Ok(Self {
+            disk,
+            queue,
+            stop: stop.map_err(io::Error::from)?,
+            stable: Stable::default(),
+        })
     }
 
     fn queue(&self) -> MutexGuard<'_, Box<dyn IoQueue>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(queue: &mut dyn IoQueue, kind: OpKind, buf: IoBuf) -> io::Result<IoBuf> {
+    fn run(&self, queue: &mut dyn IoQueue, kind: OpKind, buf: IoBuf) -> io::Result<IoBuf> {
         let op = Op {
             token: Token(0),
             kind,
@@ -247,13 +291,11 @@ impl DiskHost {
             Submit::Queued => queue.flush_batch().map_err(into_io)?,
             Submit::Full(_) => return Err(io::ErrorKind::ResourceBusy.into()),
         }
+        let mut stop = Some(&self.stop);
         while done.is_empty() {
-            if let Wait::Fd(fd) = queue.wait() {
-                let mut fds = [rustix::event::PollFd::new(
-                    &fd,
-                    rustix::event::PollFlags::IN,
-                )];
-                rustix::event::poll(&mut fds, None)?;
+            if wait(queue, stop)? {
+                queue.release_held();
+                stop = None;
             }
             queue.reap(&mut done).map_err(into_io)?;
         }
@@ -276,6 +318,7 @@ impl DiskHost {
 fn into_io(error: DiskError) -> io::Error {
     match error {
         DiskError::Io(error) => error,
+        DiskError::FlushLost { errno } => io::Error::from_raw_os_error(errno),
         error => io::Error::other(error),
     }
 }
@@ -309,7 +352,7 @@ impl Host for DiskHost {
         }
         let (first, len) = self.around(offset, data.len());
         let kind = OpKind::Read { offset: first };
-        let buf = Self::run(&mut **self.queue(), kind, IoBuf::zeroed(len))?;
+        let buf = self.run(&mut **self.queue(), kind, IoBuf::zeroed(len))?;
         let skip = usize::try_from(offset - first).unwrap_or(0);
         buf.copy_out(skip, data);
         Ok(())
@@ -325,7 +368,7 @@ impl Host for DiskHost {
             IoBuf::from_vec(data.to_vec())
         } else {
             let kind = OpKind::Read { offset: first };
-            let buf = Self::run(&mut **queue, kind, IoBuf::zeroed(len))?;
+            let buf = self.run(&mut **queue, kind, IoBuf::zeroed(len))?;
             buf.copy_in(usize::try_from(offset - first).unwrap_or(0), data);
             buf
         };
@@ -333,7 +376,7 @@ impl Host for DiskHost {
             offset: first,
             fua: false,
         };
-        Self::run(&mut **queue, kind, buf).map(drop)
+        self.run(&mut **queue, kind, buf).map(drop)
     }
 
     fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -345,7 +388,15 @@ impl Host for DiskHost {
     }
 
     fn sync(&self) -> io::Result<()> {
-        Self::run(&mut **self.queue(), OpKind::Flush, IoBuf::new()).map(drop)
+        self.stable.make(|| {
+            self.run(&mut **self.queue(), OpKind::Flush, IoBuf::new())
+                .map(drop)
+        })
+    }
+
+    fn lost(&self) -> Option<i32> {
+        let below = || self.disk.flush_error()?.errno();
+        self.stable.lost().or_else(below)
     }
 
     fn read_buf(&self, buf: &IoBuf, done: usize, len: usize, offset: u64) -> Result<(), DiskError> {
@@ -369,5 +420,10 @@ impl Host for DiskHost {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         self.disk.open_queue(depth)
+    }
+
+    fn release_held(&self) {
+        // Stays readable: later calls need it, too.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
     }
 }

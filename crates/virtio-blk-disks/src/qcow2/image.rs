@@ -6,17 +6,20 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use imago::{FormatAccess, Mapping};
-use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
+use virtio_blk_core::disk::{DiskError, DiskEvent, IoBuf, OpKind};
 
 use super::chain::Opened;
+use super::changes::Changes;
+use super::frozen::Frozen;
 use super::gate::Gate;
 use super::host::Host;
 use super::storage::ImageFile;
 use super::tables::Tables;
 use crate::admit::Bounds;
+use crate::listeners::Listeners;
 
 /// Most bytes that are mapped in one go.
 const MAX_MAPPING: u64 = 8 << 20;
@@ -45,7 +48,7 @@ pub(super) struct Image {
     format: Option<FormatAccess<ImageFile>>,
     /// Held in every call into the library. Its caches keep refcounts and tables in order on the way to the
     /// file, but not against an allocation between the writing of the first and of the second.
-    library: Mutex<()>,
+    library: Mutex<L2Tables>,
     /// The library has changes that the file has not. Changed by who holds `library`.
     unwritten: AtomicBool,
     tables: Arc<Tables>,
@@ -57,8 +60,34 @@ pub(super) struct Image {
     pub erases: bool,
     /// Discards give space back to the host.
     punch: bool,
-    /// Set when the library panicked: what it has in memory may be wrong, so nothing is written any more.
-    failed: Arc<AtomicBool>,
+    frozen: Arc<Frozen>,
+    /// The listeners know that it is frozen.
+    told: AtomicBool,
+    pub listeners: Listeners,
+    /// None, if it is read-only.
+    changes: Option<Arc<Changes>>,
+}
+
+/// Parts of the guest's disk that have an L2 table of their own, by number.
+#[derive(Debug, Default)]
+struct L2Tables(Vec<u64>);
+
+impl L2Tables {
+    fn has(&self, number: u64) -> bool {
+        let word = self.0.get((number / 64) as usize);
+        word.is_some_and(|word| word & 1 << (number % 64) != 0)
+    }
+
+    /// The number is bounded by the size of an L1 table: 32 MiB of entries.
+    fn add(&mut self, number: u64) {
+        let word = (number / 64) as usize;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        if let Some(word) = self.0.get_mut(word) {
+            *word |= 1 << (number % 64);
+        }
+    }
 }
 
 fn broken(what: &str) -> DiskError {
@@ -76,13 +105,16 @@ impl Image {
                 read_only,
             },
             format: Some(opened.format),
-            library: Mutex::new(()),
+            library: Mutex::default(),
             unwritten: AtomicBool::new(false),
             tables: opened.tables,
             host: opened.host,
             gate: Gate::default(),
             punch,
-            failed: opened.frozen,
+            frozen: opened.frozen,
+            told: AtomicBool::new(false),
+            listeners: Listeners::default(),
+            changes: opened.changes,
         }
     }
 
@@ -90,25 +122,59 @@ impl Image {
         1 << self.cluster_bits
     }
 
+    /// Persistent bitmaps that the first change makes inconsistent.
+    pub fn bitmaps(&self) -> u32 {
+        self.changes.as_ref().map_or(0, |changes| changes.bitmaps())
+    }
+
     /// Runs one call into the library.
     fn with<T>(
         &self,
-        f: impl FnOnce(&FormatAccess<ImageFile>) -> Result<T, DiskError>,
+        f: impl FnOnce(&FormatAccess<ImageFile>, MutexGuard<'_, L2Tables>) -> Result<T, DiskError>,
     ) -> Result<T, DiskError> {
-        let format = match &self.format {
-            Some(format) if !self.failed.load(Ordering::Acquire) => format,
-            _ => {
-                return Err(broken(
-                    "the image failed before and is closed for I/O: check it and open it again",
-                ));
-            }
-        };
-        let _alone = self.library.lock().unwrap_or_else(PoisonError::into_inner);
+        let format = self.format.as_ref().ok_or_else(|| broken("it is closed"))?;
+        let alone = self.library.lock().unwrap_or_else(PoisonError::into_inner);
         // The library's own state is not looked at again after a panic.
-        catch_unwind(AssertUnwindSafe(|| f(format))).unwrap_or_else(|_| {
-            self.failed.store(true, Ordering::Release);
+        self.frozen.check_library()?;
+        let result = catch_unwind(AssertUnwindSafe(|| f(format, alone))).unwrap_or_else(|_| {
+            self.frozen.distrust();
             Err(broken("the qcow2 library failed on this image"))
+        });
+        self.tell();
+        result
+    }
+
+    /// The same for a call that may change the image.
+    fn changing<T>(
+        &self,
+        f: impl FnOnce(
+            &FormatAccess<ImageFile>,
+            &Changes,
+            MutexGuard<'_, L2Tables>,
+        ) -> Result<T, DiskError>,
+    ) -> Result<T, DiskError> {
+        let changes = self.changes.as_deref().ok_or(DiskError::ReadOnly)?;
+        self.with(|format, alone| {
+            self.frozen.check()?;
+            let done = f(format, changes, alone);
+            // The library keeps some failures to itself.
+            self.frozen.check().and(done)
         })
+    }
+
+    /// Makes it known if the image is frozen now. Places that were learned before are forgotten: who writes there
+    /// directly would not find out.
+    fn tell(&self) {
+        if self.frozen.is_set() && !self.told.swap(true, Ordering::AcqRel) {
+            self.gate.forget();
+            self.listeners.tell(DiskEvent::MediaError);
+        }
+    }
+
+    /// Why no change of the image succeeds any more, or no flush.
+    pub fn error(&self) -> Option<DiskError> {
+        let lost = || self.host.lost().map(|errno| DiskError::FlushLost { errno });
+        self.frozen.error().or_else(lost)
     }
 
     /// Executes an operation that was admitted, waiting for its end. Must not be called from inside the
@@ -117,7 +183,11 @@ impl Image {
         match *kind {
             OpKind::Read { offset } => self.inside(|| self.read(offset, buf)),
             OpKind::Write { offset, fua } => {
-                self.inside(|| self.with(|format| self.write(format, offset, buf)))?;
+                self.inside(|| {
+                    self.changing(|format, changes, mut l2| {
+                        self.write(format, changes, &mut l2, offset, buf)
+                    })
+                })?;
                 // Outside: who is inside must not enter again, as somebody may wait for them to leave.
                 if fua { self.flush() } else { Ok(()) }
             }
@@ -149,12 +219,13 @@ impl Image {
     /// Writes all changes of tables to the file, where they survive this process. They are not stable then.
     ///
     /// # Errors
-    /// The host's.
+    /// The host's, or the image is frozen.
     pub fn write_out(&self) -> Result<(), DiskError> {
+        self.frozen.check()?;
         if !self.is_unwritten() {
             return Ok(());
         }
-        self.inside(|| self.with(|format| self.write_tables(format)))
+        self.inside(|| self.changing(|format, _, _| self.write_tables(format)))
     }
 
     fn write_tables(&self, format: &FormatAccess<ImageFile>) -> Result<(), DiskError> {
@@ -165,16 +236,43 @@ impl Image {
         Ok(())
     }
 
+    /// Runs a call that makes an L2 table for the cluster at `offset` of the guest, if there is none yet.
+    ///
+    /// The library takes any free cluster for it, and writes it at once. Among them are those that were given up in
+    /// memory only, so everything is written before.
+    fn with_table<T>(
+        &self,
+        format: &FormatAccess<ImageFile>,
+        l2: &mut L2Tables,
+        offset: u64,
+        f: impl FnOnce() -> io::Result<T>,
+    ) -> Result<T, DiskError> {
+        let number = offset >> (2 * self.cluster_bits - 3);
+        let known = l2.has(number);
+        if !known {
+            self.unwritten.store(true, Ordering::Release);
+            self.write_tables(format)?;
+        }
+        let done = f()?;
+        if !known {
+            l2.add(number);
+        }
+        Ok(done)
+    }
+
     /// Finds out where the cluster at `offset` is, and those behind it.
     pub fn learn(&self, offset: u64) -> Option<Extent> {
-        let extent = self.inside(|| self.with(|format| Ok(self.extent(format, offset))));
+        let extent = self.inside(|| self.with(|format, _| Ok(self.extent(format, offset))));
         extent.ok().flatten()
     }
 
     /// Where the clusters from `offset` on are, if they can be read and, on a writable disk, written there.
     fn extent(&self, format: &FormatAccess<ImageFile>, offset: u64) -> Option<Extent> {
-        // Who writes there directly relies on the tables in the file.
-        if self.is_unwritten() {
+        // The generation first: see `tell`.
+        let generation = self.gate.generation();
+        // Who writes there directly relies on the tables in the file, and does not ask whether he may.
+        let untouched = self.changes.as_ref().is_some_and(|c| c.is_untouched());
+        if self.is_unwritten() || untouched || self.frozen.is_set() {
             return None;
         }
         let start = offset & !(self.cluster() - 1);
@@ -199,7 +297,7 @@ impl Image {
             cluster: start >> self.cluster_bits,
             host,
             count,
-            generation: self.gate.generation(),
+            generation,
         })
     }
 
@@ -207,7 +305,7 @@ impl Image {
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            let (moved, place) = self.with(|format| self.read_piece(format, at, buf, done))?;
+            let (moved, place) = self.with(|format, _| self.read_piece(format, at, buf, done))?;
             if moved == 0 {
                 return Err(broken("the image has a hole in its tables"));
             }
@@ -251,20 +349,30 @@ impl Image {
     fn write(
         &self,
         format: &FormatAccess<ImageFile>,
+        changes: &Changes,
+        l2: &mut L2Tables,
         offset: u64,
         buf: &IoBuf,
     ) -> Result<(), DiskError> {
+        changes.begin()?;
         let mut done = 0;
         while done < buf.len() {
+            let at = offset + done as u64;
             let rest = ((buf.len() - done) as u64).min(MAX_MAPPING);
-            let place = format.prepare_data_mapping(offset + done as u64, rest, true)?;
+            let place = self.with_table(format, l2, at, || {
+                format.prepare_data_mapping(at, rest, true)
+            })?;
             let len = usize::try_from(place.length().min(rest)).unwrap_or(0);
             if len == 0 || self.tables.touch(place.offset(), len as u64) {
                 return Err(broken("the image's tables point at themselves"));
             }
-            let new = !place.is_nonblocking();
-            self.unwritten.fetch_or(new, Ordering::AcqRel);
-            (place.storage()).write_from(buf, done, len, place.offset(), new)?;
+            if !place.is_nonblocking() {
+                self.unwritten.store(true, Ordering::Release);
+                changes.make(&"preparing new clusters", |order, host| {
+                    order.new_data(host, place.offset(), len as u64)
+                })?;
+            }
+            self.host.write_buf(buf, done, len, place.offset())?;
             format.commit_data_mapping(place)?;
             done += len;
         }
@@ -276,9 +384,11 @@ impl Image {
         while at < offset + len {
             let rest = offset + len - at;
             // One piece at a time, so that other operations wait only for that.
-            let moved = self
-                .gate
-                .change(|| self.with(|format| self.zero_piece(format, at, rest, unmap)))?;
+            let moved = self.gate.change(|| {
+                self.changing(|format, changes, mut l2| {
+                    self.zero_piece(format, changes, &mut l2, at, rest, unmap)
+                })
+            })?;
             at += moved;
         }
         if fua { self.flush() } else { Ok(()) }
@@ -291,6 +401,8 @@ impl Image {
     fn zero_piece(
         &self,
         format: &FormatAccess<ImageFile>,
+        changes: &Changes,
+        l2: &mut L2Tables,
         at: u64,
         rest: u64,
         unmap: bool,
@@ -305,12 +417,13 @@ impl Image {
         if matches!(mapping, Mapping::Zero { .. }) {
             return Ok(len);
         }
+        changes.begin()?;
         let in_cluster = at & (self.cluster() - 1);
         let to_end = (self.cluster() - in_cluster).min(self.bounds.capacity - at);
         if in_cluster != 0 || rest < to_end {
             let len = len.min(to_end);
             let zeroes = IoBuf::zeroed(usize::try_from(len).unwrap_or(0));
-            self.write(format, at, &zeroes)?;
+            self.write(format, changes, l2, at, &zeroes)?;
             return Ok(len);
         }
         let whole = if at + len == self.bounds.capacity {
@@ -333,72 +446,75 @@ impl Image {
             // Before the clusters become free: then they may be somebody else's.
             let bytes = whole.next_multiple_of(self.cluster());
             if !self.tables.touch(host, bytes) && storage.host.punch(host, bytes) {
-                punched = Some((storage, host));
+                punched = Some(host);
             }
         }
-        self.unwritten.store(true, Ordering::Release);
         let driver = format.inner();
-        let (start, done) = if unmap {
-            // SAFETY: the gate is closed: nobody else is in the library, or uses a mapping from it.
-            unsafe { driver.discard_to_zero_unsafe(at, whole) }?
-        } else {
-            driver.ensure_zero_mapping(at, whole)?
-        };
+        let (start, done) = self.with_table(format, l2, at, || {
+            self.unwritten.store(true, Ordering::Release);
+            if unmap {
+                // SAFETY: the gate is closed: nobody else is in the library, or uses a mapping from it.
+                unsafe { driver.discard_to_zero_unsafe(at, whole) }
+            } else {
+                driver.ensure_zero_mapping(at, whole)
+            }
+        })?;
         if start != at || done == 0 {
             return Err(stuck());
         }
-        if let Some((storage, host)) = punched {
+        if let Some(place) = punched {
             let len = done.next_multiple_of(self.cluster());
-            storage.order()?.punched(host, len);
+            changes.make(&"punching holes", |order, _| {
+                order.punched(place, len);
+                Ok(())
+            })?;
         }
         Ok(done.min(rest))
     }
 
     /// Makes everything stable that was completed.
     fn flush(&self) -> Result<(), DiskError> {
-        if self.bounds.read_only {
+        let Some(changes) = &self.changes else {
             return Ok(());
-        }
+        };
         let settled = self.inside(|| {
-            self.with(|format| {
+            self.changing(|format, changes, _| {
+                if changes.is_untouched() {
+                    return Ok(false);
+                }
                 // The library frees some clusters only now.
                 self.unwritten.store(true, Ordering::Release);
                 self.write_tables(format)?;
-                let Some(file) = self.top(format) else {
-                    return Ok(false);
-                };
-                let mut order = file.order()?;
-                if order.is_settled() {
-                    return Ok(false);
-                }
-                order.settle(&*self.host)?;
-                Ok(true)
+                Ok(changes.make(&"making it stable", |order, host| {
+                    let open = !order.is_settled();
+                    if open {
+                        order.settle(host)?;
+                    }
+                    Ok(open)
+                })?)
             })
         })?;
-        // Others may use the library meanwhile.
-        if settled {
-            Ok(())
-        } else {
-            Ok(self.host.sync()?)
+        if !settled {
+            // Others may use the library meanwhile.
+            let synced = changes.sync();
+            self.tell();
+            self.frozen.check()?;
+            synced?;
         }
+        Ok(())
     }
 
-    /// The image itself as the library's storage.
-    fn top<'a>(&self, format: &'a FormatAccess<ImageFile>) -> Option<&'a ImageFile> {
-        let files = format.inner().collect_storage_dependencies();
-        files.into_iter().find(|file| file.is_top())
-    }
-
+    /// Leaves the file as the library believes it to be.
     fn close(&self) -> Result<(), DiskError> {
-        if self.bounds.read_only {
+        if self.changes.is_none() {
             return Ok(());
         }
-        self.with(|format| {
-            format.flush()?;
-            match self.top(format) {
-                Some(file) => Ok(file.order()?.close(&*self.host)?),
-                None => Ok(()),
+        self.changing(|format, changes, _| {
+            if changes.is_untouched() {
+                return Ok(());
             }
+            format.flush()?;
+            Ok(changes.make(&"closing it", |order, host| Ok(order.close(host)?))?)
         })
     }
 }

@@ -9,8 +9,10 @@
 //! threads of the disk.
 
 mod chain;
+mod changes;
 mod counts;
 mod error;
+mod frozen;
 mod gate;
 mod header;
 mod host;
@@ -20,6 +22,7 @@ mod options;
 mod order;
 mod pool;
 mod queue;
+mod stable;
 mod storage;
 mod tables;
 
@@ -28,7 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use virtio_blk_core::disk::{
-    Alignments, Caps, Disk, DiskError, EraseLimits, IoQueue, SECTOR_SIZE, Topology, ZeroLimits,
+    Alignments, Caps, Disk, DiskError, DiskListener, EraseLimits, IoQueue, SECTOR_SIZE, Topology,
+    ZeroLimits,
 };
 
 pub use error::OpenError;
@@ -84,6 +88,19 @@ impl Qcow2Disk {
         Self::new(opened, options)
     }
 
+    /// What a disk on the image can do, without a change of any kind: the files are opened read-only and without a lock,
+    /// so that an image in use can be looked at. What somebody changes meanwhile can make it look damaged.
+    ///
+    /// # Errors
+    /// As of [`Qcow2Disk::open`], but for locks.
+    pub fn inspect(options: &Qcow2Options) -> Result<Caps, OpenError> {
+        let look = options.clone().read_only(true).lock(false);
+        let path = options.path();
+        let opened = std::panic::catch_unwind(|| chain::open(&look))
+            .unwrap_or_else(|_| Err(OpenError::damaged(path, "the library failed on it")))?;
+        Ok(caps(&opened.header, options.read_only))
+    }
+
     /// Opens an image that another disk holds, from its first byte on. Of the options, the path is only a name, and
     /// where backing files are searched.
     ///
@@ -127,6 +144,12 @@ impl Qcow2Disk {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Persistent dirty bitmaps of the image that the first write makes inconsistent: nobody keeps them up to date
+    /// here, and QEMU ignores them from then on. 0 after that write, and for a read-only disk.
+    pub fn persistent_bitmaps(&self) -> u32 {
+        self.image.bitmaps()
+    }
 }
 
 fn caps(header: &header::Header, read_only: bool) -> Caps {
@@ -166,6 +189,14 @@ fn caps(header: &header::Header, read_only: bool) -> Caps {
 impl Disk for Qcow2Disk {
     fn caps(&self) -> Caps {
         self.caps
+    }
+
+    fn flush_error(&self) -> Option<DiskError> {
+        self.image.error()
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        self.image.listeners.add(listener);
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {

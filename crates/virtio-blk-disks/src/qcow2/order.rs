@@ -17,6 +17,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::changes::Failure;
 use super::counts::{Counts, difference};
 use super::header::{Header, Table};
 use super::host::Host;
@@ -39,8 +40,56 @@ const HEADER_STAYS: [Range<usize>; 4] = [0..8, 20..48, 60..88, 96..100];
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
+/// Bytes that the library may be ahead of the file's end in the middle of one call: twice the most that is mapped.
+const GROWTH: u64 = 16 << 20;
 /// Most clusters that are remembered as released or clean.
 const MAX_REMEMBERED: usize = 1 << 20;
+
+/// What an entry of a table refers to.
+#[derive(Debug)]
+enum Target {
+    /// A cluster, or none (0). It may count as zeroes whatever is there.
+    Place { place: u64, zero: bool },
+    /// Some bytes of the file. Their entry has other bits where that of a cluster says that it is zero.
+    Compressed(Range<u64>),
+}
+
+impl Target {
+    /// The first byte of the cluster.
+    fn place(&self) -> Option<u64> {
+        match *self {
+            Self::Place { place, .. } if place != 0 => Some(place),
+            _ => None,
+        }
+    }
+
+    /// Whether both refer to the same cluster, or to none.
+    fn is_where(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Place { place, .. }, Self::Place { place: other, .. }) => place == other,
+            _ => false,
+        }
+    }
+
+    /// Whether something in the file shows through the entry.
+    fn shows_data(&self) -> bool {
+        match *self {
+            Self::Place { place, zero } => place != 0 && !zero,
+            Self::Compressed(_) => true,
+        }
+    }
+
+    /// The clusters that it refers to, by number.
+    fn clusters(&self, cluster_bits: u32) -> Range<u64> {
+        match self {
+            Self::Place { place: 0, .. } => 0..0,
+            Self::Place { place, .. } => place >> cluster_bits..(place >> cluster_bits) + 1,
+            Self::Compressed(bytes) => {
+                bytes.start >> cluster_bits..((bytes.end - 1) >> cluster_bits) + 1
+            }
+        }
+    }
+}
 
 /// What was written since the last sync, and what is where.
 #[derive(Debug)]
@@ -135,23 +184,37 @@ impl Order {
     ///
     /// # Errors
     /// The host's, or the image is damaged.
-    pub fn write(&mut self, host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
+    pub fn write(&mut self, host: &dyn Host, offset: u64, data: &[u8]) -> Result<(), Failure> {
         let whole = offset.is_multiple_of(self.cluster()) && data.len() as u64 == self.cluster();
         if offset < self.cluster() {
             Self::check_header(host, offset, data)?;
         }
         if offset == 0 || Self::within(self.refcounts, offset) {
-            self.write_roots(host, offset, data)
+            self.write_roots(host, offset, data)?;
         } else if whole && self.counts.is_block(offset) {
-            self.counts.take(host, offset, data)
+            self.counts.take(host, offset, data)?;
         } else if Self::within(self.l1, offset) {
-            self.write_entries(host, offset, data, true)
+            self.write_entries(host, offset, data, true)?;
         } else if whole && self.tables.touch(offset, 1) {
-            self.write_entries(host, offset, data, false)
+            self.write_entries(host, offset, data, false)?;
         } else {
             self.before_data(host, offset, data.len() as u64)?;
             self.pending |= DATA;
-            host.write(data, offset)
+            let written = host.write(data, offset);
+            written.map_err(|error| self.new_cluster(host, error))?;
+        }
+        Ok(())
+    }
+
+    /// What a failure to write to a cluster means that nothing refers to yet: a copy of data, or a new table.
+    ///
+    /// The library gives the cluster up and forgets the table, but for one case: the new blocks of refcounts that it
+    /// makes together with a larger refcount table stay in its cache.
+    fn new_cluster(&self, host: &dyn Host, error: io::Error) -> Failure {
+        let counted = self.counts.reach();
+        match host.size() {
+            Ok(size) if size.saturating_add(GROWTH) < counted => Failure::Undone(error),
+            _ => Failure::Broken(error),
         }
     }
 
@@ -197,6 +260,9 @@ impl Order {
                 len: u64::from(clusters) << self.cluster_bits,
             };
             if refcounts != self.refcounts {
+                // After a power cut the header may still name the old one.
+                let old = self.clusters(self.refcounts.offset, self.refcounts.len);
+                self.released.extend(old);
                 self.tables.remove(self.refcounts);
                 self.tables.add(refcounts);
                 self.refcounts = refcounts;
@@ -229,17 +295,17 @@ impl Order {
         let (from, to) = (&old.get(range.clone()), &data.get(range.clone()));
         let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
         for (from, to) in pairs(from).zip(pairs(to)).filter(|(from, to)| from != to) {
-            let (from, to) = (u64::from_be_bytes(*from), u64::from_be_bytes(*to));
-            let place = to & OFFSET;
-            let moved = from & OFFSET != place;
-            if from & COMPRESSED != 0 && !first_level {
-                removed.extend(self.compressed(from));
-            } else if from & OFFSET != 0 && moved {
-                removed.push((from & OFFSET) >> self.cluster_bits);
+            let (from, to) = (
+                self.target(*from, first_level),
+                self.target(*to, first_level),
+            );
+            let moved = !from.is_where(&to);
+            if moved {
+                removed.extend(from.clusters(self.cluster_bits));
             }
-            if place == 0 || to & COMPRESSED != 0 || to & ZERO != 0 && !moved {
+            let Some(place) = to.place().filter(|_| moved || to.shows_data()) else {
                 continue;
-            }
+            };
             if moved {
                 let cluster = place >> self.cluster_bits;
                 if self.counts.ensure(host, cluster)? {
@@ -249,7 +315,7 @@ impl Order {
             }
             // What is at the new place shows now.
             barrier |= DATA;
-            if from & !ZERO != 0 && (moved && from & ZERO == 0) || first_level {
+            if moved && from.shows_data() || first_level {
                 barrier |= FRESH;
             }
             if first_level {
@@ -269,13 +335,20 @@ impl Order {
         Ok(())
     }
 
-    /// The clusters that a compressed cluster's entry refers to.
-    fn compressed(&self, entry: u64) -> std::ops::RangeInclusive<u64> {
+    /// What an entry of the L1 table or of an L2 table says.
+    fn target(&self, entry: [u8; 8], first_level: bool) -> Target {
+        let entry = u64::from_be_bytes(entry);
+        if first_level || entry & COMPRESSED == 0 {
+            return Target::Place {
+                place: entry & OFFSET,
+                zero: !first_level && entry & ZERO != 0,
+            };
+        }
         let bits = 62 - (self.cluster_bits - 8);
         let offset = entry & ((1 << bits) - 1);
         let sectors = (entry & (COMPRESSED - 1)) >> bits;
         let end = (offset & !511) + (sectors + 1) * 512;
-        offset >> self.cluster_bits..=(end - 1) >> self.cluster_bits
+        Target::Compressed(offset..end)
     }
 
     /// Before a cluster gets other content, nothing may refer to it any more, even after a power cut.
@@ -312,7 +385,7 @@ impl Order {
     ///
     /// # Errors
     /// The host's.
-    pub fn new_data(&mut self, host: &dyn Host, offset: u64, len: u64) -> io::Result<()> {
+    pub fn new_data(&mut self, host: &dyn Host, offset: u64, len: u64) -> Result<(), Failure> {
         let mut clusters = self.clusters(offset, len);
         let kind = if clusters.all(|cluster| self.is_fresh(cluster)) {
             FRESH
@@ -328,9 +401,9 @@ impl Order {
     ///
     /// # Errors
     /// The host's.
-    pub fn new_zeroes(&mut self, host: &dyn Host, offset: u64, len: u64) -> io::Result<()> {
+    pub fn new_zeroes(&mut self, host: &dyn Host, offset: u64, len: u64) -> Result<(), Failure> {
         if offset < self.cluster() {
-            return Err(header_given_away());
+            return Err(header_given_away().into());
         }
         let mut clusters = self.clusters(offset, len);
         if clusters.all(|cluster| self.is_fresh(cluster)) {
@@ -341,7 +414,8 @@ impl Order {
         // Behind the end there are zeroes.
         let end = (offset + len).min(host.size()?);
         if offset < end {
-            host.zero(offset, end - offset)?;
+            let zeroed = host.zero(offset, end - offset);
+            zeroed.map_err(|error| self.new_cluster(host, error))?;
         }
         Ok(())
     }

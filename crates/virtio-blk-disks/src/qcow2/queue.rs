@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::event::epoll;
 use virtio_blk_core::disk::{
@@ -198,6 +199,16 @@ impl IoQueue for Qcow2Queue {
             Some(ready) => ready.as_fd(),
             None => self.share.0.as_fd(),
         })
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.inner.deadline()
+    }
+
+    fn release_held(&mut self) {
+        self.inner.release_held();
+        // Tables of all queues are read and written through one path.
+        self.tickets.image.host.release_held();
     }
 
     fn cancel(&mut self, token: Token) {

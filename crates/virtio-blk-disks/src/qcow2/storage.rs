@@ -6,39 +6,44 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use imago::Storage;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::drivers::CommonStorageHelper;
-use virtio_blk_core::disk::{DiskError, IoBuf};
 
+use super::changes::Changes;
+use super::header::AUTOCLEAR;
 use super::host::Host;
-use super::order::Order;
+use super::tables::Tables;
 
 /// The image itself, or one of its backing files.
 pub(super) struct ImageFile {
     pub host: Arc<dyn Host>,
     path: PathBuf,
-    /// Of the image itself, if it is writable: the order of metadata.
-    order: Option<Mutex<Order>>,
+    /// Of the image itself, if it is writable.
+    writable: Option<Writable>,
     /// Is it the image itself?
     top: bool,
-    /// Nothing may be written any more.
-    frozen: Arc<AtomicBool>,
     helper: CommonStorageHelper,
 }
 
+/// What a writable image's file needs.
+pub(super) struct Writable {
+    pub changes: Arc<Changes>,
+    pub tables: Arc<Tables>,
+    /// The header has autoclear bits (version 3).
+    pub autoclear: bool,
+}
+
 impl ImageFile {
-    /// The image itself; writable if there is an `order`.
-    pub fn image(host: Arc<dyn Host>, path: PathBuf, order: Option<Order>) -> Self {
+    /// The image itself.
+    pub fn image(host: Arc<dyn Host>, path: PathBuf, writable: Option<Writable>) -> Self {
         Self {
             host,
             path,
-            order: order.map(Mutex::new),
+            writable,
             top: true,
-            frozen: Arc::default(),
             helper: CommonStorageHelper::default(),
         }
     }
@@ -51,46 +56,54 @@ impl ImageFile {
         }
     }
 
-    /// The switch that stops all writes.
-    pub fn frozen(&self) -> Arc<AtomicBool> {
-        self.frozen.clone()
-    }
-
     /// Whether this is the image itself.
     pub const fn is_top(&self) -> bool {
         self.top
     }
 
-    /// The order of what is written.
+    /// The way to change the file.
     ///
     /// # Errors
-    /// Nothing may be written.
-    pub fn order(&self) -> io::Result<MutexGuard<'_, Order>> {
-        match &self.order {
-            Some(order) if !self.frozen.load(Ordering::Acquire) => {
-                Ok(order.lock().unwrap_or_else(PoisonError::into_inner))
-            }
-            _ => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
+    /// It is read-only.
+    fn changes(&self) -> io::Result<&Changes> {
+        match &self.writable {
+            Some(writable) => Ok(&writable.changes),
+            None => Err(io::ErrorKind::ReadOnlyFilesystem.into()),
         }
     }
 
-    /// Stores `len` bytes of a buffer from its byte `done` on at `offset`, in clusters that are the guest's,
-    /// or will be if they are `new`.
-    ///
-    /// # Errors
-    /// The host's.
-    pub fn write_from(
-        &self,
-        buf: &IoBuf,
-        done: usize,
-        len: usize,
-        offset: u64,
-        new: bool,
-    ) -> Result<(), DiskError> {
-        if new {
-            self.order()?.new_data(&*self.host, offset, len as u64)?;
+    /// Reads what the library asks for. On a writable image, an error in a table freezes it: the library may be in the
+    /// middle of a change.
+    fn read_piece(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some(Writable {
+            changes,
+            tables,
+            autoclear,
+        }) = &self.writable
+        else {
+            return self.host.read(into, offset);
+        };
+        if changes.view(offset, into) {
+            return Ok(());
         }
-        self.host.write_buf(buf, done, len, offset)
+        self.host.read(into, offset).inspect_err(|error| {
+            if tables.touch(offset, into.len() as u64) {
+                changes.freeze(
+                    &format_args!("reading its tables at byte {offset:#x}"),
+                    error,
+                );
+            }
+        })?;
+        // The library would clear them at once. They are cleared before the first change.
+        if *autoclear && offset < AUTOCLEAR + 8 {
+            let bits = (AUTOCLEAR..AUTOCLEAR + 8).map(|at| at.wrapping_sub(offset));
+            for at in bits.filter_map(|at| usize::try_from(at).ok()) {
+                if let Some(byte) = into.get_mut(at) {
+                    *byte = 0;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -113,32 +126,29 @@ impl Storage for ImageFile {
 
     unsafe fn pure_readv(&self, bufv: IoVectorMut<'_>, mut offset: u64) -> io::Result<()> {
         for mut slice in bufv.into_inner() {
-            if let Some(order) = &self.order {
-                let order = order.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(view) = order.view(offset)
-                    && view.len() == slice.len()
-                {
-                    slice.copy_from_slice(view);
-                    offset += slice.len() as u64;
-                    continue;
-                }
-            }
-            self.host.read(&mut slice, offset)?;
+            self.read_piece(&mut slice, offset)?;
             offset += slice.len() as u64;
         }
         Ok(())
     }
 
     unsafe fn pure_writev(&self, bufv: IoVector<'_>, mut offset: u64) -> io::Result<()> {
+        let changes = self.changes()?;
         for slice in bufv.into_inner() {
-            self.order()?.write(&*self.host, offset, &slice)?;
+            changes.make(
+                &format_args!("writing its tables at byte {offset:#x}"),
+                |order, host| order.write(host, offset, &slice),
+            )?;
             offset += slice.len() as u64;
         }
         Ok(())
     }
 
     unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        self.order()?.new_zeroes(&*self.host, offset, length)
+        self.changes()?.make(
+            &format_args!("zeroing a new cluster at byte {offset:#x}"),
+            |order, host| order.new_zeroes(host, offset, length),
+        )
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -146,7 +156,8 @@ impl Storage for ImageFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.order()?.sync(&*self.host)
+        self.changes()?
+            .make(&"making it stable", |order, host| Ok(order.sync(host)?))
     }
 
     unsafe fn invalidate_cache(&self) -> io::Result<()> {
