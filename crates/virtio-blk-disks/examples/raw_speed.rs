@@ -1,7 +1,8 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What one I/O costs: random 4 KiB reads and writes through an `IoQueue`.
+//! What one I/O costs: random 4 KiB reads and writes through an `IoQueue`; and writes, each made stable by a flush or
+//! by itself (FUA), on several queues, each in its own thread.
 //!
 //! ```text
 //! cargo run --release -p virtio-blk-disks --example raw_speed -- DISK [I/Os per run]
@@ -111,6 +112,62 @@ fn run(disk: &dyn Disk, write: bool, depth: usize, count: u64) -> Result<(), Box
     Ok(())
 }
 
+/// `queues` threads, each with a queue, that make each write stable before the next.
+fn run_stable(
+    disk: &dyn Disk,
+    fua: bool,
+    queues: u64,
+    count: u64,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
+    let one = |thread: u64| -> Result<(), Box<dyn Error + Send + Sync>> {
+        let mut queue = disk.open_queue(4)?;
+        let blocks = disk.caps().capacity_bytes() / BLOCK as u64;
+        let mut buf = aligned();
+        let mut done = Vec::new();
+        for number in 0..count / queues {
+            let offset = (number * queues + thread) * 7919 % blocks * BLOCK as u64;
+            for kind in [OpKind::Write { offset, fua }, OpKind::Flush] {
+                if fua && kind == OpKind::Flush {
+                    continue;
+                }
+                let token = Token(number);
+                match queue.submit(Op { token, kind, buf }) {
+                    Submit::Queued => {}
+                    Submit::Done(completion) => done.push(completion),
+                    Submit::Full(_) => return Err("a queue was full below its depth".into()),
+                }
+                queue.flush_batch()?;
+                while done.is_empty() && queue.reap(&mut done)? == 0 {
+                    wait(&*queue);
+                }
+                let completion = done.pop().ok_or("nothing came back")?;
+                completion.result?;
+                buf = completion.buf;
+            }
+        }
+        Ok(())
+    };
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..queues)
+            .map(|thread| scope.spawn(move || one(thread)))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or_else(|_| Err("a thread".into())))
+    })?;
+    println!(
+        "{} queues {queues}: {:7.0} a second",
+        if fua {
+            "FUA writes    "
+        } else {
+            "write and flush"
+        },
+        count as f64 / start.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
 /// Reads the whole disk once.
 fn warm(disk: &dyn Disk) -> Result<(), Box<dyn Error>> {
     let mut queue = disk.open_queue(1)?;
@@ -144,6 +201,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for depth in [1, 32] {
         run(&*disk, false, depth, count)?;
         run(&*disk, true, depth, count)?;
+    }
+    for queues in [1, 4] {
+        for fua in [false, true] {
+            run_stable(&*disk, fua, queues, count / 200).map_err(|error| error.to_string())?;
+        }
     }
     Ok(())
 }

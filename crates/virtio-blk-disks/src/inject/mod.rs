@@ -48,6 +48,8 @@ pub enum Call {
     Erase,
     /// `ftruncate`. It is not made.
     Resize,
+    /// Opening the file once more, for flushes of its own. It is not done.
+    Reopen,
     /// Any of these: it is made, and its outcome exchanged for the error. Counted when its outcome arrives.
     Completion,
     /// The write-back of what was written so far fails at some time after the Nth write: nothing is told at once,
@@ -56,7 +58,7 @@ pub enum Call {
 }
 
 /// Number of kinds.
-const KINDS: usize = 8;
+const KINDS: usize = 9;
 
 /// Which calls fail, and how.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +66,7 @@ pub struct Plan {
     nth: u64,
     kinds: [bool; KINDS],
     errno: i32,
-    for_good: bool,
+    times: u64,
 }
 
 impl Plan {
@@ -78,14 +80,21 @@ impl Plan {
             nth,
             kinds: chosen,
             errno,
-            for_good: false,
+            times: 1,
         }
     }
 
     /// Fails all later calls of these kinds, too.
     #[must_use]
     pub fn for_good(mut self) -> Self {
-        self.for_good = true;
+        self.times = u64::MAX;
+        self
+    }
+
+    /// Fails this many calls of these kinds in a row, not only one.
+    #[must_use]
+    pub fn times(mut self, times: u64) -> Self {
+        self.times = times;
         self
     }
 }
@@ -109,7 +118,8 @@ impl State {
         self.calls[kind as usize] += 1;
         let plan = self.plan.filter(|plan| plan.kinds[kind as usize])?;
         self.seen += 1;
-        let strikes = self.seen == plan.nth || plan.for_good && self.seen > plan.nth;
+        let after = self.seen.checked_sub(plan.nth);
+        let strikes = after.is_some_and(|after| after < plan.times);
         self.struck += u64::from(strikes);
         strikes.then_some(plan.errno)
     }
@@ -247,6 +257,24 @@ impl Hook {
         }
     }
 
+    /// For another description of the same file.
+    ///
+    /// # Errors
+    /// The test's.
+    pub fn again(&self, file: &File) -> io::Result<Self> {
+        if let Some(errno) = self.injector.state().count(Call::Reopen) {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        Ok(Self::new(&self.injector, file))
+    }
+
+    /// The failed write-back that the next sync of this description would report. It is reported now.
+    pub fn write_back_error(&self) -> Option<i32> {
+        let (number, failure) = self.injector.state().write_back;
+        let reported = self.reported.swap(number, Ordering::AcqRel);
+        (reported < number).then_some(failure)
+    }
+
     /// Before a call.
     pub fn begin(&self, made: Made) -> Ticket {
         let mut state = self.injector.state();
@@ -258,12 +286,9 @@ impl Hook {
                 cache.lose(clock);
             }
         }
-        let (number, failure) = state.write_back;
-        if (made.kind == Call::Sync || made.stable)
-            && errno.is_none()
-            && self.reported.swap(number, Ordering::AcqRel) < number
-        {
-            errno = Some(failure);
+        drop(state);
+        if (made.kind == Call::Sync || made.stable) && errno.is_none() {
+            errno = self.write_back_error();
         }
         Ticket { made, errno, clock }
     }

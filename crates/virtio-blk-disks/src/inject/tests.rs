@@ -66,7 +66,7 @@ fn a_failed_write_back_is_told_once_per_description() {
     let (one, two) = (Hook::new(&injector, &file), Hook::new(&injector, &file));
     injector.arm(Plan::new(1, &[Call::WriteBack], libc::EIO));
     assert_eq!(one.around(write(0), || 512), 512);
-    let later = Hook::new(&injector, &file);
+    let later = one.again(&file).unwrap();
     for hook in [&one, &two] {
         assert_eq!(hook.around(sync(), || 0), -libc::EIO);
         assert_eq!(hook.around(sync(), || 0), 0);

@@ -151,15 +151,7 @@ impl Host for FileHost {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.stable.make(|| {
-            loop {
-                match self.file.fdatasync() {
-                    0 => return Ok(()),
-                    errno if errno == -libc::EINTR => {}
-                    errno => return Err(io::Error::from_raw_os_error(-errno)),
-                }
-            }
-        })
+        self.stable.make(|| self.data.sync())
     }
 
     fn lost(&self) -> Option<i32> {

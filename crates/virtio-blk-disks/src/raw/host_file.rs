@@ -4,9 +4,9 @@
 //! One open file description of an image, and every system call on it: where tests make them fail.
 
 use std::fs::File;
-#[cfg(feature = "qcow2")]
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use super::options::RawOptions;
 use super::sys::{self, Erase};
@@ -54,6 +54,25 @@ impl HostFile {
         }
     }
 
+    /// Another open file description of the same file, for [`HostFile::fdatasync`] only. It holds no lock.
+    ///
+    /// # Errors
+    /// There is no `/proc`, or the process may not open the file any more.
+    pub fn reopen(&self) -> io::Result<Self> {
+        let file = File::options()
+            .read(true)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))?;
+        Ok(Self {
+            #[cfg(feature = "inject")]
+            hook: match &self.hook {
+                Some(hook) => Some(hook.again(&file)?),
+                None => None,
+            },
+            file,
+        })
+    }
+
     /// The file, for what is not its content.
     pub const fn file(&self) -> &File {
         &self.file
@@ -93,6 +112,17 @@ impl HostFile {
     /// `fdatasync`.
     pub fn fdatasync(&self) -> i32 {
         make!(self, Sync, 0, 0, false, sys::fdatasync(&self.file))
+    }
+
+    /// Tells of a failed write-back as the next `fdatasync` would, without one: 0 or a negated `errno`.
+    pub fn write_back_error(&self) -> i32 {
+        #[cfg(feature = "inject")]
+        if let Some(hook) = &self.hook
+            && let Some(errno) = hook.write_back_error()
+        {
+            return -errno;
+        }
+        sys::write_back_error(&self.file)
     }
 
     /// `fallocate`.

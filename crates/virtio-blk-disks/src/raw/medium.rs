@@ -10,6 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use virtio_blk_core::disk::{Caps, DiskError, DiskEvent, OpKind, SECTOR_SIZE};
 
 use super::bounce::Chunk;
+use super::durable::Durability;
 use super::error::OpenError;
 use super::host_file::HostFile;
 use super::probe;
@@ -75,6 +76,7 @@ pub(super) struct Medium {
     /// The page cache is the medium itself (tmpfs), and no I/O waits for a device.
     pub in_memory: bool,
     pub listeners: Listeners,
+    pub durability: Durability,
     /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
     direct: bool,
@@ -96,6 +98,11 @@ impl Medium {
         direct: bool,
         block_device: bool,
     ) -> Self {
+        let durability = if caps.read_only {
+            Durability::read_only()
+        } else {
+            Durability::new(&file)
+        };
         let in_memory = !block_device && sys::is_in_memory(file.file());
         Self {
             file,
@@ -103,6 +110,7 @@ impl Medium {
             can,
             in_memory,
             listeners: Listeners::default(),
+            durability,
             caps,
             direct,
             block_device,
@@ -120,11 +128,20 @@ impl Medium {
         }
     }
 
+    /// Whether a direct write can make itself stable. Through the page cache it would use up the errors of others,
+    /// and one flush for many writes costs less.
+    pub fn can_dsync(&self) -> bool {
+        self.direct && self.durability.is_separate() && self.can.dsync.get()
+    }
+
+    pub const fn is_read_only(&self) -> bool {
+        self.caps.read_only
+    }
+
     pub const fn is_block_device(&self) -> bool {
         self.block_device
     }
 
-    #[cfg(feature = "io-uring")]
     pub const fn is_direct(&self) -> bool {
         self.direct
     }
@@ -167,7 +184,7 @@ impl Medium {
     /// Whether an operation on a buffer of `len` bytes may be tried.
     ///
     /// # Errors
-    /// `ReadOnly`, `OutOfRange`, `Misaligned` or `Unsupported`.
+    /// `ReadOnly`, `OutOfRange`, `Misaligned`, `Unsupported` or `FlushLost`.
     #[inline]
     pub fn admit(&self, kind: &OpKind, len: usize) -> Result<(), DiskError> {
         Bounds {
@@ -177,9 +194,18 @@ impl Medium {
         }
         .check(kind, len)?;
         let offered = match kind {
-            OpKind::Read { .. } | OpKind::Write { .. } | OpKind::Flush => true,
+            OpKind::Read { .. } | OpKind::Write { fua: false, .. } => true,
+            OpKind::Write { .. } | OpKind::Flush => {
+                self.durability.check()?;
+                true
+            }
             OpKind::Discard { .. } => self.caps.discard.is_some(),
-            OpKind::WriteZeroes { .. } => self.caps.write_zeroes.is_some(),
+            OpKind::WriteZeroes { fua, .. } => {
+                if *fua {
+                    self.durability.check()?;
+                }
+                self.caps.write_zeroes.is_some()
+            }
             OpKind::SecureErase { .. } => self.caps.secure_erase.is_some(),
             _ => false,
         };

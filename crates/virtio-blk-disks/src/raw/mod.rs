@@ -5,6 +5,7 @@
 
 mod bounce;
 mod cached;
+mod durable;
 mod engine;
 mod error;
 mod host_file;
@@ -84,6 +85,18 @@ impl RawDisk {
         Ok(Self { medium, plan })
     }
 
+    /// Makes everything stable that was written, by a call that waits.
+    ///
+    /// # Errors
+    /// The host's, or that of an earlier flush that failed, on any queue.
+    #[cfg(feature = "qcow2")]
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        match self.medium.durability.sync(&self.medium.file) {
+            0 => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        }
+    }
+
     /// How this disk makes its I/O; after [`Engine::Auto`], what was chosen:
     ///
     /// - [`Engine::Sync`] where io_uring is not available, and for files in memory (tmpfs);
@@ -108,6 +121,10 @@ impl Disk for RawDisk {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         self.plan.open_queue(&self.medium, depth)
+    }
+
+    fn flush_error(&self) -> Option<DiskError> {
+        self.medium.durability.check().err()
     }
 
     fn refresh(&self) -> Result<(), DiskError> {

@@ -98,6 +98,21 @@ pub(super) fn fdatasync(file: &File) -> i32 {
     outcome(unsafe { libc::fdatasync(file.as_raw_fd()) } as libc::ssize_t)
 }
 
+/// Whether the write-back of a page failed since the last `fdatasync` of this open file description, which is told
+/// now: 0 or a negated `errno`. Writes nothing; may wait for the write-back of the first page that is on its way.
+///
+/// `sync_file_range` looks at what `fdatasync` looks at, after it has waited for the range (`fs/sync.c`).
+pub(super) fn write_back_error(file: &File) -> i32 {
+    // SAFETY: the descriptor is open; no memory is involved.
+    let result =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 1, libc::SYNC_FILE_RANGE_WAIT_BEFORE) };
+    match outcome(result as libc::ssize_t) {
+        // Not a failed write-back: the call itself is refused.
+        refused if [libc::ENOSYS, libc::EPERM, libc::EINVAL, libc::ESPIPE].contains(&-refused) => 0,
+        outcome => outcome,
+    }
+}
+
 /// `fallocate`: 0 or a negated `errno`.
 pub(crate) fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> i32 {
     // SAFETY: the descriptor is open; no memory is involved.

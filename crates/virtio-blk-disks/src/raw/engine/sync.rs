@@ -9,12 +9,15 @@ use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, S
 
 use super::at_once::AtOnce;
 use crate::raw::bounce::Pool;
+use crate::raw::host_file::HostFile;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
 
 /// A data path of plain system calls.
 pub(super) struct SyncQueue {
     medium: Arc<Medium>,
+    /// What flushes go through.
+    flush: Option<HostFile>,
     pool: Pool,
     at_once: AtOnce,
 }
@@ -24,6 +27,7 @@ impl SyncQueue {
         // One job at a time needs one chunk.
         let pool = Pool::new(medium.bounce_align(), 1);
         Self {
+            flush: medium.durability.open(&medium.file),
             medium,
             pool,
             at_once: AtOnce::new(true),
@@ -31,8 +35,8 @@ impl SyncQueue {
     }
 }
 
-/// Makes one call, waiting for its end.
-fn call(medium: &Medium, call: Call<'_>) -> i32 {
+/// Makes one call, waiting for its end. `flush`: what the caller flushes through.
+pub(super) fn call(medium: &Medium, flush: Option<&HostFile>, call: Call<'_>) -> i32 {
     match call {
         // SAFETY: the job keeps the segments valid until it is told the outcome.
         Call::Read { segments, offset } => unsafe { medium.file.preadv2(segments, offset, 0) },
@@ -45,7 +49,10 @@ fn call(medium: &Medium, call: Call<'_>) -> i32 {
             // SAFETY: as above.
             unsafe { medium.file.pwritev2(segments, offset, flags) }
         }
-        Call::Sync => medium.file.fdatasync(),
+        Call::Sync => match flush {
+            Some(file) => file.fdatasync(),
+            None => medium.durability.sync(&medium.file),
+        },
         Call::Allocate { mode, offset, len } => medium.file.fallocate(mode.flags(), offset, len),
         Call::Erase { how, offset, len } => medium.file.erase(how, offset, len),
     }
@@ -59,7 +66,7 @@ impl IoQueue for SyncQueue {
         let mut job = Job::new(op, &self.medium);
         let result = loop {
             let outcome = match job.step(&self.medium, &mut self.pool) {
-                Step::Call(next) => call(&self.medium, next),
+                Step::Call(next) => call(&self.medium, self.flush.as_ref(), next),
                 Step::Done(result) => break result,
                 // Cannot be: the only chunk is free between jobs.
                 Step::Wait => break Err(DiskError::from_errno(libc::ENOMEM)),

@@ -19,7 +19,9 @@ use virtio_blk_core::disk::{
 };
 
 use super::at_once::AtOnce;
+use super::sync;
 use crate::raw::bounce::Pool;
+use crate::raw::host_file::HostFile;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
 
@@ -27,8 +29,11 @@ use crate::raw::medium::Medium;
 const CHUNKS: usize = 8;
 /// Marks the completions of cancellation requests.
 const CANCEL: u64 = u64::MAX;
-/// The one registered file.
+/// Marks the completion of the queue's flush.
+const SYNC: u64 = u64::MAX - 1;
+/// The registered files: for data, and for flushes.
 const FILE: types::Fixed = types::Fixed(0);
+const FLUSH: types::Fixed = types::Fixed(1);
 /// How often in a row the kernel may refuse to take anything before the queue counts as broken.
 const MAX_REFUSALS: u32 = 1000;
 
@@ -103,11 +108,17 @@ pub(super) struct RingQueue {
     ready: VecDeque<u32>,
     /// Jobs that need aligned memory, which others hold.
     waiting: VecDeque<u32>,
+    /// What flushes go through. One at a time, as an error is told to one only.
+    flush: Option<HostFile>,
+    /// Jobs that the flush in the ring is for.
+    syncing: Vec<u32>,
+    /// Jobs that the next flush is for.
+    to_sync: Vec<u32>,
     /// Entries put into the ring whose completion was not seen.
     pending: usize,
-    /// By job.
+    /// By the entry's user data.
     #[cfg(feature = "inject")]
-    tickets: std::collections::HashMap<u32, Ticket>,
+    tickets: std::collections::HashMap<u64, Ticket>,
 }
 
 /// Who may fail a call that goes through a ring, and how.
@@ -127,6 +138,8 @@ enum Driven {
     Done(Result<(), DiskError>),
     /// This has to go through the ring.
     Entry(Ready),
+    /// It needs a flush.
+    Sync,
     /// It waits for aligned memory.
     Wait,
 }
@@ -163,7 +176,7 @@ fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
                     .build(),
             }
         }
-        Call::Sync => opcode::Fsync::new(FILE)
+        Call::Sync => opcode::Fsync::new(FLUSH)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
         Call::Allocate { mode, offset, len } => opcode::Fallocate::new(FILE, len)
@@ -176,18 +189,14 @@ fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
 
 impl Ready {
     #[cfg(not(feature = "inject"))]
-    fn new(entry: squeue::Entry, _: &Call<'_>, _: &Medium) -> Self {
+    fn new(entry: squeue::Entry, _: &Call<'_>, _: &HostFile) -> Self {
         Self { entry }
     }
 
     /// Asks whether a test fails the call.
     #[cfg(feature = "inject")]
-    fn new(entry: squeue::Entry, call: &Call<'_>, medium: &Medium) -> Self {
-        let ticket = medium
-            .file
-            .hook
-            .as_ref()
-            .map(|hook| hook.begin(call.made()));
+    fn new(entry: squeue::Entry, call: &Call<'_>, file: &HostFile) -> Self {
+        let ticket = file.hook.as_ref().map(|hook| hook.begin(call.made()));
         let entry = match ticket {
             Some(ticket) if ticket.fails() => opcode::Nop::new().build(),
             _ => entry,
@@ -197,19 +206,23 @@ impl Ready {
 }
 
 /// Takes a job as far as it gets without the ring.
-fn drive(job: &mut Job, medium: &Medium, pool: &mut Pool) -> Driven {
+fn drive(job: &mut Job, medium: &Medium, flush: Option<&HostFile>, pool: &mut Pool) -> Driven {
     loop {
+        let urgent = job.is_urgent();
         let call = match job.step(medium, pool) {
             Step::Done(result) => return Driven::Done(result),
             Step::Wait => return Driven::Wait,
             Step::Call(call) => call,
         };
-        match (call, entry(&call)) {
-            (Call::Erase { how, offset, len }, _) => {
-                job.apply(medium, medium.file.erase(how, offset, len));
+        match entry(&call) {
+            _ if matches!(call, Call::Sync) && flush.is_some() => return Driven::Sync,
+            Some(entry) if !urgent && !matches!(call, Call::Sync) => {
+                return Driven::Entry(Ready::new(entry, &call, &medium.file));
             }
-            (_, Some(entry)) => return Driven::Entry(Ready::new(entry, &call, medium)),
-            (_, None) => job.apply(medium, -libc::ENOSYS),
+            _ => {
+                let outcome = sync::call(medium, None, call);
+                job.apply(medium, outcome);
+            }
         }
     }
 }
@@ -222,10 +235,17 @@ impl RingQueue {
     pub fn new(medium: Arc<Medium>, depth: u16, page_cache: bool) -> Result<Self, DiskError> {
         let depth = depth.max(1);
         let ring = set_up(depth.into())?;
-        ring.submitter()
-            .register_files(&[medium.file.as_raw_fd()])?;
+        let flush = medium.durability.open(&medium.file);
+        let files = [
+            medium.file.as_raw_fd(),
+            flush.as_ref().unwrap_or(&medium.file).as_raw_fd(),
+        ];
+        ring.submitter().register_files(&files)?;
         Ok(Self {
             ring,
+            flush,
+            syncing: Vec::new(),
+            to_sync: Vec::new(),
             pool: Pool::new(medium.bounce_align(), CHUNKS),
             medium,
             at_once: page_cache.then(|| AtOnce::new(false)),
@@ -259,19 +279,54 @@ impl RingQueue {
     }
 
     /// Puts a job's call into the ring.
-    fn push_call(&mut self, ready: Ready, number: u32) {
+    fn push_call(&mut self, ready: Ready, data: u64) -> bool {
         #[cfg(feature = "inject")]
-        self.tickets.insert(number, ready.ticket);
-        self.push(ready.entry, number.into());
+        self.tickets.insert(data, ready.ticket);
+        self.push(ready.entry, data)
+    }
+
+    /// Starts a flush for all jobs that need one, if none is on its way.
+    fn start_sync(&mut self) -> Result<(), DiskError> {
+        if self.to_sync.is_empty() || !self.syncing.is_empty() {
+            return Ok(());
+        }
+        let Some(file) = &self.flush else {
+            return Ok(());
+        };
+        let job = |number: &u32| self.slots.get(*number as usize).and_then(Option::as_ref);
+        if self.to_sync.iter().filter_map(job).any(Job::is_urgent) {
+            let outcome = file.fdatasync();
+            self.syncing = std::mem::take(&mut self.to_sync);
+            self.synced(outcome);
+            // Brings the owner to `reap`.
+            if self.room()? {
+                self.push(opcode::Nop::new().build(), CANCEL);
+            }
+            return Ok(());
+        }
+        if let Some(entry) = entry(&Call::Sync) {
+            let ready = Ready::new(entry, &Call::Sync, file);
+            if self.room()? && self.push_call(ready, SYNC) {
+                self.syncing = std::mem::take(&mut self.to_sync);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the outcome of a flush.
+    fn synced(&mut self, outcome: i32) {
+        for number in std::mem::take(&mut self.syncing) {
+            if let Some(Some(job)) = self.slots.get_mut(number as usize) {
+                job.apply(&self.medium, outcome);
+                self.ready.push_back(number);
+            }
+        }
     }
 
     /// The outcome of a job's call, unless a test exchanges it.
     #[cfg(feature = "inject")]
-    fn outcome(&mut self, number: u32, result: i32) -> i32 {
-        match (
-            self.tickets.remove(&number).flatten(),
-            &self.medium.file.hook,
-        ) {
+    fn outcome(&mut self, data: u64, result: i32) -> i32 {
+        match (self.tickets.remove(&data).flatten(), &self.medium.file.hook) {
             (Some(ticket), Some(hook)) => hook.end(ticket, result),
             _ => result,
         }
@@ -346,7 +401,11 @@ impl RingQueue {
             }
             let result = entry.result();
             #[cfg(feature = "inject")]
-            let result = self.outcome(number as u32, result);
+            let result = self.outcome(number, result);
+            if number == SYNC {
+                self.synced(result);
+                continue;
+            }
             let Some(Some(job)) = self.slots.get_mut(number as usize) else {
                 continue;
             };
@@ -371,9 +430,12 @@ impl RingQueue {
             let Some(Some(job)) = self.slots.get_mut(number as usize) else {
                 continue;
             };
-            match drive(job, &self.medium, &mut self.pool) {
+            match drive(job, &self.medium, self.flush.as_ref(), &mut self.pool) {
                 Driven::Done(result) => self.finish(number, result, done),
-                Driven::Entry(ready) => self.push_call(ready, number),
+                Driven::Entry(ready) => {
+                    self.push_call(ready, number.into());
+                }
+                Driven::Sync => self.to_sync.push(number),
                 Driven::Wait if waited => {
                     self.waiting.push_front(number);
                     break;
@@ -381,6 +443,7 @@ impl RingQueue {
                 Driven::Wait => self.waiting.push_back(number),
             }
         }
+        self.start_sync()?;
         self.enter()
     }
 }
@@ -398,14 +461,18 @@ impl IoQueue for RingQueue {
             return Submit::Full(op);
         }
         let mut job = Job::new(op, &self.medium);
-        match drive(&mut job, &self.medium, &mut self.pool) {
+        match drive(&mut job, &self.medium, self.flush.as_ref(), &mut self.pool) {
             Driven::Done(result) => {
                 job.release(&mut self.pool);
                 return Submit::Done(job.op.complete(result));
             }
             Driven::Entry(ready) => {
                 let number = self.store(job);
-                self.push_call(ready, number);
+                self.push_call(ready, number.into());
+            }
+            Driven::Sync => {
+                let number = self.store(job);
+                self.to_sync.push(number);
             }
             Driven::Wait => {
                 let number = self.store(job);
@@ -423,6 +490,7 @@ impl IoQueue for RingQueue {
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.start_sync()?;
         self.enter()
     }
 

@@ -24,6 +24,8 @@ const MAX_CALL: usize = 1 << 30;
 const ZERO_SEGMENTS: usize = 16;
 /// How often in a row a call may answer "try again" before the operation fails.
 const MAX_RETRIES: u32 = 128;
+/// After how many of these the call is to be made by the engine's thread itself.
+const MAX_TRIES_ELSEWHERE: u32 = 3;
 
 /// How a file's blocks are given back or zeroed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,9 +144,12 @@ pub(super) struct Job {
     offset: u64,
     len: u64,
     done: u64,
+    /// Success means that something is stable.
     fua: bool,
     /// A final `fdatasync` is owed.
     sync_after: bool,
+    /// A write that was to make itself stable failed so: the write, or what makes it stable?
+    doubt: Option<i32>,
     /// The call being made: bytes, through `chunk` or not, with `RWF_DSYNC` or not.
     asked: usize,
     bounced: bool,
@@ -171,7 +176,9 @@ impl Job {
             }
             OpKind::Discard { .. } => (Stage::Punch, false),
             OpKind::SecureErase { .. } => (Stage::Erase(Erase::Secure), false),
-            OpKind::Flush => (Stage::Sync, false),
+            // Nothing was written.
+            OpKind::Flush if medium.is_read_only() => (Stage::Done(Ok(())), false),
+            OpKind::Flush => (Stage::Sync, true),
             _ => (Stage::Done(Err(DiskError::Unsupported)), false),
         };
         let stage = match stage {
@@ -188,6 +195,7 @@ impl Job {
             done: 0,
             fua,
             sync_after: false,
+            doubt: None,
             asked: 0,
             bounced: false,
             dsync: false,
@@ -280,7 +288,7 @@ impl Job {
         // One call that covers the rest makes itself stable; several are cheaper with one sync at the
         // end.
         let last = self.asked as u64 == self.len - self.done;
-        self.dsync = self.fua && last && medium.can.dsync.get();
+        self.dsync = self.fua && last && !self.sync_after && medium.can_dsync();
         self.sync_after |= self.fua && !self.dsync;
         Step::Call(Call::Write {
             dsync: self.dsync,
@@ -360,8 +368,23 @@ impl Job {
         match &self.stage {
             Stage::Transfer | Stage::Zeroes => self.advance(medium, outcome as usize),
             Stage::Allocate(_) if self.fua => self.stage = Stage::Sync,
-            _ => self.stage = Stage::Done(Ok(())),
+            _ => self.stage = Stage::Done(self.success(medium)),
         }
+    }
+
+    /// The result after all calls have succeeded.
+    fn success(&self, medium: &Medium) -> Result<(), DiskError> {
+        if self.fua {
+            // A flush that failed meanwhile may have been about this one's data.
+            medium.durability.check()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the call is to be made by the engine's own thread, because nobody else makes it: a kernel without
+    /// threads for io_uring (`pids.max`, `RLIMIT_NPROC`) answers `EAGAIN` or `ECANCELED` each time.
+    pub const fn is_urgent(&self) -> bool {
+        self.retries >= MAX_TRIES_ELSEWHERE
     }
 
     /// `count` bytes were moved.
@@ -393,11 +416,15 @@ impl Job {
         }
         self.done += progress;
         if self.done == self.len {
-            self.stage = if self.sync_after {
-                Stage::Sync
+            if let Some(errno) = self.doubt {
+                // The data could be written, so it was the rest that failed, and may fail others' data.
+                medium.durability.note(errno);
+                self.stage = Stage::Done(Err(DiskError::from_errno(errno)));
+            } else if self.sync_after {
+                self.stage = Stage::Sync;
             } else {
-                Stage::Done(Ok(()))
-            };
+                self.stage = Stage::Done(self.success(medium));
+            }
         }
     }
 
@@ -418,9 +445,19 @@ impl Job {
             libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL | libc::ENOTTY
         );
         match &self.stage {
-            Stage::Transfer | Stage::Zeroes if self.dsync && errno == libc::EOPNOTSUPP => {
-                medium.can.dsync.lost();
+            // Written once more and without: that tells which of the two fails. A sync that follows tells by itself
+            // of a lack of space.
+            Stage::Transfer | Stage::Zeroes if self.dsync => {
+                match errno {
+                    libc::EOPNOTSUPP => medium.can.dsync.lost(),
+                    libc::ENOSPC | libc::EDQUOT | libc::EFBIG => {}
+                    _ => self.doubt = Some(errno),
+                }
                 self.sync_after = true;
+            }
+            Stage::Sync if !matches!(errno, libc::EINTR | libc::EAGAIN | libc::ECANCELED) => {
+                medium.durability.note(errno);
+                self.stage = Stage::Done(Err(DiskError::from_errno(errno)));
             }
             Stage::Allocate(Mode::PunchHole) if unsupported => {
                 medium.can.punch.lost();

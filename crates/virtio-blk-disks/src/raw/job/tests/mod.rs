@@ -278,8 +278,8 @@ fn trying_again_has_an_end() {
 
 #[test]
 fn without_dsync_a_sync_follows() {
-    let mut kernel = Kernel::new([Mood::Fail(libc::EOPNOTSUPP)], 1, 1);
-    let medium = medium(1, 1, false);
+    let mut kernel = Kernel::new([Mood::Fail(libc::EOPNOTSUPP)], 1, 512);
+    let medium = medium(1, 512, false);
     let kind = OpKind::Write {
         offset: 0,
         fua: true,
@@ -293,6 +293,93 @@ fn without_dsync_a_sync_follows() {
         .0
         .unwrap();
     assert_eq!(kernel.log[3..], ["write", "sync"]);
+}
+
+/// A write of 512 bytes that is to be stable, and what became of it.
+fn fua(medium: &Medium, moods: &[Mood]) -> (Result<(), DiskError>, Vec<String>) {
+    let mut kernel = Kernel::new(moods.iter().copied(), 1, medium.host_offset() as usize);
+    let kind = OpKind::Write {
+        offset: 0,
+        fua: true,
+    };
+    let (result, _) = run(&mut kernel, medium, kind, IoBuf::zeroed(512));
+    (result, kernel.log)
+}
+
+#[test]
+fn through_the_page_cache_a_sync_makes_writes_stable() {
+    let (result, log) = fua(&medium(1, 1, false), &[]);
+    result.unwrap();
+    assert_eq!(log, ["write", "sync"]);
+    let (result, log) = fua(&medium(1, 512, false), &[]);
+    result.unwrap();
+    assert_eq!(log, ["write+dsync"]);
+}
+
+#[test]
+fn a_stable_write_that_fails_is_lost_if_its_data_could_be_written() {
+    let fails = Mood::Fail(libc::EIO);
+    let lost = |medium: &Medium| medium.durability.check().is_err();
+    // The data: nothing was promised.
+    let medium = |offset| super::tests::medium(1, offset, false);
+    for (offset, moods) in [(1, [fails; 1].as_slice()), (512, &[fails; 2])] {
+        let medium = medium(offset);
+        let (result, log) = fua(&medium, moods);
+        assert!(matches!(result, Err(DiskError::Io(_))), "{result:?}");
+        assert_eq!(log.len(), moods.len());
+        assert!(!lost(&medium));
+        fua(&medium, &[]).0.unwrap();
+    }
+    // Not the data.
+    for (offset, moods, calls) in [
+        (1, [Mood::Whole, fails].as_slice(), ["write", "sync"]),
+        (512, &[fails], ["write+dsync", "write"]),
+    ] {
+        let medium = medium(offset);
+        let (result, log) = fua(&medium, moods);
+        assert!(matches!(result, Err(DiskError::Io(_))), "{result:?}");
+        assert_eq!(log, calls);
+        assert!(lost(&medium));
+        let (result, _) = fua(&medium, &[]);
+        assert!(
+            matches!(result, Err(DiskError::FlushLost { errno: libc::EIO })),
+            "{result:?}"
+        );
+    }
+    // No space: it is found out which of the two had none.
+    let medium = medium(512);
+    let (result, log) = fua(&medium, &[Mood::Fail(libc::ENOSPC)]);
+    result.unwrap();
+    assert_eq!(log, ["write+dsync", "write", "sync"]);
+    assert!(!lost(&medium));
+}
+
+#[test]
+fn a_failed_flush_fails_what_is_on_its_way_to_success() {
+    let medium = medium(1, 1, false);
+    let mut pool = Pool::new(medium.bounce_align(), 1);
+    let op = |kind| Op {
+        token: Token(0),
+        kind,
+        buf: IoBuf::new(),
+    };
+    let mut first = Job::new(op(OpKind::Flush), &medium);
+    let mut second = Job::new(op(OpKind::Flush), &medium);
+    for job in [&mut first, &mut second] {
+        assert!(matches!(
+            job.step(&medium, &mut pool),
+            Step::Call(Call::Sync)
+        ));
+    }
+    // The error went to the first, though the data may be the second's.
+    first.apply(&medium, -libc::EIO);
+    second.apply(&medium, 0);
+    assert!(matches!(
+        second.result(),
+        Some(Err(DiskError::FlushLost { errno: libc::EIO }))
+    ));
+    // The first is told what happened.
+    assert!(matches!(first.result(), Some(Err(DiskError::Io(_)))));
 }
 
 #[test]
@@ -372,7 +459,7 @@ fn a_long_misaligned_transfer_uses_one_chunk_again_and_again() {
     let (result, buf) = run(&mut kernel, &medium, kind, buf);
     result.unwrap();
     assert!(kernel.file == expected);
-    let calls = ["write", "write", "write", "write+dsync", "sync"];
+    let calls = ["write", "write", "write", "write", "sync"];
     assert_eq!(kernel.log, calls);
     buf.fill(0, SIZE, 0);
     let (result, buf) = run(&mut kernel, &medium, OpKind::Read { offset: 0 }, buf);
