@@ -8,6 +8,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -15,7 +16,9 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
+use vblk_testing::client_disk::ClientDisk;
 use vblk_testing::verify::{self, Config};
+use virtio_blk_core::disk::{Completion, Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
 
 fn vblk(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_vblk"))
@@ -295,6 +298,90 @@ fn a_hold_that_ended_before_is_told() {
     assert_eq!(said.lines().count(), 1, "{said}");
     served.ctl(&["drain", "--hold", "60"]);
     assert_eq!(served.ctl(&["resume"])["resumed"], true);
+}
+
+/// Writes a sector of `byte`, as a driver of the server.
+fn write_sector(queue: &mut dyn IoQueue, sector: u64, byte: u8) -> Submit {
+    queue.submit(Op {
+        token: Token(sector),
+        kind: OpKind::Write {
+            offset: sector * 512,
+            fua: false,
+        },
+        buf: IoBuf::from_vec(vec![byte; 512]),
+    })
+}
+
+fn completion(queue: &mut dyn IoQueue) -> Completion {
+    let mut done = Vec::new();
+    queue.flush_batch().unwrap();
+    while queue.reap(&mut done).unwrap() == 0 {
+        let Wait::Fd(fd) = queue.wait() else {
+            panic!("the driver has a descriptor");
+        };
+        let mut poll = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid entry.
+        unsafe { libc::poll(&raw mut poll, 1, -1) };
+    }
+    done.pop().unwrap()
+}
+
+#[test]
+fn what_the_host_fails_is_held_until_it_is_mended() {
+    let broken = "fault=errors:1000,rerror=stop,werror=stop";
+    let served = Served::start(&format!("memory:1M,{broken}"), &[]);
+    let both = serde_json::json!(["fault=seed:0/errors:1000", "errors=rerror:stop/werror:stop"]);
+    assert_eq!(served.ctl(&["layers"])["layers"], both);
+    let disk = ClientDisk::connect(&served.socket(), 1).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    assert!(matches!(write_sector(&mut *queue, 3, 7), Submit::Queued));
+    queue.flush_batch().unwrap();
+    let held = || served.ctl(&["stats"])["held"].clone();
+    while held()["operations"] != 1 {}
+    let last = held()["last"].as_str().unwrap().to_owned();
+    assert!(last.contains("write of 512 bytes at byte 1536"), "{last}");
+    // A flush is never held.
+    queue.submit(Op {
+        token: Token(9),
+        kind: OpKind::Flush,
+        buf: IoBuf::new(),
+    });
+    let flushed = completion(&mut *queue);
+    assert_eq!(flushed.token, Token(9));
+    assert!(flushed.result.is_err());
+    // Broken as before: it is held again.
+    let resumed = served.ctl(&["resume"]);
+    assert_eq!(
+        (&resumed["operations"], &resumed["hold"]),
+        (&1.into(), &false.into())
+    );
+    served.ctl(&["drain", "--hold", "60"]);
+    served.ctl(&["layers", "rerror=stop,werror=stop"]);
+    assert_eq!(served.ctl(&["resume"])["hold"], true);
+    let written = completion(&mut *queue);
+    assert_eq!(written.token, Token(3));
+    written.result.unwrap();
+    assert_eq!(held()["operations"], 0);
+    let said = served.refused(&["resume"]);
+    assert!(said.contains("no request is held"), "{said}");
+}
+
+#[test]
+fn a_server_ends_with_operations_held() {
+    let mut served = Served::start("memory:1M,fault=errors:1000,werror=stop", &[]);
+    let disk = ClientDisk::connect(&served.socket(), 1).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    write_sector(&mut *queue, 3, 7);
+    queue.flush_batch().unwrap();
+    while served.ctl(&["stats"])["held"]["operations"] != 1 {}
+    let pid = served.child.id().try_into().unwrap();
+    // SAFETY: plain kill(2), of a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert!(served.child.wait().unwrap().success());
 }
 
 #[test]

@@ -14,6 +14,7 @@ pub mod memory;
 pub mod meter;
 pub mod null;
 mod observe;
+pub mod policy;
 pub mod power_cut;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
@@ -23,12 +24,14 @@ pub mod stack;
 pub mod switch;
 pub mod throttle;
 pub mod verify;
+mod waiting;
 
 pub use dirty::DirtyDisk;
 pub use fault::{FaultDisk, FaultPlan};
 pub use memory::MemoryDisk;
 pub use meter::MeterDisk;
 pub use null::NullDisk;
+pub use policy::PolicyDisk;
 #[cfg(feature = "qcow2")]
 pub use qcow2::{Qcow2Disk, Qcow2Options};
 pub use raw::{Engine, RawDisk, RawOptions};

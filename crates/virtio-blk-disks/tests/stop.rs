@@ -149,14 +149,14 @@ fn a_hold_that_a_stop_broke_is_told() {
         stack.extend(Duration::ZERO),
         Err(HoldError::Broken { .. })
     ));
-    let error = stack.resume().unwrap_err();
+    let error = stack.resume().hold.unwrap_err();
     assert!(matches!(error, HoldError::Broken { .. }), "{error}");
     assert!(error.to_string().contains("not of one moment"), "{error}");
-    assert_eq!(stack.resume(), Err(HoldError::None));
+    assert_eq!(stack.resume().hold, Err(HoldError::None));
     queues[1].reap(&mut done).unwrap();
     assert_eq!(done.len(), 2);
     // The same by time.
     stack.hold(Duration::ZERO).unwrap();
-    assert!(matches!(stack.resume(), Err(HoldError::RanOut { .. })));
-    assert_eq!(stack.resume(), Err(HoldError::None));
+    assert!(matches!(stack.resume().hold, Err(HoldError::RanOut { .. })));
+    assert_eq!(stack.resume().hold, Err(HoldError::None));
 }

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use virtio_blk_disks::DiskSpec;
 use virtio_blk_disks::dirty::DirtyBitmap;
 use virtio_blk_disks::stack::{LayerSpec, Stack};
+use virtio_blk_disks::switch::HoldError;
 
 use super::Served;
 use crate::source::Source;
@@ -71,7 +72,7 @@ pub(super) fn drain(served: &Served, hold: u64) -> Answer {
         }
         stack.flush()?;
         if hold.is_zero() {
-            return Ok(stack.resume()?);
+            return Ok(stack.resume().hold?);
         }
         // The time counts from here.
         Ok(stack.extend(hold)?)
@@ -82,6 +83,23 @@ pub(super) fn drain(served: &Served, hold: u64) -> Answer {
     }
     drained?;
     Ok(json!({"drained": true, "held_seconds": hold.as_secs()}))
+}
+
+/// Ends such a time, and has operations that failed and are held tried again.
+pub(super) fn resume(served: &Served) -> Answer {
+    let resumed = served.stack.resume();
+    let operations = resumed.operations;
+    match resumed.hold {
+        Ok(()) => Ok(json!({"resumed": true, "hold": true, "operations": operations})),
+        Err(HoldError::None) if operations != 0 => {
+            Ok(json!({"resumed": true, "hold": false, "operations": operations}))
+        }
+        Err(ended) if operations != 0 => {
+            let also = format!("{ended}; {operations} operations that had failed are tried again");
+            Err(also.into())
+        }
+        Err(ended) => Err(ended.into()),
+    }
 }
 
 /// Looks at the disk's size again.

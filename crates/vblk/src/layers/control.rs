@@ -45,7 +45,7 @@ pub enum Request {
         #[serde(default)]
         hold: u64,
     },
-    /// Ends such a time.
+    /// Ends such a time, and has operations that failed and are held tried again.
     Resume {},
     /// What is marked in a dirty bitmap.
     Dirty {
@@ -115,10 +115,7 @@ fn execute(
         Request::Refresh {} => act::refresh(served()?),
         Request::Resize { bytes } => act::resize(served()?, bytes),
         Request::Drain { hold } => act::drain(served()?, hold),
-        Request::Resume {} => {
-            served()?.stack.resume()?;
-            Ok(json!({"resumed": true}))
-        }
+        Request::Resume {} => act::resume(served()?),
         Request::Dirty {
             bitmap,
             take,

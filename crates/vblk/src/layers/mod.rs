@@ -23,6 +23,7 @@ use clap::Args;
 use serde::Serialize;
 use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
+use virtio_blk_disks::policy::PolicyEvent;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 
 use crate::cli::ServeArgs;
@@ -38,6 +39,8 @@ After the disk may stand layers, from the medium upwards, e.g. raw:disk.img,thro
                          read_bandwidth, write_bandwidth (bytes a second: 50M); after a limit
                          /burst:RATE[/length:SECONDS] for the time after a quiet one
   dirty=NAME[/granularity:SIZE]  mark changed blocks (64K)
+  rerror=report|stop, werror=report|stop|enospc  keep reads or changes that the host failed (enospc: for want of space)
+                         until `vblk ctl resume`, as QEMU does (report)
   meter                  count and time operations; --metrics brings it along
   verify                 remember checksums and fail reads that lie; takes 50 bytes of memory a sector
   fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS][/reorder:on]  misbehave, for tests
@@ -94,6 +97,23 @@ fn merge<T: Clone + PartialEq>(
     }
 }
 
+/// Logs what happens to operations that failed: the first that is kept, and the end of it.
+fn tell(disk: &str, event: &PolicyEvent) {
+    match event {
+        PolicyEvent::Held(operation) if operation.held == 1 => log::warn!(
+            "{disk}: {operation}; it and what fails after it is tried again by `vblk ctl SOCKET resume`"
+        ),
+        PolicyEvent::Held(operation) => log::info!("{disk}: {operation}"),
+        PolicyEvent::Resumed { operations } => {
+            log::warn!("{disk}: {operations} operations that had failed are tried again");
+        }
+        PolicyEvent::Failed { operations } => log::warn!(
+            "{disk}: a queue stops, so {operations} operations that were held have failed for good"
+        ),
+        _ => {}
+    }
+}
+
 /// Opens a disk with its layers, for these options. If the disk is a vDPA device, this comes along.
 pub fn open(
     spec: &StackSpec<Source>,
@@ -111,6 +131,8 @@ pub fn open(
         Some(_) => Stack::live(disk, &layers, groups)?,
         None => Stack::fixed(disk, &layers, groups)?,
     };
+    let name = spec.disk.to_string();
+    stack.listen_events(move |event| tell(&name, event));
     Ok((Arc::new(stack), vdpa))
 }
 

@@ -72,6 +72,15 @@ pub struct Dirty {
     pub granularity: u64,
 }
 
+/// The operations that failed and are held, by `rerror` and `werror`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct HeldOperations {
+    /// How many, now.
+    pub operations: u64,
+    /// Why the last one is held, or was.
+    pub last: Option<String>,
+}
+
 /// Everything about one disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Stats {
@@ -93,6 +102,8 @@ pub struct Stats {
     pub throttles: Vec<Throttle>,
     /// The dirty bitmaps.
     pub dirty: Vec<Dirty>,
+    /// What failed and is held. None without a layer for it.
+    pub held: Option<HeldOperations>,
     /// The sector of the first lie that `verify` found.
     pub lie: Option<u64>,
 }
@@ -183,6 +194,10 @@ impl Stats {
             total: meter.as_ref().map(|_| Queue::from(&total)),
             throttles: throttles.collect(),
             dirty: dirty.collect(),
+            held: stack.policy().map(|policy| HeldOperations {
+                operations: policy.held(),
+                last: policy.last_held().map(|operation| operation.to_string()),
+            }),
             lie: stack
                 .verify()
                 .and_then(|verify| verify.lie())

@@ -12,11 +12,13 @@ use virtio_blk_core::disk::{
     Token, Wait,
 };
 
+use crate::policy::ErrorPolicy;
 use crate::power_cut::PowerCutDisk;
 use crate::stack::{Groups, LayerSpec, Stack};
 use crate::throttle::{Limits, Rate};
 use crate::{
-    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, SwitchDisk, ThrottleDisk, ThrottleGroup, VerifyDisk,
+    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, PolicyDisk, SwitchDisk, ThrottleDisk,
+    ThrottleGroup, VerifyDisk,
 };
 
 /// Disks that are no layers.
@@ -140,6 +142,7 @@ fn named() -> Vec<LayerSpec> {
     let texts = [
         "throttle=iops:1",
         "dirty=a",
+        "errors=rerror:stop/werror:stop",
         "meter",
         "verify",
         "fault=delay:3600/reorder:on",
@@ -150,6 +153,7 @@ fn named() -> Vec<LayerSpec> {
         match spec {
             LayerSpec::Throttle { .. }
             | LayerSpec::Dirty { .. }
+            | LayerSpec::Errors { .. }
             | LayerSpec::Meter
             | LayerSpec::Verify
             | LayerSpec::Fault(_) => {}
@@ -180,6 +184,10 @@ fn layers(probe: &Probe) -> Vec<(&'static str, Arc<dyn Disk>)> {
             Arc::new(SwitchDisk::new(inner.clone()).unwrap()),
         ),
         ("DirtyDisk", Arc::new(dirty)),
+        (
+            "PolicyDisk",
+            Arc::new(PolicyDisk::new(inner.clone(), ErrorPolicy::default())),
+        ),
         ("MeterDisk", Arc::new(MeterDisk::new(inner.clone()))),
         ("VerifyDisk", Arc::new(VerifyDisk::new(inner.clone()))),
         ("FaultDisk", Arc::new(FaultDisk::new(inner.clone(), plan))),

@@ -50,7 +50,8 @@ impl OpClass {
         }
     }
 
-    pub(super) const fn of(kind: &OpKind) -> Self {
+    /// The class of an operation.
+    pub(crate) const fn of(kind: &OpKind) -> Self {
         match kind {
             OpKind::Read { .. } => Self::Read,
             OpKind::Write { .. } => Self::Write,

@@ -79,10 +79,15 @@ pub enum SpecError {
         value: String,
     },
     /// A layer we don't have.
-    #[error("unknown layer `{layer}`: use throttle, dirty, meter, verify or fault")]
+    #[error(
+        "unknown layer `{layer}`: {}use throttle, dirty, rerror, werror, errors, meter, verify or fault",
+        nearest.map(|nearest| format!("did you mean `{nearest}`? Else ")).unwrap_or_default()
+    )]
     Layer {
         /// The word.
         layer: String,
+        /// A layer with nearly that name.
+        nearest: Option<&'static str>,
     },
     /// A layer that says nothing.
     #[error("`{layer}` lacks its value: write for example {example}")]
@@ -100,5 +105,18 @@ pub enum SpecError {
     SameLayer {
         /// The layer as it was written.
         layer: String,
+    },
+    /// A throttle that joins a group with other limits than the group has.
+    #[error(
+        "`{layer}`: the other disks of the group `{group}` have `{theirs}`: give the same limits, or none \
+         (throttle=group:{group}), and change them for all of the group while it is in use"
+    )]
+    GroupLimits {
+        /// The layer as it was written.
+        layer: String,
+        /// The group.
+        group: String,
+        /// The layer as the group has it.
+        theirs: String,
     },
 }

@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use virtio_blk_core::disk::{Disk, DiskError};
 
-use super::{FaultSpec, Groups, LayerSpec};
+use super::{FaultSpec, Groups, LayerSpec, StackError};
+use crate::policy::{ErrorPolicy, OnError, PolicyListeners};
 use crate::throttle::Limits;
 use crate::{
-    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, ThrottleDisk, ThrottleGroup, VerifyDisk,
+    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, PolicyDisk, SpecError, ThrottleDisk, ThrottleGroup,
+    VerifyDisk,
     fault::{Kind, Rule},
 };
 
@@ -21,6 +23,7 @@ use crate::{
 pub(super) enum Layer {
     Throttle(Arc<ThrottleDisk>),
     Dirty(Arc<DirtyDisk>),
+    Errors(Arc<PolicyDisk>),
     Meter(Arc<MeterDisk>),
     Verify(Arc<VerifyDisk>),
     Fault(Arc<FaultDisk>),
@@ -63,10 +66,28 @@ fn plan(fault: &FaultSpec) -> FaultPlan {
     plan
 }
 
+fn policy(read: Option<OnError>, write: Option<OnError>) -> ErrorPolicy {
+    ErrorPolicy {
+        read: read.unwrap_or_default(),
+        write: write.unwrap_or_default(),
+    }
+}
+
+/// What layers are made from, beside their names.
+#[derive(Clone, Copy)]
+pub(super) struct Origin<'a> {
+    /// The layers that were there before.
+    pub(super) before: &'a [Built],
+    pub(super) groups: &'a Groups,
+    /// Who is told of operations that are kept.
+    pub(super) listeners: &'a Arc<PolicyListeners>,
+}
+
 /// Whether two names stand for the same layer, perhaps with other settings.
 fn is_same(a: &LayerSpec, b: &LayerSpec) -> bool {
-    use LayerSpec::{Dirty, Throttle};
+    use LayerSpec::{Dirty, Errors, Throttle};
     match (a, b) {
+        (Errors { .. }, Errors { .. }) => true,
         (Throttle { group: a, .. }, Throttle { group: b, .. }) => a == b,
         (Dirty { name: a, .. }, Dirty { name: b, .. }) => a == b,
         (a, b) => a.name() == b.name(),
@@ -74,21 +95,24 @@ fn is_same(a: &LayerSpec, b: &LayerSpec) -> bool {
 }
 
 impl Built {
-    /// Makes a layer over `inner`. What the same layer knew `before` is kept.
+    /// Makes a layer over `inner`. What the same layer knew before is kept.
     pub(super) fn new(
         spec: &LayerSpec,
         inner: Arc<dyn Disk>,
-        before: &[Self],
-        groups: &Groups,
-    ) -> Result<Self, DiskError> {
-        let before = before.iter().find(|built| is_same(&built.spec, spec));
+        origin: Origin<'_>,
+    ) -> Result<Self, StackError> {
+        let before = origin
+            .before
+            .iter()
+            .find(|built| is_same(&built.spec, spec));
         let is_equal = before.is_some_and(|built| built.spec == *spec);
         let layer = match (spec, before.map(|built| &built.layer)) {
             (LayerSpec::Throttle { limits, group }, before) => {
                 let group = match (group, before) {
-                    (Some(name), _) => groups.join(name, *limits).map_err(refused)?,
-                    (None, Some(Layer::Throttle(before))) => before.group().clone(),
-                    (None, _) => ThrottleGroup::new(*limits).map_err(refused)?,
+                    // A member may change the limits of all.
+                    (_, Some(Layer::Throttle(before))) => before.group().clone(),
+                    (Some(name), _) => origin.groups.join(name, *limits)?,
+                    (None, _) => ThrottleGroup::new(*limits).map_err(SpecError::from)?,
                 };
                 Layer::Throttle(Arc::new(match before {
                     Some(Layer::Throttle(before)) => before.over(inner, group),
@@ -102,6 +126,16 @@ impl Built {
                 let disk = DirtyDisk::new(inner);
                 disk.start(name, *granularity).map_err(refused)?;
                 Layer::Dirty(Arc::new(disk))
+            }
+            (LayerSpec::Errors { .. }, Some(Layer::Errors(before))) => {
+                Layer::Errors(Arc::new(before.over(inner)))
+            }
+            (LayerSpec::Errors { read, write }, _) => {
+                let listeners = origin.listeners.clone();
+                let policy = policy(*read, *write);
+                Layer::Errors(Arc::new(PolicyDisk::with_listeners(
+                    inner, policy, listeners,
+                )))
             }
             (LayerSpec::Meter, Some(Layer::Meter(before))) => {
                 Layer::Meter(Arc::new(before.over(inner)))
@@ -126,22 +160,40 @@ impl Built {
 
     /// Has the settings hold that can change while the layer is at work.
     pub(super) fn apply(&self) -> Result<(), DiskError> {
-        let (LayerSpec::Throttle { limits, group }, Layer::Throttle(disk)) =
-            (&self.spec, &self.layer)
-        else {
-            return Ok(());
-        };
-        // A member of a group that says nothing takes the group's limits.
-        let is_said = group.is_none() || *limits != Limits::default();
-        if is_said && *limits != disk.group().limits() {
-            disk.group().set_limits(*limits).map_err(refused)?;
+        match (&self.spec, &self.layer) {
+            (LayerSpec::Throttle { limits, group }, Layer::Throttle(disk)) => {
+                // A member of a group that says nothing takes the group's limits.
+                let is_said = group.is_none() || *limits != Limits::default();
+                if is_said && *limits != disk.group().limits() {
+                    disk.group().set_limits(*limits).map_err(refused)?;
+                }
+            }
+            (LayerSpec::Errors { read, write }, Layer::Errors(disk)) => {
+                let policy = policy(*read, *write);
+                if policy != disk.policy() {
+                    disk.set_policy(policy);
+                }
+            }
+            _ => {}
         }
         Ok(())
     }
 
+    /// The name of the layer as it is now: of a throttle, the limits of its group.
+    pub(super) fn now(&self) -> LayerSpec {
+        match (&self.spec, &self.layer) {
+            (LayerSpec::Throttle { group, .. }, Layer::Throttle(disk)) => LayerSpec::Throttle {
+                limits: disk.group().limits(),
+                group: group.clone(),
+            },
+            (spec, _) => spec.clone(),
+        }
+    }
+
     /// Whether it is the layer of that name with other settings, which it can take over as it is.
     pub(super) fn can_become(&self, spec: &LayerSpec) -> bool {
-        self.spec == *spec || matches!(self.layer, Layer::Throttle(_)) && is_same(&self.spec, spec)
+        let adapts = matches!(self.layer, Layer::Throttle(_) | Layer::Errors(_));
+        self.spec == *spec || adapts && is_same(&self.spec, spec)
     }
 
     /// The layer as a disk.
@@ -149,11 +201,33 @@ impl Built {
         match &self.layer {
             Layer::Throttle(disk) => disk.clone(),
             Layer::Dirty(disk) => disk.clone(),
+            Layer::Errors(disk) => disk.clone(),
             Layer::Meter(disk) => disk.clone(),
             Layer::Verify(disk) => disk.clone(),
             Layer::Fault(disk) => disk.clone(),
         }
     }
+}
+
+/// Makes one layer of `rerror` and `werror`.
+pub(super) fn merge(layers: &[LayerSpec]) -> Vec<LayerSpec> {
+    let mut merged: Vec<LayerSpec> = Vec::with_capacity(layers.len());
+    for layer in layers {
+        let known = merged.iter_mut().find_map(|known| match known {
+            LayerSpec::Errors { read, write } => Some((read, write)),
+            _ => None,
+        });
+        match (layer, known) {
+            (LayerSpec::Errors { read, write }, Some((known_read, known_write)))
+                if read.and(*known_read).is_none() && write.and(*known_write).is_none() =>
+            {
+                *known_read = known_read.or(*read);
+                *known_write = known_write.or(*write);
+            }
+            _ => merged.push(layer.clone()),
+        }
+    }
+    merged
 }
 
 /// Two of these layers would be one and the same.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::parse;
+use crate::policy::OnError;
 use crate::spec::{Size, SpecError};
 use crate::throttle::{Limits, Rate};
 
@@ -47,6 +48,13 @@ pub enum LayerSpec {
         /// Bytes of a block, see [`crate::dirty::DirtyBitmap::new`].
         granularity: u64,
     },
+    /// [`crate::PolicyDisk`]. What is not said is reported.
+    Errors {
+        /// For reads; never [`OnError::Enospc`].
+        read: Option<OnError>,
+        /// For everything that changes the disk.
+        write: Option<OnError>,
+    },
     /// [`crate::MeterDisk`].
     Meter,
     /// [`crate::VerifyDisk`].
@@ -61,6 +69,15 @@ impl LayerSpec {
         match self {
             Self::Throttle { .. } => "throttle",
             Self::Dirty { .. } => "dirty",
+            Self::Errors {
+                read: Some(_),
+                write: None,
+            } => "rerror",
+            Self::Errors {
+                read: None,
+                write: Some(_),
+            } => "werror",
+            Self::Errors { .. } => "errors",
             Self::Meter => "meter",
             Self::Verify => "verify",
             Self::Fault(_) => "fault",
@@ -121,6 +138,14 @@ impl fmt::Display for LayerSpec {
                     items.push(format!("granularity:{}", Size(*granularity)));
                 }
             }
+            Self::Errors { read, write } => match (read, write) {
+                (Some(one), None) | (None, Some(one)) => items.push(one.word().to_owned()),
+                _ => {
+                    let named = [("rerror", read), ("werror", write)].into_iter();
+                    let given = named.filter_map(|(word, of)| Some((word, (*of)?)));
+                    items.extend(given.map(|(word, of)| format!("{word}:{}", of.word())));
+                }
+            },
             Self::Fault(fault) => {
                 items.push(format!("seed:{}", fault.seed));
                 if fault.errors != 0 {

@@ -9,10 +9,13 @@ use std::time::{Duration, Instant};
 
 use virtio_blk_core::disk::{Disk, DiskError};
 
-use super::built::{Built, Layer, find_double};
+use super::built::{Built, Layer, Origin, find_double, merge};
 use super::{Groups, LayerSpec, flush};
+use crate::policy::{PolicyEvent, PolicyListeners};
 use crate::switch::HoldError;
-use crate::{DirtyDisk, FaultDisk, MeterDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk};
+use crate::{
+    DirtyDisk, FaultDisk, MeterDisk, PolicyDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk,
+};
 
 /// Why a stack can't be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +45,8 @@ pub struct Stack {
     switch: Option<Arc<SwitchDisk>>,
     layers: Mutex<Vec<Built>>,
     listeners: Mutex<Vec<Listener>>,
+    /// Who is told of operations that are kept, whatever layers come and go.
+    policy_listeners: Arc<PolicyListeners>,
 }
 
 /// Is told whether somebody needs to see requests.
@@ -51,26 +56,36 @@ type Listener = Arc<dyn Fn(bool) + Send + Sync>;
 fn build(
     base: &Arc<dyn Disk>,
     layers: &[LayerSpec],
-    before: &[Built],
-    groups: &Groups,
+    origin: Origin<'_>,
 ) -> Result<Vec<Built>, StackError> {
-    if let Some(double) = find_double(layers) {
+    let layers = merge(layers);
+    if let Some(double) = find_double(&layers) {
         let layer = double.to_string();
         return Err(SpecError::SameLayer { layer }.into());
     }
     let mut built: Vec<Built> = Vec::with_capacity(layers.len());
-    for spec in layers {
+    for spec in &layers {
         if let LayerSpec::Throttle { limits, .. } = spec {
             limits.validate().map_err(SpecError::from)?;
         }
         let inner = top(base, &built);
-        built.push(Built::new(spec, inner, before, groups)?);
+        built.push(Built::new(spec, inner, origin)?);
     }
     Ok(built)
 }
 
 fn top(base: &Arc<dyn Disk>, layers: &[Built]) -> Arc<dyn Disk> {
     layers.last().map_or_else(|| base.clone(), Built::disk)
+}
+
+/// What [`Stack::resume`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Operations that had failed and are tried again.
+    pub operations: u64,
+    /// Whether there was a hold to end. If it had ended before, what was done in the belief that nothing moves has to be
+    /// done again.
+    pub hold: Result<(), HoldError>,
 }
 
 impl Stack {
@@ -83,7 +98,13 @@ impl Stack {
         layers: &[LayerSpec],
         groups: Groups,
     ) -> Result<Self, StackError> {
-        let layers = build(&base, layers, &[], &groups)?;
+        let policy_listeners = Arc::default();
+        let origin = Origin {
+            before: &[],
+            groups: &groups,
+            listeners: &policy_listeners,
+        };
+        let layers = build(&base, layers, origin)?;
         layers.iter().try_for_each(Built::apply)?;
         Ok(Self {
             base,
@@ -91,6 +112,7 @@ impl Stack {
             switch: None,
             layers: Mutex::new(layers),
             listeners: Mutex::default(),
+            policy_listeners,
         })
     }
 
@@ -120,12 +142,9 @@ impl Stack {
         }
     }
 
-    /// The layers at work, from the medium upwards.
+    /// The layers at work, from the medium upwards; a throttle with the limits that its group has now.
     pub fn layers(&self) -> Vec<LayerSpec> {
-        self.built()
-            .iter()
-            .map(|built| built.spec.clone())
-            .collect()
+        self.built().iter().map(Built::now).collect()
     }
 
     /// Replaces the layers, while the disk works. A layer that is also in the new list keeps what it
@@ -148,7 +167,12 @@ impl Stack {
 
     fn try_change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
         let mut current = self.built();
-        let built = build(&self.base, layers, &current, &self.groups)?;
+        let origin = Origin {
+            before: &current,
+            groups: &self.groups,
+            listeners: &self.policy_listeners,
+        };
+        let built = build(&self.base, layers, origin)?;
         let same_places = current.len() == built.len()
             && (current.iter().zip(&built)).all(|(old, new)| old.can_become(&new.spec));
         if same_places {
@@ -206,13 +230,15 @@ impl Stack {
         switch.extend(Instant::now() + time)
     }
 
-    /// Ends [`Stack::hold`].
-    ///
-    /// # Errors
-    /// It had ended before, or there was none: what was done in the belief that nothing moves has to be done again.
-    pub fn resume(&self) -> Result<(), HoldError> {
-        let switch = self.switch.as_ref().ok_or(HoldError::None)?;
-        switch.resume()
+    /// Ends [`Stack::hold`], and has operations that failed and are kept tried again.
+    pub fn resume(&self) -> Resumed {
+        Resumed {
+            operations: self.policy().map_or(0, |policy| policy.resume()),
+            hold: match &self.switch {
+                Some(switch) => switch.resume(),
+                None => Err(HoldError::None),
+            },
+        }
     }
 
     /// Flushes the disk, and waits for it.
@@ -262,6 +288,20 @@ impl Stack {
             Layer::Dirty(disk) if disk.bitmap(name).is_some() => Some(disk.clone()),
             _ => None,
         })
+    }
+
+    /// The layer that keeps operations that failed.
+    pub fn policy(&self) -> Option<Arc<PolicyDisk>> {
+        self.find(|built| match &built.layer {
+            Layer::Errors(disk) => Some(disk.clone()),
+            _ => None,
+        })
+    }
+
+    /// Has `listener` called for what happens to operations that failed, whenever there is a layer for that.
+    /// It must not block.
+    pub fn listen_events(&self, listener: impl Fn(&PolicyEvent) + Send + Sync + 'static) {
+        self.policy_listeners.add(Arc::new(listener));
     }
 
     /// The meter.

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | limits | `throttle=[iops:N][/read_iops:N][/write_iops:N][/bandwidth:B][/read_bandwidth:B][/write_bandwidth:B][/group:NAME]` |
 //! | a bitmap of changes | `dirty=NAME[/granularity:SIZE]` |
+//! | what failed is kept and tried again | `rerror=report\|stop`, `werror=report\|stop\|enospc`; or both, `errors=rerror:stop/werror:enospc` |
 //! | counts and latencies | `meter` |
 //! | checksums | `verify` |
 //! | faults | `fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS][/reorder:on]` |
@@ -39,11 +40,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::throttle::{LimitError, Limits, ThrottleGroup};
+use crate::throttle::{Limits, ThrottleGroup};
 use crate::{DiskSpec, SpecError};
 
 pub use layer::{FaultSpec, GRANULARITY, LayerSpec};
-pub use live::{Stack, StackError};
+pub use live::{Resumed, Stack, StackError};
 
 /// A disk with layers, by name. `Display` writes what `FromStr` reads; see the [module](self) for the
 /// syntax.
@@ -113,11 +114,27 @@ impl Groups {
         groups.get(name).cloned()
     }
 
-    /// The group of that name, which is made with these limits if it is new.
-    pub(crate) fn join(&self, name: &str, limits: Limits) -> Result<ThrottleGroup, LimitError> {
+    /// The group of that name for a new member, which is made with these limits if nobody is in it.
+    ///
+    /// # Errors
+    /// The limits make no sense; or there are members, whose limits are others.
+    pub(crate) fn join(&self, name: &str, limits: Limits) -> Result<ThrottleGroup, SpecError> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(group) = groups.get(name) {
-            return Ok(group.clone());
+        // One that was left by all is made anew.
+        if let Some(group) = groups.get(name).filter(|group| group.is_shared()) {
+            let theirs = group.limits();
+            if limits == theirs || limits == Limits::default() {
+                return Ok(group.clone());
+            }
+            let written = |limits| {
+                let group = Some(name.to_owned());
+                LayerSpec::Throttle { limits, group }.to_string()
+            };
+            return Err(SpecError::GroupLimits {
+                layer: written(limits),
+                group: name.to_owned(),
+                theirs: written(theirs),
+            });
         }
         let group = ThrottleGroup::new(limits)?;
         groups.insert(name.to_owned(), group.clone());

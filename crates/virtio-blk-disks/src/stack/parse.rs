@@ -8,13 +8,16 @@ use std::time::Duration;
 
 use super::StackSpec;
 use super::layer::{FaultSpec, GRANULARITY, LayerSpec, named};
+use crate::policy::OnError;
 use crate::spec::{SpecError, bytes, split, switch};
 use crate::throttle::{Burst, Limits, Rate};
 
 /// How long a burst lasts where nothing else is said.
 pub(super) const BURST_LENGTH: Duration = Duration::from_secs(1);
 
-const LAYERS: [&str; 5] = ["throttle", "dirty", "meter", "verify", "fault"];
+const LAYERS: [&str; 8] = [
+    "throttle", "dirty", "rerror", "werror", "errors", "meter", "verify", "fault",
+];
 
 fn name_of(part: &str) -> &str {
     part.split_once('=').map_or(part, |(name, _)| name)
@@ -22,6 +25,44 @@ fn name_of(part: &str) -> &str {
 
 fn is_layer(part: &str) -> bool {
     LAYERS.contains(&name_of(part))
+}
+
+/// How many letters have to be added, left out, exchanged or swapped with their neighbour to get from one word to the
+/// other.
+fn distance(from: &str, to: &str) -> usize {
+    let (from, to): (Vec<char>, Vec<char>) = (from.chars().collect(), to.chars().collect());
+    // The distances of what came before each letter, for this letter of `from` and the two before it.
+    let mut earlier: Vec<usize> = Vec::new();
+    let mut before: Vec<usize> = (0..=to.len()).collect();
+    for (row, a) in from.iter().enumerate() {
+        let mut here = vec![row + 1];
+        for (column, b) in to.iter().enumerate() {
+            let at =
+                |list: &[usize], index: usize| list.get(index).copied().unwrap_or(usize::MAX - 1);
+            let exchanged = at(&before, column) + usize::from(a != b);
+            let mut least = exchanged
+                .min(at(&before, column + 1) + 1)
+                .min(at(&here, column) + 1);
+            let previous = |list: &[char], index: usize| list.get(index.checked_sub(1)?).copied();
+            if previous(&from, row) == Some(*b) && previous(&to, column) == Some(*a) {
+                least = least.min(at(&earlier, column - 1) + 1);
+            }
+            here.push(least);
+        }
+        earlier = std::mem::replace(&mut before, here);
+    }
+    before.last().copied().unwrap_or(0)
+}
+
+/// The layer that a word was perhaps meant to be.
+fn nearest(word: &str) -> Option<&'static str> {
+    // A guess takes time in proportion to the word.
+    let word = Some(word).filter(|word| word.len() <= 16)?;
+    let near = LAYERS
+        .into_iter()
+        .map(|layer| (distance(word, layer), layer));
+    let (distance, layer) = near.min()?;
+    (distance <= layer.len() / 3).then_some(layer)
 }
 
 /// Reads a disk and its layers.
@@ -35,10 +76,12 @@ where
         disk.push(part.replace(',', ",,"));
     }
     let layers = parts.map(|part| layer(&part)).collect::<Result<_, _>>()?;
-    Ok(StackSpec {
-        disk: disk.join(",").parse()?,
-        layers,
-    })
+    let disk = disk.join(",").parse().map_err(|error| match error {
+        // What is no option was perhaps to be a layer.
+        SpecError::Option { option, .. } if nearest(&option).is_some() => unknown(&option),
+        error => error,
+    })?;
+    Ok(StackSpec { disk, layers })
 }
 
 /// Reads one layer.
@@ -55,9 +98,23 @@ pub(super) fn layer(part: &str) -> Result<LayerSpec, SpecError> {
         "meter" => Ok(LayerSpec::Meter),
         "verify" => Ok(LayerSpec::Verify),
         "fault" => fault(value),
-        _ => Err(SpecError::Layer {
-            layer: name.to_owned(),
+        "rerror" => Ok(LayerSpec::Errors {
+            read: Some(on_read_error(value)?),
+            write: None,
         }),
+        "werror" => Ok(LayerSpec::Errors {
+            read: None,
+            write: Some(on_write_error(value)?),
+        }),
+        "errors" => errors(value),
+        _ => Err(unknown(name)),
+    }
+}
+
+fn unknown(name: &str) -> SpecError {
+    SpecError::Layer {
+        layer: name.to_owned(),
+        nearest: nearest(name),
     }
 }
 
@@ -100,14 +157,22 @@ fn rate(option: &'static str, value: &str, in_bytes: bool) -> Result<u64, SpecEr
     } else {
         value.parse().ok()
     };
-    number.filter(|number| *number > 0).ok_or_else(|| {
-        let allowed = if in_bytes {
-            "bytes a second, such as 500K, 50M or 2G"
-        } else {
-            "a whole number of operations a second"
-        };
-        wrong(option, value, allowed)
-    })
+    match number {
+        Some(0) => {
+            let allowed = "at least 1 a second (a limit that is left out does not hold; a disk that shall do nothing \
+                           for a while is held with `drain`)";
+            Err(wrong(option, value, allowed))
+        }
+        Some(number) => Ok(number),
+        None if in_bytes => {
+            let allowed = "bytes a second, such as 500K, 50M or 2G";
+            Err(wrong(option, value, allowed))
+        }
+        None => {
+            let allowed = "a whole number of operations a second";
+            Err(wrong(option, value, allowed))
+        }
+    }
 }
 
 fn seconds(option: &'static str, value: &str) -> Result<Duration, SpecError> {
@@ -198,6 +263,47 @@ fn dirty(value: &str) -> Result<LayerSpec, SpecError> {
         name: name("dirty", bitmap)?,
         granularity,
     })
+}
+
+fn on_read_error(value: &str) -> Result<OnError, SpecError> {
+    match value {
+        "report" => Ok(OnError::Report),
+        "stop" => Ok(OnError::Stop),
+        _ => Err(wrong("rerror", value, "report or stop")),
+    }
+}
+
+fn on_write_error(value: &str) -> Result<OnError, SpecError> {
+    match value {
+        "report" => Ok(OnError::Report),
+        "stop" => Ok(OnError::Stop),
+        "enospc" => Ok(OnError::Enospc),
+        _ => Err(wrong("werror", value, "report, stop or enospc")),
+    }
+}
+
+fn errors(value: &str) -> Result<LayerSpec, SpecError> {
+    let (mut read, mut write) = (None, None);
+    for (word, value) in items(value, &[])? {
+        match word {
+            "rerror" => read = Some(on_read_error(value)?),
+            "werror" => write = Some(on_write_error(value)?),
+            _ => {
+                return Err(SpecError::Option {
+                    option: word.to_owned(),
+                    format: "errors",
+                    allowed: "it has rerror and werror",
+                });
+            }
+        }
+    }
+    if read.is_none() && write.is_none() {
+        return Err(SpecError::NoValue {
+            layer: "errors",
+            example: "errors=rerror:stop/werror:enospc",
+        });
+    }
+    Ok(LayerSpec::Errors { read, write })
 }
 
 fn per_mille(option: &'static str, value: &str) -> Result<u32, SpecError> {

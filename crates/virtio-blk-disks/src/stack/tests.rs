@@ -9,6 +9,8 @@ use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 use super::*;
 use crate::MemoryDisk;
 use crate::meter::OpClass;
+use crate::policy::OnError;
+use crate::switch::HoldError;
 use crate::throttle::{Burst, Rate};
 
 fn parse(text: &str) -> StackSpec {
@@ -28,7 +30,11 @@ fn refusal(text: &str) -> String {
 }
 
 fn live(text: &str) -> Stack {
-    parse(text).open_live(false, &Groups::default()).unwrap()
+    live_in(text, &Groups::default())
+}
+
+fn live_in(text: &str, groups: &Groups) -> Stack {
+    parse(text).open_live(false, groups).unwrap()
 }
 
 fn write(queue: &mut dyn IoQueue, token: u64) {
@@ -89,7 +95,24 @@ fn errors_point_at_the_word() {
         ("memory:1M,meter=on", &["`on`", "meter"]),
         ("memory:1M,throttle", &["throttle", "iops:5000"]),
         ("memory:1M,throttle=iops:fast", &["`fast`", "iops"]),
-        ("memory:1M,throttle=iops:0", &["`0`", "iops"]),
+        ("memory:1M,throttle=iops:0", &["`0`", "iops", "at least 1"]),
+        ("memory:1M,throttle=bandwidth:0", &["`0`", "at least 1"]),
+        (
+            "memory:1M,trottle=iops:5",
+            &["`trottle`", "did you mean `throttle`", "dirty"],
+        ),
+        (
+            "raw:x,direct=on,trhottle=iops:5",
+            &["`trhottle`", "`throttle`"],
+        ),
+        ("raw:x,metre", &["`metre`", "`meter`", "verify"]),
+        ("raw:x,meter,fualt", &["`fualt`", "`fault`"]),
+        ("raw:x,error=stop", &["`error`", "`errors`"]),
+        ("raw:x,lok=on", &["`lok`", "readonly"]),
+        ("raw:x,werror=maybe", &["`maybe`", "enospc"]),
+        ("raw:x,rerror=enospc", &["`enospc`", "report or stop"]),
+        ("raw:x,errors", &["errors=rerror:stop"]),
+        ("raw:x,errors=stop", &["`stop`", "rerror and werror"]),
         ("memory:1M,throttle=bandwidth:5X", &["`5X`", "50M"]),
         ("memory:1M,throttle=speed:5", &["`speed`", "read_iops"]),
         (
@@ -142,12 +165,89 @@ fn disks_share_the_groups_of_a_name() {
         second.throttles()[0].group().limits().iops,
         Some(Rate::new(7))
     );
-    let third = parse("null:1M,throttle=iops:9/group:a").open(false, &groups);
-    third.unwrap();
-    for stack in [first, second] {
-        let limits = stack.throttles()[0].group().limits();
-        assert_eq!(limits.iops, Some(Rate::new(9)), "the last word counts");
+    let third = parse("null:1M,throttle=iops:9/group:a");
+    let error = third.open(false, &groups).unwrap_err().to_string();
+    for word in [
+        "`throttle=iops:9/group:a`",
+        "`a`",
+        "`throttle=iops:7/group:a`",
+    ] {
+        assert!(error.contains(word), "{error}");
     }
+    let live = live_in("null:1M", &groups);
+    let error = live.change(&layers(&["throttle=iops:9/group:a"]));
+    assert!(matches!(
+        error,
+        Err(StackError::Spec(SpecError::GroupLimits { .. }))
+    ));
+    // A member changes them for all, and all of them show it.
+    first.change(&layers(&["throttle=iops:9/group:a"])).unwrap();
+    for stack in [&first, &second] {
+        let limits = stack.throttles()[0].group().limits();
+        assert_eq!(limits.iops, Some(Rate::new(9)));
+        assert_eq!(stack.layers(), layers(&["throttle=iops:9/group:a"]));
+    }
+    // Nobody is left: it is a new group.
+    drop((first, second));
+    let third = third.open(false, &groups).unwrap();
+    assert_eq!(third.layers(), layers(&["throttle=iops:9/group:a"]));
+}
+
+#[test]
+fn both_policies_are_one_layer() {
+    let stack = live("memory:1M,rerror=stop,meter,werror=enospc");
+    let both = "errors=rerror:stop/werror:enospc";
+    assert_eq!(stack.layers(), layers(&[both, "meter"]));
+    let policy = stack.policy().unwrap();
+    stack.change(&layers(&["werror=stop", "meter"])).unwrap();
+    assert!(Arc::ptr_eq(&policy, &stack.policy().unwrap()));
+    let now = policy.policy();
+    assert_eq!((now.read, now.write), (OnError::Report, OnError::Stop));
+    let twice = parse("memory:1M,werror=stop,errors=werror:report");
+    let error = twice.open(false, &Groups::default()).unwrap_err();
+    assert!(error.to_string().contains("twice"), "{error}");
+}
+
+/// What failed under one stack is tried again under the next, and the one who listens hears of both.
+#[test]
+fn what_is_kept_goes_along_when_layers_change() {
+    let stack = live("memory:1M,fault=errors:1000,werror=stop");
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let ears = told.clone();
+    stack.listen_events(move |event| ears.lock().unwrap().push(event.clone()));
+    let mut queue = stack.disk().open_queue(4).unwrap();
+    let op = Op {
+        token: Token(7),
+        kind: OpKind::Write {
+            offset: 0,
+            fua: false,
+        },
+        buf: IoBuf::from_vec(vec![1; 512]),
+    };
+    assert!(matches!(queue.submit(op), Submit::Queued));
+    assert_eq!(stack.policy().unwrap().held(), 1);
+    let mut done = Vec::new();
+    // Another place, and still broken below.
+    stack
+        .change(&layers(&["fault=errors:1000", "meter", "werror=stop"]))
+        .unwrap();
+    for _ in 0..5 {
+        queue.reap(&mut done).unwrap();
+    }
+    assert!(done.is_empty() && stack.is_settled().unwrap());
+    assert_eq!(stack.policy().unwrap().held(), 1);
+    assert_eq!(told.lock().unwrap().len(), 2);
+    let resumed = stack.resume();
+    assert_eq!(
+        (resumed.operations, resumed.hold),
+        (1, Err(HoldError::None))
+    );
+    stack.change(&layers(&["werror=stop"])).unwrap();
+    while done.is_empty() {
+        queue.reap(&mut done).unwrap();
+    }
+    assert!(done.pop().unwrap().result.is_ok());
+    assert_eq!(stack.policy().unwrap().held(), 0);
 }
 
 #[test]
@@ -316,6 +416,16 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
             name,
             granularity: 1 << exponent,
         }),
+        (
+            proptest::option::of(prop_oneof![Just(OnError::Report), Just(OnError::Stop)]),
+            proptest::option::of(prop_oneof![
+                Just(OnError::Report),
+                Just(OnError::Stop),
+                Just(OnError::Enospc)
+            ])
+        )
+            .prop_filter("it says something", |both| *both != (None, None))
+            .prop_map(|(read, write)| LayerSpec::Errors { read, write }),
         Just(LayerSpec::Meter),
         Just(LayerSpec::Verify),
         fault.prop_map(

@@ -114,6 +114,11 @@ impl ThrottleGroup {
         self.shared.is_limited.load(Ordering::Relaxed)
     }
 
+    /// Whether there is another handle to this group.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
     /// The limits in force.
     pub fn limits(&self) -> Limits {
         self.state().limits

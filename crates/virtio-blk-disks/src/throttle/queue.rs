@@ -4,7 +4,6 @@
 //! One data path with limits.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use virtio_blk_core::disk::{
 use super::group::{ThrottleGroup, Turn};
 use super::limits::Cost;
 use super::stats::Counts;
+use crate::waiting::Waiting;
 
 /// A queue that holds something back looks at the limits again after this time at the latest.
 pub const RECHECK: Duration = Duration::from_millis(100);
@@ -24,14 +24,6 @@ struct Held {
     op: Op,
     cost: Cost,
     since: u64,
-}
-
-/// How the owner waits.
-enum Waiting {
-    /// As for the disk underneath.
-    Inner,
-    /// The disk underneath is never waited for: a descriptor that never fires.
-    Never(OwnedFd),
 }
 
 /// A data path of a [`super::ThrottleDisk`].
@@ -60,14 +52,8 @@ impl ThrottleQueue {
         inner: Box<dyn IoQueue>,
         depth: u16,
     ) -> Result<Self, DiskError> {
-        let waiting = match inner.wait() {
-            Wait::Fd(_) | Wait::Poll => Waiting::Inner,
-            Wait::Inline => {
-                let flags = rustix::event::EventfdFlags::CLOEXEC;
-                Waiting::Never(rustix::event::eventfd(0, flags).map_err(std::io::Error::from)?)
-            }
-        };
         Ok(Self {
+            waiting: Waiting::over(&*inner)?,
             group,
             counts,
             inner,
@@ -77,7 +63,6 @@ impl ThrottleQueue {
             done: Vec::new(),
             unflushed: false,
             released: false,
-            waiting,
         })
     }
 
@@ -191,10 +176,7 @@ impl IoQueue for ThrottleQueue {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        if let Waiting::Never(_) = self.waiting
-            && self.held.is_empty()
-            && self.done.is_empty()
-        {
+        if self.waiting.is_inline() && self.held.is_empty() && self.done.is_empty() {
             // A disk that is never waited for has nothing.
             return Ok(0);
         }
@@ -211,10 +193,7 @@ impl IoQueue for ThrottleQueue {
     }
 
     fn wait(&self) -> Wait<'_> {
-        match &self.waiting {
-            Waiting::Inner => self.inner.wait(),
-            Waiting::Never(fd) => Wait::Fd(fd.as_fd()),
-        }
+        self.waiting.wait(&*self.inner)
     }
 
     fn deadline(&self) -> Option<Instant> {

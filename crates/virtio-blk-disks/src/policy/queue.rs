@@ -1,0 +1,273 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! One data path that keeps what failed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_blk_core::disk::{
+    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+};
+
+use super::event::PolicyEvent;
+use super::{RECHECK, Shared};
+use crate::in_flight::InFlight;
+use crate::waiting::Waiting;
+
+/// An operation that is with the disk underneath.
+struct Below {
+    kind: OpKind,
+    /// Its place in the order of submission.
+    place: u64,
+    /// The owner asked for it to end.
+    cancelled: bool,
+}
+
+/// An operation that is not with the disk underneath.
+struct Kept {
+    place: u64,
+    op: Op,
+    /// Why it failed.
+    error: DiskError,
+}
+
+/// A data path of a [`super::PolicyDisk`].
+pub(super) struct PolicyQueue {
+    shared: Arc<Shared>,
+    inner: Box<dyn IoQueue>,
+    limit: usize,
+    places: u64,
+    below: InFlight<Below>,
+    /// In the order of submission.
+    kept: VecDeque<Kept>,
+    /// Those of them that are tried again, from the first on: the disk underneath had no room yet.
+    trying: usize,
+    /// Of the calls to try again, how many were followed.
+    calls: u64,
+    /// Finished without the disk underneath, or inside its `submit`.
+    done: Vec<Completion>,
+    scratch: Vec<Completion>,
+    /// Operations were tried again since the last flush.
+    unflushed: bool,
+    /// The owner is about to stop: nothing is kept any more.
+    released: bool,
+    waiting: Waiting,
+}
+
+impl PolicyQueue {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        inner: Box<dyn IoQueue>,
+        depth: u16,
+    ) -> Result<Self, DiskError> {
+        let limit = usize::from(depth.max(1));
+        Ok(Self {
+            waiting: Waiting::over(&*inner)?,
+            calls: shared.calls(),
+            shared,
+            inner,
+            limit,
+            places: 0,
+            below: InFlight::new(limit),
+            kept: VecDeque::new(),
+            trying: 0,
+            done: Vec::new(),
+            scratch: Vec::new(),
+            unflushed: false,
+            released: false,
+        })
+    }
+
+    /// Keeps an operation that failed, or hands out its end.
+    fn end(&mut self, token: Token, below: Below, completion: Completion) -> Option<Completion> {
+        match completion.result {
+            Err(error)
+                if !self.released && !below.cancelled && self.shared.keeps(&below.kind, &error) =>
+            {
+                self.shared.keep(&below.kind, completion.buf.len(), &error);
+                let op = Op {
+                    token,
+                    kind: below.kind,
+                    buf: completion.buf,
+                };
+                // Behind those that are tried again, or they would be tried for ever.
+                let waits = self.kept.iter().skip(self.trying);
+                let before = waits.take_while(|kept| kept.place < below.place).count();
+                let kept = Kept {
+                    place: below.place,
+                    op,
+                    error,
+                };
+                self.kept.insert(self.trying + before, kept);
+                None
+            }
+            result => Some(Completion {
+                token,
+                result,
+                buf: completion.buf,
+            }),
+        }
+    }
+
+    /// Gives an operation to the disk underneath. `None`: it is kept, as it has failed.
+    fn give(&mut self, place: u64, op: Op) -> Option<Submit> {
+        let outer = op.token;
+        let below = Below {
+            kind: op.kind,
+            place,
+            cancelled: false,
+        };
+        let token = self.below.insert(outer, below);
+        match self.inner.submit(Op { token, ..op }) {
+            Submit::Queued => Some(Submit::Queued),
+            Submit::Full(op) => {
+                self.below.remove(token);
+                Some(Submit::Full(Op { token: outer, ..op }))
+            }
+            Submit::Done(completion) => {
+                let (_, below) = self.below.remove(token)?;
+                self.end(outer, below, completion).map(Submit::Done)
+            }
+        }
+    }
+
+    /// Takes over what the disk underneath finished.
+    fn collect(&mut self) -> Result<(), DiskError> {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let result = self.inner.reap(&mut scratch);
+        for completion in scratch.drain(..) {
+            let Some((token, below)) = self.below.remove(completion.token) else {
+                continue;
+            };
+            if let Some(completion) = self.end(token, below, completion) {
+                self.done.push(completion);
+            }
+        }
+        self.scratch = scratch;
+        result.map(|_| ())
+    }
+
+    /// Tries again what shall be, as far as there is room.
+    fn try_again(&mut self) {
+        let calls = self.shared.calls();
+        if calls != self.calls {
+            self.calls = calls;
+            self.trying = self.kept.len();
+        }
+        while self.trying != 0 {
+            let Some(Kept { place, op, error }) = self.kept.pop_front() else {
+                return;
+            };
+            self.trying -= 1;
+            self.shared.leave(1);
+            match self.give(place, op) {
+                Some(Submit::Full(op)) => {
+                    self.kept.push_front(Kept { place, op, error });
+                    self.trying += 1;
+                    self.shared.held().operations += 1;
+                    return;
+                }
+                Some(Submit::Queued) => self.unflushed = true,
+                Some(Submit::Done(completion)) => self.done.push(completion),
+                None => {}
+            }
+        }
+    }
+}
+
+impl IoQueue for PolicyQueue {
+    fn submit(&mut self, op: Op) -> Submit {
+        if self.kept.len() >= self.limit {
+            return Submit::Full(op);
+        }
+        self.places += 1;
+        self.give(self.places, op).unwrap_or(Submit::Queued)
+    }
+
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+        match self.inner.execute(kind, buf) {
+            // It comes again, as an operation that can be kept.
+            Some(Err(error)) if !self.released && self.shared.keeps(kind, &error) => None,
+            result => result,
+        }
+    }
+
+    fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.unflushed = false;
+        self.inner.flush_batch()
+    }
+
+    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        if self.waiting.is_inline() && self.kept.is_empty() && self.done.is_empty() {
+            // A disk that is never waited for has nothing.
+            return Ok(0);
+        }
+        let before = done.len();
+        let result = self.collect();
+        self.try_again();
+        done.append(&mut self.done);
+        result?;
+        if std::mem::take(&mut self.unflushed) {
+            self.inner.flush_batch()?;
+        }
+        Ok(done.len() - before)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        self.waiting.wait(&*self.inner)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let own = if !self.done.is_empty() || self.unflushed {
+            Some(Instant::now())
+        } else if self.kept.is_empty() {
+            None
+        } else {
+            Some(Instant::now() + RECHECK)
+        };
+        [own, self.inner.deadline()].into_iter().flatten().min()
+    }
+
+    /// What is kept fails with its error.
+    fn release_held(&mut self) {
+        self.released = true;
+        self.trying = 0;
+        let operations = self.kept.len() as u64;
+        for Kept { op, error, .. } in self.kept.drain(..) {
+            self.done.push(op.complete(Err(error)));
+        }
+        if operations != 0 {
+            self.shared.leave(operations);
+            let event = PolicyEvent::Failed { operations };
+            self.shared.listeners.tell(&event);
+        }
+        self.inner.release_held();
+    }
+
+    fn cancel(&mut self, token: Token) {
+        if let Some(inner) = self.below.find(token) {
+            if let Some(below) = self.below.get_mut(inner) {
+                below.cancelled = true;
+            }
+            return self.inner.cancel(inner);
+        }
+        let Some(at) = self.kept.iter().position(|kept| kept.op.token == token) else {
+            return;
+        };
+        if let Some(kept) = self.kept.remove(at) {
+            if at < self.trying {
+                self.trying -= 1;
+            }
+            self.shared.leave(1);
+            self.done.push(kept.op.complete(Err(DiskError::Cancelled)));
+        }
+    }
+}
+
+impl Drop for PolicyQueue {
+    fn drop(&mut self) {
+        self.shared.leave(self.kept.len() as u64);
+    }
+}
