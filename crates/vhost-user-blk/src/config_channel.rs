@@ -50,27 +50,51 @@ fn receive(client: &UnixStream) -> io::Result<(usize, Vec<OwnedFd>)> {
     Ok((got, files))
 }
 
+/// What there is of the present client.
+#[derive(Debug, Default)]
+struct State {
+    stream: Option<UnixStream>,
+    /// Its first queue has started: it has read the configuration space, or relies on what it read from an
+    /// earlier server.
+    relied_on: bool,
+}
+
+impl State {
+    fn send(&self) {
+        if let Some(stream) = &self.stream {
+            let message = message(CONFIG_CHANGE_MSG, FLAG_VERSION, 0);
+            let _ = rustix::net::send(stream, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
+    }
+}
+
 /// The channel to the present client, if it gave one.
 #[derive(Debug, Default)]
-pub(crate) struct ConfigChannel(Mutex<Option<UnixStream>>);
+pub(crate) struct ConfigChannel(Mutex<State>);
 
 impl ConfigChannel {
-    fn lock(&self) -> MutexGuard<'_, Option<UnixStream>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the client, if it listens. Never blocks: when the channel is full, unread messages of the
     /// same kind are in it.
     pub(crate) fn notify(&self) {
-        if let Some(stream) = self.lock().as_ref() {
-            let message = message(CONFIG_CHANGE_MSG, FLAG_VERSION, 0);
-            let _ = rustix::net::send(stream, &message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        self.lock().send();
+    }
+
+    /// A queue has started. At the first one of a client it is told to read the configuration space, as
+    /// that may have changed while no server was there: QEMU does not read it at a reconnection.
+    pub(crate) fn queue_started(&self) {
+        let mut state = self.lock();
+        if !std::mem::replace(&mut state.relied_on, true) {
+            state.send();
         }
     }
 
-    /// Forgets the channel of a client that is gone.
+    /// Forgets a client that is gone.
     pub(crate) fn close(&self) {
-        *self.lock() = None;
+        *self.lock() = State::default();
     }
 
     /// Takes the request that hands the channel over, whose header was looked at.
@@ -91,7 +115,13 @@ impl ConfigChannel {
         if stream.peer_addr().is_err() {
             return malformed("its descriptor is not a connected unix socket");
         }
-        *self.lock() = Some(stream);
+        {
+            let mut state = self.lock();
+            state.stream = Some(stream);
+            if state.relied_on {
+                state.send();
+            }
+        }
         if acks && header.needs_reply() {
             let code = FrontendReq::SET_BACKEND_REQ_FD as u32;
             let mut reply = message(code, FLAG_VERSION | FLAG_REPLY, 8).to_vec();

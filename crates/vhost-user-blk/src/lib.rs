@@ -12,7 +12,8 @@ mod region;
 mod server;
 mod session;
 mod shared_file;
+mod stops;
 mod vring;
 
-pub use server::{MAX_QUEUES, Server, ServerError, ServerHandle, ServerOptions};
+pub use server::{MAX_QUEUES, STOP_TIME, Server, ServerError, ServerHandle, ServerOptions};
 pub use session::protocol_feature_names;

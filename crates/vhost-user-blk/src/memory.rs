@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestRegionCollection};
+use vm_memory::{GuestAddress, GuestMemoryAtomic, GuestMemoryRegion, GuestRegionCollection};
 
 use crate::dirty_log::{DirtyLog, LogBitmap};
 use crate::region::Region;
@@ -47,10 +47,33 @@ struct Mapping {
     len: u64,
 }
 
-/// The memory table of one client.
+/// Regions, and where they lie in the client.
+#[derive(Default)]
+pub(crate) struct Table {
+    regions: Regions,
+    mappings: Vec<Mapping>,
+}
+
+impl Table {
+    fn find(&self, user: u64) -> Option<&Mapping> {
+        self.mappings
+            .iter()
+            .find(|m| user >= m.user && user - m.user < m.len)
+    }
+
+    /// The guest address for an address of the client, if `len` bytes from there are in one region.
+    pub(crate) fn guest_range(&self, user: u64, len: u64) -> Option<u64> {
+        let found = self.find(user)?;
+        let offset = user - found.user;
+        (len <= found.len - offset).then_some(found.guest + offset)
+    }
+}
+
+/// The memory of one client. A change is prepared first, and comes into force with
+/// [`MemoryTable::replace`].
 pub(crate) struct MemoryTable {
     memory: Memory,
-    mappings: Vec<Mapping>,
+    table: Table,
     log: Arc<DirtyLog>,
     alarm: Alarm,
 }
@@ -59,7 +82,7 @@ impl MemoryTable {
     pub(crate) fn new(log: Arc<DirtyLog>, alarm: Alarm) -> Self {
         Self {
             memory: Memory::new(Regions::new()),
-            mappings: Vec::new(),
+            table: Table::default(),
             log,
             alarm,
         }
@@ -70,13 +93,18 @@ impl MemoryTable {
         self.memory.clone()
     }
 
+    /// What is in force.
+    pub(crate) fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// Whether writes to the memory are logged, at any time.
     pub(crate) fn logging(&self) -> Arc<AtomicBool> {
         self.log.enabled().clone()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.mappings.is_empty()
+        self.table.mappings.is_empty()
     }
 
     fn map(&self, region: &VhostUserMemoryRegion, file: &File) -> Result<Arc<Region>, MemoryError> {
@@ -89,75 +117,75 @@ impl MemoryTable {
             .ok_or(MemoryError::Range(addr))
     }
 
-    fn publish(&mut self, regions: Regions) {
+    /// Brings a change into force.
+    pub(crate) fn replace(&mut self, table: Table) {
         match self.memory.lock() {
-            Ok(guard) => guard.replace(regions),
-            Err(poisoned) => poisoned.into_inner().replace(regions),
+            Ok(guard) => guard.replace(table.regions.clone()),
+            Err(poisoned) => poisoned.into_inner().replace(table.regions.clone()),
         }
+        self.table = table;
     }
 
-    /// Replaces the whole table.
-    pub(crate) fn set(
-        &mut self,
+    /// Another table in place of this one.
+    pub(crate) fn other(
+        &self,
         table: &[VhostUserMemoryRegion],
         files: Vec<File>,
-    ) -> Result<(), MemoryError> {
+    ) -> Result<Table, MemoryError> {
         let mut regions = Vec::new();
         for (region, file) in table.iter().zip(files) {
             regions.push(self.map(region, &file)?);
         }
-        let regions = Regions::from_arc_regions(regions).map_err(MemoryError::Regions)?;
-        self.publish(regions);
-        self.mappings = table.iter().map(Mapping::of).collect();
-        Ok(())
+        // The protocol asks for no order.
+        regions.sort_by_key(|region| region.start_addr());
+        Ok(Table {
+            regions: Regions::from_arc_regions(regions).map_err(MemoryError::Regions)?,
+            mappings: table.iter().map(Mapping::of).collect(),
+        })
     }
 
-    /// Adds a region.
-    pub(crate) fn add(
-        &mut self,
+    /// The table with one region more.
+    pub(crate) fn with(
+        &self,
         region: &VhostUserMemoryRegion,
         file: File,
-    ) -> Result<(), MemoryError> {
-        if self.mappings.len() as u64 >= MAX_SLOTS {
+    ) -> Result<Table, MemoryError> {
+        if self.table.mappings.len() as u64 >= MAX_SLOTS {
             return Err(MemoryError::Slots);
         }
         let mapped = self.map(region, &file)?;
-        let regions = self
-            .memory
-            .memory()
-            .insert_region(mapped)
-            .map_err(MemoryError::Regions)?;
-        self.publish(regions);
-        self.mappings.push(Mapping::of(region));
-        Ok(())
+        let mut mappings = self.table.mappings.clone();
+        mappings.push(Mapping::of(region));
+        Ok(Table {
+            regions: (self.table.regions)
+                .insert_region(mapped)
+                .map_err(MemoryError::Regions)?,
+            mappings,
+        })
     }
 
-    /// Removes a region that was added with exactly these addresses.
-    pub(crate) fn remove(&mut self, region: &VhostUserMemoryRegion) -> Result<(), MemoryError> {
+    /// The table without a region that was added with exactly these addresses.
+    pub(crate) fn without(&self, region: &VhostUserMemoryRegion) -> Result<Table, MemoryError> {
         let gone = Mapping::of(region);
-        if !self.mappings.contains(&gone) {
+        let mut mappings = self.table.mappings.clone();
+        mappings.retain(|mapping| *mapping != gone);
+        if mappings.len() == self.table.mappings.len() {
             return Err(MemoryError::Unknown(gone.guest));
         }
-        let regions = match self
-            .memory
-            .memory()
-            .remove_region(GuestAddress(gone.guest), gone.len)
-        {
+        let rest = (self.table.regions).remove_region(GuestAddress(gone.guest), gone.len);
+        let regions = match rest {
             Ok((regions, _)) => regions,
             // The collection does not say that it may become empty.
-            Err(_) if self.mappings == [gone] => Regions::new(),
+            Err(_) if mappings.is_empty() => Regions::new(),
             Err(error) => return Err(MemoryError::Regions(error)),
         };
-        self.publish(regions);
-        self.mappings.retain(|mapping| *mapping != gone);
-        Ok(())
+        Ok(Table { regions, mappings })
     }
 
     /// The guest address for an address of the client.
     pub(crate) fn guest_address(&self, user: u64) -> Result<u64, MemoryError> {
-        self.mappings
-            .iter()
-            .find(|m| user >= m.user && user - m.user < m.len)
+        self.table
+            .find(user)
             .map(|m| m.guest + (user - m.user))
             .ok_or(MemoryError::Address(user))
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use virtio_blk_core::device::Device;
@@ -20,12 +21,16 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config_channel::ConfigChannel;
 use crate::header::Header;
-use crate::session::Session;
+use crate::session::{Session, SessionContext};
 use crate::shared_file::Alarm;
+use crate::stops::Stops;
 
 /// The most queues a device can have on this transport: descriptors are handed over with an index of 8
 /// bits.
 pub const MAX_QUEUES: u16 = 256;
+
+/// How long a stop takes at most, unless [`ServerOptions::stop_time`] says otherwise.
+pub const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// Why a server could not be set up or go on.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +59,24 @@ pub enum ServerError {
 }
 
 /// How a server treats its queues.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// How long a queue's thread looks for new work before it sleeps; zero: not at all.
     pub poll: Duration,
+    /// How long a stop may take: of one queue, of all when a client goes or resets the device, of the server.
+    /// Layers let go of what they hold back then; this is the time for the disk to finish what it has. What
+    /// happens when it does not is said at [`Server::run`].
+    pub stop_time: Duration,
+}
+
+impl Default for ServerOptions {
+    /// No polling, and [`STOP_TIME`].
+    fn default() -> Self {
+        Self {
+            poll: Duration::ZERO,
+            stop_time: STOP_TIME,
+        }
+    }
 }
 
 /// Told of a client's memory: see [`Server::on_memory`].
@@ -70,6 +89,7 @@ struct Shared {
     /// The present client's connection, to cut it.
     client: Mutex<Option<UnixStream>>,
     clients: AtomicU64,
+    stops: Arc<Stops>,
 }
 
 impl Shared {
@@ -83,8 +103,10 @@ impl Shared {
 pub struct ServerHandle(Arc<Shared>);
 
 impl ServerHandle {
-    /// Makes [`Server::run`] return, after the present client's requests were finished. Returns at once.
+    /// Makes [`Server::run`] return, after the present client's requests were finished, and after
+    /// [`ServerOptions::stop_time`] at the latest. Returns at once.
     pub fn stop(&self) {
+        self.0.stops.begin_end();
         self.0.stopping.store(true, Ordering::Release);
         // The counter can't overflow within a process's life.
         let _ = self.0.wake.write(1);
@@ -111,7 +133,7 @@ pub struct Server {
     /// The socket's file, to know it again.
     inode: (u64, u64),
     device: Arc<Device>,
-    options: ServerOptions,
+    poll: Duration,
     memory: Option<MemoryListener>,
     shared: Arc<Shared>,
     channel: Arc<ConfigChannel>,
@@ -166,13 +188,14 @@ impl Server {
             path: path.to_owned(),
             inode,
             device,
-            options,
+            poll: options.poll,
             memory: None,
             shared: Arc::new(Shared {
                 stopping: AtomicBool::new(false),
                 wake,
                 client: Mutex::new(None),
                 clients: AtomicU64::new(0),
+                stops: Arc::new(Stops::new(options.stop_time)),
             }),
             channel,
         })
@@ -201,12 +224,22 @@ impl Server {
     }
 
     /// Serves until [`ServerHandle::stop`]. When it returns, no request is in flight and no memory of a
-    /// client is mapped.
+    /// client is mapped, unless the disk did not finish.
+    ///
+    /// A stop takes [`ServerOptions::stop_time`] at most: GET_VRING_BASE, a queue that is disabled or gets
+    /// other addresses or another kick descriptor, RESET_DEVICE, a client that goes, and
+    /// [`ServerHandle::stop`]. If the disk has not finished then, the connection is closed. The client's
+    /// memory stays mapped until the disk has let go of it; nothing more is returned to the client, and the
+    /// in-flight area goes on naming the requests. Other clients are turned away until the disk has let go,
+    /// as it could still write what they read or write; then the next one is served, and what the in-flight
+    /// area names is executed again. `run` and dropping the server do not wait for such a disk, and its
+    /// threads do not keep the process from ending.
     ///
     /// # Errors
     /// Clients can't be accepted any more. What goes wrong with one client ends that client's session,
     /// is logged, and the next one is served.
     pub fn run(&self) -> Result<(), ServerError> {
+        let mut told = false;
         while !self.shared.stopping.load(Ordering::Acquire) {
             let mut fds = [
                 PollFd::new(&self.listener, PollFlags::IN),
@@ -217,7 +250,21 @@ impl Server {
                 Err(error) => return Err(ServerError::Accept(error.into())),
             }
             match self.listener.accept() {
-                Ok((stream, _)) => self.serve(stream),
+                Ok((stream, _)) => match self.shared.stops.stuck() {
+                    0 => {
+                        told = false;
+                        self.serve(stream);
+                    }
+                    stuck => {
+                        let again = std::mem::replace(&mut told, true);
+                        let level = if again { Level::Debug } else { Level::Warn };
+                        log::log!(
+                            level,
+                            "client turned away: the disk still has requests of {stuck} queues of an earlier \
+                             client"
+                        );
+                    }
+                },
                 Err(error) if is_of_that_client(&error) => {}
                 Err(error) if is_shortage(&error) => {
                     log::warn!("no client can be accepted, trying again: {error}");
@@ -268,7 +315,13 @@ impl Server {
 
     /// Handles messages until the connection ends. All queues are stopped when it returns.
     fn converse(&self, stream: UnixStream, peek: &UnixStream) {
-        let session = Session::new(self.device.clone(), self.options.poll, self.memory.clone());
+        let session = Session::new(SessionContext {
+            device: self.device.clone(),
+            poll: self.poll,
+            listener: self.memory.clone(),
+            channel: self.channel.clone(),
+            stops: self.shared.stops.clone(),
+        });
         let session = match session {
             Ok(session) => session,
             Err(error) => return log::error!("client refused: {error}"),
@@ -277,10 +330,7 @@ impl Server {
         let session = Arc::new(Mutex::new(session));
         let mut handler = BackendReqHandler::from_stream(stream, session.clone());
         loop {
-            let acks = session
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .acks();
+            let acks = lock(&session).acks();
             match wait_for_message(peek, &alarm) {
                 Ok(true) => {}
                 Ok(false) => {
@@ -299,7 +349,18 @@ impl Server {
                     Err(error) => return log::warn!("client sent away: {name}: {error}"),
                 }
             }
-            match handler.handle_request() {
+            let result = handler.handle_request();
+            if lock(&session).is_over() {
+                // Before the other queues stop, which takes time of its own.
+                let _ = peek.shutdown(Shutdown::Both);
+                return match result {
+                    Err(VhostError::ReqHandlerError(error)) => {
+                        log::error!("client sent away: {name}: {error}");
+                    }
+                    _ => log::error!("client sent away: {name}"),
+                };
+            }
+            match result {
                 Ok(()) => {}
                 Err(VhostError::Disconnected | VhostError::SocketBroken(_)) => return,
                 Err(VhostError::SocketRetry(_)) => {}
@@ -324,6 +385,10 @@ impl Drop for Server {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether accepting failed without a consequence for other clients.

@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{
@@ -18,15 +19,17 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_blk_core::device::Device;
 use virtio_blk_core::memory::HostMemory;
-use virtio_blk_core::runner::InFlightArea;
+use virtio_blk_core::runner::{InFlightArea, InFlightLog, Stop};
 use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 
+use crate::config_channel::ConfigChannel;
 use crate::dirty_log::DirtyLog;
 use crate::event;
 use crate::inflight;
-use crate::memory::{MAX_SLOTS, MemoryTable};
+use crate::memory::{MAX_SLOTS, MemoryTable, Table};
 use crate::server::MemoryListener;
 use crate::shared_file::Alarm;
+use crate::stops::Stops;
 use crate::vring::{Addresses, Vring, VringContext};
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
@@ -58,21 +61,43 @@ pub fn protocol_feature_names() -> Vec<String> {
 /// An address of a region's start in the client, as the `postcopy` part of the protocol answers it.
 type RegionBase = u64;
 
-/// The state of the protocol with one client. Dropping it stops all queues, drained.
+/// What a server gives to each of its sessions.
+#[derive(Clone)]
+pub(crate) struct SessionContext {
+    pub(crate) device: Arc<Device>,
+    /// How long a queue's thread looks for new work before it sleeps.
+    pub(crate) poll: Duration,
+    /// Told of the client's memory.
+    pub(crate) listener: Option<MemoryListener>,
+    pub(crate) channel: Arc<ConfigChannel>,
+    pub(crate) stops: Arc<Stops>,
+}
+
+/// The in-flight area, and the size of queues that it has room for.
+struct KeptArea {
+    area: InFlightArea,
+    queue_size: u16,
+}
+
+/// The state of the protocol with one client. Dropping it stops all queues, drained as far as the disk
+/// finishes in time.
 pub(crate) struct Session {
     device: Arc<Device>,
     poll: Duration,
-    /// Told of the client's memory.
     listener: Option<MemoryListener>,
+    channel: Arc<ConfigChannel>,
+    stops: Arc<Stops>,
     features: u64,
     protocol_features: u64,
     table: MemoryTable,
     log: Arc<DirtyLog>,
     alarm: Alarm,
-    in_flight: Option<InFlightArea>,
+    in_flight: Option<KeptArea>,
     /// The cache mode of an earlier server, until the features are known.
     kept_cache_mode: Option<u8>,
     vrings: Vec<Vring>,
+    /// Nothing more can be done for the client: its connection ends, whether or not it can be told.
+    is_over: bool,
 }
 
 /// The protocol's word for a failure of ours; the client sees it where it asked for an acknowledgement.
@@ -87,21 +112,19 @@ fn unsupported<T>(what: &'static str) -> Result<T> {
 impl Session {
     /// # Errors
     /// The system has no descriptor left.
-    pub(crate) fn new(
-        device: Arc<Device>,
-        poll: Duration,
-        listener: Option<MemoryListener>,
-    ) -> io::Result<Self> {
+    pub(crate) fn new(context: SessionContext) -> io::Result<Self> {
         let log = Arc::new(DirtyLog::default());
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let alarm = Arc::new(eventfd(0, flags)?);
         Ok(Self {
-            vrings: (0..device.options().queues)
+            vrings: (0..context.device.options().queues)
                 .map(|_| Vring::default())
                 .collect(),
-            device,
-            poll,
-            listener,
+            device: context.device,
+            poll: context.poll,
+            listener: context.listener,
+            channel: context.channel,
+            stops: context.stops,
             features: 0,
             protocol_features: 0,
             table: MemoryTable::new(log.clone(), alarm.clone()),
@@ -109,6 +132,7 @@ impl Session {
             alarm,
             in_flight: None,
             kept_cache_mode: None,
+            is_over: false,
         })
     }
 
@@ -120,6 +144,11 @@ impl Session {
     /// Whether the client can be told of a failed request.
     pub(crate) fn acks(&self) -> bool {
         self.protocol_features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0
+    }
+
+    /// Whether the connection must end after the message that was handled last.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring> {
@@ -136,15 +165,19 @@ impl Session {
         let context = VringContext {
             device: &self.device,
             table: &self.table,
-            in_flight: self.in_flight.as_ref(),
+            in_flight: self.in_flight.as_ref().map(|kept| &kept.area),
             poll: self.poll,
             needs_enable: self.features & PROTOCOL_FEATURES != 0,
         };
         let found = self.vrings.iter_mut().zip(0..);
         for (vring, number) in found.filter(|(_, number)| u32::from(*number) == index) {
-            if let Err(error) = vring.start(number, &context) {
-                vring.signal_error();
-                return Err(failed(format!("queue {number} can't be started: {error}")));
+            match vring.start(number, &context) {
+                Ok(true) => self.channel.queue_started(),
+                Ok(false) => {}
+                Err(error) => {
+                    vring.signal_error();
+                    return Err(failed(format!("queue {number} can't be started: {error}")));
+                }
             }
         }
         Ok(())
@@ -162,7 +195,7 @@ impl Session {
 
     /// Leaves the driver's cache mode to whoever serves it after this process.
     fn keep_cache_mode(&self) {
-        if let Some(area) = &self.in_flight {
+        if let Some(KeptArea { area, .. }) = &self.in_flight {
             area.keep_cache_mode(self.device.config().writeback);
         }
     }
@@ -184,9 +217,48 @@ impl Session {
         Ok(())
     }
 
-    fn stop_all(&mut self) {
-        for vring in &mut self.vrings {
-            vring.close();
+    /// Stops those queues that `which` chooses, all of them in the time for one.
+    ///
+    /// # Errors
+    /// The disk did not let go of some of them: the session is over.
+    fn stop(&mut self, mode: Stop, which: impl Fn(&Vring) -> bool) -> Result<()> {
+        let deadline = self.stops.deadline();
+        let chosen = self.vrings.iter_mut().zip(0..);
+        let mut chosen: Vec<_> = chosen.filter(|(vring, _)| which(vring)).collect();
+        for (vring, _) in &chosen {
+            vring.begin_stop(mode);
+        }
+        let mut result = Ok(());
+        for (vring, index) in &mut chosen {
+            if let Err(stuck) = vring.end_stop(*index, &self.stops, deadline) {
+                log::error!("{stuck}");
+                self.is_over = true;
+                result = Err(failed(stuck));
+            }
+        }
+        result
+    }
+
+    /// As [`Session::stop`], for queue `index`, drained.
+    fn stop_one(&mut self, index: u32) -> Result<&mut Vring> {
+        let deadline = self.stops.deadline();
+        let stops = self.stops.clone();
+        let vring = self.vring(index)?;
+        vring.begin_stop(Stop::Drain);
+        // Below the number of queues.
+        if let Err(stuck) = vring.end_stop(index as u16, &stops, deadline) {
+            self.is_over = true;
+            return Err(failed(stuck));
+        }
+        self.vring(index)
+    }
+
+    /// Takes out of the in-flight area what it names of queue `index`: requests of a ring that is no more.
+    fn discard_in_flight(&self, index: u16) {
+        if let Some(KeptArea { area, queue_size }) = &self.in_flight
+            && let Ok((mut log, heads)) = area.queue(index, *queue_size, 0)
+        {
+            log.returned(&heads, 0);
         }
     }
 
@@ -196,18 +268,45 @@ impl Session {
         }
     }
 
-    fn memory_changed(&mut self) {
-        for vring in &self.vrings {
-            vring.remap();
+    /// Brings another memory table into force. Queues whose rings it does not have where they were wait
+    /// until it has.
+    fn change_memory(&mut self, next: Table) -> Result<()> {
+        let now = self.table.table();
+        let losing: Vec<bool> = (self.vrings.iter())
+            .map(|vring| vring.loses_ring(now, &next))
+            .collect();
+        let mut losers = losing.iter();
+        // While the ring is still there.
+        for vring in &mut self.vrings {
+            vring.set_parked(losers.next() == Some(&true));
         }
+        self.stop(Stop::Drain, Vring::is_parked)?;
+        self.table.replace(next);
+        self.remap();
         self.tell_memory();
         self.start_ready();
+        Ok(())
+    }
+
+    /// Makes running queues let go of memory that is no longer in the table. Where a disk keeps a queue's
+    /// thread busy for longer than a stop may take, that is later.
+    fn remap(&self) {
+        let deadline = self.stops.deadline();
+        let waits: Vec<_> = self.vrings.iter().filter_map(Vring::remap).collect();
+        for wait in waits {
+            // It ends when the queue has done it.
+            let left = deadline.saturating_duration_since(Instant::now());
+            if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+                log::warn!("a queue is busy: it lets go of memory that was taken away later");
+            }
+        }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.stop_all();
+        // What the disk does not finish was logged, and is in the in-flight area.
+        let _ = self.stop(Stop::Drain, Vring::is_running);
         self.device.reset();
         if let Some(listener) = &self.listener {
             listener(&[]);
@@ -225,10 +324,13 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn reset_device(&mut self) -> Result<()> {
-        for vring in &mut self.vrings {
-            vring.close();
-            *vring = Vring::default();
+        // Its requests are the guest's no more: they need not be executed.
+        self.stop(Stop::HandOver, Vring::is_running)?;
+        for index in 0..self.vrings.len() {
+            self.discard_in_flight(index as u16);
         }
+        self.vrings.fill_with(Vring::default);
+        self.kept_cache_mode = None;
         self.features = 0;
         self.log.enable(false);
         self.device.reset();
@@ -260,8 +362,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         files: Vec<File>,
         _postcopy: Option<bool>,
     ) -> Result<Option<Vec<RegionBase>>> {
-        self.table.set(regions, files).map_err(failed)?;
-        self.memory_changed();
+        let next = self.table.other(regions, files).map_err(failed)?;
+        self.change_memory(next)?;
         Ok(None)
     }
 
@@ -293,11 +395,12 @@ impl VhostUserBackendReqHandlerMut for Session {
             available,
             used,
         };
-        let vring = self.vring(index)?;
         // Sent again with the log's flag set. The used ring is logged with the memory it lies in.
-        if vring.addresses != Some(addresses) {
-            vring.stop();
-            vring.addresses = Some(addresses);
+        if self.vring(index)?.addresses != Some(addresses)
+            && self.stop_one(index)?.set_addresses(addresses)
+        {
+            // Below the number of queues.
+            self.discard_in_flight(index as u16);
         }
         self.start(index)
     }
@@ -313,18 +416,21 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let vring = self.vring(index)?;
-        vring.close();
-        Ok(VhostUserVringState::new(index, u32::from(vring.base)))
+        let vring = self.stop_one(index)?;
+        let state = VhostUserVringState::new(index, u32::from(vring.base));
+        if vring.close() {
+            // Below the number of queues.
+            self.discard_in_flight(index as u16);
+        }
+        Ok(state)
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        let vring = self.vring(u32::from(index))?;
+        self.vring(u32::from(index))?;
         let file =
             file.ok_or_else(|| failed("queues without a kick descriptor are not supported"))?;
         event::check(&file).map_err(failed)?;
-        vring.stop();
-        vring.set_kick(Some(file));
+        self.stop_one(u32::from(index))?.set_kick(Some(file));
         self.start(u32::from(index))
     }
 
@@ -366,10 +472,9 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        let vring = self.vring(index)?;
-        vring.enabled = enable;
+        self.vring(index)?.enabled = enable;
         if !enable {
-            vring.stop();
+            self.stop_one(index)?;
         }
         self.start(index)
     }
@@ -412,7 +517,10 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
         let (area, file, size) =
             inflight::create(wanted.num_queues, wanted.queue_size, &self.alarm).map_err(failed)?;
-        self.in_flight = Some(area);
+        self.in_flight = Some(KeptArea {
+            area,
+            queue_size: wanted.queue_size,
+        });
         self.keep_cache_mode();
         let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
         Ok((reply, file))
@@ -430,7 +538,10 @@ impl VhostUserBackendReqHandlerMut for Session {
         );
         let opened = opened.map_err(failed)?;
         self.kept_cache_mode = opened.cache_mode();
-        self.in_flight = Some(opened);
+        self.in_flight = Some(KeptArea {
+            area: opened,
+            queue_size: area.queue_size,
+        });
         Ok(())
     }
 
@@ -444,15 +555,14 @@ impl VhostUserBackendReqHandlerMut for Session {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<RegionBase>> {
-        self.table.add(region, file).map_err(failed)?;
-        self.memory_changed();
+        let next = self.table.with(region, file).map_err(failed)?;
+        self.change_memory(next)?;
         Ok(None)
     }
 
     fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        self.table.remove(region).map_err(failed)?;
-        self.memory_changed();
-        Ok(())
+        let next = self.table.without(region).map_err(failed)?;
+        self.change_memory(next)
     }
 
     fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {

@@ -5,8 +5,9 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{Device, StartError};
 use virtio_blk_core::memory::GuestMap;
@@ -17,7 +18,8 @@ use virtio_blk_core::runner::{
 use virtio_queue::QueueState;
 
 use crate::event;
-use crate::memory::{Memory, MemoryError, MemoryTable};
+use crate::memory::{Memory, MemoryError, MemoryTable, Table};
+use crate::stops::Stops;
 
 /// Why a queue could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +36,17 @@ pub(crate) enum VringError {
     InFlight(#[source] InFlightError),
 }
 
+/// A queue whose disk did not finish in time.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "queue {index} can't be stopped: the disk did not finish its requests within {time:?}; they stay in the \
+     in-flight area, and no client is served until the disk has let go of them"
+)]
+pub(crate) struct Stuck {
+    index: u16,
+    time: Duration,
+}
+
 /// A descriptor that can be exchanged while a queue's thread uses it.
 type Shared = Arc<Mutex<Option<File>>>;
 
@@ -43,6 +56,26 @@ pub(crate) struct Addresses {
     pub(crate) descriptor: u64,
     pub(crate) available: u64,
     pub(crate) used: u64,
+}
+
+impl Addresses {
+    /// Address and bytes of each part of a ring of `size`.
+    fn parts(&self, size: u16) -> [(u64, u64); 3] {
+        let size = u64::from(size);
+        [
+            (self.descriptor, 16 * size),
+            (self.available, 6 + 2 * size),
+            (self.used, 6 + 8 * size),
+        ]
+    }
+
+    /// Where the parts are in the guest, if each is in one region of `table`.
+    fn resolve(&self, size: u16, table: &Table) -> Option<[u64; 3]> {
+        let [descriptor, available, used] = self
+            .parts(size)
+            .map(|(user, len)| table.guest_range(user, len));
+        Some([descriptor?, available?, used?])
+    }
 }
 
 /// What queues have in common.
@@ -63,6 +96,10 @@ pub(crate) struct Vring {
     /// The next available entry, while stopped.
     pub(crate) base: u16,
     pub(crate) enabled: bool,
+    /// It ran, and stopped because the memory of its ring was taken away: it goes on once that is back.
+    parked: bool,
+    /// It ran since the client began to set it up: the in-flight area's entry is this session's.
+    ran: bool,
     kick: Option<File>,
     call: Shared,
     err: Shared,
@@ -106,15 +143,15 @@ impl Vring {
         signal(&self.err);
     }
 
-    /// Starts the queue if everything it needs is there and it does not run.
+    /// Starts the queue if everything it needs is there and it does not run. Answers whether it did.
     pub(crate) fn start(
         &mut self,
         index: u16,
         context: &VringContext<'_>,
-    ) -> Result<(), VringError> {
+    ) -> Result<bool, VringError> {
         let enabled = self.enabled || !context.needs_enable;
         let (Some(addresses), Some(kick)) = (self.addresses, &self.kick) else {
-            return Ok(());
+            return Ok(false);
         };
         if self.is_running()
             || !enabled
@@ -122,7 +159,14 @@ impl Vring {
             || context.table.is_empty()
             || context.device.accepted() == 0
         {
-            return Ok(());
+            return Ok(false);
+        }
+        if self.parked
+            && addresses
+                .resolve(self.size, context.table.table())
+                .is_none()
+        {
+            return Ok(false);
         }
         let memory = context.table.memory();
         let mut state = QueueState {
@@ -160,33 +204,92 @@ impl Vring {
         };
         let kick = event::eventfd(kick.try_clone().map_err(VringError::Thread)?);
         self.thread = Some(QueueThread::spawn(runner, kick, options).map_err(VringError::Thread)?);
+        (self.parked, self.ran) = (false, true);
         log::debug!("queue {index} started at {}", state.next_avail);
+        Ok(true)
+    }
+
+    /// Begins to stop the queue, if it runs.
+    pub(crate) fn begin_stop(&self, mode: Stop) {
+        if let Some(thread) = &self.thread {
+            thread.begin_stop(mode, || {});
+        }
+    }
+
+    /// Waits for a stop that was begun. After a drain every request that the queue took was returned to the
+    /// client, unless its ring is broken.
+    ///
+    /// # Errors
+    /// The disk has not let go at `deadline`. The queue is given up: nothing is returned to the client any
+    /// more, and the in-flight area keeps naming the requests.
+    pub(crate) fn end_stop(
+        &mut self,
+        index: u16,
+        stops: &Stops,
+        deadline: Instant,
+    ) -> Result<(), Stuck> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        if !thread.wait_stopped(deadline) {
+            stops.abandon(thread);
+            let time = stops.time();
+            return Err(Stuck { index, time });
+        }
+        if let Some(stopped) = thread.stop(Stop::HandOver) {
+            self.base = stopped.state.next_avail;
+        }
         Ok(())
     }
 
-    /// Stops the queue if it runs, after every request it took was returned to the client.
-    pub(crate) fn stop(&mut self) {
-        if let Some(stopped) = self
-            .thread
-            .take()
-            .and_then(|thread| thread.stop(Stop::Drain))
-        {
-            self.base = stopped.state.next_avail;
-        }
-    }
-
-    /// Makes a running queue let go of memory that is no longer in the table.
-    pub(crate) fn remap(&self) {
-        if let Some(thread) = &self.thread {
+    /// Makes a running queue let go of memory that is no longer in the table. What is returned gets
+    /// something, or ends, once it has.
+    pub(crate) fn remap(&self) -> Option<Receiver<()>> {
+        let (done, wait) = sync_channel(1);
+        self.thread.as_ref()?.post(move |runner| {
             // A ring that is not mapped any more stops the queue, and says so itself.
-            let _ = thread.with(|runner| runner.remap());
+            let _ = runner.remap();
+            drop(done);
+        });
+        Some(wait)
+    }
+
+    /// Whether the queue runs on a ring that is somewhere else, or nowhere, once `next` replaces `now`.
+    pub(crate) fn loses_ring(&self, now: &Table, next: &Table) -> bool {
+        let Some(addresses) = self.addresses.filter(|_| self.is_running()) else {
+            return false;
+        };
+        let there = addresses.resolve(self.size, next);
+        there.is_none() || there != addresses.resolve(self.size, now)
+    }
+
+    /// Notes whether the queue, if it runs, is stopped because its ring is taken away: it then goes on once
+    /// that is mapped again.
+    pub(crate) fn set_parked(&mut self, parked: bool) {
+        if self.is_running() {
+            self.parked = parked;
         }
     }
 
-    /// Forgets what the client set, as after GET_VRING_BASE.
-    pub(crate) fn close(&mut self) {
-        self.stop();
+    /// Whether the queue waits for its ring to be mapped.
+    pub(crate) fn is_parked(&self) -> bool {
+        self.parked
+    }
+
+    /// Takes other addresses; the queue is stopped. Answers whether requests of a ring before are now
+    /// nobody's.
+    pub(crate) fn set_addresses(&mut self, addresses: Addresses) -> bool {
+        self.addresses = Some(addresses);
+        self.parked = false;
+        std::mem::take(&mut self.ran)
+    }
+
+    /// Forgets what the client set, as after GET_VRING_BASE; the queue is stopped. Answers whether what the
+    /// in-flight area still names is nobody's: requests of a ring that broke.
+    pub(crate) fn close(&mut self) -> bool {
         self.kick = None;
+        self.parked = false;
         put(&self.call, None);
+        std::mem::take(&mut self.ran)
     }
 }

@@ -12,26 +12,13 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
-use common::{QUEUE_SIZE, QUEUES, Served, serve, start, test_disk, wait_for};
+use common::{QUEUE_SIZE, QUEUES, Served, mapped, serve, start, test_disk, wait_for};
 use vblk_testing::frontend::{Client, Guest, LOG_ALL, Queue, memory_file};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 use virtio_blk_core::testdisk::Mode;
 use virtio_blk_driver::request::Request;
-
-/// Mappings of guest memory in this process: the client's and the server's.
-fn mapped(guest: &Guest) -> usize {
-    let inode = |fd| std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap();
-    guest
-        .regions()
-        .iter()
-        .map(|region| {
-            let inode = std::os::unix::fs::MetadataExt::ino(&inode(region.mmap_handle));
-            common::mappings(&format!(" {inode} "))
-        })
-        .sum()
-}
 
 #[test]
 fn a_new_table_replaces_the_old_one_under_io() {
@@ -101,22 +88,72 @@ fn a_listener_is_told_of_the_memory() {
     assert_eq!(*told.lock().unwrap(), [both.clone(), three, both, vec![]]);
 }
 
+/// QEMU with memory slots removes what changed, and then adds it again.
 #[test]
-fn a_ring_that_loses_its_memory_is_reported_and_can_come_back() {
+fn a_ring_waits_while_its_memory_is_taken_away() {
+    let (disk, served) = serve();
+    let mut running = served.running(2);
+    for round in 0..20u8 {
+        // Some requests are in flight, with data in the memory that goes.
+        disk.set_mode(Mode::Held);
+        for queue in &mut running.queues {
+            queue.send(&Request::write(0, &[round; 512])).unwrap();
+        }
+        wait_for("the requests to be taken", || disk.held() == 2);
+        disk.set_mode(Mode::AtFlush);
+        let releasing = std::thread::spawn({
+            let disk = disk.clone();
+            move || disk.release(2)
+        });
+        running.client.remove_memory(&running.guest).unwrap();
+        releasing.join().unwrap();
+        wait_for("the memory to be unmapped", || mapped(&running.guest) == 2);
+        for queue in &mut running.queues {
+            // Of the time before; then one that waits.
+            assert!(queue.answer().unwrap().is_ok());
+            queue.send(&Request::write(1, &[round; 512])).unwrap();
+            assert!(queue.err.read().is_err(), "it is not broken");
+        }
+        match round % 3 {
+            0 => running.client.add_memory(&running.guest).unwrap(),
+            1 => running.client.set_memory(&running.guest).unwrap(),
+            _ => {
+                // Other settings meanwhile.
+                let features = running.client.acked;
+                running.client.set_features(features).unwrap();
+                let (client, queue) = (&mut running.client, &running.queues[0]);
+                client.set_addresses(0, queue, false).unwrap();
+                client.frontend().set_vring_kick(0, &queue.kick).unwrap();
+                client.add_memory(&running.guest).unwrap();
+            }
+        }
+        for queue in &mut running.queues {
+            assert!(queue.answer().unwrap().is_ok());
+            assert_eq!(queue.read(1, 512).unwrap(), [round; 512]);
+            assert!(queue.err.read().is_err());
+        }
+    }
+    // A queue that is stopped meanwhile stays so.
+    running.client.remove_memory(&running.guest).unwrap();
+    let base = running.client.stop(0).unwrap();
+    running.client.add_memory(&running.guest).unwrap();
+    running.client.start(0, &running.queues[0], base).unwrap();
+    running.queues[0].write(0, &[1; 512]).unwrap();
+}
+
+/// A table that has the ring at another place in the guest.
+#[test]
+fn a_ring_follows_its_memory_in_the_guest() {
     let (_disk, served) = serve();
     let mut running = served.running(1);
     running.queues[0].write(0, &[1; 512]).unwrap();
-    running.client.remove_memory(&running.guest).unwrap();
-    running.queues[0].kick.write(1).unwrap();
-    let patience = vblk_testing::frontend::PATIENCE;
-    assert!(vblk_testing::frontend::readable(
-        &running.queues[0].err,
-        patience
-    ));
-    running.client.add_memory(&running.guest).unwrap();
-    let base = running.client.stop(0).unwrap();
-    assert_eq!(base, 1);
-    running.client.start(0, &running.queues[0], base).unwrap();
+    let mut table = running.guest.regions();
+    // The client's own addresses stay, those of the guest are exchanged: data at the old ones is gone.
+    table[0].guest_phys_addr = 1 << 40;
+    running.client.frontend().set_mem_table(&table).unwrap();
+    let done = running.queues[0].run(&Request::write(0, &[1; 512]));
+    assert_eq!(done.unwrap().len, 0, "its header is nowhere");
+    running.client.set_memory(&running.guest).unwrap();
     running.queues[0].write(0, &[1; 512]).unwrap();
 }
 
@@ -282,6 +319,85 @@ fn what_a_client_left_in_flight_is_executed_for_its_successor() {
             assert!(queue.answer().unwrap().is_ok());
         }
         assert_eq!(queue.read(0, 512).unwrap(), [round; 512]);
+    }
+}
+
+/// Requests of a ring that broke belong to nobody once the client has been told where the ring ended, or has
+/// reset the device, or has given the queue another ring.
+#[test]
+fn requests_of_a_broken_ring_are_not_executed_for_the_next_one() {
+    for end in 0..3 {
+        let (disk, served) = serve();
+        let mut guest = common::guest();
+        let mut client = Client::connect(&served.socket()).unwrap();
+        client.set_memory(&guest).unwrap();
+        let area = client.get_in_flight(1, QUEUE_SIZE).unwrap();
+        client.set_in_flight(&area).unwrap();
+        let mut queues = start(&mut client, &mut guest, 1);
+        disk.set_mode(Mode::Held);
+        for sector in 0..3 {
+            queues[0].send(&Request::write(sector, &[1; 512])).unwrap();
+        }
+        wait_for("the requests to be taken", || disk.held() == 3);
+        let index = vm_memory::GuestAddress(queues[0].driver.state().avail_ring + 2);
+        vm_memory::Bytes::write_obj(guest.memory().as_ref(), 0x7000u16, index).unwrap();
+        queues[0].kick.write(1).unwrap();
+        let patience = vblk_testing::frontend::PATIENCE;
+        assert!(vblk_testing::frontend::readable(&queues[0].err, patience));
+        assert_eq!(common::heads_in_flight(&area).len(), 3);
+        let mut queue = guest.queue(QUEUE_SIZE, 4096, 0).unwrap();
+        match end {
+            0 => {
+                client.frontend().reset_device().unwrap();
+                let features = client.acked;
+                client.set_features(features).unwrap();
+            }
+            1 => drop(client.stop(0).unwrap()),
+            _ => {
+                client.set_addresses(0, &queue, false).unwrap();
+                client.stop(0).unwrap();
+            }
+        }
+        assert!(common::heads_in_flight(&area).is_empty(), "{end}");
+        disk.set_mode(Mode::AtFlush);
+        client.start(0, &queue, 0).unwrap();
+        queue.write(0, &[2; 512]).unwrap();
+        assert_eq!(disk.content(512, 1024), [0; 1024]);
+        assert!(queue.err.read().is_err());
+    }
+}
+
+/// QEMU does not read the configuration space when it connects again.
+#[test]
+fn a_resize_while_no_server_was_there_is_told() {
+    let (_, first) = serve();
+    let mut guest = common::guest();
+    let mut client = Client::connect(&first.socket()).unwrap();
+    client.set_memory(&guest).unwrap();
+    let area = client.get_in_flight(1, QUEUE_SIZE).unwrap();
+    client.set_in_flight(&area).unwrap();
+    let queues = start(&mut client, &mut guest, 1);
+    let before = client.capacity().unwrap();
+    drop(first);
+    let (disk, second) = serve();
+    disk.resize(2 * before);
+    // The channel may come before or after the queue.
+    for early in [true, false] {
+        let mut client = Client::connect(&second.socket()).unwrap();
+        let channel = early.then(|| client.open_backend_channel().unwrap());
+        client.set_in_flight(&area).unwrap();
+        client.set_memory(&guest).unwrap();
+        client.start(0, &queues[0], 0).unwrap();
+        let mut channel = channel.unwrap_or_else(|| client.open_backend_channel().unwrap());
+        let mut message = [0; 12];
+        std::io::Read::read_exact(&mut channel, &mut message).unwrap();
+        assert_eq!(message[..], vblk_testing::frontend::header(2, 1, 0));
+        assert_eq!(client.capacity().unwrap(), 2 * before);
+        // Once.
+        client.stop(0).unwrap();
+        client.start(0, &queues[0], 0).unwrap();
+        channel.set_nonblocking(true).unwrap();
+        assert!(std::io::Read::read(&mut channel, &mut message).is_err());
     }
 }
 

@@ -50,8 +50,11 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         ..Options::default()
     };
     let device = Device::new(disk, options)?;
-    let poll = serve.poll();
-    let mut server = Server::bind(&args.socket, device.clone(), ServerOptions { poll })?;
+    let options = ServerOptions {
+        poll: serve.poll(),
+        ..ServerOptions::default()
+    };
+    let mut server = Server::bind(&args.socket, device.clone(), options)?;
     if let Some(path) = vdpa.clone() {
         server = server.on_memory(move |memory| {
             if let Err(error) = path.set_memory(memory) {

@@ -6,12 +6,15 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub mod stuck;
+
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use vblk_testing::frontend::{Client, Guest, PATIENCE, Queue, Wire};
+use vblk_testing::frontend::{Client, Guest, InFlight, PATIENCE, Queue, Wire};
 use vhost_user_blk::{Server, ServerError, ServerHandle, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::disk::{Caps, Disk, EraseLimits, ZeroLimits};
@@ -38,16 +41,33 @@ impl Served {
 
     /// With a server that `change` makes of the usual one.
     pub fn with(disk: Arc<dyn Disk>, change: impl FnOnce(Server) -> Server) -> Self {
-        let options = Options {
-            queues: QUEUES,
-            queue_size: QUEUE_SIZE,
-            serial: "serial-1".to_owned(),
-            ..Options::default()
+        Self::start(disk, options(), ServerOptions::default(), change)
+    }
+
+    /// With a device of these options.
+    pub fn with_device(disk: Arc<dyn Disk>, options: Options) -> Self {
+        Self::start(disk, options, ServerOptions::default(), |server| server)
+    }
+
+    /// With stops that take at most so long.
+    pub fn with_stop_time(disk: Arc<dyn Disk>, stop_time: Duration) -> Self {
+        let server = ServerOptions {
+            stop_time,
+            ..ServerOptions::default()
         };
+        Self::start(disk, options(), server, |server| server)
+    }
+
+    fn start(
+        disk: Arc<dyn Disk>,
+        options: Options,
+        server: ServerOptions,
+        change: impl FnOnce(Server) -> Server,
+    ) -> Self {
         let device = Device::new(disk, options).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
-        let server = Server::bind(&socket, device.clone(), ServerOptions::default()).unwrap();
+        let server = Server::bind(&socket, device.clone(), server).unwrap();
         let server = change(server);
         let handle = server.handle();
         let thread = std::thread::spawn(move || server.run());
@@ -107,6 +127,16 @@ impl Drop for Served {
     }
 }
 
+/// The usual device.
+pub fn options() -> Options {
+    Options {
+        queues: QUEUES,
+        queue_size: QUEUE_SIZE,
+        serial: "serial-1".to_owned(),
+        ..Options::default()
+    }
+}
+
 /// A client at work. Fields are dropped in this order: it hangs up first.
 pub struct Running {
     pub client: Client,
@@ -154,6 +184,27 @@ pub fn serve() -> (TestDisk, Served) {
     let disk = test_disk();
     let served = Served::new(Arc::new(disk.clone()));
     (disk, served)
+}
+
+/// The heads that an in-flight area names, of its queue 0.
+pub fn heads_in_flight(area: &InFlight) -> Vec<u16> {
+    let mut bytes = vec![0; area.area.mmap_size as usize];
+    area.file.read_exact_at(&mut bytes, 0).unwrap();
+    let named = |head: &u16| bytes[16 + 16 * usize::from(*head)] != 0;
+    (0..area.area.queue_size).filter(named).collect()
+}
+
+/// Mappings of guest memory in this process: the client's and the server's.
+pub fn mapped(guest: &Guest) -> usize {
+    let inode = |fd| std::fs::metadata(format!("/proc/self/fd/{fd}")).unwrap();
+    guest
+        .regions()
+        .iter()
+        .map(|region| {
+            let inode = std::os::unix::fs::MetadataExt::ino(&inode(region.mmap_handle));
+            mappings(&format!(" {inode} "))
+        })
+        .sum()
 }
 
 pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {

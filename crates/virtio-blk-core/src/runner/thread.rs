@@ -259,7 +259,9 @@ impl<M: DeviceMemory> Worker<M> {
                 for call in calls {
                     call(&mut self.runner);
                 }
-                match lock(&self.control.stop).take() {
+                // The lock is not held while the queue stops: who asks again must not wait for that.
+                let stop = lock(&self.control.stop).take();
+                match stop {
                     Some(Stop::HandOver) => return self.runner.stop(Stop::HandOver),
                     // Not inside `stop`: it can still be cut short.
                     Some(Stop::Drain) => {

@@ -249,6 +249,8 @@ fn a_detached_thread_ends_by_itself() {
     apart.disk.take_log();
     // A disk that does not let go.
     thread.post(move |_| gate.recv().unwrap());
+    thread.begin_stop(Stop::Drain, || {});
+    thread.begin_stop(Stop::HandOver, || {});
     thread.detach();
     let ended = || {
         let log = apart.disk.take_log();

@@ -1,0 +1,211 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Stops end within their bound, whatever layers and disk do.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::stuck::{At, StuckDisk};
+use common::{QUEUE_SIZE, Running, Served, heads_in_flight, mapped, start, test_disk, wait_for};
+use vblk_testing::frontend::{Client, InFlight};
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use virtio_blk_core::testdisk::{Mode, WaitKind};
+use virtio_blk_driver::request::Request;
+
+/// The bound of servers here.
+const BOUND: Duration = Duration::from_millis(300);
+/// What a busy machine may need beyond it.
+const GRACE: Duration = Duration::from_secs(4);
+
+/// What stops queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    GetVringBase,
+    Disable,
+    Addresses,
+    Kick,
+    Reset,
+    RemoveMemory,
+    Leave,
+    Server,
+}
+
+const ALL: [What; 8] = [
+    What::GetVringBase,
+    What::Disable,
+    What::Addresses,
+    What::Kick,
+    What::Reset,
+    What::RemoveMemory,
+    What::Leave,
+    What::Server,
+];
+
+/// Does it. Answers whether the client was told of success.
+fn stop(what: What, served: &mut Served, running: &mut Running) -> bool {
+    let client = &mut running.client;
+    match what {
+        What::GetVringBase => client.stop(0).is_ok(),
+        What::Disable => client.frontend().set_vring_enable(0, false).is_ok(),
+        What::Addresses => {
+            let other = running.guest.queue(QUEUE_SIZE, 512, 0).unwrap();
+            client.set_addresses(0, &other, false).is_ok()
+        }
+        What::Kick => {
+            let kick = vblk_testing::frontend::event().unwrap();
+            client.frontend().set_vring_kick(0, &kick).is_ok()
+        }
+        What::Reset => client.frontend().reset_device().is_ok(),
+        What::RemoveMemory => client.remove_memory(&running.guest).is_ok(),
+        What::Leave => {
+            client.stream().shutdown(std::net::Shutdown::Both).unwrap();
+            served.wait_idle();
+            false
+        }
+        What::Server => {
+            served.handle.stop();
+            served.join();
+            false
+        }
+    }
+}
+
+/// A client with an in-flight area and requests that the disk has.
+fn busy(served: &Served, disk: &StuckDisk, requests: u64) -> (Running, InFlight) {
+    let mut client = Client::connect(&served.socket()).unwrap();
+    let mut guest = common::guest();
+    client.set_memory(&guest).unwrap();
+    let area = client.get_in_flight(3, QUEUE_SIZE).unwrap();
+    client.set_in_flight(&area).unwrap();
+    let queues = start(&mut client, &mut guest, 3);
+    let mut running = Running {
+        client,
+        guest,
+        queues,
+    };
+    disk.close();
+    for queue in &mut running.queues {
+        for sector in 0..requests {
+            queue.send(&Request::write(sector, &[7; 512])).unwrap();
+        }
+    }
+    wait_for("a request to be taken", || {
+        !heads_in_flight(&area).is_empty()
+    });
+    (running, area)
+}
+
+/// Goes on after a reconnection.
+fn resume(socket: &std::path::Path, running: &mut Running, area: &InFlight) {
+    running.client = Client::connect(socket).unwrap();
+    running.client.set_in_flight(area).unwrap();
+    running.client.set_memory(&running.guest).unwrap();
+    for (index, queue) in running.queues.iter().enumerate() {
+        running.client.start(index, queue, 0).unwrap();
+    }
+}
+
+fn over_a_disk_that_never_answers(what: What, at: At) {
+    let (mode, wait) = match at {
+        At::Completion => (Mode::AtFlush, WaitKind::Fd),
+        At::Submit => (Mode::Inline, WaitKind::Inline),
+    };
+    let inner = test_disk().with_mode(mode, wait);
+    let disk = StuckDisk::new(inner.clone(), at);
+    let mut served = Served::with_stop_time(Arc::new(disk.clone()), BOUND);
+    let (mut running, area) = busy(&served, &disk, 4);
+    let named = heads_in_flight(&area);
+    let started = Instant::now();
+    assert!(!stop(what, &mut served, &mut running), "it can't be done");
+    let took = started.elapsed();
+    assert!(took >= BOUND && took < BOUND + GRACE, "{took:?}");
+    // The connection is closed; the memory is mapped for the disk, and the log keeps the requests.
+    assert!(running.client.capacity().is_err());
+    assert!(mapped(&running.guest) > 2, "the disk has it");
+    assert!(
+        named
+            .iter()
+            .all(|head| heads_in_flight(&area).contains(head))
+    );
+    assert!(running.queues[0].driver.poll().unwrap().is_none());
+    if what == What::Server {
+        // The server is gone, the disk is not: another one goes on once it is there again.
+        drop(served);
+        disk.open();
+        served = Served::new(Arc::new(inner));
+    } else {
+        served.wait_idle();
+        for _ in 0..3 {
+            let mut other = UnixStream::connect(served.socket()).unwrap();
+            assert_eq!(other.read(&mut [0]).unwrap_or(0), 0, "turned away");
+        }
+        disk.open();
+    }
+    wait_for("the memory to be unmapped", || mapped(&running.guest) == 2);
+    resume(&served.socket(), &mut running, &area);
+    for queue in &mut running.queues {
+        for _ in 0..4 {
+            assert!(queue.answer().unwrap().is_ok());
+        }
+        queue.write(9, &[9; 512]).unwrap();
+    }
+    assert!(heads_in_flight(&area).is_empty());
+}
+
+#[test]
+fn a_disk_that_never_completes() {
+    for what in ALL {
+        println!("{what:?}");
+        over_a_disk_that_never_answers(what, At::Completion);
+    }
+}
+
+#[test]
+fn a_disk_that_never_returns() {
+    for what in ALL {
+        println!("{what:?}");
+        over_a_disk_that_never_answers(what, At::Submit);
+    }
+}
+
+/// Nobody waits for the threads of such a disk, and a reset cancels what can be cancelled.
+#[test]
+fn a_reset_cancels() {
+    let disk = test_disk();
+    let served = Served::new(Arc::new(disk.clone()));
+    let mut running = served.running(2);
+    let area = {
+        // It has to be there before queues start.
+        for index in 0..2 {
+            running.client.stop(index).unwrap();
+        }
+        let area = running.client.get_in_flight(2, QUEUE_SIZE).unwrap();
+        running.client.set_in_flight(&area).unwrap();
+        running.queues = start(&mut running.client, &mut running.guest, 2);
+        area
+    };
+    disk.set_mode(Mode::Held);
+    for sector in 0..8 {
+        let request = Request::write(sector, &[1; 512]);
+        running.queues[0].send(&request).unwrap();
+    }
+    wait_for("the requests to be taken", || disk.held() == 8);
+    running.client.frontend().reset_device().unwrap();
+    assert_eq!(disk.held(), 0, "cancelled");
+    assert_eq!(disk.content(0, 4096), [0; 4096]);
+    assert!(heads_in_flight(&area).is_empty());
+    disk.set_mode(Mode::AtFlush);
+    let features = running.client.acked;
+    running.client.set_features(features).unwrap();
+    let mut queues = start(&mut running.client, &mut running.guest, 2);
+    queues[0].write(0, &[2; 512]).unwrap();
+    assert_eq!(running.queues[0].driver.poll().unwrap(), None);
+}
