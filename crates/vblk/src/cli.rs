@@ -110,6 +110,7 @@ pub enum Command {
     #[command(after_help = ctl::HELP)]
     Ctl(ctl::CtlArgs),
     /// Show what running servers do, as a live table.
+    #[command(after_help = top::HELP)]
     Top(top::TopArgs),
     /// List what this build and this host offer.
     Features(FeaturesArgs),

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
+// They panic where nothing can be written. Results go through `output`, all else through `report`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 mod disk_file;
@@ -10,6 +12,7 @@ mod features;
 mod groups;
 mod layers;
 mod output;
+mod report;
 mod serve;
 mod signals;
 mod source;
@@ -24,6 +27,8 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use cli::{Cli, Command, DiskCommand, ServeCommand};
+use output::OutputError;
+use report::{Kind, describe};
 
 /// `more`: further disks to serve.
 fn run(cli: Cli, more: Vec<ServeCommand>) -> Result<(), Box<dyn Error>> {
@@ -39,20 +44,6 @@ fn run(cli: Cli, more: Vec<ServeCommand>) -> Result<(), Box<dyn Error>> {
         Command::Top(args) => layers::top::run(&args, cli.json),
         Command::Features(args) => features::run(&args, cli.json),
     }
-}
-
-/// The error and its causes on one line, each cause once.
-fn describe(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.contains(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line.replace('\n', " ")
 }
 
 /// What is wrong with a command line, on one line: clap says it in paragraphs, the last of which repeat
@@ -96,8 +87,10 @@ fn parse_one(line: &[OsString]) -> Result<Cli, ExitCode> {
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
         }
         _ => {
-            eprintln!("vblk: {}", usage(&error));
-            ExitCode::from(2)
+            // As it could not be understood, this is all that is known of it.
+            let json = line.iter().any(|word| word == "--json");
+            report::fail(Kind::Usage, &usage(&error), None, json);
+            ExitCode::from(Kind::Usage.status())
         }
     })
 }
@@ -107,21 +100,29 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(code) => return code,
     };
-    let level = match cli.verbose {
-        0 => "warn",
-        1 => "info",
-        2 => "debug",
-        _ => "trace",
-    };
-    env_logger::Builder::from_env(env_logger::Env::new().filter_or("VBLK_LOG", level))
-        .format_timestamp(None)
-        .format_target(false)
-        .init();
-    match run(cli, more) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("vblk: {}", describe(error.as_ref()));
-            ExitCode::FAILURE
-        }
+    let json = cli.json;
+    report::start_log(cli.verbose, json);
+    if matches!(cli.command, Command::Serve(_))
+        && let Err(error) = report::detach()
+    {
+        log::warn!("what is logged is waited for, as there is no thread for it: {error}");
     }
+    let result = run(cli, more);
+    let Err(error) = result else {
+        report::flush();
+        return ExitCode::SUCCESS;
+    };
+    if error
+        .downcast_ref::<OutputError>()
+        .is_some_and(OutputError::is_closed)
+    {
+        output::end_as_others_do();
+    }
+    report::fail(
+        Kind::Failed,
+        &describe(error.as_ref()),
+        report::errno(error.as_ref()),
+        json,
+    );
+    ExitCode::from(Kind::Failed.status())
 }

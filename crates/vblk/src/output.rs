@@ -7,24 +7,62 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 use serde_json::Value;
+use signal_hook::consts::SIGPIPE;
+
+/// Standard output can't be written.
+#[derive(Debug, thiserror::Error)]
+#[error("standard output can't be written: {0}")]
+pub struct OutputError(#[from] io::Error);
+
+impl OutputError {
+    /// Whether nobody reads it any more, as with `| head`.
+    pub fn is_closed(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+}
+
+/// Ends the process as SIGPIPE does, without a word: what the programs of coreutils do when nobody reads their output
+/// any more. A shell sees status 141.
+pub fn end_as_others_do() -> ! {
+    // Rust programs start with the signal ignored.
+    let _ = signal_hook::low_level::emulate_default_handler(SIGPIPE);
+    std::process::exit(128 + SIGPIPE)
+}
+
+/// Writes to standard output.
+///
+/// # Errors
+/// Standard output is closed, or what it goes to is full.
+pub fn write(text: &str) -> Result<(), OutputError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
 
 /// Prints `value`, an object, as text or as JSON.
 ///
 /// # Errors
-/// Standard output is closed.
-pub fn print(value: &impl Serialize, json: bool) -> io::Result<()> {
-    let value = serde_json::to_value(value)?;
-    let mut out = io::stdout().lock();
+/// As for [`write`].
+pub fn print(value: &impl Serialize, json: bool) -> Result<(), OutputError> {
+    let value = serde_json::to_value(value).map_err(io::Error::from)?;
+    let mut lines = String::new();
     if json {
-        writeln!(out, "{value}")?;
+        lines = format!("{value}\n");
     } else if let Value::Object(fields) = &value {
         let width = fields.keys().map(String::len).max().unwrap_or(0);
         for (name, field) in fields {
             let name = name.replace('_', " ");
-            writeln!(out, "{name:width$}  {}", text(field))?;
+            lines += &format!("{name:width$}  {}\n", text(field));
         }
     }
-    out.flush()
+    write(&lines)
+}
+
+/// Prints what happened to a server as JSON. Nobody may read it any more, which is no reason to end.
+pub fn tell(event: &impl Serialize) {
+    if let Err(error) = print(event, true) {
+        log::debug!("{error}");
+    }
 }
 
 /// A value as a person reads it.

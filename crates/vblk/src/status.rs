@@ -115,7 +115,8 @@ impl StatusLine {
 impl Drop for StatusLine {
     fn drop(&mut self) {
         if self.shown {
-            eprint!("\r\x1b[2K");
+            // A terminal that is gone needs it no more.
+            let _ = std::io::stderr().write_all(b"\r\x1b[2K");
         }
     }
 }

@@ -459,7 +459,7 @@ fn vdpa_says_what_is_missing() {
     }
     for args in [
         &["vdpa", "mgmt"][..],
-        &["vdpa", "list", "--json"],
+        &["vdpa", "list"],
         &["vdpa", "show", "disk0"],
         &["vdpa", "add", "disk0"],
         &["vdpa", "del", "disk0"],

@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
@@ -13,8 +14,11 @@ use virtio_blk_disks::{DiskSpec, SpecError};
 use super::act::MAX_HOLD;
 use super::client::Client;
 use super::control::Request;
-use super::layers_help;
+use super::{layers_help, table};
 use crate::output;
+
+/// How long a server may take: a drain waits for the disk, and then for its flush.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Shown after the help of `vblk ctl`.
 pub const HELP: &str = concat!(
@@ -127,7 +131,12 @@ pub fn run(args: CtlArgs, json: bool) -> Result<(), Box<dyn Error>> {
             load: load.map(std::path::absolute).transpose()?,
         },
     };
-    let answer = Client::connect(&args.socket)?.ask(args.disk.as_deref(), &request)?;
-    output::print(&answer, json)?;
+    let is_stats = matches!(request, Request::Stats { .. });
+    let answer = Client::connect(&args.socket, PATIENCE)?.ask(args.disk.as_deref(), &request)?;
+    if is_stats && !json {
+        output::write(&table::of(&serde_json::from_value(answer)?))?;
+    } else {
+        output::print(&answer, json)?;
+    }
     Ok(())
 }

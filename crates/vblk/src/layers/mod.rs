@@ -11,6 +11,8 @@ pub mod ctl;
 mod metrics;
 mod socket;
 mod stats;
+mod table;
+mod terminal;
 pub mod top;
 
 use std::error::Error;
@@ -27,8 +29,8 @@ use virtio_blk_disks::policy::PolicyEvent;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 
 use crate::cli::ServeArgs;
-use crate::output;
 use crate::source::{Opened, Source};
+use crate::{output, report};
 
 /// The part of `--help` about layers.
 macro_rules! layers_help {
@@ -66,15 +68,28 @@ pub struct LayerArgs {
     /// Unix socket for `vblk ctl` and `vblk top`: layers can then be changed while the disk is served.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    /// Seconds after SIGTERM until the process ends although a disk has not finished [default: 10].
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub stop_timeout: Option<u64>,
 }
 
 impl LayerArgs {
+    /// How long the end may take.
+    pub fn stop_timeout(&self) -> Duration {
+        Duration::from_secs(self.stop_timeout.unwrap_or(10))
+    }
+
     /// The options of a process with several disks, each of which may have been given with any disk.
     pub fn of_all<'a>(all: impl Iterator<Item = &'a Self>) -> Result<Self, String> {
         let mut together = Self::default();
         for args in all {
             merge(&mut together.metrics, &args.metrics, "--metrics")?;
             merge(&mut together.control, &args.control, "--control")?;
+            merge(
+                &mut together.stop_timeout,
+                &args.stop_timeout,
+                "--stop-timeout",
+            )?;
         }
         Ok(together)
     }
@@ -187,9 +202,9 @@ impl Windows {
             let address = metrics::start(address, Arc::downgrade(&served))?;
             if json {
                 let event = "metrics";
-                output::print(&Fetching { event, address }, true)?;
+                output::tell(&Fetching { event, address });
             } else {
-                eprintln!("metrics on http://{address}/metrics");
+                report::say(format_args!("metrics on http://{address}/metrics"));
             }
         }
         let control = match &args.control {

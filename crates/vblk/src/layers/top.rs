@@ -4,17 +4,34 @@
 //! `vblk top`.
 
 use std::error::Error;
-use std::fmt::Write as _;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::{Value, json};
 
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::control::Request;
-use super::stats::{Ops, Stats};
+use super::table;
+use super::terminal::{Terminal, Wake};
 use crate::output;
+use crate::report::describe;
+
+/// How long a server may take for an answer: others are shown with it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Shown after the help of `vblk top`.
+pub const HELP: &str = "\
+`q` or Ctrl-C ends it. A server that ends or restarts meanwhile is shown as such
+and asked again.
+
+Examples:
+  vblk top /run/disk0.ctl /run/disk1.ctl
+  vblk top --json --interval 10 --count 6 /run/disk0.ctl
+
+With --json each disk is a line, the object that `vblk ctl --json … stats` has;
+a server that does not answer is a line with `socket` and `error`.";
 
 /// Options of `top`.
 #[derive(Debug, Args)]
@@ -35,145 +52,95 @@ fn interval(text: &str) -> Result<f64, String> {
     parsed.ok_or_else(|| "give seconds from 0.01 to 3600".to_owned())
 }
 
-/// A duration in three digits.
-fn micros(value: f64) -> String {
-    match value {
-        v if v < 10.0 => format!("{v:.1}µs"),
-        v if v < 1e3 => format!("{v:.0}µs"),
-        v if v < 1e4 => format!("{:.1}ms", v / 1e3),
-        v if v < 1e6 => format!("{:.0}ms", v / 1e3),
-        v => format!("{:.1}s", v / 1e6),
-    }
+/// What is shown of a disk comes since the last time.
+const SINCE: Request = Request::Stats { since: true };
+
+/// A server that is looked at.
+struct Watched {
+    socket: PathBuf,
+    /// `None`: it must be connected to first.
+    client: Option<Client>,
 }
 
-fn row(table: &mut String, name: &str, ops: &Ops, seconds: f64) {
-    let _ = writeln!(
-        table,
-        "  {name:<12} {:>9.0} {:>11} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7}",
-        ops.count as f64 / seconds,
-        output::size((ops.bytes as f64 / seconds) as u64),
-        micros(ops.mean),
-        micros(ops.p50),
-        micros(ops.p99),
-        micros(ops.p999),
-        micros(ops.p9999),
-        ops.errors,
-    );
-}
-
-/// The table of one disk.
-fn table(stats: &Stats) -> String {
-    let mut table = format!(
-        "{}  {}  {}",
-        stats.name,
-        stats.disk,
-        output::size(stats.capacity)
-    );
-    if !stats.layers.is_empty() {
-        let _ = write!(table, "  {}", stats.layers.join(","));
-    }
-    table.push('\n');
-    match (&stats.total, stats.interval) {
-        (Some(total), Some(seconds)) => {
-            let _ = writeln!(
-                table,
-                "  {:<12} {:>9} {:>11} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7}",
-                format!("depth {}", total.depth),
-                "ops/s",
-                "bytes/s",
-                "mean",
-                "p50",
-                "p99",
-                "p99.9",
-                "p99.99",
-                "errors"
-            );
-            for (name, ops) in &total.ops {
-                row(&mut table, name, ops, seconds);
-            }
+impl Watched {
+    /// Connects. What the disks did before is not shown.
+    fn connect(socket: PathBuf) -> Result<Self, ClientError> {
+        let mut client = Client::connect(&socket, PATIENCE)?;
+        for disk in client.disks().to_vec() {
+            client.ask(Some(&disk), &SINCE)?;
         }
-        _ => table
-            .push_str("  not measured: add the layer `meter` with `vblk ctl SOCKET layers …`\n"),
+        Ok(Self {
+            socket,
+            client: Some(client),
+        })
     }
-    for throttle in &stats.throttles {
-        let _ = writeln!(
-            table,
-            "  {}: {} waiting, {} waited {:.1} s in all",
-            throttle.layer, throttle.waiting, throttle.released, throttle.seconds
-        );
+
+    /// What each disk did since the last time; nothing just after a server came back.
+    fn look(&mut self) -> Result<Vec<Value>, ClientError> {
+        let Some(client) = &mut self.client else {
+            *self = Self::connect(self.socket.clone())?;
+            return Ok(Vec::new());
+        };
+        let disks = client.disks().to_vec();
+        let answers: Result<Vec<_>, _> = disks
+            .iter()
+            .map(|disk| client.ask(Some(disk), &SINCE))
+            .collect();
+        if answers.is_err() {
+            self.client = None;
+        }
+        answers
     }
-    for dirty in &stats.dirty {
-        let _ = writeln!(
-            table,
-            "  dirty {}: {}",
-            dirty.bitmap,
-            output::size(dirty.bytes)
-        );
+
+    /// The lines about it.
+    fn show(&mut self, json: bool) -> Result<String, serde_json::Error> {
+        let socket = self.socket.display().to_string();
+        Ok(match self.look() {
+            Err(error) if json => {
+                let error = describe(&error);
+                format!("{}\n", json!({"socket": socket, "error": error}))
+            }
+            Err(error) => format!("{}; trying again\n", describe(&error)),
+            Ok(disks) if json => disks.iter().map(|disk| format!("{disk}\n")).collect(),
+            Ok(disks) if disks.is_empty() => format!("{socket}: the server is back\n"),
+            Ok(disks) => {
+                let tables: Result<Vec<_>, _> = disks
+                    .into_iter()
+                    .map(|disk| serde_json::from_value(disk).map(|stats| table::of(&stats)))
+                    .collect();
+                tables?.concat()
+            }
+        })
     }
-    if let Some(sector) = stats.lie {
-        let _ = writeln!(
-            table,
-            "  sector {sector} does not hold what was written to it"
-        );
-    }
-    table
 }
 
 /// Shows the table until interrupted.
 pub fn run(args: &TopArgs, json: bool) -> Result<(), Box<dyn Error>> {
-    let since = Request::Stats { since: true };
-    let mut clients = Vec::new();
-    for socket in &args.sockets {
-        let mut client = Client::connect(socket)?;
-        let disks: Vec<String> =
-            serde_json::from_value(client.ask(None, &Request::Disks {})?["disks"].take())?;
-        for disk in &disks {
-            // From here on it tells what came since.
-            client.ask(Some(disk), &since)?;
-        }
-        clients.push((client, disks));
-    }
+    let watched: Result<Vec<_>, _> = args
+        .sockets
+        .iter()
+        .map(|socket| Watched::connect(socket.clone()))
+        .collect();
+    let mut watched = watched?;
+    let mut terminal = Terminal::new()?;
     let clears = std::io::stdout().is_terminal() && !json;
     let mut shown = 0;
     while args.count.is_none_or(|count| shown < count) {
-        std::thread::sleep(Duration::from_secs_f64(args.interval));
+        if terminal.wait(Duration::from_secs_f64(args.interval))? == Wake::Quit {
+            break;
+        }
         let mut screen = String::new();
-        for (client, disks) in &mut clients {
-            for disk in disks {
-                let answer = client.ask(Some(disk), &since)?;
-                if json {
-                    output::print(&answer, true)?;
-                } else {
-                    screen.push_str(&table(&serde_json::from_value(answer)?));
-                }
-            }
-        }
-        let mut out = std::io::stdout().lock();
         if clears {
-            out.write_all(b"\x1b[H\x1b[2J")?;
+            screen.push_str("\x1b[H\x1b[2J");
         }
-        out.write_all(screen.as_bytes())?;
-        out.flush()?;
+        for server in &mut watched {
+            screen.push_str(&server.show(json)?);
+        }
+        if clears && terminal.has_keys() {
+            screen.push_str("q ends\n");
+        }
+        output::write(&screen)?;
         shown += 1;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_read_well() {
-        for (value, text) in [
-            (0.25, "0.2µs"),
-            (12.0, "12µs"),
-            (999.0, "999µs"),
-            (1234.0, "1.2ms"),
-            (65_000.0, "65ms"),
-            (2_500_000.0, "2.5s"),
-        ] {
-            assert_eq!(micros(value), text);
-        }
-    }
 }

@@ -5,6 +5,7 @@
 //! probe runs inside these calls.
 
 use std::path::PathBuf;
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -55,5 +56,22 @@ pub fn detach(name: &DeviceName) -> Result<(), ManagementError> {
         // ENODEV: somebody else was faster.
         Err(error) if error.errno() == Some(19) => Ok(()),
         other => other,
+    }
+}
+
+/// Takes the device off the bus, and gives up after `limit`: it stays attached then, and what its driver asks for waits
+/// for the next server. Says what went wrong.
+pub fn detach_within(name: &DeviceName, limit: Duration) {
+    let (done, wait) = channel();
+    let device = name.clone();
+    // It may wait in the kernel for as long as a process has the node open.
+    thread::spawn(move || done.send(detach(&device)));
+    match wait.recv_timeout(limit) {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::error!("device {name} can't be taken off the bus: {error}"),
+        Err(_) => log::error!(
+            "device {name} is still in use after {limit:?} and stays on the bus; what its driver asks for waits for \
+             the next server"
+        ),
     }
 }

@@ -4,15 +4,16 @@
 //! `vblk serve`: one disk or several, each on a thread of its own. What happens to one does not end the others.
 
 mod attach;
-mod report;
+mod deadline;
+mod listening;
 mod vduse;
 mod vhost_user;
 
 use std::error::Error;
 use std::io;
 use std::num::NonZero;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,10 +23,11 @@ use virtio_blk_core::disk::Disk;
 use virtio_blk_disks::stack::{Groups, Stack};
 
 use crate::cli::{ServeArgs, ServeCommand};
-use crate::describe;
 use crate::layers::{self, LayerArgs, Served, Windows};
+use crate::report::describe;
 use crate::signals;
 use crate::status::{StatusLine, Totals};
+use deadline::Unended;
 
 /// How often the disks' sizes are looked at and the status line drawn.
 const TICK: Duration = Duration::from_secs(1);
@@ -37,9 +39,11 @@ type Failure = Box<dyn Error + Send + Sync>;
 struct Ready {
     served: Served,
     /// Says that drivers can come.
-    announce: Box<dyn FnOnce() -> Result<(), Box<dyn Error>>>,
+    announce: Box<dyn FnOnce()>,
     /// Whether a driver uses the device.
     connected: Box<dyn Fn() -> bool + Send>,
+    /// How long it takes at most until `stop` asks the disk to end.
+    patience: Duration,
     /// Makes `run` return; does not wait for that.
     stop: Box<dyn Fn() + Send>,
     run: Box<dyn FnOnce() -> Result<(), Failure> + Send>,
@@ -88,7 +92,7 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
         match prepared {
             Ok(one) => ready.push(one),
             Err(error) if commands.len() == 1 => return Err(error),
-            Err(error) => report(&command.disk().disk.to_string(), error.as_ref()),
+            Err(error) => complain(&command.disk().disk.to_string(), error.as_ref()),
         }
     }
     if ready.is_empty() {
@@ -97,38 +101,48 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
     let served: Vec<Served> = ready.iter().map(|one| one.served.clone()).collect();
     let (mut announcements, mut stops) = (Vec::new(), Vec::new());
     let (mut connected, mut runs) = (Vec::new(), Vec::new());
+    let mut patience = Duration::ZERO;
     for one in ready {
+        patience = patience.max(one.patience);
         announcements.push(one.announce);
         stops.push(one.stop);
         connected.push(one.connected);
         runs.push((one.served.name, one.run));
     }
-    // The thread outlives the disks, which have things to write when they are dropped.
-    let disks: Vec<_> = served
-        .iter()
-        .map(|one| Arc::downgrade(one.device.disk()))
-        .collect();
-    signals::handle(
-        move || stops.iter().for_each(|stop| stop()),
-        move || {
-            let disks = disks.iter().filter_map(Weak::upgrade);
-            disks.for_each(|disk| refresh(disk.as_ref()));
-        },
-    )?;
+    let unended = Unended::new(served.iter().map(|one| one.name.clone()));
+    let limit = common.layers.stop_timeout() + patience;
+    let late = unended.clone();
+    let stop = move || {
+        late.end_after(limit);
+        stops.iter().for_each(|stop| stop());
+    };
+    let (asks, asked) = channel();
+    let refresh = asks.clone();
+    signals::handle(stop, move || {
+        // Towards the end nobody looks any more.
+        let _ = refresh.send(Tick::Refresh);
+    })?;
     // Who reads that drivers can come may ask the control socket at once.
     let windows = Windows::open(&common.layers, served.clone(), json)?;
     for announce in announcements {
-        announce()?;
+        announce();
     }
-    let devices = served.into_iter().map(|one| one.device).collect();
-    let ticker = Ticker::start(devices, json, move || connected.iter().any(|is| is()))?;
+    let devices = served.iter().map(|one| one.device.clone()).collect();
+    let is_connected = move || connected.iter().any(|is| is());
+    let ticker = Ticker::start(devices, json, is_connected, (asks, asked))?;
     let result = run_all(runs, commands.len());
     drop(ticker);
     drop(windows);
+    for one in served {
+        let name = one.name.clone();
+        // A format writes its last now.
+        drop(one);
+        unended.ended(&name);
+    }
     result
 }
 
-fn report(name: &str, error: &dyn Error) {
+fn complain(name: &str, error: &dyn Error) {
     log::error!("{name}: {}", describe(error));
 }
 
@@ -149,7 +163,7 @@ fn run_all(runs: Vec<Run>, wanted: usize) -> Result<(), Box<dyn Error>> {
                 if let Err(error) = &result
                     && wanted > 1
                 {
-                    report(&name, error.as_ref());
+                    complain(&name, error.as_ref());
                 }
                 result
             })?,
@@ -170,26 +184,33 @@ fn run_all(runs: Vec<Run>, wanted: usize) -> Result<(), Box<dyn Error>> {
     }
 }
 
+/// What the ticker is asked for.
+enum Tick {
+    /// Look at the disks now.
+    Refresh,
+    End,
+}
+
 /// The thread that looks at the disks' sizes and draws the status line, until it is dropped.
 struct Ticker {
-    ended: Option<Sender<()>>,
+    asks: Sender<Tick>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ticker {
-    /// `is_connected`: whether a driver uses a device.
+    /// `is_connected`: whether a driver uses a device. `asked`, of whom `asks` is the other end, is listened to.
     fn start(
         devices: Vec<Arc<Device>>,
         json: bool,
         is_connected: impl Fn() -> bool + Send + 'static,
+        (asks, asked): (Sender<Tick>, Receiver<Tick>),
     ) -> io::Result<Self> {
-        let (ended, wait) = channel();
         let line = if json { None } else { StatusLine::new() };
         let thread = std::thread::Builder::new()
             .name("vblk-ticker".into())
-            .spawn(move || tick(&wait, &devices, is_connected, line))?;
+            .spawn(move || tick(&asked, &devices, is_connected, line))?;
         Ok(Self {
-            ended: Some(ended),
+            asks,
             thread: Some(thread),
         })
     }
@@ -197,7 +218,8 @@ impl Ticker {
 
 impl Drop for Ticker {
     fn drop(&mut self) {
-        self.ended = None;
+        // It has ended, if it does not listen.
+        let _ = self.asks.send(Tick::End);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -205,16 +227,20 @@ impl Drop for Ticker {
 }
 
 fn tick(
-    ended: &Receiver<()>,
+    asked: &Receiver<Tick>,
     devices: &[Arc<Device>],
     is_connected: impl Fn() -> bool,
     mut line: Option<StatusLine>,
 ) {
-    while ended.recv_timeout(TICK) == Err(RecvTimeoutError::Timeout) {
+    loop {
+        let asked = asked.recv_timeout(TICK);
+        if !matches!(asked, Ok(Tick::Refresh) | Err(RecvTimeoutError::Timeout)) {
+            return;
+        }
         for device in devices {
             refresh(device.disk().as_ref());
         }
-        if let Some(line) = &mut line {
+        if let (Some(line), Err(_)) = (&mut line, asked) {
             let all = devices.iter().map(|device| Totals::of(device));
             line.draw(is_connected(), all.sum());
         }

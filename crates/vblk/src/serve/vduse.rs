@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use vdpa_bus::management::{DeviceName, Driver};
@@ -13,12 +14,16 @@ use vduse_backend::{Linux, Outcome, Server, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
-use super::report::Listening;
+use super::listening::Listening;
 use super::{Common, Failure, Ready, attach, usual_queues};
 use crate::cli::{AttachArg, VduseArgs};
 use crate::layers::Served;
-use crate::output;
 use crate::status::Totals;
+use crate::{output, report};
+
+/// How long taking a device off the bus may take: its driver writes what it has in memory, and a process may have its
+/// node open.
+const DETACH: Duration = Duration::from_secs(60);
 
 /// Where the device can be found. Field names are the JSON's.
 #[derive(Serialize)]
@@ -58,7 +63,7 @@ fn attach_and_tell(name: &DeviceName, driver: AttachArg, json: bool) -> Result<(
         )
     })?;
     match &node {
-        Some(node) if !json => eprintln!("device {name} is {}", node.display()),
+        Some(node) if !json => report::say(format_args!("device {name} is {}", node.display())),
         None => log::warn!("device {name} has no node: is the module virtio_blk loaded?"),
         Some(_) => {}
     }
@@ -68,8 +73,7 @@ fn attach_and_tell(name: &DeviceName, driver: AttachArg, json: bool) -> Result<(
             name: name.as_str(),
             node,
         };
-        // Whoever does not read it any more does not need it.
-        let _ = output::print(&attached, true);
+        output::tell(&attached);
     }
     Ok(())
 }
@@ -110,12 +114,13 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
     let (stop, connected) = (server.handle(), server.handle());
     let (name, attached) = (args.name.clone(), args.attach.is_some());
     let stop = move || {
+        if !attached {
+            return stop.stop();
+        }
         let (stop, name) = (stop.clone(), name.clone());
         // Taking it off the bus may wait for others; a second signal is still heard.
         std::thread::spawn(move || {
-            if attached && let Err(error) = attach::detach(&name) {
-                log::error!("device {name} can't be taken off the bus: {error}");
-            }
+            attach::detach_within(&name, DETACH);
             stop.stop();
         });
     };
@@ -124,6 +129,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
         served: Served::new(args.name.to_string(), serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
         connected: Box::new(move || connected.is_live()),
+        patience: if attached { DETACH } else { Duration::ZERO },
         stop: Box::new(stop),
         run: Box::new(move || run(server, &name, driver, &counted, json)),
     })
@@ -160,12 +166,12 @@ fn run(
             removed: outcome == Outcome::Removed,
             totals: Totals::of(device),
         };
-        output::print(&ended, true)?;
+        output::tell(&ended);
     } else if outcome == Outcome::Attached {
-        eprintln!(
+        report::say(format_args!(
             "device {name} is still attached: its requests wait for the next server; `vblk vdpa del {name}`, and \
              another start and end, take it away"
-        );
+        ));
     }
     Ok(())
 }

@@ -5,12 +5,13 @@
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 use vhost_user_blk::{Server, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 
-use super::report::Listening;
+use super::listening::Listening;
 use super::{Common, Ready, usual_queues};
 use crate::cli::VhostUserArgs;
 use crate::layers::Served;
@@ -84,7 +85,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
                 copied_bytes: vdpa.map(|path| path.copied_bytes()),
                 totals: Totals::of(&totals),
             };
-            output::print(&ended, true)?;
+            output::tell(&ended);
         }
         Ok(result?)
     };
@@ -92,6 +93,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         served: Served::new(name, serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
         connected: Box::new(move || connected.is_connected()),
+        patience: Duration::ZERO,
         stop: Box::new(move || stop.stop()),
         run: Box::new(run),
     })

@@ -12,7 +12,6 @@ mod tests;
 
 use std::error::Error;
 use std::fs;
-use std::io;
 
 use serde::Serialize;
 use vdpa_bus::management::{
@@ -22,7 +21,7 @@ use vdpa_bus::management::{
 
 pub use cli::{HELP, VdpaCommand};
 
-use crate::output;
+use crate::output::{self, OutputError};
 use show::Shown;
 
 /// Does it.
@@ -92,7 +91,7 @@ fn say_who_is_waited_for(name: &DeviceName) {
 /// Why a subcommand ended early.
 enum Failure {
     Management(ManagementError),
-    Output(io::Error),
+    Output(OutputError),
 }
 
 impl From<ManagementError> for Failure {
@@ -101,13 +100,13 @@ impl From<ManagementError> for Failure {
     }
 }
 
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
         Self::Output(error)
     }
 }
 
-fn print(value: &impl Serialize, json: bool) -> io::Result<()> {
+fn print(value: &impl Serialize, json: bool) -> Result<(), OutputError> {
     output::print(value, json)
 }
 
@@ -261,12 +260,11 @@ fn list(json: bool) -> Result<(), Failure> {
 }
 
 /// One JSON object a line, or the table.
-fn lines(values: &[impl Serialize], table: &str, json: bool) -> io::Result<()> {
+fn lines(values: &[impl Serialize], table: &str, json: bool) -> Result<(), OutputError> {
     if json {
         return values.iter().try_for_each(|value| print(value, true));
     }
-    let mut out = io::stdout().lock();
-    io::Write::write_all(&mut out, table.as_bytes())
+    output::write(table)
 }
 
 fn show(name: &DeviceName, json: bool) -> Result<(), Failure> {

@@ -3,12 +3,10 @@
 
 //! What a server says when drivers can come.
 
-use std::error::Error;
-
 use serde::Serialize;
 use virtio_blk_core::device::Device;
 
-use crate::output;
+use crate::{output, report};
 
 /// What is printed once drivers can come. Field names are the JSON's.
 #[derive(Serialize)]
@@ -25,13 +23,7 @@ pub(super) struct Listening<T: Serialize> {
 
 impl<T: Serialize> Listening<T> {
     /// `at`: where the server can be found, for JSON; `place`: the same for people.
-    pub(super) fn print(
-        at: T,
-        place: &str,
-        disk: String,
-        device: &Device,
-        json: bool,
-    ) -> Result<(), Box<dyn Error>> {
+    pub(super) fn print(at: T, place: &str, disk: String, device: &Device, json: bool) {
         let options = device.options();
         let listening = Self {
             event: "listening",
@@ -43,15 +35,14 @@ impl<T: Serialize> Listening<T> {
             read_only: device.disk().caps().read_only || options.read_only,
         };
         if json {
-            output::print(&listening, true)?;
+            output::tell(&listening);
         } else {
             let (size, queues) = (output::size(listening.bytes), listening.queues);
-            eprintln!(
+            report::say(format_args!(
                 "serving {} ({size}) {place} with {queues} queue{}",
                 listening.disk,
                 if queues == 1 { "" } else { "s" }
-            );
+            ));
         }
-        Ok(())
     }
 }

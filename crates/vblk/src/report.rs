@@ -1,0 +1,218 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What is said on standard error: log lines, words for people, and why the program failed. With `--json` each
+//! line there is a JSON object.
+//!
+//! A server's lines go through a thread of their own, so that a pipe that nobody reads, or a full disk, holds up
+//! neither a guest's requests nor the server's end.
+
+use std::error::Error;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use serde_json::json;
+
+/// Lines that wait to be written.
+const WAITING: usize = 1024;
+/// How long the end of the program waits until they are.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+static WRITER: OnceLock<LineWriter> = OnceLock::new();
+
+enum Message {
+    Line(Vec<u8>),
+    /// Tells when everything before it is written.
+    Mark(SyncSender<()>),
+}
+
+/// Writes lines on a thread of its own. Lines that find no room are counted and dropped.
+struct LineWriter {
+    lines: SyncSender<Message>,
+    dropped: AtomicU64,
+}
+
+fn write_lines(lines: &Receiver<Message>) {
+    for message in lines {
+        match message {
+            Message::Line(line) => write_now(&line),
+            Message::Mark(written) => {
+                // Nobody waits for it any more.
+                let _ = written.try_send(());
+            }
+        }
+        let dropped = WRITER
+            .get()
+            .map_or(0, |writer| writer.dropped.swap(0, Ordering::Relaxed));
+        if dropped != 0 {
+            // There is room again: a line was taken out.
+            log::warn!(
+                "{dropped} lines of the log were dropped here, as they were not read in time"
+            );
+        }
+    }
+}
+
+/// Nothing can be done about an error, and nobody can be told of it.
+fn write_now(bytes: &[u8]) {
+    let mut out = io::stderr().lock();
+    let _ = out.write_all(bytes).and_then(|()| out.flush());
+}
+
+fn write(bytes: &[u8]) {
+    let Some(writer) = WRITER.get() else {
+        return write_now(bytes);
+    };
+    match writer.lines.try_send(Message::Line(bytes.to_vec())) {
+        Ok(()) => {}
+        Err(TrySendError::Full(_)) => {
+            writer.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Err(TrySendError::Disconnected(_)) => write_now(bytes),
+    }
+}
+
+/// Waits until what was said is written, for a second at most.
+pub fn flush() {
+    let Some(writer) = WRITER.get() else { return };
+    let (written, wait) = sync_channel(1);
+    if writer.lines.try_send(Message::Mark(written)).is_ok() {
+        // It may take too long.
+        let _ = wait.recv_timeout(PATIENCE);
+    }
+}
+
+/// Has lines written by a thread of their own from now on.
+pub fn detach() -> io::Result<()> {
+    let (lines, wait) = sync_channel(WAITING);
+    std::thread::Builder::new()
+        .name("vblk-log".into())
+        .spawn(move || write_lines(&wait))?;
+    let writer = LineWriter {
+        lines,
+        dropped: AtomicU64::new(0),
+    };
+    // It is called once.
+    let _ = WRITER.set(writer);
+    Ok(())
+}
+
+/// The logger's way out.
+struct LogTarget;
+
+impl Write for LogTarget {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sets the log up. `verbose`: how often `-v` was given; the variable `VBLK_LOG` wins.
+pub fn start_log(verbose: u8, json: bool) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() && !json;
+    let style = match colours {
+        true => env_logger::WriteStyle::Always,
+        false => env_logger::WriteStyle::Never,
+    };
+    let mut builder =
+        env_logger::Builder::from_env(env_logger::Env::new().filter_or("VBLK_LOG", level));
+    builder
+        .format_timestamp(None)
+        .format_target(false)
+        .write_style(style)
+        .target(env_logger::Target::Pipe(Box::new(LogTarget)));
+    if json {
+        builder.format(|out, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            let line =
+                json!({"event": "log", "level": level, "message": record.args().to_string()});
+            writeln!(out, "{line}")
+        });
+    }
+    builder.init();
+}
+
+/// Says something to people.
+pub fn say(words: fmt::Arguments<'_>) {
+    write(format!("{words}\n").as_bytes());
+}
+
+/// The error and its causes on one line, each cause once.
+pub fn describe(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line.replace('\n', " ")
+}
+
+/// The system's error number behind an error.
+pub fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let code = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::raw_os_error);
+        if code.is_some() {
+            return code;
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The command line.
+    Usage,
+    /// What it asks for.
+    Failed,
+}
+
+impl Kind {
+    /// The exit status.
+    pub const fn status(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::Failed => 1,
+        }
+    }
+}
+
+/// Says why the program ends, as the last thing: one line, with `json` an object whose fields stay as they are.
+pub fn fail(kind: Kind, message: &str, errno: Option<i32>, json: bool) {
+    flush();
+    let line = match json {
+        true => {
+            let name = match kind {
+                Kind::Usage => "usage",
+                Kind::Failed => "failed",
+            };
+            json!({"event": "error", "kind": name, "message": message, "errno": errno, "status": kind.status()})
+                .to_string()
+        }
+        false => format!("vblk: {message}"),
+    };
+    write(format!("{line}\n").as_bytes());
+    flush();
+}

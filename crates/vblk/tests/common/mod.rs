@@ -1,0 +1,153 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A `vblk serve vhost-user` under test.
+
+// Each test file uses some of it.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+use vblk_testing::frontend::{Client, Guest, PATIENCE, Queue};
+
+/// Runs `vblk` to its end.
+pub fn vblk(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vblk"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+/// A server, with its sockets in a directory of its own.
+pub struct Server {
+    pub child: Child,
+    pub dir: tempfile::TempDir,
+    output: Option<BufReader<ChildStdout>>,
+    errors: Option<BufReader<ChildStderr>>,
+}
+
+impl Server {
+    /// Starts one with these arguments, a `--socket` and a `--control`. Streams that are not given are read by the test.
+    pub fn spawn(args: &[&str], stdout: Option<Stdio>, stderr: Option<Stdio>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_vblk"))
+            .args(["serve", "vhost-user"])
+            .args(args)
+            .arg("--socket")
+            .arg(dir.path().join("socket"))
+            .arg("--control")
+            .arg(dir.path().join("control"))
+            .stdout(stdout.unwrap_or_else(Stdio::piped))
+            .stderr(stderr.unwrap_or_else(Stdio::piped))
+            .spawn()
+            .unwrap();
+        Self {
+            output: child.stdout.take().map(BufReader::new),
+            errors: child.stderr.take().map(BufReader::new),
+            child,
+            dir,
+        }
+    }
+
+    /// Starts one that speaks JSON, and waits until drivers can come.
+    pub fn start(args: &[&str]) -> Self {
+        let mut this = Self::spawn(&[&["--json"], args].concat(), None, None);
+        this.event("listening");
+        this
+    }
+
+    /// Reads events up to this one.
+    pub fn event(&mut self, event: &str) -> Value {
+        let output = self.output.as_mut().unwrap();
+        loop {
+            let mut line = String::new();
+            assert_ne!(output.read_line(&mut line).unwrap(), 0, "it ended");
+            let value: Value = serde_json::from_str(&line).unwrap();
+            if value["event"] == event {
+                return value;
+            }
+        }
+    }
+
+    /// Reads its standard error up to a line with this word.
+    pub fn complaint(&mut self, word: &str) -> String {
+        let errors = self.errors.as_mut().unwrap();
+        loop {
+            let mut line = String::new();
+            let read = errors.read_line(&mut line).unwrap();
+            assert_ne!(read, 0, "it ended without `{word}`");
+            if line.contains(word) {
+                return line;
+            }
+        }
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("socket")
+    }
+
+    pub fn control(&self) -> String {
+        let path = self.dir.path().join("control");
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// A connected client, waiting for the socket to be there.
+    pub fn connect(&self) -> Client {
+        let started = Instant::now();
+        loop {
+            match Client::connect(&self.socket()) {
+                Ok(client) => return client,
+                Err(error) => assert!(started.elapsed() < PATIENCE, "{error}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Runs `vblk ctl` on it.
+    pub fn ctl(&self, args: &[&str]) -> Output {
+        vblk(&[&["ctl", &self.control()], args].concat())
+    }
+
+    /// What `vblk --json ctl` prints.
+    pub fn ask(&self, args: &[&str]) -> Value {
+        let output = vblk(&[&["--json", "ctl", &self.control()], args].concat());
+        assert!(output.status.success(), "{args:?}: {output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
+        let pid = self.child.id().try_into().unwrap();
+        // SAFETY: plain kill(2), of a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Waits for the end. Returns what it said on standard error since.
+    pub fn end(mut self) -> (ExitStatus, String) {
+        let mut said = String::new();
+        if let Some(errors) = &mut self.errors {
+            errors.read_to_string(&mut said).unwrap();
+        }
+        (self.child.wait().unwrap(), said)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has ended, or a test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A guest with one queue, started.
+pub fn guest(client: &mut Client) -> (Guest, Queue) {
+    let mut guest = Guest::new(&[(0, 4 << 20)]).unwrap();
+    client.set_memory(&guest).unwrap();
+    let queue = guest.queue(64, 4096, 0).unwrap();
+    client.start(0, &queue, 0).unwrap();
+    (guest, queue)
+}
