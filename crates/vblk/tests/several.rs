@@ -130,7 +130,7 @@ fn two_disks_are_shown_and_changed_by_name() {
         );
     }
     let said = text(&ctl(&["--disk", "c", "stats"]));
-    assert!(said.contains("\"c\"") && said.contains(&b), "{said}");
+    assert!(said.contains("\\\"c\\\"") && said.contains(&b), "{said}");
     let stats = value(&["--disk", &a, "stats"]);
     assert_eq!(
         [&stats["name"], &stats["disk"]],
@@ -200,7 +200,11 @@ fn one_that_can_not_be_served_does_not_stop_the_other() {
         said.contains(&gone) && said.contains("No such file"),
         "{said}"
     );
-    assert!(said.ends_with("vblk: 1 of 2 disks failed\n"), "{said}");
+    let last: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        [&last["event"], &last["message"]],
+        [&json!("error"), &json!("1 of 2 disks failed")]
+    );
 }
 
 #[test]

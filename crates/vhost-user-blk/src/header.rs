@@ -14,6 +14,10 @@ use vhost::vhost_user::message::FrontendReq;
 pub(crate) const LEN: usize = 12;
 
 const FLAG_NEED_REPLY: u32 = 1 << 3;
+/// All bits of the flags but those that say what is done about an answer: the protocol's version, and bits that are 0.
+const VERSION_MASK: u32 = !0xC;
+/// The only version there is.
+const VERSION: u32 = 0x1;
 
 /// A message header.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,11 @@ impl Header {
             flags: u32::from_ne_bytes([e, f, g, h]),
             size: u32::from_ne_bytes([i, j, k, l]),
         }))
+    }
+
+    /// Whether this can be the header of a message at all. What speaks another protocol shows it here.
+    pub(crate) fn is_of_this_protocol(&self) -> bool {
+        self.flags & VERSION_MASK == VERSION
     }
 
     fn code(&self) -> Option<FrontendReq> {

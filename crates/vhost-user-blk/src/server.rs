@@ -329,6 +329,7 @@ impl Server {
         let alarm = session.alarm().clone();
         let session = Arc::new(Mutex::new(session));
         let mut handler = BackendReqHandler::from_stream(stream, session.clone());
+        let mut is_first = true;
         loop {
             let acks = lock(&session).acks();
             match wait_for_message(peek, &alarm) {
@@ -342,6 +343,11 @@ impl Server {
                 Ok(header) => header,
                 Err(error) => return log::debug!("connection lost: {error}"),
             };
+            // Somebody took the socket for another one, and is told by the end of the connection.
+            if is_first && header.is_some_and(|header| !header.is_of_this_protocol()) {
+                return log::info!("client sent away: it does not speak vhost-user");
+            }
+            is_first = false;
             let name = header.map_or_else(|| "a message".to_owned(), |header| header.to_string());
             if let Some(header) = header.filter(Header::is_backend_channel) {
                 match self.channel.take(peek, header, acks) {

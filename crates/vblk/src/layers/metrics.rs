@@ -4,9 +4,9 @@
 //! `--metrics`: the meter's numbers for Prometheus.
 
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
@@ -16,87 +16,41 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use virtio_blk_disks::meter::{ClassStats, Latency, OpClass, QueueStats};
 
+use super::address::Address;
+use super::http::{self, Page};
 use super::stats::Stats;
 use super::{Served, Shown};
 
-/// How long a client may take.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The longest request.
-const MAX_REQUEST: usize = 8192;
 /// Upper ends of the histogram: 2^10 ns (a microsecond) to 2^33 (8.6 s).
 const ENDS: std::ops::RangeInclusive<u32> = 10..=33;
 
 type Labels = Vec<(&'static str, String)>;
 
-/// Has the numbers fetched by HTTP, on a thread of its own. Answers the address.
-pub(super) fn start(address: SocketAddr, shown: Shown) -> io::Result<SocketAddr> {
-    let listener = TcpListener::bind(address)
+/// Has the numbers fetched by HTTP, on threads of their own. Returns the address.
+///
+/// # Errors
+/// None of the addresses can be listened on.
+pub(super) fn start(address: &Address, shown: Shown) -> io::Result<SocketAddr> {
+    let listener = address
+        .bind()
         .map_err(|error| io::Error::new(error.kind(), format!("--metrics {address}: {error}")))?;
-    let address = listener.local_addr()?;
+    let bound = listener.local_addr()?;
     let mut registry = Registry::with_prefix("vblk");
     registry.register_collector(Box::new(All(shown)));
-    std::thread::Builder::new()
-        .name("vblk-metrics".into())
-        .spawn(move || {
-            for stream in listener.incoming() {
-                match stream.and_then(|stream| answer(stream, &registry)) {
-                    Ok(()) => {}
-                    Err(error) => {
-                        log::debug!("metrics: {error}");
-                        // Short of descriptors it would fail again at once.
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                }
-            }
-        })?;
-    Ok(address)
-}
-
-fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
-    let until = Instant::now() + PATIENCE;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let mut request = Vec::new();
-    let path = loop {
-        let left = until.saturating_duration_since(Instant::now());
-        stream.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-        let mut part = [0; 1024];
-        let read = stream.read(&mut part)?;
-        request.extend(part.iter().take(read));
-        match path(&request) {
-            Ok(Some(path)) => break Some(path),
-            Ok(None) if read != 0 && request.len() < MAX_REQUEST && !left.is_zero() => {}
-            Ok(None) | Err(_) => break None,
+    let text = move || {
+        let mut text = String::new();
+        match text::encode(&mut text, &registry) {
+            Ok(()) => Ok(text),
+            Err(error) => Err(error.to_string()),
         }
     };
-    let (status, kind, body) = match path.as_deref() {
-        Some("/metrics") => {
-            let mut body = String::new();
-            text::encode(&mut body, registry).map_err(io::Error::other)?;
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ("200 OK", kind, body)
-        }
-        Some(_) => ("404 Not Found", "text/plain", "see /metrics\n".to_owned()),
-        None => ("400 Bad Request", "text/plain", "GET /metrics\n".to_owned()),
+    let page = Page {
+        path: "/metrics",
+        kind: "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        text: Box::new(text),
     };
-    let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        body.len()
-    );
-    stream.write_all(head.as_bytes())?;
-    stream.write_all(body.as_bytes())
-}
-
-/// The path of a GET; `None` while the request is not complete.
-fn path(request: &[u8]) -> Result<Option<String>, httparse::Error> {
-    let mut headers = [httparse::EMPTY_HEADER; 64];
-    let mut parsed = httparse::Request::new(&mut headers);
-    if parsed.parse(request)?.is_partial() {
-        return Ok(None);
-    }
-    match (parsed.method, parsed.path) {
-        (Some("GET"), Some(path)) => Ok(Some(path.to_owned())),
-        _ => Err(httparse::Error::Token),
-    }
+    http::start(listener, page)?;
+    Ok(bound)
 }
 
 /// The durations between upper ends, as seconds and counts.
@@ -113,7 +67,8 @@ fn buckets(latency: &Latency) -> Vec<(f64, u64)> {
             ((1_u64 << end) as f64 / 1e9, count)
         })
         .collect();
-    buckets.push((f64::MAX, latency.count() - before));
+    // The encoder writes it as `+Inf`.
+    buckets.push((f64::INFINITY, latency.count().saturating_sub(before)));
     buckets
 }
 
@@ -323,15 +278,6 @@ fn throttles(encoder: &mut DescriptorEncoder<'_>, disks: &[Disk]) -> fmt::Result
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_whole_get_has_a_path() {
-        assert_eq!(path(b"GET /metrics HTTP/1.1\r\nHost: x\r\n").unwrap(), None);
-        let whole = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
-        assert_eq!(path(whole).unwrap().as_deref(), Some("/metrics"));
-        assert!(path(b"POST /metrics HTTP/1.1\r\n\r\n").is_err());
-        assert!(path(b"\0\xFF\r\n\r\n").is_err());
-    }
 
     #[test]
     fn a_histogram_has_the_same_ends_always() {

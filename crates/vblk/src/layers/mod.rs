@@ -5,9 +5,12 @@
 //! `vblk top`.
 
 mod act;
+mod address;
 mod client;
+mod clients;
 mod control;
 pub mod ctl;
+mod http;
 mod metrics;
 mod socket;
 mod stats;
@@ -31,6 +34,7 @@ use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 use crate::cli::ServeArgs;
 use crate::source::{Opened, Source};
 use crate::{output, report};
+use address::Address;
 
 /// The part of `--help` about layers.
 macro_rules! layers_help {
@@ -62,9 +66,9 @@ pub(crate) use layers_help;
 /// Options of all servers about layers.
 #[derive(Clone, Debug, Default, Args)]
 pub struct LayerArgs {
-    /// Serve Prometheus metrics at http://ADDR/metrics, e.g. 127.0.0.1:9477.
+    /// Serve Prometheus metrics at http://ADDR/metrics: 127.0.0.1:9477, localhost:9477, or :9477 for all addresses.
     #[arg(long, value_name = "ADDR")]
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<Address>,
     /// Unix socket for `vblk ctl` and `vblk top`: layers can then be changed while the disk is served.
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
@@ -198,7 +202,7 @@ impl Windows {
     /// Starts those that the options ask for.
     pub fn open(args: &LayerArgs, served: Vec<Served>, json: bool) -> Result<Self, Box<dyn Error>> {
         let served = Arc::new(served);
-        if let Some(address) = args.metrics {
+        if let Some(address) = &args.metrics {
             let address = metrics::start(address, Arc::downgrade(&served))?;
             if json {
                 let event = "metrics";

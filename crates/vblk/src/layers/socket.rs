@@ -3,23 +3,34 @@
 
 //! `--control`: a socket that takes a JSON object a line and answers with one.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::net::Shutdown;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{Mode, fchmod};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketAddrUnix, SocketType, bind, listen, send, socket,
+};
 use serde_json::{Value, json};
 
 use super::Shown;
+use super::clients::{Clients, Entered};
 use super::control::{Seen, take};
 
 /// The longest line.
 const MAX_LINE: u64 = 64 << 10;
 /// Most clients at a time.
-const MAX_CLIENTS: usize = 16;
+const MAX_CLIENTS: usize = 64;
+/// How long a client may be idle before it has to make room for another.
+const IDLE: Duration = Duration::from_secs(10);
+/// How long a client may take to read an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn answer(shown: &Shown, line: &str, seen: &mut Seen) -> Value {
     let Some(served) = shown.upgrade() else {
@@ -31,74 +42,124 @@ fn answer(shown: &Shown, line: &str, seen: &mut Seen) -> Value {
     }
 }
 
-fn serve(shown: &Shown, stream: UnixStream) -> io::Result<()> {
+fn serve(shown: &Shown, stream: UnixStream, entered: &Entered) -> io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut writer = stream;
     let mut seen = Seen::new();
     loop {
         let mut line = String::new();
-        (&mut reader).take(MAX_LINE).read_line(&mut line)?;
+        let read = (&mut reader).take(MAX_LINE).read_line(&mut line)?;
         if !line.ends_with('\n') {
+            if read as u64 == MAX_LINE {
+                say(&writer, &format!("a line is longer than {MAX_LINE} bytes"));
+            }
             return Ok(());
         }
-        let mut answer = answer(shown, &line, &mut seen).to_string();
-        answer.push('\n');
-        writer.write_all(answer.as_bytes())?;
+        let Some(answer) = entered.work(|| answer(shown, &line, &mut seen)) else {
+            return Ok(());
+        };
+        writer.write_all(format!("{answer}\n").as_bytes())?;
     }
+}
+
+/// Says why a connection is closed, if there is room for it.
+fn say(stream: &UnixStream, error: &str) {
+    let line = format!("{}\n", json!({"error": error}));
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    // A client that does not listen need not be told.
+    let _ = send(stream, line.as_bytes(), flags);
+}
+
+fn accept(stream: UnixStream, clients: &Arc<Clients>, shown: &Shown) -> io::Result<()> {
+    let other = stream.try_clone()?;
+    let entered = clients.enter(move || {
+        say(
+            &other,
+            "the connection was idle, and another client needed its place: connect again",
+        );
+        // It may have gone by itself.
+        let _ = other.shutdown(Shutdown::Both);
+    });
+    let Some(entered) = entered else {
+        say(
+            &stream,
+            &format!(
+                "{MAX_CLIENTS} clients are connected, none of which was idle for {IDLE:?}: try again later"
+            ),
+        );
+        return Ok(());
+    };
+    let shown = shown.clone();
+    let client = thread::Builder::new().name("vblk-client".into());
+    client.spawn(move || serve(&shown, stream, &entered))?;
+    Ok(())
+}
+
+/// Device and number of a file; links are not followed.
+fn inode(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// The control socket, until it is dropped.
 pub(super) struct Control {
     path: PathBuf,
+    /// The socket's file, to know it again.
+    inode: (u64, u64),
 }
 
-/// Binds, replacing a socket that nobody listens on.
-fn bind(path: &Path) -> io::Result<UnixListener> {
+/// Why the socket can't be had, where the system says less.
+fn explain(path: &Path, error: io::Error) -> io::Error {
+    let why = match fs::symlink_metadata(path) {
+        Ok(meta) if !meta.file_type().is_socket() => {
+            "it exists and is not a socket: give another path".to_owned()
+        }
+        Ok(_) if error.kind() == io::ErrorKind::AddrInUse => {
+            "another server listens on it: stop it, or give another path".to_owned()
+        }
+        _ => error.to_string(),
+    };
+    io::Error::new(error.kind(), format!("--control {}: {why}", path.display()))
+}
+
+/// Listens, replacing a socket that nobody listens on.
+fn open(path: &Path) -> io::Result<UnixListener> {
     if let Err(error) = UnixStream::connect(path)
         && error.kind() == io::ErrorKind::ConnectionRefused
         && fs::symlink_metadata(path)?.file_type().is_socket()
     {
         fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
-    // Who may change the layers may stop the disk.
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let listener = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
+    // Who may change the layers may stop the disk. The file that `bind` makes has this mode from the start.
+    fchmod(&listener, Mode::RUSR | Mode::WUSR)?;
+    bind(&listener, &SocketAddrUnix::new(path)?)?;
+    listen(&listener, 128)?;
+    Ok(listener.into())
 }
 
 impl Control {
     pub(super) fn start(path: &Path, shown: Shown) -> io::Result<Self> {
-        let listener = bind(path).map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("--control {}: {error}", path.display()),
-            )
-        })?;
+        let listener = open(path).map_err(|error| explain(path, error))?;
         let this = Self {
             path: path.to_owned(),
+            inode: inode(path)?,
         };
-        let clients = Arc::new(());
-        std::thread::Builder::new()
+        let clients = Clients::new(MAX_CLIENTS, IDLE);
+        thread::Builder::new()
             .name("vblk-control".into())
             .spawn(move || {
+                let mut is_failing = false;
                 for stream in listener.incoming() {
-                    let accepted = stream.and_then(|stream| {
-                        // The listener holds one, and each client.
-                        if Arc::strong_count(&clients) > MAX_CLIENTS {
-                            return Err(io::Error::other("too many clients"));
+                    let result = stream.and_then(|stream| accept(stream, &clients, &shown));
+                    if let Err(error) = &result {
+                        if !is_failing {
+                            log::warn!("control socket: no client can be served: {error}");
                         }
-                        let (client, shown) = (clients.clone(), shown.clone());
-                        std::thread::Builder::new()
-                            .name("vblk-client".into())
-                            .spawn(move || {
-                                let _client = client;
-                                serve(&shown, stream)
-                            })
-                    });
-                    if let Err(error) = accepted {
-                        log::warn!("control socket: {error}");
-                        std::thread::sleep(Duration::from_millis(10));
+                        // Short of descriptors or threads it would fail again at once.
+                        thread::sleep(Duration::from_millis(10));
                     }
+                    is_failing = result.is_err();
                 }
             })?;
         Ok(this)
@@ -107,7 +168,9 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // It may be gone already.
-        let _ = fs::remove_file(&self.path);
+        // Another server may have taken the path over.
+        if inode(&self.path).is_ok_and(|found| found == self.inode) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }

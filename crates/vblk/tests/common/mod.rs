@@ -33,7 +33,11 @@ pub struct Server {
 impl Server {
     /// Starts one with these arguments, a `--socket` and a `--control`. Streams that are not given are read by the test.
     pub fn spawn(args: &[&str], stdout: Option<Stdio>, stderr: Option<Stdio>) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // A name that has to be quoted in some places.
+        let dir = tempfile::Builder::new()
+            .prefix("a \"b\\")
+            .tempdir()
+            .unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_vblk"))
             .args(["serve", "vhost-user"])
             .args(args)
