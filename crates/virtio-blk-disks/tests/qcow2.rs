@@ -9,12 +9,12 @@ mod common;
 mod qemu;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use common::{Act, BLOCK, Rig, act, directory, read, run, wait, write};
 use proptest::prelude::*;
-use virtio_blk_core::disk::{Disk, DiskError, IoBuf, Op, OpKind, Submit, Token};
-use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, Qcow2Options, VerifyDisk};
+use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_disks::{DiskSpec, Engine, MemoryDisk, Qcow2Disk, Qcow2Options, VerifyDisk};
 
 const BLOCKS: u64 = 1024;
 const SIZE: usize = BLOCKS as usize * BLOCK;
@@ -629,4 +629,163 @@ fn persistent_bitmaps_stay_true_until_the_first_write() {
         qemu::ok(&["check", "-q", "-r", "leaks", image.to_str().unwrap()]);
         qemu::check(&image);
     }
+}
+
+/// The sizes that a disk's listeners are told, in bytes.
+fn sizes(disk: &Qcow2Disk) -> Arc<Mutex<Vec<u64>>> {
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let told = all.clone();
+    disk.listen(Arc::new(move |event| match event {
+        DiskEvent::Resized { capacity } => told.lock().unwrap().push(capacity * 512),
+        other => panic!("{other:?}"),
+    }));
+    all
+}
+
+#[test]
+fn an_image_grows_while_it_is_in_use() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    for (setup, snapshot) in [
+        ("cluster_size=512", false),
+        ("cluster_size=4k", true),
+        ("cluster_size=64k", false),
+        ("cluster_size=2M", true),
+        ("cluster_size=64k,compat=0.10", false),
+    ] {
+        // No whole number of clusters.
+        let mut model = vec![0; SIZE - 512];
+        qemu::create(&image, setup, model.len());
+        if snapshot {
+            qemu::ok(&["snapshot", "-q", "-c", "before", image.to_str().unwrap()]);
+        }
+        let disk = open(&image);
+        let told = sizes(&disk);
+        let mut queue = disk.open_queue(4).unwrap();
+        let put = |queue: &mut dyn virtio_blk_core::disk::IoQueue, model: &mut [u8], at, len| {
+            write(queue, at as u64, vec![7; len]).unwrap();
+            model[at..at + len].fill(7);
+        };
+        put(&mut *queue, &mut model, SIZE - 4096 - 512, 4096);
+        for size in [SIZE + 512, 3 * SIZE, 3 * SIZE, 40 * SIZE] {
+            disk.grow(size as u64).unwrap();
+            assert_eq!(disk.caps().capacity_bytes(), size as u64);
+            let before = model.len();
+            model.resize(size, 0);
+            // A queue that was open before.
+            let end = before.min(size - 8192);
+            let found = read(&mut *queue, end as u64, 8192).unwrap();
+            assert!(found == model[end..end + 8192], "{setup}");
+            let (offset, fua) = (size as u64 - 512, true);
+            run(
+                &mut *queue,
+                OpKind::Write { offset, fua },
+                IoBuf::from_vec(vec![9; 512]),
+            )
+            .result
+            .unwrap();
+            model[size - 512..].fill(9);
+            put(&mut *queue, &mut model, end, 4096);
+        }
+        assert_eq!(
+            *told.lock().unwrap(),
+            [SIZE + 512, 3 * SIZE, 40 * SIZE].map(|size| size as u64)
+        );
+        for (bytes, part) in [(SIZE as u64, "smaller"), (40 * SIZE as u64 + 7, "512")] {
+            let error = disk.grow(bytes).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let error = disk.grow(!511).unwrap_err();
+        assert!(disk.flush_error().is_none(), "{error}");
+        put(&mut *queue, &mut model, 0, 4096);
+        drop((queue, disk));
+        qemu::check(&image);
+        qemu::compare(&image, &model);
+    }
+    let disk = Qcow2Disk::open(&Qcow2Options::new(&image).read_only(true)).unwrap();
+    assert!(matches!(disk.grow(1 << 40), Err(DiskError::ReadOnly)));
+}
+
+/// What a backing file holds behind the image's end would show.
+#[test]
+fn an_image_over_a_larger_one_does_not_grow() {
+    let directory = directory();
+    let (base, image) = (path(&directory, "base.img"), path(&directory, "disk.qcow2"));
+    std::fs::write(&base, vec![7; 2 * SIZE]).unwrap();
+    let setup = "backing_file=base.img,backing_fmt=raw";
+    for (size, grows) in [(SIZE, false), (2 * SIZE, true)] {
+        qemu::create(&image, setup, size);
+        let disk = Qcow2Disk::open(&Qcow2Options::new(&image).backing(true)).unwrap();
+        let result = disk.grow(3 * SIZE as u64);
+        if grows {
+            result.unwrap();
+            let mut queue = disk.open_queue(1).unwrap();
+            let found = read(&mut *queue, 2 * SIZE as u64 - 512, 1024).unwrap();
+            assert!(found == [[7; 512], [0; 512]].concat());
+        } else {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("backing file"), "{error}");
+            assert_eq!(disk.caps().capacity_bytes(), size as u64);
+        }
+    }
+}
+
+/// What another one wrote while the disk was not active is there afterwards; and the other way round.
+#[test]
+fn an_image_is_handed_over() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=4k", SIZE);
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes.resize(64 << 20, 0);
+    let below: Arc<dyn Disk> = Arc::new(MemoryDisk::new(bytes.len() as u64).unwrap());
+    write(&mut *below.open_queue(1).unwrap(), 0, bytes).unwrap();
+    let options = Qcow2Options::new(&image);
+    let over = || Qcow2Disk::over(below.clone(), &options).unwrap();
+    let (one, two) = (over(), over());
+    two.deactivate().unwrap();
+    let told = sizes(&two);
+    let message = two.open_queue(1).err().unwrap().to_string();
+    assert!(message.contains("not in use"), "{message}");
+    assert!(two.grow(1 << 30).is_err());
+    let mut model = vec![0; SIZE];
+    for turn in 0..4_usize {
+        let (active, other) = if turn % 2 == 0 {
+            (&one, &two)
+        } else {
+            (&two, &one)
+        };
+        active.activate().unwrap();
+        active.activate().unwrap();
+        assert_eq!(active.caps().capacity_bytes(), model.len() as u64);
+        let mut queue = active.open_queue(4).unwrap();
+        assert!(
+            read(&mut *queue, 0, model.len()).unwrap() == model,
+            "{turn}"
+        );
+        let at = turn * 3000 / 512 * 512;
+        write(&mut *queue, at as u64, vec![turn as u8 + 1; 8192]).unwrap();
+        model[at..at + 8192].fill(turn as u8 + 1);
+        let offset = SIZE as u64 - 16384;
+        let len = 16384;
+        let kind = OpKind::Discard { offset, len };
+        run(&mut *queue, kind, IoBuf::new()).result.unwrap();
+        if turn == 2 {
+            active.grow(2 * SIZE as u64).unwrap();
+            model.resize(2 * SIZE, 0);
+        }
+        let message = active.deactivate().unwrap_err().to_string();
+        assert!(message.contains("a queue"), "{message}");
+        drop(queue);
+        active.deactivate().unwrap();
+        active.deactivate().unwrap();
+        assert!(other.flush_error().is_none());
+    }
+    assert_eq!(*told.lock().unwrap(), [2 * SIZE as u64]);
+    drop((one, two));
+    let size = below.caps().capacity_bytes() as usize;
+    let left = read(&mut *below.open_queue(1).unwrap(), 0, size).unwrap();
+    std::fs::write(&image, left).unwrap();
+    qemu::check(&image);
+    qemu::compare(&image, &model);
 }

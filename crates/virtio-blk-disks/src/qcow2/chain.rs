@@ -35,6 +35,8 @@ pub(super) struct Opened {
     pub frozen: Arc<Frozen>,
     /// None, if it is read-only.
     pub changes: Option<Arc<Changes>>,
+    /// Bytes of the backing file.
+    pub backing: Option<u64>,
 }
 
 #[derive(Default)]
@@ -156,6 +158,7 @@ impl Chain {
         } else {
             ImageFile::backing(host.clone(), path.to_owned())
         };
+        let reach = backing.as_ref().map(|backing| backing.size());
         let format = Qcow2::<ImageFile, Arc<FormatAccess<ImageFile>>>::builder(storage)
             .write(writable)
             .backing(backing)
@@ -169,6 +172,7 @@ impl Chain {
             host,
             frozen,
             changes,
+            backing: reach,
         })
     }
 

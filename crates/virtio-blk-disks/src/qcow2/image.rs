@@ -8,18 +8,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use imago::format::PreallocateMode;
 use imago::{FormatAccess, Mapping};
-use virtio_blk_core::disk::{DiskError, DiskEvent, IoBuf, OpKind};
+use virtio_blk_core::disk::{DiskError, DiskEvent, IoBuf, OpKind, SECTOR_SIZE};
 
 use super::chain::Opened;
 use super::changes::Changes;
+use super::control::Control;
 use super::frozen::Frozen;
 use super::gate::Gate;
 use super::host::Host;
 use super::storage::ImageFile;
 use super::tables::Tables;
 use crate::admit::Bounds;
-use crate::listeners::Listeners;
 
 /// Most bytes that are mapped in one go.
 const MAX_MAPPING: u64 = 8 << 20;
@@ -55,7 +56,11 @@ pub(super) struct Image {
     pub host: Arc<dyn Host>,
     pub gate: Gate,
     pub cluster_bits: u32,
-    pub bounds: Bounds,
+    /// What outlives it.
+    control: Arc<Control>,
+    read_only: bool,
+    /// Bytes of the backing file.
+    backing: Option<u64>,
     /// Clusters can be made zero.
     pub erases: bool,
     /// Discards give space back to the host.
@@ -63,7 +68,6 @@ pub(super) struct Image {
     frozen: Arc<Frozen>,
     /// The listeners know that it is frozen.
     told: AtomicBool,
-    pub listeners: Listeners,
     /// None, if it is read-only.
     changes: Option<Arc<Changes>>,
 }
@@ -95,15 +99,14 @@ fn broken(what: &str) -> DiskError {
 }
 
 impl Image {
-    pub fn new(opened: Opened, read_only: bool, punch: bool) -> Self {
+    /// Of an image whose size `control` has.
+    pub fn new(opened: Opened, control: Arc<Control>, read_only: bool, punch: bool) -> Self {
         Self {
             erases: opened.header.version >= 3,
             cluster_bits: opened.header.cluster_bits,
-            bounds: Bounds {
-                capacity: opened.header.size,
-                block: 512,
-                read_only,
-            },
+            control,
+            read_only,
+            backing: opened.backing,
             format: Some(opened.format),
             library: Mutex::default(),
             unwritten: AtomicBool::new(false),
@@ -113,13 +116,75 @@ impl Image {
             punch,
             frozen: opened.frozen,
             told: AtomicBool::new(false),
-            listeners: Listeners::default(),
             changes: opened.changes,
         }
     }
 
     const fn cluster(&self) -> u64 {
         1 << self.cluster_bits
+    }
+
+    /// Bytes that the guest sees now.
+    #[inline]
+    pub fn capacity(&self) -> u64 {
+        self.control.capacity()
+    }
+
+    /// What operations are checked against.
+    #[inline]
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            capacity: self.capacity(),
+            block: SECTOR_SIZE as u32,
+            read_only: self.read_only,
+        }
+    }
+
+    /// Makes the guest's disk larger, stable, and tells the listeners. What is added reads as zeroes.
+    ///
+    /// # Errors
+    /// It is read-only, is to become smaller, or has a backing file that reaches further; or the host's error.
+    pub fn grow(&self, size: u64) -> Result<(), DiskError> {
+        let refuse = |why: &str| {
+            Err(DiskError::Config(format!(
+                "the image can't be resized: {why}"
+            )))
+        };
+        if !size.is_multiple_of(SECTOR_SIZE) {
+            return refuse("the size is not a multiple of 512 bytes");
+        }
+        self.changing(|format, changes, _| {
+            let old = self.capacity();
+            if size == old {
+                return Ok(());
+            }
+            if size < old {
+                return refuse("it can't become smaller while it is in use; `qemu-img resize --shrink` does it after");
+            }
+            if self.backing.is_some_and(|backing| backing > old) {
+                return refuse(
+                    "its backing file is larger than it, and what that holds there would show;                      `qemu-img resize` does it after",
+                );
+            }
+            self.write_tables(format)?;
+            let growing = |on| {
+                changes.make(&"preparing its growth", |order, _| {
+                    order.set_growing(on);
+                    Ok(())
+                })
+            };
+            growing(true)?;
+            self.unwritten.store(true, Ordering::Release);
+            let grown = format.resize_grow(size, PreallocateMode::None);
+            growing(false)?;
+            grown?;
+            self.write_tables(format)?;
+            changes.make(&"making its new size stable", |order, host| {
+                Ok(order.sync(host)?)
+            })?;
+            self.control.set_capacity(size);
+            Ok(())
+        })
     }
 
     /// Persistent bitmaps that the first change makes inconsistent.
@@ -167,7 +232,7 @@ impl Image {
     fn tell(&self) {
         if self.frozen.is_set() && !self.told.swap(true, Ordering::AcqRel) {
             self.gate.forget();
-            self.listeners.tell(DiskEvent::MediaError);
+            self.control.listeners.tell(DiskEvent::MediaError);
         }
     }
 
@@ -286,7 +351,7 @@ impl Image {
         else {
             return None;
         };
-        if !storage.is_top() || !(writable || self.bounds.read_only) {
+        if !storage.is_top() || !(writable || self.read_only) {
             return None;
         }
         // What is not wholly in the file yet reads as zeroes behind its end, which takes more than a read.
@@ -419,14 +484,14 @@ impl Image {
         }
         changes.begin()?;
         let in_cluster = at & (self.cluster() - 1);
-        let to_end = (self.cluster() - in_cluster).min(self.bounds.capacity - at);
+        let to_end = (self.cluster() - in_cluster).min(self.capacity() - at);
         if in_cluster != 0 || rest < to_end {
             let len = len.min(to_end);
             let zeroes = IoBuf::zeroed(usize::try_from(len).unwrap_or(0));
             self.write(format, changes, l2, at, &zeroes)?;
             return Ok(len);
         }
-        let whole = if at + len == self.bounds.capacity {
+        let whole = if at + len == self.capacity() {
             len
         } else {
             // What is mapped may end inside a cluster, where a backing file does.
@@ -473,7 +538,10 @@ impl Image {
     }
 
     /// Makes everything stable that was completed.
-    fn flush(&self) -> Result<(), DiskError> {
+    ///
+    /// # Errors
+    /// The host's, and the image is frozen.
+    pub fn flush(&self) -> Result<(), DiskError> {
         let Some(changes) = &self.changes else {
             return Ok(());
         };
@@ -516,6 +584,19 @@ impl Image {
             format.flush()?;
             Ok(changes.make(&"closing it", |order, host| Ok(order.close(host)?))?)
         })
+    }
+
+    /// Leaves the file as it is to be closed, stable. Nobody uses the image.
+    ///
+    /// # Errors
+    /// What was completed may not be stable.
+    pub fn finish(&self) -> Result<(), DiskError> {
+        self.close().and_then(|()| self.flush())
+    }
+
+    /// Whether, and why, it takes no changes any more.
+    pub fn frozen(&self) -> Arc<Frozen> {
+        self.frozen.clone()
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod chain;
 mod changes;
+mod control;
 mod counts;
 mod error;
 mod frozen;
@@ -27,15 +28,17 @@ mod storage;
 mod tables;
 
 use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use virtio_blk_core::disk::{
     Alignments, Caps, Disk, DiskError, DiskListener, EraseLimits, IoQueue, SECTOR_SIZE, Topology,
     ZeroLimits,
 };
 
+use control::Control;
 pub use error::OpenError;
+use frozen::Frozen;
 use host::DiskHost;
 use image::Image;
 pub use options::Qcow2Options;
@@ -61,17 +64,30 @@ const PHYSICAL: u32 = 4096;
 /// A panic of the library is caught: the operation fails, and so does every later one; nothing more is
 /// written.
 pub struct Qcow2Disk {
-    image: Arc<Image>,
-    path: PathBuf,
+    options: Qcow2Options,
+    /// What the image lies on, if it is no file.
+    below: Option<Arc<dyn Disk>>,
+    /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
+    control: Arc<Control>,
+    /// None while the disk is not active.
+    open: Mutex<Option<Open>>,
+    /// What ended all changes of the image when the disk was active before: it has to be opened anew.
+    failed: OnceLock<Arc<Frozen>>,
+}
+
+/// An image that is in use.
+struct Open {
+    /// Shared with the queues and the threads only.
+    image: Arc<Image>,
     /// Started by the first queue, ended by the last.
-    pool: Mutex<Weak<Pool>>,
+    pool: Weak<Pool>,
 }
 
 impl std::fmt::Debug for Qcow2Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Qcow2Disk")
-            .field("path", &self.path)
+            .field("path", &self.options.path)
             .finish_non_exhaustive()
     }
 }
@@ -82,10 +98,8 @@ impl Qcow2Disk {
     /// # Errors
     /// Each names the file and says what to change, see [`OpenError`].
     pub fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
-        let path = options.path();
-        let opened = std::panic::catch_unwind(|| chain::open(options))
-            .unwrap_or_else(|_| Err(OpenError::damaged(path, "the library failed on it")))?;
-        Self::new(opened, options)
+        let opened = open(None, options)?;
+        Self::new(opened, None, options)
     }
 
     /// What a disk on the image can do, without a change of any kind: the files are opened read-only and without a lock,
@@ -95,9 +109,7 @@ impl Qcow2Disk {
     /// As of [`Qcow2Disk::open`], but for locks.
     pub fn inspect(options: &Qcow2Options) -> Result<Caps, OpenError> {
         let look = options.clone().read_only(true).lock(false);
-        let path = options.path();
-        let opened = std::panic::catch_unwind(|| chain::open(&look))
-            .unwrap_or_else(|_| Err(OpenError::damaged(path, "the library failed on it")))?;
+        let opened = open(None, &look)?;
         Ok(caps(&opened.header, options.read_only))
     }
 
@@ -117,38 +129,89 @@ impl Qcow2Disk {
                 "a disk below it that is read-only or has blocks of more than 512 bytes",
             ));
         }
-        let host = Arc::new(DiskHost::new(disk).map_err(|error| OpenError::Library {
-            path: path.to_owned(),
-            source: std::io::Error::other(error),
-        })?);
-        let opened =
-            std::panic::catch_unwind(AssertUnwindSafe(|| chain::open_on(host, options)))
-                .unwrap_or_else(|_| Err(OpenError::damaged(path, "the library failed on it")))?;
-        Self::new(opened, options)
+        let opened = open(Some(&disk), options)?;
+        Self::new(opened, Some(disk), options)
     }
 
-    fn new(opened: chain::Opened, options: &Qcow2Options) -> Result<Self, OpenError> {
-        let path = options.path();
+    fn new(
+        opened: chain::Opened,
+        below: Option<Arc<dyn Disk>>,
+        options: &Qcow2Options,
+    ) -> Result<Self, OpenError> {
         let caps = caps(&opened.header, options.read_only);
         caps.validate()
-            .map_err(|error| OpenError::damaged(path, error.to_string()))?;
+            .map_err(|error| OpenError::damaged(options.path(), error.to_string()))?;
+        let control = Arc::new(Control::new(opened.header.size));
+        let open = Open::new(opened, &control, options);
         Ok(Self {
-            image: Arc::new(Image::new(opened, options.read_only, options.discard)),
-            path: path.to_owned(),
+            options: options.clone(),
+            below,
             caps,
-            pool: Mutex::default(),
+            control,
+            open: Mutex::new(Some(open)),
+            failed: OnceLock::new(),
         })
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the image is closed while no queue is open, and read anew before the next.
+    fn hands_over(&self) -> bool {
+        self.below.is_some()
+    }
+
+    /// Opens the image anew. Only its size may differ from what a driver was told.
+    fn reopen(&self) -> Result<Open, DiskError> {
+        let opened = open(self.below.as_ref(), &self.options)?;
+        let found = caps(&opened.header, self.options.read_only);
+        let grown = found.capacity >= self.caps().capacity;
+        let expected = Caps {
+            capacity: found.capacity,
+            ..self.caps
+        };
+        if !grown || found != expected {
+            return Err(DiskError::Config(format!(
+                "{} is another image than before: it is smaller, or has other clusters. Start with it anew",
+                self.options.path.display()
+            )));
+        }
+        let size = opened.header.size;
+        let open = Open::new(opened, &self.control, &self.options);
+        self.control.set_capacity(size);
+        Ok(open)
+    }
+
+    fn inactive(&self) -> DiskError {
+        DiskError::Config(format!(
+            "{} is not in use now: no queue has been started",
+            self.options.path.display()
+        ))
+    }
+
+    /// Makes the guest's disk larger, to `bytes`; stable when it returns. What is added reads as zeroes. Listeners are
+    /// told.
+    ///
+    /// # Errors
+    /// The disk is not active, is read-only, or would become smaller; its backing file reaches further than it; or the
+    /// host's error.
+    pub fn grow(&self, bytes: u64) -> Result<(), DiskError> {
+        match &*self.state() {
+            Some(open) => open.image.grow(bytes),
+            None => Err(self.inactive()),
+        }
     }
 
     /// The image.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.options.path()
     }
 
     /// Persistent dirty bitmaps of the image that the first write makes inconsistent: nobody keeps them up to date
     /// here, and QEMU ignores them from then on. 0 after that write, and for a read-only disk.
     pub fn persistent_bitmaps(&self) -> u32 {
-        self.image.bitmaps()
+        self.state().as_ref().map_or(0, |open| open.image.bitmaps())
     }
 }
 
@@ -186,32 +249,117 @@ fn caps(header: &header::Header, read_only: bool) -> Caps {
     caps
 }
 
+/// Opens an image in the file that the options name, or on another disk.
+fn open(below: Option<&Arc<dyn Disk>>, options: &Qcow2Options) -> Result<chain::Opened, OpenError> {
+    let path = options.path();
+    let run = || match below {
+        None => chain::open(options),
+        Some(disk) => {
+            let host = DiskHost::new(disk.clone()).map_err(|error| OpenError::Library {
+                path: path.to_owned(),
+                source: std::io::Error::other(error),
+            })?;
+            chain::open_on(Arc::new(host), options)
+        }
+    };
+    std::panic::catch_unwind(AssertUnwindSafe(run))
+        .unwrap_or_else(|_| Err(OpenError::damaged(path, "the library failed on it")))
+}
+
+impl Open {
+    fn new(opened: chain::Opened, control: &Arc<Control>, options: &Qcow2Options) -> Self {
+        let image = Image::new(opened, control.clone(), options.read_only, options.discard);
+        Self {
+            image: Arc::new(image),
+            pool: Weak::new(),
+        }
+    }
+
+    /// The threads.
+    fn pool(&mut self) -> Result<Arc<Pool>, DiskError> {
+        if let Some(pool) = self.pool.upgrade() {
+            return Ok(pool);
+        }
+        let pool = Arc::new(Pool::new(&self.image)?);
+        self.pool = Arc::downgrade(&pool);
+        Ok(pool)
+    }
+}
+
 impl Disk for Qcow2Disk {
     fn caps(&self) -> Caps {
-        self.caps
-    }
-
-    fn flush_error(&self) -> Option<DiskError> {
-        self.image.error()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.image.listeners.add(listener);
+        Caps {
+            capacity: self.control.capacity() / SECTOR_SIZE,
+            ..self.caps
+        }
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let mut shared = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let pool = match shared.upgrade() {
-            Some(pool) => pool,
-            None => {
-                let pool = Arc::new(Pool::new(&self.image)?);
-                *shared = Arc::downgrade(&pool);
-                pool
-            }
-        };
-        drop(shared);
-        let inner = self.image.host.open_queue(depth)?;
-        let queue = Qcow2Queue::new(self.image.clone(), pool, inner, depth)?;
+        let mut state = self.state();
+        let open = state.as_mut().ok_or_else(|| self.inactive())?;
+        let (image, pool) = (open.image.clone(), open.pool()?);
+        drop(state);
+        let inner = image.host.open_queue(depth)?;
+        let queue = Qcow2Queue::new(image, pool, inner, depth)?;
         Ok(Box::new(queue))
     }
+
+    fn flush_error(&self) -> Option<DiskError> {
+        match &*self.state() {
+            Some(open) => open.image.error(),
+            None => self.failed.get()?.error(),
+        }
+    }
+
+    fn activate(&self) -> Result<(), DiskError> {
+        let mut state = self.state();
+        if let Some(failed) = self.failed.get() {
+            failed.check()?;
+        }
+        if let Some(below) = &self.below {
+            below.activate()?;
+        }
+        if state.is_none() {
+            let opened = self.reopen();
+            if let (Err(_), Some(below)) = (&opened, &self.below) {
+                // What went wrong first is the answer.
+                let _ = below.deactivate();
+            }
+            *state = Some(opened?);
+        }
+        Ok(())
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        let mut state = self.state();
+        if !self.hands_over() {
+            return state.as_ref().map_or(Ok(()), |open| open.image.flush());
+        }
+        let closed = match state.take() {
+            Some(open) if Arc::strong_count(&open.image) > 1 => {
+                *state = Some(open);
+                return Err(DiskError::Config(format!(
+                    "{} can't be let go of: a queue of it is open",
+                    self.options.path.display()
+                )));
+            }
+            Some(open) => {
+                let closed = open.image.finish();
+                if closed.is_err() || open.image.error().is_some() {
+                    let _ = self.failed.set(open.image.frozen());
+                }
+                closed
+            }
+            None => Ok(()),
+        };
+        let below = self.below.as_ref().map_or(Ok(()), |disk| disk.deactivate());
+        closed.and(below)
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        self.control.listeners.add(listener);
+    }
 }
+
+#[cfg(test)]
+mod tests;

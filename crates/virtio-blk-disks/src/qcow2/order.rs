@@ -36,6 +36,10 @@ const REFCOUNTS_FIELD: usize = 48;
 /// What of the header is never changed while the image is in use: all but the place of the backing file's name, of the
 /// refcount table, features that are cleared, and its length.
 const HEADER_STAYS: [Range<usize>; 4] = [0..8, 20..48, 60..88, 96..100];
+/// The same while the image grows: then its size and the place and length of the L1 table change, too.
+const GROWING_STAYS: [Range<usize>; 5] = [0..8, 20..24, 32..36, 60..88, 96..100];
+/// Where the header keeps the length, in entries, and the place of the L1 table.
+const L1_FIELD: Range<usize> = 36..48;
 /// The bits of an entry of the L1 or L2 table that are an offset.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 const COMPRESSED: u64 = 1 << 62;
@@ -108,12 +112,23 @@ pub(super) struct Order {
     /// Clusters that were made zero; since the last sync, and before.
     punched: HashSet<u64>,
     clean: HashSet<u64>,
+    /// The image is made larger just now.
+    growing: bool,
 }
 
 fn entry(bytes: &[u8]) -> u64 {
     bytes
         .first_chunk()
         .map_or(0, |bytes| u64::from_be_bytes(*bytes))
+}
+
+/// The L1 table that a header names.
+fn l1_table(header: &[u8]) -> Option<Table> {
+    let field = header.get(L1_FIELD)?;
+    let entries = u32::from_be_bytes(*field.first_chunk()?);
+    let offset = entry(field.get(4..)?);
+    let len = u64::from(entries) * 8;
+    Some(Table { offset, len })
 }
 
 fn header_given_away() -> io::Error {
@@ -150,6 +165,7 @@ impl Order {
             virgin,
             punched: HashSet::new(),
             clean: HashSet::new(),
+            growing: false,
         })
     }
 
@@ -187,7 +203,7 @@ impl Order {
     pub fn write(&mut self, host: &dyn Host, offset: u64, data: &[u8]) -> Result<(), Failure> {
         let whole = offset.is_multiple_of(self.cluster()) && data.len() as u64 == self.cluster();
         if offset < self.cluster() {
-            Self::check_header(host, offset, data)?;
+            self.check_header(host, offset, data)?;
         }
         if offset == 0 || Self::within(self.refcounts, offset) {
             self.write_roots(host, offset, data)?;
@@ -220,10 +236,16 @@ impl Order {
 
     /// A hostile image has the library free the header's own cluster (by a compressed cluster that lies there), and use
     /// it for a table.
-    fn check_header(host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut old = vec![0; HEADER_STAYS[3].end.min(data.len())];
+    fn check_header(&self, host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
+        let all: &[Range<usize>] = if self.growing {
+            &GROWING_STAYS
+        } else {
+            &HEADER_STAYS
+        };
+        let end = all.last().map_or(0, |range| range.end);
+        let mut old = vec![0; end.min(data.len())];
         host.read(&mut old, 0)?;
-        let stays = HEADER_STAYS.into_iter().all(|range| {
+        let stays = all.iter().all(|range| {
             let range = range.start.min(old.len())..range.end.min(old.len());
             data.get(range.clone()) == old.get(range)
         });
@@ -237,6 +259,13 @@ impl Order {
     /// The header or the refcount table. Rare: everything before becomes stable first.
     fn write_roots(&mut self, host: &dyn Host, offset: u64, data: &[u8]) -> io::Result<()> {
         self.counts.raise(host)?;
+        let l1 = if offset == 0 { l1_table(data) } else { None };
+        let l1 = l1.filter(|l1| *l1 != self.l1);
+        if let Some(l1) = l1 {
+            for cluster in self.clusters(l1.offset, l1.len) {
+                self.counts.ensure(host, cluster)?;
+            }
+        }
         if offset != 0 {
             for place in data.as_chunks::<8>().0 {
                 let block = u64::from_be_bytes(*place) & !0x1ff;
@@ -250,6 +279,13 @@ impl Order {
         self.sync(host)?;
         self.pending |= COUNTS | TABLES;
         host.write(data, offset)?;
+        if let Some(l1) = l1 {
+            let old = self.clusters(self.l1.offset, self.l1.len);
+            self.released.extend(old);
+            self.tables.remove(self.l1);
+            self.tables.add(l1);
+            self.l1 = l1;
+        }
         if offset == 0
             && let Some(field) = data.get(REFCOUNTS_FIELD..REFCOUNTS_FIELD + 12)
         {
@@ -425,6 +461,11 @@ impl Order {
         if self.virgin.is_some() && self.punched.len() + self.clean.len() < MAX_REMEMBERED {
             self.punched.extend(self.clusters(offset, len));
         }
+    }
+
+    /// Whether the header's size and L1 table may change from now on.
+    pub fn set_growing(&mut self, growing: bool) {
+        self.growing = growing;
     }
 
     /// Makes everything stable.

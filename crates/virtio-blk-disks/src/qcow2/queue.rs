@@ -92,7 +92,7 @@ impl Qcow2Queue {
         };
         Ok(Self {
             inner,
-            map: Map::new(image.bounds.capacity, image.cluster_bits),
+            map: Map::new(image.capacity(), image.cluster_bits),
             tickets: Tickets { image, count: 0 },
             share: Share(home),
             pool,
@@ -128,7 +128,7 @@ impl Qcow2Queue {
 
 impl IoQueue for Qcow2Queue {
     fn submit(&mut self, mut op: Op) -> Submit {
-        if let Err(error) = self.tickets.image.bounds.check(&op.kind, op.buf.len()) {
+        if let Err(error) = self.tickets.image.bounds().check(&op.kind, op.buf.len()) {
             return Submit::Done(op.complete(Err(error)));
         }
         if let Some(aimed) = self.aim(&op.kind, op.buf.len()) {
@@ -163,7 +163,7 @@ impl IoQueue for Qcow2Queue {
 
     #[inline]
     fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        if let Err(error) = self.tickets.image.bounds.check(kind, buf.len()) {
+        if let Err(error) = self.tickets.image.bounds().check(kind, buf.len()) {
             return Some(Err(error));
         }
         let aimed = self.aim(kind, buf.len())?;
