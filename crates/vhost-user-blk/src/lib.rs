@@ -7,12 +7,14 @@ mod dirty_log;
 mod event;
 mod header;
 mod inflight;
+mod medium;
 mod memory;
 mod region;
 mod server;
 mod session;
 mod shared_file;
 mod stops;
+mod told;
 mod vring;
 
 pub use server::{MAX_QUEUES, STOP_TIME, Server, ServerError, ServerHandle, ServerOptions};

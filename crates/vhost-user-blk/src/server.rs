@@ -21,9 +21,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config_channel::ConfigChannel;
 use crate::header::Header;
+use crate::medium::Medium;
 use crate::session::{Session, SessionContext};
 use crate::shared_file::Alarm;
 use crate::stops::Stops;
+use crate::told::Told;
 
 /// The most queues a device can have on this transport: descriptors are handed over with an index of 8
 /// bits.
@@ -137,6 +139,8 @@ pub struct Server {
     memory: Option<MemoryListener>,
     shared: Arc<Shared>,
     channel: Arc<ConfigChannel>,
+    told: Arc<Told>,
+    medium: Arc<Medium>,
 }
 
 impl Server {
@@ -175,10 +179,20 @@ impl Server {
         };
         let inode = inode(path).map_err(bind_error)?;
         listener.set_nonblocking(true).map_err(bind_error)?;
-        let channel = Arc::new(ConfigChannel::default());
-        let weak = Arc::downgrade(&channel);
+        let (channel, told) = (
+            Arc::new(ConfigChannel::default()),
+            Arc::new(Told::default()),
+        );
+        let weak = (
+            Arc::downgrade(&channel),
+            Arc::downgrade(&told),
+            Arc::downgrade(&device),
+        );
         device.listen(Box::new(move || {
-            if let Some(channel) = weak.upgrade() {
+            if let (Some(channel), Some(told), Some(device)) =
+                (weak.0.upgrade(), weak.1.upgrade(), weak.2.upgrade())
+            {
+                told.keep(&device);
                 channel.notify();
             }
         }));
@@ -187,6 +201,7 @@ impl Server {
             listener,
             path: path.to_owned(),
             inode,
+            medium: Arc::new(Medium::new(device.disk().clone(), options.stop_time)),
             device,
             poll: options.poll,
             memory: None,
@@ -198,6 +213,7 @@ impl Server {
                 stops: Arc::new(Stops::new(options.stop_time)),
             }),
             channel,
+            told,
         })
     }
 
@@ -310,6 +326,7 @@ impl Server {
             log::info!("client gone");
         }
         self.channel.close();
+        self.told.close();
         *self.shared.client() = None;
     }
 
@@ -320,6 +337,8 @@ impl Server {
             poll: self.poll,
             listener: self.memory.clone(),
             channel: self.channel.clone(),
+            told: self.told.clone(),
+            medium: self.medium.clone(),
             stops: self.shared.stops.clone(),
         });
         let session = match session {

@@ -3,20 +3,16 @@
 
 //! The vhost-user protocol with one client.
 
-use std::fs::File;
+mod requests;
+
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
-    VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost::vhost_user::{Error, Result};
 use virtio_blk_core::device::Device;
 use virtio_blk_core::memory::HostMemory;
 use virtio_blk_core::runner::{InFlightArea, InFlightLog, Stop};
@@ -24,13 +20,13 @@ use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 
 use crate::config_channel::ConfigChannel;
 use crate::dirty_log::DirtyLog;
-use crate::event;
-use crate::inflight;
-use crate::memory::{MAX_SLOTS, MemoryTable, Table};
+use crate::medium::{Medium, MediumError};
+use crate::memory::{MemoryTable, Table};
 use crate::server::MemoryListener;
 use crate::shared_file::Alarm;
 use crate::stops::Stops;
-use crate::vring::{Addresses, Vring, VringContext};
+use crate::told::Told;
+use crate::vring::{Vring, VringContext};
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
@@ -58,9 +54,6 @@ pub fn protocol_feature_names() -> Vec<String> {
         .collect()
 }
 
-/// An address of a region's start in the client, as the `postcopy` part of the protocol answers it.
-type RegionBase = u64;
-
 /// What a server gives to each of its sessions.
 #[derive(Clone)]
 pub(crate) struct SessionContext {
@@ -70,6 +63,8 @@ pub(crate) struct SessionContext {
     /// Told of the client's memory.
     pub(crate) listener: Option<MemoryListener>,
     pub(crate) channel: Arc<ConfigChannel>,
+    pub(crate) told: Arc<Told>,
+    pub(crate) medium: Arc<Medium>,
     pub(crate) stops: Arc<Stops>,
 }
 
@@ -79,13 +74,15 @@ struct KeptArea {
     queue_size: u16,
 }
 
-/// The state of the protocol with one client. Dropping it stops all queues, drained as far as the disk
-/// finishes in time.
+/// The state of the protocol with one client. Dropping it stops all queues as far as the disk finishes in
+/// time: drained, or with requests left in the in-flight area for the next server if the client has one.
 pub(crate) struct Session {
     device: Arc<Device>,
     poll: Duration,
     listener: Option<MemoryListener>,
     channel: Arc<ConfigChannel>,
+    told: Arc<Told>,
+    medium: Arc<Medium>,
     stops: Arc<Stops>,
     features: u64,
     protocol_features: u64,
@@ -105,10 +102,6 @@ fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::ReqHandlerError(io::Error::other(error))
 }
 
-fn unsupported<T>(what: &'static str) -> Result<T> {
-    Err(Error::InvalidOperation(what))
-}
-
 impl Session {
     /// # Errors
     /// The system has no descriptor left.
@@ -124,6 +117,8 @@ impl Session {
             poll: context.poll,
             listener: context.listener,
             channel: context.channel,
+            told: context.told,
+            medium: context.medium,
             stops: context.stops,
             features: 0,
             protocol_features: 0,
@@ -167,6 +162,8 @@ impl Session {
             table: &self.table,
             in_flight: self.in_flight.as_ref().map(|kept| &kept.area),
             poll: self.poll,
+            medium: &self.medium,
+            deadline: self.stops.deadline(),
             needs_enable: self.features & PROTOCOL_FEATURES != 0,
         };
         let found = self.vrings.iter_mut().zip(0..);
@@ -176,10 +173,19 @@ impl Session {
                 Ok(false) => {}
                 Err(error) => {
                     vring.signal_error();
-                    return Err(failed(format!("queue {number} can't be started: {error}")));
+                    let error = failed(format!("queue {number} can't be started: {error}"));
+                    self.leave_unused(self.stops.deadline());
+                    return Err(error);
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Starts queue `index`, which was stopped, if it is ready; without it the disk may not be in use any more.
+    fn start_or_leave(&mut self, index: u32, deadline: Instant) -> Result<()> {
+        self.start(index)?;
+        self.leave_unused(deadline);
         Ok(())
     }
 
@@ -190,6 +196,24 @@ impl Session {
             if let Err(error) = self.start(index) {
                 log::warn!("{error}");
             }
+        }
+    }
+
+    /// Lets go of the disk if no queue uses it.
+    ///
+    /// # Errors
+    /// What the disk kept could not be made stable, or not in time.
+    fn leave(&self, deadline: Instant) -> std::result::Result<(), MediumError> {
+        if self.vrings.iter().any(Vring::is_used) || self.stops.stuck() != 0 {
+            return Ok(());
+        }
+        self.medium.leave(deadline)
+    }
+
+    /// As [`Session::leave`], where the client can't be told of a failure.
+    fn leave_unused(&self, deadline: Instant) {
+        if let Err(error) = self.leave(deadline) {
+            log::error!("{error}");
         }
     }
 
@@ -217,12 +241,16 @@ impl Session {
         Ok(())
     }
 
-    /// Stops those queues that `which` chooses, all of them in the time for one.
+    /// Stops those queues that `which` chooses, all of them until `deadline`.
     ///
     /// # Errors
     /// The disk did not let go of some of them: the session is over.
-    fn stop(&mut self, mode: Stop, which: impl Fn(&Vring) -> bool) -> Result<()> {
-        let deadline = self.stops.deadline();
+    fn stop(
+        &mut self,
+        mode: Stop,
+        which: impl Fn(&Vring) -> bool,
+        deadline: Instant,
+    ) -> Result<()> {
         let chosen = self.vrings.iter_mut().zip(0..);
         let mut chosen: Vec<_> = chosen.filter(|(vring, _)| which(vring)).collect();
         for (vring, _) in &chosen {
@@ -240,8 +268,7 @@ impl Session {
     }
 
     /// As [`Session::stop`], for queue `index`, drained.
-    fn stop_one(&mut self, index: u32) -> Result<&mut Vring> {
-        let deadline = self.stops.deadline();
+    fn stop_one(&mut self, index: u32, deadline: Instant) -> Result<&mut Vring> {
         let stops = self.stops.clone();
         let vring = self.vring(index)?;
         vring.begin_stop(Stop::Drain);
@@ -280,7 +307,7 @@ impl Session {
         for vring in &mut self.vrings {
             vring.set_parked(losers.next() == Some(&true));
         }
-        self.stop(Stop::Drain, Vring::is_parked)?;
+        self.stop(Stop::Drain, Vring::is_parked, self.stops.deadline())?;
         self.table.replace(next);
         self.remap();
         self.tell_memory();
@@ -305,296 +332,20 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        // What can be executed for the client's next connection need not be waited for, and what a policy
+        // holds back must not fail.
+        let mode = match self.in_flight {
+            Some(_) => Stop::HandOver,
+            None => Stop::Drain,
+        };
         // What the disk does not finish was logged, and is in the in-flight area.
-        let _ = self.stop(Stop::Drain, Vring::is_running);
+        let deadline = self.stops.deadline();
+        let _ = self.stop(mode, Vring::is_running, deadline);
+        self.vrings.clear();
+        self.leave_unused(deadline);
         self.device.reset();
         if let Some(listener) = &self.listener {
             listener(&[]);
         }
-    }
-}
-
-impl VhostUserBackendReqHandlerMut for Session {
-    fn set_owner(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset_owner(&mut self) -> Result<()> {
-        self.reset_device()
-    }
-
-    fn reset_device(&mut self) -> Result<()> {
-        // Its requests are the guest's no more: they need not be executed.
-        self.stop(Stop::HandOver, Vring::is_running)?;
-        for index in 0..self.vrings.len() {
-            self.discard_in_flight(index as u16);
-        }
-        self.vrings.fill_with(Vring::default);
-        self.kept_cache_mode = None;
-        self.features = 0;
-        self.log.enable(false);
-        self.device.reset();
-        Ok(())
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok(self.device.offered() | PROTOCOL_BITS)
-    }
-
-    fn set_features(&mut self, features: u64) -> Result<()> {
-        let device_features = features & !PROTOCOL_BITS;
-        // Sent again while queues run, to switch the log of a migration on and off.
-        if device_features != self.device.accepted() || self.device.accepted() == 0 {
-            if self.vrings.iter().any(Vring::is_running) {
-                return Err(failed("features can't change while queues run"));
-            }
-            self.device.accept(device_features).map_err(failed)?;
-        }
-        self.features = features;
-        self.log.enable(features & LOG_ALL != 0);
-        self.start_ready();
-        Ok(())
-    }
-
-    fn set_mem_table(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<Vec<RegionBase>>> {
-        let next = self.table.other(regions, files).map_err(failed)?;
-        self.change_memory(next)?;
-        Ok(None)
-    }
-
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let max = self.device.options().queue_size;
-        let vring = self.vring(index)?;
-        let size = u16::try_from(num)
-            .ok()
-            .filter(|size| size.is_power_of_two() && *size <= max)
-            .ok_or_else(|| failed(format!("queue size {num}: a power of two up to {max}")))?;
-        if vring.is_running() && size != vring.size {
-            return Err(failed("the queue size can't change while the queue runs"));
-        }
-        vring.size = size;
-        self.start(index)
-    }
-
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        _flags: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        _log: u64,
-    ) -> Result<()> {
-        let addresses = Addresses {
-            descriptor,
-            available,
-            used,
-        };
-        // Sent again with the log's flag set. The used ring is logged with the memory it lies in.
-        if self.vring(index)?.addresses != Some(addresses)
-            && self.stop_one(index)?.set_addresses(addresses)
-        {
-            // Below the number of queues.
-            self.discard_in_flight(index as u16);
-        }
-        self.start(index)
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let vring = self.vring(index)?;
-        if vring.is_running() {
-            return Err(failed("the base can't change while the queue runs"));
-        }
-        vring.base =
-            u16::try_from(base).map_err(|_| failed(format!("base {base} of a split queue")))?;
-        self.start(index)
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let vring = self.stop_one(index)?;
-        let state = VhostUserVringState::new(index, u32::from(vring.base));
-        if vring.close() {
-            // Below the number of queues.
-            self.discard_in_flight(index as u16);
-        }
-        Ok(state)
-    }
-
-    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        self.vring(u32::from(index))?;
-        let file =
-            file.ok_or_else(|| failed("queues without a kick descriptor are not supported"))?;
-        event::check(&file).map_err(failed)?;
-        self.stop_one(u32::from(index))?.set_kick(Some(file));
-        self.start(u32::from(index))
-    }
-
-    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        let vring = self.vring(u32::from(index))?;
-        if let Some(file) = &file {
-            event::check(file).map_err(failed)?;
-        }
-        vring.set_call(file);
-        Ok(())
-    }
-
-    fn set_vring_err(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        let vring = self.vring(u32::from(index))?;
-        if let Some(file) = &file {
-            event::check(file).map_err(failed)?;
-        }
-        vring.set_err(file);
-        Ok(())
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(offered())
-    }
-
-    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        let extra = features & !offered().bits();
-        if extra != 0 {
-            return Err(failed(format!(
-                "protocol features {extra:#x} were not offered"
-            )));
-        }
-        self.protocol_features = features;
-        Ok(())
-    }
-
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(self.vrings.len() as u64)
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        self.vring(index)?.enabled = enable;
-        if !enable {
-            self.stop_one(index)?;
-        }
-        self.start(index)
-    }
-
-    fn get_config(
-        &mut self,
-        offset: u32,
-        size: u32,
-        _flags: VhostUserConfigFlags,
-    ) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; size as usize];
-        self.device.read_config(u64::from(offset), &mut bytes);
-        Ok(bytes)
-    }
-
-    fn set_config(
-        &mut self,
-        offset: u32,
-        bytes: &[u8],
-        _flags: VhostUserConfigFlags,
-    ) -> Result<()> {
-        self.device
-            .write_config(u64::from(offset), bytes)
-            .map_err(failed)?;
-        self.keep_cache_mode();
-        Ok(())
-    }
-
-    fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
-        self.check_in_flight_area_unused()?;
-        let options = self.device.options();
-        if wanted.num_queues > options.queues || wanted.queue_size > options.queue_size {
-            return Err(failed(format!(
-                "in-flight area for {} queues of {}: the device has {} of {}",
-                { wanted.num_queues },
-                { wanted.queue_size },
-                options.queues,
-                options.queue_size
-            )));
-        }
-        let (area, file, size) =
-            inflight::create(wanted.num_queues, wanted.queue_size, &self.alarm).map_err(failed)?;
-        self.in_flight = Some(KeptArea {
-            area,
-            queue_size: wanted.queue_size,
-        });
-        self.keep_cache_mode();
-        let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
-        Ok((reply, file))
-    }
-
-    fn set_inflight_fd(&mut self, area: &VhostUserInflight, file: File) -> Result<()> {
-        self.check_in_flight_area_unused()?;
-        let opened = inflight::open(
-            &file,
-            area.mmap_offset,
-            area.mmap_size,
-            area.num_queues,
-            area.queue_size,
-            &self.alarm,
-        );
-        let opened = opened.map_err(failed)?;
-        self.kept_cache_mode = opened.cache_mode();
-        self.in_flight = Some(KeptArea {
-            area: opened,
-            queue_size: area.queue_size,
-        });
-        Ok(())
-    }
-
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Ok(MAX_SLOTS)
-    }
-
-    fn add_mem_region(
-        &mut self,
-        region: &VhostUserSingleMemoryRegion,
-        file: File,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<RegionBase>> {
-        let next = self.table.with(region, file).map_err(failed)?;
-        self.change_memory(next)?;
-        Ok(None)
-    }
-
-    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        let next = self.table.without(region).map_err(failed)?;
-        self.change_memory(next)
-    }
-
-    fn set_log_base(&mut self, log: &VhostUserLog, file: File) -> Result<()> {
-        self.log
-            .replace(&file, log.mmap_offset, log.mmap_size, &self.alarm)
-            .map_err(failed)
-    }
-
-    // Parts of the protocol that are not offered.
-
-    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
-        unsupported("a block device has no GPU socket")
-    }
-
-    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
-        unsupported("shared objects are not offered")
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _: VhostTransferStateDirection,
-        _: VhostTransferStatePhase,
-        _: File,
-    ) -> Result<Option<File>> {
-        unsupported("device state transfer is not offered")
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        unsupported("device state transfer is not offered")
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        unsupported("shared memory regions are not offered")
     }
 }

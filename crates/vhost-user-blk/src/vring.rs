@@ -18,12 +18,15 @@ use virtio_blk_core::runner::{
 use virtio_queue::QueueState;
 
 use crate::event;
+use crate::medium::{Medium, MediumError};
 use crate::memory::{Memory, MemoryError, MemoryTable, Table};
 use crate::stops::Stops;
 
 /// Why a queue could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VringError {
+    #[error(transparent)]
+    Medium(#[from] MediumError),
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
@@ -84,6 +87,9 @@ pub(crate) struct VringContext<'a> {
     pub(crate) table: &'a MemoryTable,
     pub(crate) in_flight: Option<&'a InFlightArea>,
     pub(crate) poll: Duration,
+    pub(crate) medium: &'a Medium,
+    /// Until when the disk may be waited for.
+    pub(crate) deadline: Instant,
     /// Rings wait for SET_VRING_ENABLE (protocol features were negotiated).
     pub(crate) needs_enable: bool,
 }
@@ -168,6 +174,7 @@ impl Vring {
         {
             return Ok(false);
         }
+        context.medium.take(context.deadline)?;
         let memory = context.table.memory();
         let mut state = QueueState {
             max_size: context.device.options().queue_size,
@@ -274,6 +281,11 @@ impl Vring {
     /// Whether the queue waits for its ring to be mapped.
     pub(crate) fn is_parked(&self) -> bool {
         self.parked
+    }
+
+    /// Whether the disk is in use for the queue: it runs, or would if its ring were mapped.
+    pub(crate) fn is_used(&self) -> bool {
+        self.is_running() || self.parked
     }
 
     /// Takes other addresses; the queue is stopped. Answers whether requests of a ring before are now

@@ -14,11 +14,14 @@ use std::time::{Duration, Instant};
 
 use common::stuck::{At, StuckDisk};
 use common::{QUEUE_SIZE, Running, Served, heads_in_flight, mapped, start, test_disk, wait_for};
-use vblk_testing::frontend::{Client, InFlight};
+use vblk_testing::frontend::{Client, InFlight, Queue};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vhost_user_blk::STOP_TIME;
 use virtio_blk_core::testdisk::{Mode, WaitKind};
+use virtio_blk_disks::stack::{Groups, StackSpec};
 use virtio_blk_driver::request::Request;
+use vm_memory::{Bytes, GuestAddress};
 
 /// The bound of servers here.
 const BOUND: Duration = Duration::from_millis(300);
@@ -176,7 +179,65 @@ fn a_disk_that_never_returns() {
     }
 }
 
-/// Nobody waits for the threads of such a disk, and a reset cancels what can be cancelled.
+/// Layers let go of what they hold, all of it is executed, and the client is told of success.
+fn over_layers_that_hold(layers: &str, hold: bool) {
+    for what in ALL {
+        println!("{what:?}");
+        let spec = layers.parse::<StackSpec>().unwrap();
+        let stack = spec.open_live(false, &Groups::default()).unwrap();
+        let mut served = Served::new(stack.disk());
+        let mut running = served.running(3);
+        if hold {
+            stack.hold(Duration::from_secs(3600)).unwrap();
+        }
+        for queue in &mut running.queues {
+            for sector in 0..u64::from(QUEUE_SIZE) {
+                let write = Request::write(sector, &[7; 512]);
+                queue.send(&write.indirect(true)).unwrap();
+            }
+        }
+        let started = Instant::now();
+        let told = stop(what, &mut served, &mut running);
+        assert!(started.elapsed() < STOP_TIME, "{:?}", started.elapsed());
+        let asked = !matches!(what, What::Leave | What::Server);
+        assert_eq!(told, asked, "the server ends, or answers");
+        if told {
+            // The connection stays.
+            running.client.capacity().unwrap();
+        }
+        let answers = |queue: &mut Queue| {
+            let polled = std::iter::from_fn(|| queue.driver.poll().unwrap());
+            polled
+                .inspect(|done| assert!(done.is_ok(), "{done:?}"))
+                .count()
+        };
+        match what {
+            // What was taken was executed: the queue's thread may not have seen the last kick.
+            What::Leave | What::Server | What::RemoveMemory => {
+                for queue in &mut running.queues {
+                    let used = queue.driver.state().used_ring + 2;
+                    let used: u16 = running.guest.memory().read_obj(GuestAddress(used)).unwrap();
+                    assert_eq!(answers(queue), usize::from(used));
+                }
+            }
+            // What was taken is forgotten.
+            What::Reset => {}
+            _ => drop(answers(&mut running.queues[0])),
+        }
+    }
+}
+
+#[test]
+fn a_throttle_with_full_queues() {
+    over_layers_that_hold("memory:1M,throttle=iops:1", false);
+}
+
+#[test]
+fn a_stack_that_is_held_for_an_hour() {
+    over_layers_that_hold("memory:1M", true);
+}
+
+/// A reset cancels what can be cancelled.
 #[test]
 fn a_reset_cancels() {
     let disk = test_disk();

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use vblk_testing::frontend::{Client, Guest, InFlight, PATIENCE, Queue, Wire};
-use vhost_user_blk::{Server, ServerError, ServerHandle, ServerOptions};
+use vhost_user_blk::{STOP_TIME, Server, ServerError, ServerHandle, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::disk::{Caps, Disk, EraseLimits, ZeroLimits};
 use virtio_blk_core::testdisk::{Mode, TestDisk, WaitKind};
@@ -41,32 +41,37 @@ impl Served {
 
     /// With a server that `change` makes of the usual one.
     pub fn with(disk: Arc<dyn Disk>, change: impl FnOnce(Server) -> Server) -> Self {
-        Self::start(disk, options(), ServerOptions::default(), change)
+        Self::start(disk, options(), STOP_TIME, change)
     }
 
     /// With a device of these options.
     pub fn with_device(disk: Arc<dyn Disk>, options: Options) -> Self {
-        Self::start(disk, options, ServerOptions::default(), |server| server)
+        Self::started(disk, options, STOP_TIME)
     }
 
     /// With stops that take at most so long.
     pub fn with_stop_time(disk: Arc<dyn Disk>, stop_time: Duration) -> Self {
-        let server = ServerOptions {
-            stop_time,
-            ..ServerOptions::default()
-        };
-        Self::start(disk, options(), server, |server| server)
+        Self::started(disk, options(), stop_time)
+    }
+
+    /// With both.
+    pub fn started(disk: Arc<dyn Disk>, options: Options, stop_time: Duration) -> Self {
+        Self::start(disk, options, stop_time, |server| server)
     }
 
     fn start(
         disk: Arc<dyn Disk>,
         options: Options,
-        server: ServerOptions,
+        stop_time: Duration,
         change: impl FnOnce(Server) -> Server,
     ) -> Self {
         let device = Device::new(disk, options).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("socket");
+        let server = ServerOptions {
+            stop_time,
+            ..ServerOptions::default()
+        };
         let server = Server::bind(&socket, device.clone(), server).unwrap();
         let server = change(server);
         let handle = server.handle();

@@ -1,0 +1,120 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! When the disk is in use: from before the first queue starts until after the last has stopped, so that two
+//! servers of one medium can hand it over in a migration.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use virtio_blk_core::disk::{Disk, DiskError};
+
+/// Why a disk could not be taken into use, or not be left in order.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MediumError {
+    #[error("the disk can't be taken into use: {0}")]
+    Activate(#[source] DiskError),
+    #[error("the disk can't be taken into use: it still writes what it kept when it was used last")]
+    Busy,
+    #[error("the disk can't be left in order: {0}; what it kept in memory may be lost")]
+    Deactivate(#[source] DiskError),
+    #[error(
+        "the disk does not finish writing what it kept within {0:?}: its lock is kept until it has"
+    )]
+    Slow(Duration),
+}
+
+type Left = Result<(), DiskError>;
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    Active,
+    /// A thread lets go of it.
+    Leaving(Receiver<Left>),
+}
+
+/// The disk of a server.
+pub(crate) struct Medium {
+    disk: Arc<dyn Disk>,
+    state: Mutex<State>,
+    /// The longest time that letting go may take.
+    time: Duration,
+}
+
+impl Medium {
+    pub(crate) fn new(disk: Arc<dyn Disk>, time: Duration) -> Self {
+        Self {
+            disk,
+            state: Mutex::new(State::Idle),
+            time,
+        }
+    }
+
+    /// Takes the disk into use, if it is not.
+    ///
+    /// # Errors
+    /// Somebody else has it, or it has not been let go of since the last time.
+    pub(crate) fn take(&self, deadline: Instant) -> Result<(), MediumError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let State::Leaving(wait) = &*state {
+            match wait.recv_timeout(left_until(deadline)) {
+                Err(RecvTimeoutError::Timeout) => return Err(MediumError::Busy),
+                // Its failure was told, or nobody waited for it.
+                Ok(Err(error)) => log::error!("{}", MediumError::Deactivate(error)),
+                Ok(Ok(())) | Err(RecvTimeoutError::Disconnected) => {}
+            }
+            *state = State::Idle;
+        }
+        if let State::Idle = *state {
+            self.disk.activate().map_err(MediumError::Activate)?;
+            *state = State::Active;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the disk, if it is in use; no queue of it is open. Waits until `deadline`.
+    ///
+    /// # Errors
+    /// What the disk kept could not be made stable, or not in time.
+    pub(crate) fn leave(&self, deadline: Instant) -> Result<(), MediumError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*state, State::Active) {
+            return Ok(());
+        }
+        let (done, wait) = sync_channel(1);
+        let disk = self.disk.clone();
+        let leave = move || {
+            // Nobody may be there any more to hear it.
+            let _ = done.send(disk.deactivate());
+        };
+        // It may take for ever: the disk is asked to write.
+        let thread = std::thread::Builder::new().name("vblk-leave".to_owned());
+        if let Err(error) = thread.spawn(leave) {
+            log::warn!("no thread to leave the disk on, so it is waited for: {error}");
+            *state = State::Idle;
+            return self.disk.deactivate().map_err(MediumError::Deactivate);
+        }
+        match wait.recv_timeout(left_until(deadline)) {
+            Ok(result) => {
+                *state = State::Idle;
+                result.map_err(MediumError::Deactivate)
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                *state = State::Idle;
+                Err(MediumError::Deactivate(DiskError::Config(
+                    "its thread panicked".to_owned(),
+                )))
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                *state = State::Leaving(wait);
+                Err(MediumError::Slow(self.time))
+            }
+        }
+    }
+}
+
+fn left_until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
