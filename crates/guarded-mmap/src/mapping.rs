@@ -5,8 +5,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, OnceLock};
 
 use crate::registry::{self, Area, Slot};
 use crate::signal;
@@ -36,13 +36,18 @@ pub enum MapError {
     /// There is no handler for `SIGBUS`, so that the mapping would not be safe to use.
     #[error("can't install a handler for SIGBUS: {0}")]
     Handler(#[source] io::Error),
+    /// There is no file to put in the memory's place, so that it could not be taken away again.
+    #[error("can't make an empty file in memory, which revoking needs: {0}")]
+    Empty(#[source] io::Error),
 }
 
 impl From<MapError> for io::Error {
     fn from(error: MapError) -> Self {
         let kind = match &error {
             MapError::Range { .. } => io::ErrorKind::InvalidInput,
-            MapError::Map { source, .. } | MapError::Handler(source) => source.kind(),
+            MapError::Map { source, .. } | MapError::Handler(source) | MapError::Empty(source) => {
+                source.kind()
+            }
         };
         Self::new(kind, error)
     }
@@ -93,6 +98,7 @@ impl Mapping {
         protection: Protection,
     ) -> Result<Self, MapError> {
         signal::install().map_err(MapError::Handler)?;
+        empty_file().map_err(MapError::Empty)?;
         let fd = fd.as_fd();
         let page = page_size(fd);
         let range = || MapError::Range { offset, len };
@@ -151,16 +157,13 @@ impl Mapping {
     /// (without an alarm), system calls fail with `EFAULT`, also those that are under way and did not copy
     /// yet. Not undone: devices that were given the pages before (direct I/O) go on using them.
     ///
+    /// Needs no descriptor: the first mapping of a process has opened the file that takes the memory's place.
+    ///
     /// # Errors
-    /// No descriptor could be had, and everything is as it was; or no mapping, and it only counts as poisoned.
+    /// The system is out of memory for the change. The mapping counts as poisoned, and the file can still be
+    /// reached through it.
     pub fn revoke(&self) -> io::Result<()> {
-        // SAFETY: the name is a C string.
-        let fd = unsafe { libc::memfd_create(c"guarded-mmap".as_ptr(), libc::MFD_CLOEXEC) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: a new descriptor that nobody else has.
-        let empty = unsafe { OwnedFd::from_raw_fd(fd) };
+        let empty = empty_file()?;
         self.slot.set_alarm(registry::NONE);
         // Before anybody can read zeroes.
         self.slot.set_poisoned();
@@ -222,6 +225,29 @@ impl Drop for Mapping {
         // it broke the contract.
         unsafe { libc::munmap(self.area.pointer(), self.area.len) };
     }
+}
+
+/// The file that takes the place of memory that is taken away: it has no pages and never gets any. One for the
+/// whole process, opened before there is anything to take away.
+fn empty_file() -> io::Result<&'static OwnedFd> {
+    static EMPTY: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(file) = EMPTY.get() {
+        return Ok(file);
+    }
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"guarded-mmap".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else has.
+    let file = unsafe { OwnedFd::from_raw_fd(fd) };
+    let seals = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+    // SAFETY: takes a number.
+    if unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(EMPTY.get_or_init(|| file))
 }
 
 /// The size of the pages a file is mapped in.
