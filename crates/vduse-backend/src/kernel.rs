@@ -60,6 +60,9 @@ pub struct Region {
     pub last: u64,
     /// What the device may do there.
     pub permissions: Permissions,
+    /// The file is the one that the kernel makes for virtio-vdpa, with the bounce buffer and the rings. `offset` is
+    /// the I/O virtual address then.
+    pub domain: bool,
 }
 
 /// An attribute of a device in sysfs.

@@ -8,11 +8,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use rustix::thread::CpuSet;
 use virtio_blk_core::memory::Permissions;
 use vmm_sys_util::eventfd::EventFd;
@@ -157,6 +158,25 @@ fn create_argument(device: &NewDevice) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Whether `file` is the one that `vduse_domain_create` makes for virtio-vdpa: an anonymous file with a name of its
+/// own. Guest memory is no such file, be it of a file system, a device's (`/dev/dax`) or also anonymous.
+fn is_domain(file: &OwnedFd) -> bool {
+    // Anonymous files have no type, whatever the kernel's version.
+    let anonymous = rustix::fs::fstat(file)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Unknown);
+    if !anonymous {
+        return false;
+    }
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // Without /proc the type must do: hardly any VMM has guest memory in an anonymous file.
+    fs::read_link(link).map_or(true, |name| is_domain_name(&name))
+}
+
+/// `[vduse-domain]` is the name that `vduse_domain_create` gives.
+fn is_domain_name(link: &Path) -> bool {
+    link.to_string_lossy().starts_with("anon_inode:[vduse")
+}
+
 struct LinuxDevice(File);
 
 /// Waits as [`DeviceFile::wait`] says, on a descriptor that is readable when there is a message.
@@ -228,6 +248,7 @@ impl DeviceFile for LinuxDevice {
             _ => Permissions::ReadWrite,
         };
         Ok(Some(Region {
+            domain: is_domain(&file),
             file,
             offset: entry.offset,
             first: entry.start,
@@ -321,6 +342,24 @@ mod tests {
         };
         let bytes = create_argument(&old).unwrap();
         assert!(bytes[280..332].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn files_of_guest_memory_are_not_virtio_vdpas() {
+        let open = |path| File::options().read(true).write(true).open(path).unwrap();
+        for file in [
+            tempfile::tempfile().unwrap(),
+            tempfile::tempfile_in("/dev/shm").unwrap(),
+            // A device, as /dev/dax is one.
+            open("/dev/zero"),
+        ] {
+            assert!(!is_domain(&file.into()));
+        }
+        // Anonymous, with another name.
+        let flags = rustix::event::EventfdFlags::CLOEXEC;
+        assert!(!is_domain(&rustix::event::eventfd(0, flags).unwrap()));
+        assert!(is_domain_name(Path::new("anon_inode:[vduse-domain]")));
+        assert!(!is_domain_name(Path::new("anon_inode:[eventfd]")));
     }
 
     #[test]

@@ -37,7 +37,7 @@ struct Part {
     len: usize,
     permissions: Permissions,
     identity: Option<Identity>,
-    /// Of virtio-vdpa, see [`is_domain`].
+    /// See [`Region::domain`].
     domain: bool,
     mapping: Arc<Mapping>,
 }
@@ -73,14 +73,6 @@ impl Removed {
         }
         Ok(true)
     }
-}
-
-/// Whether `file` is the one with the bounce buffer and the rings of virtio-vdpa (`vduse_domain_create`
-/// names it): the offset in it is the I/O address.
-fn is_domain(region: &Region) -> bool {
-    region.offset == region.first
-        && rustix::fs::fstat(&region.file)
-            .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile)
 }
 
 fn identity(region: &Region) -> Option<Identity> {
@@ -148,7 +140,7 @@ impl AddressSpace {
             }
             next = region.last.checked_add(1);
             self.take(&region, &mut parts);
-            if is_domain(&region) {
+            if region.domain {
                 below = below.min(region.first);
                 domain.get_or_insert(region.file);
             }
@@ -168,6 +160,7 @@ impl AddressSpace {
                 first: 0,
                 last,
                 permissions: Permissions::ReadWrite,
+                domain: true,
             };
             self.take(&region, &mut parts);
         }
@@ -209,7 +202,7 @@ impl AddressSpace {
             len,
             permissions: region.permissions,
             identity,
-            domain: is_domain(region),
+            domain: region.domain,
             mapping,
         });
     }

@@ -172,6 +172,7 @@ fn files_that_can_not_be_mapped_are_holes() {
         first: 0x1000,
         last: 0x1fff,
         permissions: Permissions::ReadWrite,
+        domain: false,
     };
     rig.bus.set_regions(vec![hole, rig.region()]);
     rig.start();
@@ -191,6 +192,7 @@ fn memory_that_vanishes_stops_the_device_until_a_reset() {
         first: 0x10_0000,
         last: 0x10_0fff,
         permissions: Permissions::ReadWrite,
+        domain: false,
     };
     rig.map(vec![region, rig.region()]);
     gone.set_len(0).unwrap();

@@ -133,6 +133,7 @@ impl DeviceFile for FakeFile {
                     first: region.first,
                     last: region.last,
                     permissions: region.permissions,
+                    domain: region.domain,
                 })
             });
             region.transpose()

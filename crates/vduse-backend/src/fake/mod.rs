@@ -37,6 +37,8 @@ pub struct FakeRegion {
     pub last: u64,
     /// What the device may do there.
     pub permissions: Permissions,
+    /// See [`Region::domain`](crate::kernel::Region::domain).
+    pub domain: bool,
 }
 
 #[derive(Debug, Default)]

@@ -22,18 +22,27 @@ fn region(file: &Arc<OwnedFd>, first: u64) -> FakeRegion {
         first,
         last: first + LEN - 1,
         permissions: Permissions::ReadWrite,
+        domain: false,
+    }
+}
+
+/// A region of virtio-vdpa's own file.
+fn domain_region(first: u64) -> FakeRegion {
+    FakeRegion {
+        domain: true,
+        ..region(&device_memory(), first)
     }
 }
 
 /// A file of a file system, as guest memory is one, full of ones.
 fn guest_memory() -> Arc<OwnedFd> {
     let file = tempfile::tempfile().unwrap();
-    file.write_all_at(&vec![1; LEN as usize], 0).unwrap();
+    file.write_all_at(&vec![1; 2 * LEN as usize], 0).unwrap();
     Arc::new(file.into())
 }
 
-/// A file of none, as the one with virtio-vdpa's memory.
-fn domain() -> Arc<OwnedFd> {
+/// A device's memory: as the kernel's own file, and as `/dev/dax`, of no file system.
+fn device_memory() -> Arc<OwnedFd> {
     let mut options = File::options();
     let file = options.read(true).write(true).open("/dev/zero").unwrap();
     Arc::new(file.into())
@@ -69,7 +78,7 @@ fn what_a_killed_vhost_user_left_hides_no_bounce_buffer() {
     let _ = space.walk(file.as_ref(), LEN).unwrap();
     assert_eq!(found(&space, 0), Some(1), "vhost-vdpa's user is there");
 
-    driver.set_regions(vec![region(&stale, 0), region(&domain(), RINGS)]);
+    driver.set_regions(vec![region(&stale, 0), domain_region(RINGS)]);
     let removed = space.walk(file.as_ref(), LEN).unwrap();
     assert_eq!(found(&space, 0), Some(0), "the bounce buffer");
     assert_eq!(found(&space, RINGS), Some(0), "the rings");
@@ -79,4 +88,18 @@ fn what_a_killed_vhost_user_left_hides_no_bounce_buffer() {
     driver.set_regions(vec![region(&stale, 0)]);
     let _ = space.walk(file.as_ref(), LEN).unwrap();
     assert_eq!(found(&space, 0), Some(1), "vhost-vdpa is back");
+}
+
+#[test]
+fn guest_memory_on_a_device_is_guest_memory() {
+    let (driver, file) = device();
+    let mut space = AddressSpace::new().unwrap();
+    // The first one's offset in its file is its address, as of virtio-vdpa's.
+    let memory = guest_memory();
+    driver.set_regions(vec![region(&device_memory(), 0), region(&memory, LEN)]);
+    let _ = space.walk(file.as_ref(), 4 * LEN).unwrap();
+    assert_eq!(found(&space, 0), Some(0));
+    assert_eq!(found(&space, LEN - 1), Some(0));
+    assert_eq!(found(&space, LEN), Some(1), "the others count as well");
+    assert_eq!(found(&space, 2 * LEN), None, "no bounce buffer is made up");
 }

@@ -269,6 +269,7 @@ impl Rig {
             first: BASE,
             last: BASE + LIFE * LIVES - 1,
             permissions: Permissions::ReadWrite,
+            domain: false,
         }
     }
 
