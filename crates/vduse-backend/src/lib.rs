@@ -7,6 +7,7 @@ mod affinity;
 pub mod fake;
 pub mod kernel;
 mod linux;
+mod medium;
 mod memory;
 pub mod message;
 mod queue;

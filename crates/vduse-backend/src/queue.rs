@@ -12,19 +12,18 @@ use virtio_blk_core::device::{Device, StartError};
 use virtio_blk_core::memory::{GuestMap, Iotlb};
 use virtio_blk_core::ring::{RingError, SplitRing};
 use virtio_blk_core::runner::{
-    InFlightArea, InFlightError, InFlightLog, QueueSetup, QueueThread, Stop, ThreadOptions,
+    InFlightError, QueueError as BrokenBy, QueueSetup, QueueThread, SplitLog, Stop, ThreadOptions,
 };
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::affinity::{Pace, Placement};
 use crate::kernel::{DeviceFile, Kernel, VqInfo};
+use crate::state::{Place, State};
 
 /// Why a queue could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum QueueError {
-    #[error("the kernel does not tell how it is set up: {0}")]
-    Info(#[source] io::Error),
     #[error("{0} descriptors: no queue has so many")]
     Size(u32),
     #[error(transparent)]
@@ -39,15 +38,14 @@ pub(crate) enum QueueError {
     Thread(#[source] io::Error),
 }
 
-/// Where a queue goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum From {
-    /// Where the driver said, after a reset.
-    Driver,
-    /// Where it was stopped, with nothing in flight.
-    Stopped(u16),
-    /// Where a server that died was: the in-flight area knows.
-    Log,
+impl QueueError {
+    /// Whether the cause may pass by itself (no descriptor, no thread), and is not what the driver has set up.
+    pub(crate) fn may_pass(&self) -> bool {
+        match self {
+            Self::Kick(_) | Self::Thread(_) | Self::Start(StartError::Disk(_)) => true,
+            Self::Size(_) | Self::Ring(_) | Self::Start(_) | Self::InFlight(_) => false,
+        }
+    }
 }
 
 /// What queues have in common.
@@ -57,11 +55,13 @@ pub(crate) struct Context<'a> {
     pub(crate) device: &'a Device,
     pub(crate) file: &'a Arc<dyn DeviceFile>,
     pub(crate) memory: Iotlb,
-    pub(crate) area: &'a InFlightArea,
+    pub(crate) state: &'a State,
     pub(crate) poll: Duration,
     pub(crate) pin: bool,
     /// Closed when the driver must hear nothing more of the queues that were started with it.
     pub(crate) gate: &'a Gate,
+    /// Rings when the session has something to do.
+    pub(crate) wake: &'a Arc<EventFd>,
 }
 
 /// Whether queues may interrupt the driver.
@@ -82,21 +82,55 @@ impl Gate {
     }
 }
 
+/// Interrupts the driver for one queue.
+struct Irq {
+    file: Arc<dyn DeviceFile>,
+    index: u16,
+    gate: Gate,
+    refused: Arc<AtomicBool>,
+    wake: Arc<EventFd>,
+}
+
+impl Irq {
+    fn raise(&self) {
+        if !self.gate.is_open() {
+            return;
+        }
+        if let Err(error) = self.file.inject_irq(self.index) {
+            log::debug!("queue {}: no interrupt: {error}", self.index);
+            // The kernel's status shows DRIVER_OK only after the message was answered; the queue may have been
+            // faster.
+            self.refused.store(true, Ordering::Release);
+            // The counter can't overflow.
+            let _ = self.wake.write(1);
+        }
+    }
+}
+
 /// The thread of a queue.
 pub(crate) type Worker = QueueThread<Iotlb>;
 
-/// One queue.
+/// What a queue should do, as the driver has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Nothing: there is no driver, or the queue is disabled, or broken.
+    #[default]
+    Rest,
+    /// Run if it is enabled, which the kernel knows.
+    IfReady,
+    /// Run, as soon as it is enabled: it ran before, or a message says that it is about to be enabled.
+    Run,
+}
+
+/// One queue. Where it stands is in the record.
 #[derive(Default)]
 pub(crate) struct Queue {
-    /// It should run: enabled, and the driver is ready.
-    pub(crate) wanted: bool,
+    pub(crate) wish: Wish,
     worker: Option<Worker>,
-    /// A stop was begun.
-    stopping: bool,
-    /// The next available index where it was stopped, or that it can't tell (it never ran).
-    stopped_at: Option<u16>,
-    /// Not before this moment.
-    pub(crate) not_before: Option<Instant>,
+    /// The stop that was begun.
+    stopping: Option<Stop>,
+    /// The kernel refused an interrupt.
+    refused: Arc<AtomicBool>,
 }
 
 impl Queue {
@@ -104,29 +138,28 @@ impl Queue {
         self.worker.is_none()
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        self.worker.is_some() && !self.stopping
+    pub(crate) fn should_run(&self) -> bool {
+        self.wish != Wish::Rest
     }
 
-    /// The next available index, while it does not run.
-    pub(crate) fn next_avail(&self) -> u16 {
-        self.stopped_at.unwrap_or_default()
+    /// Whether it should run and doesn't.
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.should_run() && self.is_idle()
     }
 
-    /// Where to go on if it was stopped and not reset.
-    pub(crate) fn from(&self) -> From {
-        self.stopped_at.map_or(From::Driver, From::Stopped)
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.is_some()
     }
 
-    /// Starts the queue as the driver has set it up.
+    /// Starts the queue as the driver has set it up, from where the record says.
     pub(crate) fn start(
         &mut self,
         index: u16,
-        from: From,
+        info: &VqInfo,
         context: &Context<'_>,
     ) -> Result<(), QueueError> {
-        let info = context.file.vq_info(index).map_err(QueueError::Info)?;
-        let (state, log, replay) = position(index, from, &info, context)?;
+        let place = context.state.place(index);
+        let (state, log, replay) = position(index, place, info, context)?;
         let driver = match context.pin {
             true => context.kernel.vq_cpus(context.name, index).ok(),
             false => None,
@@ -134,18 +167,16 @@ impl Queue {
         let placement = Placement::of_thread(driver.as_ref(), context.poll);
         let counters = context.device.counters(index).filter(|_| placement.alone);
         let pace = counters.map(Pace::new);
-        let (file, gate) = (context.file.clone(), context.gate.clone());
+        let irq = self.irq(index, context);
         let mut setup = QueueSetup::new(context.memory.clone(), move || {
             if let Some(pace) = &pace {
                 pace.tick();
             }
-            if gate.is_open()
-                && let Err(error) = file.inject_irq(index)
-            {
-                log::debug!("queue {index}: no interrupt: {error}");
-            }
+            irq.raise();
         });
-        setup.log = Some(log);
+        let taken = state.next_avail.wrapping_sub(state.next_used);
+        let gap = taken.wrapping_sub(replay.len() as u16);
+        setup.log = Some(Box::new(log));
         setup.replay = replay;
         let runner = context.device.start_queue(index, setup, &state)?;
         let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(QueueError::Kick)?;
@@ -164,33 +195,53 @@ impl Queue {
                 }
             }),
         };
+        // Before it takes anything.
+        context.state.set_place(index, Place::Started { gap });
         let worker = QueueThread::spawn(runner, kick, options).map_err(QueueError::Thread)?;
         worker.post(move |_| placement.apply());
-        if from == From::Log {
-            // The dead server may have ended between its last used entry and the interrupt.
-            let _ = context.file.inject_irq(index);
+        if place != Place::Fresh {
+            // An earlier server may have ended between its last used entry and the interrupt.
+            self.irq(index, context).raise();
         }
         self.worker = Some(worker);
-        self.stopping = false;
-        self.not_before = None;
+        self.stopping = None;
         log::debug!("queue {index} started at {}", state.next_avail);
         Ok(())
     }
 
-    /// Begins to stop, if it runs and does not stop yet.
+    fn irq(&self, index: u16, context: &Context<'_>) -> Irq {
+        Irq {
+            file: context.file.clone(),
+            index,
+            gate: context.gate.clone(),
+            refused: self.refused.clone(),
+            wake: context.wake.clone(),
+        }
+    }
+
+    /// Interrupts the driver if the kernel refused that before. Returns whether it refuses it again.
+    pub(crate) fn retry_irq(&self, index: u16, file: &dyn DeviceFile) -> bool {
+        if self.refused.swap(false, Ordering::AcqRel) && file.inject_irq(index).is_err() {
+            self.refused.store(true, Ordering::Release);
+        }
+        self.refused.load(Ordering::Acquire)
+    }
+
+    /// Begins to stop, if it runs and does not stop yet. Cuts a drain short if `mode` is not one.
     pub(crate) fn begin_stop(&mut self, mode: Stop, wake: &Arc<EventFd>) {
-        if let Some(worker) = self.worker.as_ref().filter(|_| !self.stopping) {
+        let begun = self.stopping == Some(mode) || self.stopping == Some(Stop::HandOver);
+        if let Some(worker) = self.worker.as_ref().filter(|_| !begun) {
             let wake = wake.clone();
             worker.begin_stop(mode, move || {
                 // The counter can't overflow.
                 let _ = wake.write(1);
             });
-            self.stopping = true;
+            self.stopping = Some(mode);
         }
     }
 
-    /// Waits for a stop that was begun. Answers whether the queue stands still.
-    pub(crate) fn wait_stopped(&mut self, deadline: Instant) -> bool {
+    /// Waits for a stop that was begun, and notes where the queue `index` stands. Returns whether it stands still.
+    pub(crate) fn wait_stopped(&mut self, index: u16, state: &State, deadline: Instant) -> bool {
         let Some(worker) = self.worker.take() else {
             return true;
         };
@@ -198,17 +249,21 @@ impl Queue {
             self.worker = Some(worker);
             return false;
         }
-        if let Some(stopped) = worker.stop(Stop::HandOver) {
-            self.stopped_at = Some(stopped.state.next_avail);
-            if stopped.error.is_some() {
-                // It goes on after a reset, not before.
-                self.wanted = false;
-            }
-        } else {
-            log::error!("a queue's thread panicked");
-            self.wanted = false;
+        self.stopping = None;
+        // Unless it is noted where it stands, it stands where the log says.
+        let Some(stopped) = worker.stop(Stop::HandOver) else {
+            log::error!("the thread of queue {index} panicked");
+            self.wish = Wish::Rest;
+            return true;
+        };
+        let sound = matches!(stopped.error, None | Some(BrokenBy::Disk(_)));
+        if sound && stopped.in_flight.is_empty() {
+            state.set_place(index, Place::Stopped(stopped.state.next_avail));
         }
-        self.stopping = false;
+        // One that broke goes on after a reset, not before.
+        if stopped.error.is_some() {
+            self.wish = Wish::Rest;
+        }
         true
     }
 
@@ -224,17 +279,17 @@ impl Queue {
 
     /// Gives up a queue that can't stop in time.
     pub(crate) fn abandon(&mut self) -> Option<Worker> {
-        self.stopping = false;
+        self.stopping = None;
         self.worker.take()
     }
 }
 
 /// State, log and heads to execute again.
-type Position = (QueueState, Box<dyn InFlightLog>, Vec<u16>);
+type Position = (QueueState, SplitLog, Vec<u16>);
 
 fn position(
     index: u16,
-    from: From,
+    place: Place,
     info: &VqInfo,
     context: &Context<'_>,
 ) -> Result<Position, QueueError> {
@@ -243,7 +298,6 @@ fn position(
         max_size: context.device.options().queue_size,
         size,
         ready: true,
-        next_avail: info.avail_index,
         desc_table: info.descriptor,
         avail_ring: info.driver,
         used_ring: info.device,
@@ -251,11 +305,14 @@ fn position(
     };
     // The index lies behind no entry that the size decides on.
     state.next_used = SplitRing::used_index(&GuestMap::new(context.memory.clone()), &state)?;
-    let (log, heads) = context.area.queue(index, size, state.next_used)?;
-    match from {
-        From::Driver => {}
-        From::Stopped(next_avail) => state.next_avail = next_avail,
-        From::Log => state.next_avail = state.next_used.wrapping_add(heads.len() as u16),
-    }
-    Ok((state, Box::new(log), heads))
+    let (log, heads) = context.state.log(index, size, state.next_used)?;
+    state.next_avail = match place {
+        Place::Fresh => info.avail_index,
+        Place::Started { gap } => {
+            let taken = gap.wrapping_add(heads.len() as u16);
+            state.next_used.wrapping_add(taken)
+        }
+        Place::Stopped(next_avail) => next_avail,
+    };
+    Ok((state, log, heads))
 }

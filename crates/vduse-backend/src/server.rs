@@ -116,6 +116,10 @@ pub enum Outcome {
     /// It is attached to the vDPA bus, so it is still there: requests wait for the next server, or
     /// `vdpa dev del` takes it away.
     Attached,
+    /// The disk did not let go of its requests in time; they are left to the next server. Their threads, and with them
+    /// the device's file, stay until the disk lets go of them or the process ends, whichever is first; no server can
+    /// take the device over before.
+    Unfinished,
 }
 
 #[derive(Debug)]
@@ -138,7 +142,10 @@ impl Shared {
 pub struct ServerHandle(Arc<Shared>);
 
 impl ServerHandle {
-    /// Makes [`Server::run`] return, after the requests that were taken are finished. Returns at once.
+    /// Makes [`Server::run`] return, after the requests that were taken are finished. What is held back (by a limit, a
+    /// pause, a policy for errors) is let go of. What the disk has not finished after a fifth of the kernel's
+    /// `msg_timeout` (at most 6 seconds) is left to the next server, as after a kill; the disk gets as much time again
+    /// to let go of it, then `run` returns all the same: see [`Outcome::Unfinished`]. Returns at once.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
         self.0.ring();
@@ -223,12 +230,13 @@ impl Server {
         self.taken_over
     }
 
-    /// Serves until [`ServerHandle::stop`]. When it returns no request is in flight; a device that is not
-    /// attached was removed.
+    /// Serves until [`ServerHandle::stop`], which has a bound. [`Outcome`] says what became of the device: if no
+    /// request is in flight any more and it is not attached, it was removed.
     ///
     /// # Errors
     /// The kernel gave the device up, or its file does not do what it should. Requests in flight were
-    /// finished, or are in the record for the next server.
+    /// finished, or are in the record for the next server. Returns within the same bound; what the disk did not let
+    /// go of by then stays behind as with [`Outcome::Unfinished`].
     pub fn run(mut self) -> Result<Outcome, ServerError> {
         if self.taken_over {
             self.session.resume();
@@ -241,9 +249,13 @@ impl Server {
             file,
             ..
         } = self;
-        let (also, state) = session.into_parts();
-        drop((file, also));
+        let (state, stopped) = session.end();
+        drop(file);
         served?;
+        if !stopped {
+            log::warn!("the disk does not finish: its requests are left to the next server");
+            return Ok(Outcome::Unfinished);
+        }
         remove(kernel.as_ref(), &options.name, state)
     }
 
@@ -253,7 +265,7 @@ impl Server {
             self.shared
                 .live
                 .store(self.session.is_live(), Ordering::Relaxed);
-            if finishing && self.session.is_finished() {
+            if self.session.is_finished() {
                 return Ok(());
             }
             let timeout = self.session.next();
@@ -261,7 +273,14 @@ impl Server {
             let alarm = self.session.memory().alarm().clone();
             let events = self
                 .file
-                .wait(&[wake_fd(&self.shared.wake), alarm.as_fd()], timeout)
+                .wait(
+                    &[
+                        borrow(&self.shared.wake),
+                        borrow(self.session.kicked()),
+                        alarm.as_fd(),
+                    ],
+                    timeout,
+                )
                 .map_err(ServerError::Device)?;
             if events.broken {
                 return Err(ServerError::Broken(self.options.name.clone()));
@@ -301,9 +320,9 @@ impl Server {
     }
 }
 
-fn wake_fd(wake: &EventFd) -> BorrowedFd<'_> {
+fn borrow(eventfd: &EventFd) -> BorrowedFd<'_> {
     // SAFETY: the eventfd is open as long as it is borrowed.
-    unsafe { BorrowedFd::borrow_raw(wake.as_raw_fd()) }
+    unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) }
 }
 
 /// Whether an eventfd is readable.

@@ -6,7 +6,13 @@
 //! Nothing here waits for the disk longer than [`Session::budget`] says. What can't stop by then:
 //! - at a reset is cut off from the driver's memory, interrupts and record, and ends on its own; queues
 //!   start again only after that, so that no late write overtakes a newer one;
-//! - at GET_VQ_STATE and SUSPEND makes the message fail, and the queue goes on once it has stopped.
+//! - at GET_VQ_STATE and SUSPEND makes the message fail, and the queue goes on once it has stopped;
+//! - at SET_VQ_READY keeps its queue from being started until it has stopped.
+//!
+//! Whatever a message changes is in the record before the kernel learns of it, so that a server that takes the device
+//! over goes on from what the kernel and the VMM were told.
+
+mod run;
 
 use std::io;
 use std::sync::Arc;
@@ -15,24 +21,23 @@ use std::time::{Duration, Instant};
 use virtio_blk_core::device::{Device, StatusChange, StatusRegister};
 use virtio_blk_core::runner::Stop;
 use virtio_blk_core::spec::status::FEATURES_OK;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kernel::{Attribute, DeviceFile, Kernel};
+use crate::medium::Medium;
 use crate::memory::AddressSpace;
 use crate::message::{Answer, Request};
-use crate::queue::{Context, From, Gate, Queue, Worker};
-use crate::state::State;
+use crate::queue::{Gate, Queue, Wish, Worker};
+use crate::state::{Place, State};
 
 /// A message gets this part of the kernel's time-out: others may be waiting behind it.
 const SHARE: u32 = 5;
 /// What the kernel's time-out is where it does not tell.
-const USUAL_TIMEOUT: Duration = Duration::from_secs(30);
+const USUAL_TIMEOUT: u64 = 30;
 /// The most a message gets, also where the kernel waits for ever.
 const LONGEST: Duration = Duration::from_secs(6);
 /// The size of the bounce buffer where the kernel does not tell (before Linux 6.12).
 const USUAL_BOUNCE: u64 = 64 << 20;
-/// Whoever asks for a queue's state and does not reset it next gets it back after this time.
-const PAUSE: Duration = Duration::from_millis(500);
 
 /// One device.
 pub(crate) struct Session {
@@ -42,17 +47,34 @@ pub(crate) struct Session {
     state: State,
     poll: Duration,
     pin: bool,
-    /// Rings when a queue has stopped.
+    /// Rings when a queue has stopped, or something else is to be done.
     wake: Arc<EventFd>,
+    medium: Medium,
     memory: AddressSpace,
     status: StatusRegister,
-    suspended: bool,
     queues: Vec<Queue>,
     gate: Gate,
-    /// Queues that could not stop in time.
+    /// Queues that could not stop in time at a reset.
     abandoned: Vec<Worker>,
     /// The address space changed while there was nobody to take it over, or was never looked at.
     stale: bool,
+    /// Gets the kicks of queues whose state was told.
+    kicked: EventFd,
+    /// When queues go on whose state was told.
+    held_until: Option<Instant>,
+    /// When to try again what failed.
+    retry_at: Option<Instant>,
+    /// When to send interrupts again that the kernel refused.
+    irqs_at: Option<Instant>,
+    /// Until when the kernel may still be about to do what a message asked for.
+    soon_until: Option<Instant>,
+    /// The last failure that was reported.
+    complaint: String,
+    /// When to leave the requests in flight to the next server.
+    finish_by: Option<Instant>,
+    /// As the kernel told last.
+    timeout: u64,
+    bounce: u64,
 }
 
 impl Session {
@@ -65,9 +87,10 @@ impl Session {
         wake: Arc<EventFd>,
     ) -> io::Result<Self> {
         Ok(Self {
-            queues: (0..device.options().queues)
+            queues: (0..state.shape().queues)
                 .map(|_| Queue::default())
                 .collect(),
+            medium: Medium::new(device.disk().clone(), wake.clone()),
             kernel,
             device,
             file,
@@ -77,34 +100,19 @@ impl Session {
             wake,
             memory: AddressSpace::new()?,
             status: StatusRegister::default(),
-            suspended: false,
             gate: Gate::open(),
             abandoned: Vec::new(),
             stale: true,
+            kicked: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            held_until: None,
+            retry_at: None,
+            irqs_at: None,
+            soon_until: None,
+            complaint: String::new(),
+            finish_by: None,
+            timeout: USUAL_TIMEOUT,
+            bounce: USUAL_BOUNCE,
         })
-    }
-
-    /// Goes on where a server that died has left off.
-    pub(crate) fn resume(&mut self) {
-        let progress = self.state.progress();
-        if progress.status == 0 {
-            return;
-        }
-        log::info!(
-            "taking over: status {:#x}, {} resets so far",
-            progress.status,
-            progress.generation
-        );
-        match self
-            .status
-            .write(progress.status, progress.accepted, &self.device)
-        {
-            StatusChange::Start => self.start_all(From::Log),
-            StatusChange::Refused => {
-                log::error!("the driver uses features that this server does not offer");
-            }
-            StatusChange::None | StatusChange::Reset => {}
-        }
     }
 
     /// Whether the driver uses the device.
@@ -117,41 +125,52 @@ impl Session {
         &self.memory
     }
 
-    pub(crate) fn into_parts(self) -> (Arc<dyn DeviceFile>, State) {
-        (self.file, self.state)
+    /// Readable when [`Session::work`] must be called, beside `wake`.
+    pub(crate) fn kicked(&self) -> &EventFd {
+        &self.kicked
     }
 
-    /// How long a message may take.
-    fn budget(&self) -> Duration {
+    /// How long a message may take: a fifth of the kernel's time-out, and at most [`LONGEST`].
+    pub(crate) fn budget(&mut self) -> Duration {
+        // What can't be read now is as it was.
         let name = &self.state.shape().name;
-        let timeout = match self.kernel.attribute(name, Attribute::MsgTimeout) {
-            Ok(0) => return LONGEST,
-            Ok(seconds) => Duration::from_secs(seconds),
-            Err(_) => USUAL_TIMEOUT,
-        };
-        (timeout / SHARE).min(LONGEST)
+        if let Ok(timeout) = self.kernel.attribute(name, Attribute::MsgTimeout) {
+            self.timeout = timeout;
+        }
+        match self.timeout {
+            0 => LONGEST,
+            seconds => (Duration::from_secs(seconds) / SHARE).min(LONGEST),
+        }
     }
 
-    fn deadline(&self) -> Instant {
+    fn deadline(&mut self) -> Instant {
         Instant::now() + self.budget()
     }
 
-    fn bounce_size(&self) -> u64 {
+    fn bounce_size(&mut self) -> u64 {
         let name = &self.state.shape().name;
-        let size = self.kernel.attribute(name, Attribute::BounceSize);
-        size.unwrap_or(USUAL_BOUNCE)
+        if let Ok(size) = self.kernel.attribute(name, Attribute::BounceSize) {
+            self.bounce = size;
+        }
+        self.bounce
+    }
+
+    fn queue(&mut self, index: u32) -> Option<(u16, &mut Queue)> {
+        let index = u16::try_from(index).ok()?;
+        Some((index, self.queues.get_mut(usize::from(index))?))
     }
 
     /// Does what the kernel asks for.
     pub(crate) fn handle(&mut self, request: Request) -> Answer {
         log::debug!("{request:x?}");
+        let deadline = self.deadline();
         let answer = match request {
-            Request::SetStatus(0) => self.reset(),
-            Request::SetStatus(status) => self.set_status(status),
-            Request::UpdateIotlb { .. } => self.update_iotlb(),
-            Request::GetVqState { index } => self.get_vq_state(index),
-            Request::SetVqReady { index, ready } => self.set_vq_ready(index, ready),
-            Request::Suspend => self.suspend(),
+            Request::SetStatus(0) => self.reset(deadline),
+            Request::SetStatus(status) => self.set_status(status, deadline),
+            Request::UpdateIotlb { .. } => self.update_iotlb(deadline),
+            Request::GetVqState { index } => self.get_vq_state(index, deadline),
+            Request::SetVqReady { index, ready } => self.set_vq_ready(index, ready, deadline),
+            Request::Suspend => self.suspend(deadline),
             // There is one of each.
             Request::SetGroupAsid { group: 0, asid: 0 } => Answer::Ok,
             Request::SetGroupAsid { .. } => Answer::Failed,
@@ -163,17 +182,12 @@ impl Session {
         if answer == Answer::Failed {
             log::warn!("refused: {request:x?}");
         }
+        // Whoever asks for one queue after the other may take longer for each than the hold lasts.
+        self.extend_hold();
         answer
     }
 
-    fn note(&mut self) {
-        let accepted = self.device.accepted();
-        if let Err(error) = self.state.note(self.status.get(), accepted) {
-            log::error!("a restart will not be seamless: the record can't be written: {error}");
-        }
-    }
-
-    fn set_status(&mut self, status: u8) -> Answer {
+    fn set_status(&mut self, status: u8, deadline: Instant) -> Answer {
         let features = match self.file.driver_features() {
             Ok(features) => features,
             Err(error) => {
@@ -181,7 +195,7 @@ impl Session {
                 return Answer::Failed;
             }
         };
-        let before = self.status.get();
+        let before = self.status;
         match self.status.write(status, features, &self.device) {
             StatusChange::Refused => {
                 log::warn!(
@@ -191,95 +205,50 @@ impl Session {
                 return Answer::Failed;
             }
             StatusChange::Start => {
-                self.note();
-                self.start_all(From::Driver);
+                if let Err(error) = self.driver_ok(deadline) {
+                    log::error!("DRIVER_OK is refused: {error}");
+                    self.status = before;
+                    return Answer::Failed;
+                }
             }
             StatusChange::None | StatusChange::Reset => {
-                if (before ^ self.status.get()) & FEATURES_OK != 0 {
+                if (before.get() ^ self.status.get()) & FEATURES_OK != 0 {
                     log::debug!("features {features:#x}");
                 }
-                self.note();
             }
         }
+        self.state
+            .set_status(self.status.get(), self.device.accepted());
+        // Queues take nothing before the record says that there is a driver.
+        self.start_wanted();
         Answer::Ok
     }
 
-    /// Starts every queue that the driver has enabled.
-    fn start_all(&mut self, from: From) {
-        self.suspended = false;
-        for index in 0..self.queues.len() {
-            let ready = self.file.vq_info(index as u16).map(|info| info.ready);
-            if let Err(error) = &ready {
-                log::error!("queue {index}: {error}");
-            }
-            if let Some(queue) = self.queues.get_mut(index) {
-                queue.wanted = ready.unwrap_or(false);
+    /// The driver is ready: the disk is taken into use, if any queue is enabled.
+    ///
+    /// # Errors
+    /// The disk can't be used.
+    fn driver_ok(&mut self, deadline: Instant) -> Result<(), String> {
+        self.all_wanted();
+        if self.needs_medium() {
+            self.medium.want(true);
+            if let Some(Err(error)) = self.medium.wait(deadline) {
+                for queue in &mut self.queues {
+                    queue.wish = Wish::Rest;
+                }
+                return Err(error);
             }
         }
-        self.stale = true;
-        self.start_wanted(from);
+        Ok(())
     }
 
-    /// Starts the queues that should run and don't; `from`: where those go on that never ran.
-    fn start_wanted(&mut self, from: From) {
-        let now = Instant::now();
-        let may = |queue: &Queue| {
-            queue.wanted && queue.is_idle() && queue.not_before.is_none_or(|at| now >= at)
-        };
-        if !self.status.is_live() || self.suspended || !self.queues.iter().any(may) {
-            return;
-        }
-        if !self.abandoned.is_empty() {
-            log::warn!("the disk still works on requests from before the reset: waiting for it");
-            return;
-        }
-        if self.stale && !self.walk() {
-            return;
-        }
-        let context = Context {
-            kernel: self.kernel.as_ref(),
-            name: &self.state.shape().name,
-            device: &self.device,
-            file: &self.file,
-            memory: self.memory.iotlb(),
-            area: self.state.area(),
-            poll: self.poll,
-            pin: self.pin,
-            gate: &self.gate,
-        };
-        for (index, queue) in (0..).zip(&mut self.queues).filter(|(_, queue)| may(queue)) {
-            let from = match queue.from() {
-                From::Driver => from,
-                known => known,
-            };
-            if let Err(error) = queue.start(index, from, &context) {
-                log::error!("queue {index} does not work until the driver resets it: {error}");
-                queue.wanted = false;
-            }
-        }
-    }
-
-    /// Takes the address space over; nothing runs on it yet.
-    fn walk(&mut self) -> bool {
-        let bounce = self.bounce_size();
-        match self.memory.walk(self.file.as_ref(), bounce) {
-            Ok(_) => {
-                self.stale = false;
-                true
-            }
-            Err(error) => {
-                log::error!("the driver's memory can't be used: {error}");
-                false
-            }
-        }
-    }
-
-    fn update_iotlb(&mut self) -> Answer {
+    fn update_iotlb(&mut self, deadline: Instant) -> Answer {
         if self.queues.iter().all(Queue::is_idle) && self.abandoned.is_empty() {
             self.stale = true;
+            self.start_wanted();
             return Answer::Ok;
         }
-        let (deadline, bounce) = (self.deadline(), self.bounce_size());
+        let bounce = self.bounce_size();
         let removed = match self.memory.walk(self.file.as_ref(), bounce) {
             Ok(removed) => removed,
             Err(error) => {
@@ -301,163 +270,109 @@ impl Session {
         Answer::Ok
     }
 
-    fn reset(&mut self) -> Answer {
-        let deadline = self.deadline();
-        let wake = self.wake.clone();
-        for queue in &mut self.queues {
-            queue.begin_stop(Stop::HandOver, &wake);
-        }
-        let mut stopped = true;
-        for queue in &mut self.queues {
-            stopped &= queue.wait_stopped(deadline);
-        }
-        if !stopped {
-            self.cut_off();
+    fn reset(&mut self, deadline: Instant) -> Answer {
+        let stopped = self.stop_all(Stop::HandOver, deadline);
+        let mut answer = Answer::Ok;
+        if !stopped && let Err(error) = self.cut_off() {
+            // Nothing else is different: what hangs keeps the next driver's queues from starting.
+            log::error!("the driver's memory can't be taken away from the disk: {error}");
+            answer = Answer::Failed;
         }
         self.queues.fill_with(Queue::default);
         self.device.reset();
         self.status = StatusRegister::default();
-        self.suspended = false;
+        self.state.reset();
+        self.held_until = None;
+        self.soon_until = None;
         self.stale = true;
-        if let Err(error) = self.state.renew() {
-            log::error!("a restart will not be seamless: the record can't be made: {error}");
-        }
-        Answer::Ok
+        // What is not stable by now is, to the driver, what a power cut would have taken.
+        self.release_medium(deadline);
+        answer
     }
 
     /// Cuts queues that can't stop in time off from everything of the driver's.
-    fn cut_off(&mut self) {
+    fn cut_off(&mut self) -> io::Result<()> {
         log::warn!("the disk does not finish: its requests are cut off from the driver's memory");
         self.gate.close();
         self.gate = Gate::open();
-        if let Err(error) = self.memory.revoke() {
-            log::error!("the driver's memory can't be taken away from the disk: {error}");
-        }
         let workers = self.queues.iter_mut().filter_map(Queue::abandon);
         self.abandoned.extend(workers);
+        self.memory.revoke()
     }
 
-    fn get_vq_state(&mut self, index: u32) -> Answer {
-        let deadline = self.deadline();
-        let live = self.status.is_live() && !self.suspended;
+    fn get_vq_state(&mut self, index: u32, deadline: Instant) -> Answer {
         let wake = self.wake.clone();
-        let Some(queue) = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.queues.get_mut(index))
-        else {
+        let Some((number, queue)) = self.queue(index) else {
             return Answer::Failed;
         };
         queue.begin_stop(Stop::Drain, &wake);
-        if !queue.wait_stopped(deadline) {
+        let wanted = queue.should_run();
+        if !self.wait_stopped(number, deadline) {
             return Answer::Failed;
         }
-        if live && queue.wanted {
-            queue.not_before = Some(Instant::now() + PAUSE);
+        let next_avail = match self.state.place(number) {
+            Place::Fresh => match self.file.vq_info(number) {
+                Ok(info) => info.avail_index,
+                Err(error) => {
+                    log::error!("queue {number}: the kernel does not tell its index: {error}");
+                    return Answer::Failed;
+                }
+            },
+            Place::Stopped(next_avail) => next_avail,
+            Place::Started { .. } => {
+                log::warn!("queue {number}: where it stands is not known");
+                return Answer::Failed;
+            }
+        };
+        // Whoever goes on from the told state may do so on this medium.
+        if !self.release_medium(deadline) {
+            self.start_wanted();
+            return Answer::Failed;
         }
-        Answer::VqState {
-            index,
-            next_avail: queue.next_avail(),
+        if wanted && self.status.is_live() && !self.state.is_suspended() {
+            self.hold(number);
         }
+        Answer::VqState { index, next_avail }
     }
 
-    fn set_vq_ready(&mut self, index: u32, ready: bool) -> Answer {
-        let deadline = self.deadline();
+    fn set_vq_ready(&mut self, index: u32, ready: bool, deadline: Instant) -> Answer {
         let live = self.status.is_live();
         let wake = self.wake.clone();
-        let Some(queue) = usize::try_from(index)
-            .ok()
-            .and_then(|index| self.queues.get_mut(index))
-        else {
+        let Some((number, queue)) = self.queue(index) else {
             return Answer::Failed;
         };
         if ready {
             // Before DRIVER_OK the kernel is asked which queues are enabled.
             if live {
-                queue.wanted = true;
-                self.start_wanted(From::Driver);
+                queue.wish = Wish::Run;
+                self.expect_kernel();
+                self.unhold();
+                self.start_wanted();
             }
             return Answer::Ok;
         }
-        queue.wanted = false;
+        queue.wish = Wish::Rest;
         queue.begin_stop(Stop::Drain, &wake);
-        if !queue.wait_stopped(deadline) {
+        if self.wait_stopped(number, deadline) {
+            self.release_medium(deadline);
+        } else {
             // A refusal would break the device. The driver's memory stays: other queues use it.
-            log::warn!("queue {index} is disabled, but the disk does not finish its requests");
-            self.abandoned.extend(queue.abandon());
+            log::warn!("queue {number} is disabled, but the disk does not finish its requests");
         }
         Answer::Ok
     }
 
-    fn suspend(&mut self) -> Answer {
-        let deadline = self.deadline();
-        let wake = self.wake.clone();
-        for queue in &mut self.queues {
-            queue.begin_stop(Stop::Drain, &wake);
+    fn suspend(&mut self, deadline: Instant) -> Answer {
+        // Ignored before the device is set up (virtio 1.4, 2.1.2): nothing runs.
+        if !self.status.is_live() {
+            return Answer::Ok;
         }
-        let mut stopped = true;
-        for queue in &mut self.queues {
-            stopped &= queue.wait_stopped(deadline);
-        }
-        if !stopped {
-            self.start_wanted(From::Driver);
+        // Whoever goes on from here may do so on this medium.
+        if !self.stop_all(Stop::Drain, deadline) || !self.release_medium(deadline) {
+            self.start_wanted();
             return Answer::Failed;
         }
-        self.suspended = true;
+        self.state.set_suspended();
         Answer::Ok
-    }
-
-    /// Something happened that is no message: a queue stopped, or a moment came.
-    pub(crate) fn work(&mut self) {
-        let now = Instant::now();
-        self.abandoned.retain(|worker| !worker.wait_stopped(now));
-        for queue in &mut self.queues {
-            if !queue.is_idle() && !queue.is_running() {
-                queue.wait_stopped(now);
-            }
-        }
-        self.start_wanted(From::Driver);
-    }
-
-    /// When [`Session::work`] must be called.
-    pub(crate) fn next(&self) -> Option<Instant> {
-        let times = self.queues.iter().filter(|queue| queue.wanted);
-        times.filter_map(|queue| queue.not_before).min()
-    }
-
-    /// Memory that was touched was gone: nothing the driver says can be relied on.
-    pub(crate) fn alarmed(&mut self) {
-        self.memory.acknowledge();
-        log::error!("the driver's memory is gone: the device stops until it is reset");
-        let wake = self.wake.clone();
-        for queue in &mut self.queues {
-            queue.wanted = false;
-            queue.begin_stop(Stop::HandOver, &wake);
-        }
-    }
-
-    /// Shows the driver the configuration space as it is now.
-    pub(crate) fn push_config(&self) {
-        if let Err(error) = self.file.set_config(&self.device.config().to_bytes()) {
-            return log::error!("the driver can't be shown the new size: {error}");
-        }
-        // Without a driver nobody needs to know.
-        if self.is_live()
-            && let Err(error) = self.file.inject_config_irq()
-        {
-            log::debug!("no config interrupt: {error}");
-        }
-    }
-
-    /// Begins to finish what was taken; nothing starts any more. [`Session::is_finished`] says when.
-    pub(crate) fn finish(&mut self) {
-        let wake = self.wake.clone();
-        for queue in &mut self.queues {
-            queue.wanted = false;
-            queue.begin_stop(Stop::Drain, &wake);
-        }
-    }
-
-    pub(crate) fn is_finished(&self) -> bool {
-        self.queues.iter().all(Queue::is_idle) && self.abandoned.is_empty()
     }
 }

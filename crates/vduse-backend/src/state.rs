@@ -1,37 +1,53 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What outlives this process: the device's status and the requests in flight, in a file for each device.
+//! What outlives this process: a record of the device and of each of its queues, in a file for each device.
 //!
-//! The kernel keeps a device whose server died, and does not tell a successor its status, nor which requests
-//! the dead server had taken. The file is bound to the device's name, the boot, and the shape of the device; each
-//! reset makes a new one, so that a queue that still runs after a reset writes to the old one.
+//! The kernel keeps a device whose server died, and tells a successor neither the device's status nor where its
+//! queues stand. All of that is in the record, changed before the kernel learns of it: by plain stores to memory that
+//! was reserved when the device was made, so that no change can fail. The file is bound to the device's name, the
+//! boot, and the shape of the device.
+//!
+//! Layout, in native byte order: a header that never changes; behind it the words of the device; from [`TABLE`] on a
+//! word for each queue ([`Place`]); then an in-flight area for each queue. What a queue had in flight counts only
+//! while its place says so; the area is emptied before a queue starts anew, when nothing runs any more that was
+//! started before the reset.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use guarded_mmap::{Mapping, Protection};
+use rustix::fs::FallocateFlags;
 use virtio_blk_core::memory::HostMemory;
-use virtio_blk_core::runner::InFlightArea;
+use virtio_blk_core::runner::{InFlightArea, InFlightError, SplitLog};
 
-const MAGIC: &[u8; 8] = b"vblkvdu1";
-/// The in-flight area begins here.
-const HEADER: usize = 4096;
-/// Bytes of the header in use.
-const USED: usize = 384;
+const MAGIC: &[u8; 8] = b"vblkvdu2";
+/// Bytes of the header that never changes.
+const HEADER: usize = 1024;
+/// The queues' words begin here.
+const TABLE: usize = 4096;
+/// Parts of the file begin at multiples of this.
+const PART: usize = 4096;
 
 const BOOT: usize = 8;
 const BOOT_SIZE: usize = 40;
 const FEATURES: usize = 48;
 const QUEUES: usize = 56;
 const QUEUE_SIZE: usize = 58;
-const STATUS: usize = 60;
-const ACCEPTED: usize = 64;
-const GENERATION: usize = 72;
 const NAME: usize = 80;
+const NAME_SIZE: usize = 256;
+
+/// Status, and flags above it.
+const STATUS: usize = 1024;
+const ACCEPTED: usize = 1032;
+const GENERATION: usize = 1040;
+
+const SUSPENDED: u64 = 1 << 8;
+const HELD: u64 = 1 << 9;
 
 /// The shape that a record belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,23 +60,51 @@ pub(crate) struct Shape {
     pub(crate) queue_size: u16,
 }
 
-/// What changes while the device lives.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Progress {
-    pub(crate) status: u8,
-    /// The features the driver acknowledged.
-    pub(crate) accepted: u64,
-    /// Counts resets.
-    pub(crate) generation: u64,
+/// Where a queue stands, and where it starts from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// It has not run since the last reset: it starts at the index that the driver set.
+    Fresh,
+    /// It was started. It stands where the used index and the heads in flight say, and `gap` further: by as much as
+    /// the driver had set the available index ahead of the used index when it started.
+    Started {
+        /// See above.
+        gap: u16,
+    },
+    /// It was stopped, with nothing in flight; the next available index.
+    Stopped(u16),
+}
+
+const STARTED: u64 = 1 << 16;
+const STOPPED: u64 = 2 << 16;
+
+impl Place {
+    fn to_word(self) -> u64 {
+        match self {
+            Self::Fresh => 0,
+            Self::Started { gap } => STARTED | u64::from(gap),
+            Self::Stopped(index) => STOPPED | u64::from(index),
+        }
+    }
+
+    /// `None`: no such word is written.
+    fn from_word(word: u64) -> Option<Self> {
+        let index = word as u16;
+        match word - u64::from(index) {
+            0 if index == 0 => Some(Self::Fresh),
+            STARTED => Some(Self::Started { gap: index }),
+            STOPPED => Some(Self::Stopped(index)),
+            _ => None,
+        }
+    }
 }
 
 /// The record of one device.
 pub(crate) struct State {
     path: PathBuf,
-    file: File,
     shape: Shape,
-    progress: Progress,
-    area: InFlightArea,
+    memory: HostMemory,
+    areas: Vec<InFlightArea>,
 }
 
 fn put(bytes: &mut [u8], at: usize, field: &[u8]) {
@@ -83,58 +127,45 @@ fn text(bytes: &[u8]) -> String {
         .into_owned()
 }
 
-fn encode(shape: &Shape, progress: &Progress) -> [u8; USED] {
-    let mut bytes = [0; USED];
+fn encode(shape: &Shape) -> [u8; HEADER] {
+    let mut bytes = [0; HEADER];
     put(&mut bytes, 0, MAGIC);
     put(&mut bytes, BOOT, shape.boot.as_bytes());
     put(&mut bytes, FEATURES, &shape.features.to_ne_bytes());
     put(&mut bytes, QUEUES, &shape.queues.to_ne_bytes());
     put(&mut bytes, QUEUE_SIZE, &shape.queue_size.to_ne_bytes());
-    put(&mut bytes, STATUS, &[progress.status]);
-    put(&mut bytes, ACCEPTED, &progress.accepted.to_ne_bytes());
-    put(&mut bytes, GENERATION, &progress.generation.to_ne_bytes());
     put(&mut bytes, NAME, shape.name.as_bytes());
     bytes
 }
 
-fn decode(bytes: &[u8; USED]) -> Option<(Shape, Progress)> {
-    if field(bytes, 0) != *MAGIC {
-        return None;
-    }
-    let shape = Shape {
-        name: text(&field::<256>(bytes, NAME)),
+fn decode(bytes: &[u8; HEADER]) -> Option<Shape> {
+    (field(bytes, 0) == *MAGIC).then(|| Shape {
+        name: text(&field::<NAME_SIZE>(bytes, NAME)),
         boot: text(&field::<BOOT_SIZE>(bytes, BOOT)),
         features: u64::from_ne_bytes(field(bytes, FEATURES)),
         queues: u16::from_ne_bytes(field(bytes, QUEUES)),
         queue_size: u16::from_ne_bytes(field(bytes, QUEUE_SIZE)),
-    };
-    let [status] = field(bytes, STATUS);
-    let progress = Progress {
-        status,
-        accepted: u64::from_ne_bytes(field(bytes, ACCEPTED)),
-        generation: u64::from_ne_bytes(field(bytes, GENERATION)),
-    };
-    Some((shape, progress))
+    })
 }
 
-fn map(file: &File, shape: &Shape) -> io::Result<InFlightArea> {
-    let has = file.metadata()?.len().saturating_sub(HEADER as u64);
-    // An older version's is shorter.
-    let len = InFlightArea::bytes(shape.queues, shape.queue_size);
-    let len = usize::try_from(has).map_or(len, |has| len.min(has));
-    if len < InFlightArea::least_bytes(shape.queues, shape.queue_size) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the record is cut off",
-        ));
+impl Shape {
+    /// Where the queues' areas begin.
+    fn areas(&self) -> usize {
+        (TABLE + size_of::<u64>() * usize::from(self.queues)).next_multiple_of(PART)
     }
-    let mapping = Mapping::new(file, HEADER as u64, len, Protection::ReadWrite)?;
-    let base = mapping.as_ptr();
-    // SAFETY: the mapping has these bytes for reading and writing as long as it lives, and nobody has
-    // references into it.
-    let memory = unsafe { HostMemory::new(base, len, Arc::new(mapping)) };
-    InFlightArea::new(memory, shape.queues, shape.queue_size)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+
+    /// Bytes of one queue's area.
+    fn area(&self) -> usize {
+        InFlightArea::least_bytes(1, self.queue_size).next_multiple_of(size_of::<u64>())
+    }
+
+    fn bytes(&self) -> usize {
+        self.areas() + self.area() * usize::from(self.queues)
+    }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 impl State {
@@ -143,17 +174,13 @@ impl State {
     }
 
     /// Makes the record of a new device, in place of any other.
+    ///
+    /// # Errors
+    /// There is no room for it, or no permission to make it.
     pub(crate) fn create(directory: &Path, shape: Shape) -> io::Result<Self> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700).create(directory)?;
-        Self::make(
-            Self::path(directory, &shape.name),
-            shape,
-            Progress::default(),
-        )
-    }
-
-    fn make(path: PathBuf, shape: Shape, progress: Progress) -> io::Result<Self> {
+        let path = Self::path(directory, &shape.name);
         let new = path.with_extension("new");
         match fs::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -162,21 +189,18 @@ impl State {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create_new(true).mode(0o600);
         let file = options.open(&new)?;
-        let len = HEADER + InFlightArea::bytes(shape.queues, shape.queue_size);
-        file.set_len(len as u64)?;
-        file.write_all_at(&encode(&shape, &progress), 0)?;
-        let area = map(&file, &shape)?;
-        fs::rename(&new, &path)?;
-        Ok(Self {
-            path,
-            file,
-            shape,
-            progress,
-            area,
-        })
+        // Stores to memory can't say that the file system is full.
+        match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, shape.bytes() as u64) {
+            Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(shape.bytes() as u64)?,
+            done => done?,
+        }
+        file.write_all_at(&encode(&shape), 0)?;
+        let state = Self::map(path, &file, shape)?;
+        fs::rename(&new, &state.path)?;
+        Ok(state)
     }
 
-    /// The record that an earlier server left. `None` if there is none, or it is of another boot.
+    /// The record that an earlier server left. `None` if there is none, it is of another boot, or it is damaged.
     ///
     /// # Errors
     /// It can't be read.
@@ -187,54 +211,175 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut bytes = [0; USED];
+        let mut bytes = [0; HEADER];
         if file.read_exact_at(&mut bytes, 0).is_err() {
             return Ok(None);
         }
-        let Some((shape, progress)) = decode(&bytes) else {
+        let Some(shape) = decode(&bytes) else {
             return Ok(None);
         };
         if shape.name != name || shape.boot != boot {
             return Ok(None);
         }
-        let area = map(&file, &shape)?;
-        Ok(Some(Self {
+        match Self::map(path, &file, shape).and_then(Self::check) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                log::warn!("the record of device {name} is damaged: {error}");
+                Ok(None)
+            }
+            other => other.map(Some),
+        }
+    }
+
+    fn check(self) -> io::Result<Self> {
+        for index in 0..self.shape.queues {
+            let word = self.word(Self::queue_word(index)).load(Ordering::Acquire);
+            Place::from_word(word).ok_or_else(|| invalid("a queue stands nowhere"))?;
+        }
+        Ok(self)
+    }
+
+    fn map(path: PathBuf, file: &File, shape: Shape) -> io::Result<Self> {
+        let (areas, area, len) = (shape.areas(), shape.area(), shape.bytes());
+        if file.metadata()?.len() < len as u64 {
+            return Err(invalid("the record is cut off"));
+        }
+        let mapping = Mapping::new(file, 0, len, Protection::ReadWrite)?;
+        let base = mapping.as_ptr();
+        // SAFETY: the mapping has these bytes for reading and writing as long as it lives, and nobody has
+        // references into it but to atomics.
+        let memory = unsafe { HostMemory::new(base, len, Arc::new(mapping)) };
+        let areas = (0..usize::from(shape.queues)).map(|index| {
+            let part = memory.slice(areas + index * area, area);
+            let part = part.ok_or_else(|| invalid("the record is cut off"))?;
+            InFlightArea::new(part, 1, shape.queue_size).map_err(invalid)
+        });
+        Ok(Self {
+            areas: areas.collect::<io::Result<_>>()?,
             path,
-            file,
             shape,
-            progress,
-            area,
-        }))
+            memory,
+        })
     }
 
     pub(crate) fn shape(&self) -> &Shape {
         &self.shape
     }
 
-    pub(crate) fn progress(&self) -> Progress {
-        self.progress
+    const fn queue_word(index: u16) -> usize {
+        TABLE + size_of::<u64>() * index as usize
     }
 
-    pub(crate) fn area(&self) -> &InFlightArea {
-        &self.area
+    /// The word at `at`. One behind the end is the last.
+    fn word(&self, at: usize) -> &AtomicU64 {
+        let at = at.min(self.memory.len() - size_of::<u64>()) & !(align_of::<u64>() - 1);
+        // SAFETY: inside the memory, which is mapped for as long as `self` is borrowed, and aligned, as its beginning
+        // is a page's; all of these words are only ever accessed as atomics.
+        unsafe { AtomicU64::from_ptr(self.memory.as_ptr().wrapping_add(at).cast()) }
     }
 
-    /// Notes the status and the driver's features, before the driver learns that they were taken.
-    pub(crate) fn note(&mut self, status: u8, accepted: u64) -> io::Result<()> {
-        self.progress.status = status;
-        self.progress.accepted = accepted;
-        let bytes = encode(&self.shape, &self.progress);
-        self.file.write_all_at(&bytes, 0)
+    /// The device status, as the driver was told.
+    pub(crate) fn status(&self) -> u8 {
+        self.word(STATUS).load(Ordering::Acquire) as u8
     }
 
-    /// After a reset: a new, empty record takes the place of this one.
-    pub(crate) fn renew(&mut self) -> io::Result<()> {
-        let progress = Progress {
-            generation: self.progress.generation.wrapping_add(1),
-            ..Progress::default()
-        };
-        *self = Self::make(self.path.clone(), self.shape.clone(), progress)?;
-        Ok(())
+    /// The features that the driver acknowledged.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.word(ACCEPTED).load(Ordering::Acquire)
+    }
+
+    /// Resets so far.
+    pub(crate) fn generation(&self) -> u64 {
+        self.word(GENERATION).load(Ordering::Acquire)
+    }
+
+    /// Notes the status and the driver's features.
+    pub(crate) fn set_status(&self, status: u8, accepted: u64) {
+        self.word(ACCEPTED).store(accepted, Ordering::Release);
+        let word = self.word(STATUS);
+        let flags = word.load(Ordering::Acquire) & !u64::from(u8::MAX);
+        word.store(flags | u64::from(status), Ordering::Release);
+    }
+
+    fn flag(&self, flag: u64) -> bool {
+        self.word(STATUS).load(Ordering::Acquire) & flag != 0
+    }
+
+    fn set_flag(&self, flag: u64, value: bool) {
+        let word = self.word(STATUS);
+        let others = word.load(Ordering::Acquire) & !flag;
+        word.store(others | if value { flag } else { 0 }, Ordering::Release);
+    }
+
+    /// Whether the device was suspended: nothing runs until a reset.
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.flag(SUSPENDED)
+    }
+
+    /// Notes that the device is suspended.
+    pub(crate) fn set_suspended(&self) {
+        self.set_flag(SUSPENDED, true);
+    }
+
+    /// Whether a queue's state was told: no queue starts until whoever asked is done with it.
+    pub(crate) fn is_held(&self) -> bool {
+        self.flag(HELD)
+    }
+
+    /// Notes that a queue's state is told, or that the queues go on.
+    pub(crate) fn set_held(&self, held: bool) {
+        self.set_flag(HELD, held);
+    }
+
+    /// Where a queue stands.
+    pub(crate) fn place(&self, index: u16) -> Place {
+        let word = self.word(Self::queue_word(index)).load(Ordering::Acquire);
+        Place::from_word(word).unwrap_or(Place::Fresh)
+    }
+
+    /// Notes where a queue stands.
+    pub(crate) fn set_place(&self, index: u16, place: Place) {
+        self.word(Self::queue_word(index))
+            .store(place.to_word(), Ordering::Release);
+    }
+
+    /// The in-flight log of queue `index` with `size` descriptors, whose ring shows `used_idx`, and the heads in flight,
+    /// oldest first. Of a fresh queue there are none: the log is emptied. Nothing may run then that was started before
+    /// the reset.
+    ///
+    /// # Errors
+    /// The ring is larger than the record's queues.
+    pub(crate) fn log(
+        &self,
+        index: u16,
+        size: u16,
+        used_idx: u16,
+    ) -> Result<(SplitLog, Vec<u16>), InFlightError> {
+        let area = self.areas.get(usize::from(index));
+        let area = area.ok_or(InFlightError::Queue {
+            queues: self.shape.queues,
+            queue_size: self.shape.queue_size,
+            index,
+            size,
+        })?;
+        if self.place(index) == Place::Fresh {
+            let first = self.shape.areas() + self.shape.area() * usize::from(index);
+            for at in (first..first + self.shape.area()).step_by(size_of::<u64>()) {
+                self.word(at).store(0, Ordering::Relaxed);
+            }
+        }
+        area.queue(0, size, used_idx)
+    }
+
+    /// The device is reset.
+    pub(crate) fn reset(&self) {
+        // With this one store everything else counts for nothing.
+        self.word(STATUS).store(0, Ordering::Release);
+        self.word(ACCEPTED).store(0, Ordering::Release);
+        for index in 0..self.shape.queues {
+            self.set_place(index, Place::Fresh);
+        }
+        let generation = self.generation().wrapping_add(1);
+        self.word(GENERATION).store(generation, Ordering::Release);
     }
 
     /// The device is gone: so is its record.
@@ -244,77 +389,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {
-    use virtio_blk_core::runner::InFlightLog;
-
-    use super::*;
-
-    fn shape() -> Shape {
-        Shape {
-            name: "disk0".to_owned(),
-            boot: "c7b3f7a2-6d9c-4b0e-9f0a-0123456789ab".to_owned(),
-            features: 0x3_0000_0040,
-            queues: 2,
-            queue_size: 8,
-        }
-    }
-
-    #[test]
-    fn a_successor_finds_what_was_noted() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut state = State::create(dir.path(), shape()).unwrap();
-        state.note(0xf, 0x1_0000_0000).unwrap();
-        let (mut log, _) = state.area().queue(1, 8, 0).unwrap();
-        log.taken(5);
-        drop(state);
-        let again = State::open(dir.path(), "disk0", &shape().boot)
-            .unwrap()
-            .unwrap();
-        assert_eq!(again.shape(), &shape());
-        assert_eq!(again.progress().status, 0xf);
-        assert_eq!(again.progress().accepted, 0x1_0000_0000);
-        assert_eq!(again.area().queue(1, 8, 0).unwrap().1, [5]);
-        again.remove();
-        assert!(
-            State::open(dir.path(), "disk0", &shape().boot)
-                .unwrap()
-                .is_none()
-        );
-    }
-
-    #[test]
-    fn a_reset_leaves_the_old_record_to_whoever_has_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut state = State::create(dir.path(), shape()).unwrap();
-        state.note(0xf, 1).unwrap();
-        let (mut late, _) = state.area().queue(0, 8, 0).unwrap();
-        state.renew().unwrap();
-        late.taken(3);
-        assert_eq!(state.area().queue(0, 8, 0).unwrap().1, Vec::<u16>::new());
-        let expected = Progress {
-            generation: 1,
-            ..Progress::default()
-        };
-        assert_eq!(state.progress(), expected);
-        let again = State::open(dir.path(), "disk0", &shape().boot).unwrap();
-        assert_eq!(again.unwrap().progress(), expected);
-    }
-
-    #[test]
-    fn other_boots_names_and_rubbish_do_not_count() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(State::create(dir.path(), shape()).unwrap());
-        assert!(State::open(dir.path(), "disk0", "other").unwrap().is_none());
-        assert!(State::open(dir.path(), "disk1", "other").unwrap().is_none());
-        let path = State::path(dir.path(), "disk0");
-        fs::rename(&path, State::path(dir.path(), "disk1")).unwrap();
-        let boot = shape().boot;
-        assert!(State::open(dir.path(), "disk1", &boot).unwrap().is_none());
-        fs::write(&path, b"rubbish").unwrap();
-        assert!(State::open(dir.path(), "disk0", &boot).unwrap().is_none());
-        let mut cut = encode(&shape(), &Progress::default()).to_vec();
-        cut.resize(HEADER, 0);
-        fs::write(&path, &cut).unwrap();
-        assert!(State::open(dir.path(), "disk0", &boot).is_err());
-    }
-}
+mod tests;

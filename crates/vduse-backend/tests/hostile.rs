@@ -261,10 +261,9 @@ fn a_broken_ring_stops_its_queue_until_a_reset() {
         .unwrap();
     rig.bus.kick(0);
     assert!(rig.ask(1, &Request::read(0, 512)).is_ok());
-    assert!(matches!(
-        rig.bus.ask(Ask::GetVqState { index: 0 }),
-        Some(Answer::VqState { .. })
-    ));
+    // Where it stands nobody knows.
+    let state = Ask::GetVqState { index: 0 };
+    assert_eq!(rig.bus.ask(state), Some(Answer::Failed));
     assert_eq!(rig.bus.ask(Ask::Suspend), Some(Answer::Ok));
     rig.ok(Ask::SetStatus(0));
     rig.start();

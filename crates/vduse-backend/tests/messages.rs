@@ -257,13 +257,22 @@ fn queues_are_enabled_and_disabled_one_by_one() {
     assert!(rig.queues[0].poll().unwrap().is_none());
     rig.ok(set(0, true));
     assert!(rig.answer(0).is_ok());
-    assert_eq!(rig.bus.ask(set(2, true)), Some(Answer::Failed));
     // A refusal would break the device, so a disk that hangs is no reason for one.
     rig.hang(0, &Request::read(0, 512));
     rig.ok(set(0, false));
+    // Where it stands is not made up while that is not known.
+    let state = Ask::GetVqState { index: 0 };
+    assert_eq!(rig.bus.ask(state), Some(Answer::Failed));
     rig.disk.go_on();
+    let expected = Answer::VqState {
+        index: 0,
+        next_avail: 5,
+    };
+    assert_eq!(rig.bus.ask(state), Some(expected));
+    assert!(rig.answer(0).is_ok());
     rig.ok(set(0, true));
-    assert!(rig.ask(1, &Request::read(0, 512)).is_ok());
+    rig.check();
+    assert_eq!(rig.bus.ask(set(2, true)), Some(Answer::Failed));
 }
 
 #[test]

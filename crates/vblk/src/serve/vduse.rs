@@ -37,8 +37,10 @@ struct At {
 struct Ended {
     event: &'static str,
     name: String,
-    /// Whether the device is gone; if not, it is still attached.
+    /// Whether the device is gone; if not, it is still attached, or the disk did not finish.
     removed: bool,
+    /// Whether the disk finished all requests in time, or let go of them.
+    finished: bool,
     #[serde(flatten)]
     totals: Totals,
 }
@@ -164,14 +166,22 @@ fn run(
             event: "ended",
             name: name.to_string(),
             removed: outcome == Outcome::Removed,
+            finished: outcome != Outcome::Unfinished,
             totals: Totals::of(device),
         };
         output::tell(&ended);
-    } else if outcome == Outcome::Attached {
-        report::say(format_args!(
+        return Ok(());
+    }
+    match outcome {
+        Outcome::Removed => {}
+        Outcome::Attached => report::say(format_args!(
             "device {name} is still attached: its requests wait for the next server; `vblk vdpa del {name}`, and \
              another start and end, take it away"
-        ));
+        )),
+        Outcome::Unfinished => report::say(format_args!(
+            "device {name}: the disk does not finish; the requests it has wait for the next server, which can start \
+             once this process has ended"
+        )),
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::CpuSet;
 
-use super::{FakeDevice, FakeKernel, FakeRegion, PoisonError};
+use super::{FakeDevice, FakeKernel, FakeRegion, PoisonError, World};
 use crate::kernel::VqInfo;
 use crate::message::{Answer, Message, Request};
 
@@ -40,9 +40,7 @@ impl Pending {
         loop {
             let device = world.devices.get_mut(&self.driver.name)?;
             if let Some(answer) = device.answers.remove(&self.message.id) {
-                if self.message.request == Request::SetStatus(0) {
-                    device.reset();
-                }
+                device.answered(self.message.request, answer);
                 // A response says no more than the request has use for.
                 return Some(match (self.message.request, answer) {
                     (Request::GetVqState { .. }, answer) => answer,
@@ -127,7 +125,6 @@ impl FakeDriver {
 
     /// Sets DRIVER_OK. Answers whether the server agreed.
     pub fn set_driver_ok(&self) -> bool {
-        self.with(|device| device.live = true);
         self.ask(Request::SetStatus(15)) == Some(Answer::Ok)
     }
 
@@ -158,11 +155,12 @@ impl FakeDriver {
     /// Kicks a queue.
     pub fn kick(&self, index: u16) {
         self.with(|device| {
+            let suspended = device.suspended;
             let Some(vq) = device.vqs.get_mut(usize::from(index)) else {
                 return;
             };
             match &vq.kick {
-                _ if !vq.info.ready => {}
+                _ if !vq.info.ready || suspended => {}
                 Some(kick) => {
                     let _ = kick.write(1);
                 }
@@ -186,6 +184,20 @@ impl FakeDriver {
     pub fn irqs(&self, index: u16) -> u64 {
         let irqs = |device: &mut FakeDevice| device.vqs.get(usize::from(index)).map(|vq| vq.irqs);
         self.with(irqs).flatten().unwrap_or_default()
+    }
+
+    /// Waits until there were more than `count` interrupts of a queue.
+    pub fn irqs_after(&self, index: u16, count: u64) {
+        let shared = self.kernel.0.clone();
+        let world = shared.lock();
+        let few = |world: &mut World| {
+            let device = world.devices.get(&self.name);
+            let vq = device.and_then(|device| device.vqs.get(usize::from(index)));
+            vq.is_none_or(|vq| vq.irqs <= count)
+        };
+        let waited = shared.changed.wait_timeout_while(world, PATIENCE, few);
+        let waited = waited.unwrap_or_else(PoisonError::into_inner);
+        assert!(!waited.1.timed_out(), "queue {index} interrupts nobody");
     }
 
     /// Waits until there were more than `count` config interrupts. Answers how many there were.

@@ -30,6 +30,7 @@ impl FakeFile {
     /// Does something with the device, as an ioctl does: not once it is broken.
     fn ioctl<T>(&self, act: impl FnOnce(&mut FakeDevice) -> io::Result<T>) -> io::Result<T> {
         let mut world = self.kernel.0.lock();
+        world.call()?;
         let device = world.devices.get_mut(&self.name);
         let device = device.ok_or_else(|| os(libc::ENODEV))?;
         if device.broken {
@@ -49,9 +50,7 @@ impl Drop for FakeFile {
             for (_, message) in again.into_iter().rev() {
                 device.sent.push_front(message);
             }
-            for vq in &mut device.vqs {
-                vq.kick = None;
-            }
+            // Kicks go to the dead server's eventfds until there are others.
             if !device.sent.is_empty() {
                 device.ring();
             }
@@ -81,6 +80,7 @@ impl DeviceFile for FakeFile {
 
     fn read(&self) -> io::Result<Option<RawMessage>> {
         let mut world = self.kernel.0.lock();
+        world.call()?;
         let device = world.devices.get_mut(&self.name);
         let device = device.ok_or_else(|| os(libc::ENODEV))?;
         if let Some(size) = device.short.take() {
@@ -110,6 +110,7 @@ impl DeviceFile for FakeFile {
         };
         {
             let mut world = self.kernel.0.lock();
+            world.call()?;
             let device = world.devices.get_mut(&self.name);
             let device = device.ok_or_else(|| os(libc::ENODEV))?;
             let known = device.unanswered.remove(&id);
@@ -158,7 +159,7 @@ impl DeviceFile for FakeFile {
 
     fn inject_config_irq(&self) -> io::Result<()> {
         let done = self.ioctl(|device| {
-            if !device.live {
+            if !device.takes_irqs() {
                 return Err(os(libc::EINVAL));
             }
             device.config_irqs += 1;
@@ -198,7 +199,7 @@ impl DeviceFile for FakeFile {
 
     fn inject_irq(&self, index: u16) -> io::Result<()> {
         let done = self.ioctl(|device| {
-            if !device.live {
+            if !device.takes_irqs() {
                 return Err(os(libc::EINVAL));
             }
             let vq = device.vqs.get_mut(usize::from(index));

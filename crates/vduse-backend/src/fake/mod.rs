@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use rustix::thread::CpuSet;
 use virtio_blk_core::memory::Permissions;
+use virtio_blk_core::spec::status::DRIVER_OK;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub use driver::{FakeDriver, Pending};
 use file::FakeFile;
 
 use crate::kernel::{Attribute, Control, DeviceFile, Kernel, NewDevice, VqInfo};
-use crate::message::{Answer, Message};
+use crate::message::{Answer, Message, Request};
 
 /// A mapped range, in a file.
 #[derive(Clone, Debug)]
@@ -72,7 +73,10 @@ struct FakeDevice {
     driver_features: u64,
     config: Vec<u8>,
     config_irqs: u64,
-    live: bool,
+    /// As the driver reads it: a change counts once the server has answered.
+    status: u8,
+    /// The server was asked to suspend and did: no kicks, no interrupts until a reset.
+    suspended: bool,
     /// The size of the next message read, if it is not to be the right one.
     short: Option<usize>,
     /// `region` answers this first, whatever was asked for.
@@ -87,6 +91,20 @@ struct World {
     chosen: u64,
     boot: String,
     devices: BTreeMap<String, FakeDevice>,
+    /// Calls of the server's so far, and which of them fails, how.
+    calls: u64,
+    failing: Option<(u64, i32)>,
+}
+
+impl World {
+    /// Counts a call of the server's.
+    fn call(&mut self) -> io::Result<()> {
+        self.calls += 1;
+        match self.failing {
+            Some((at, errno)) if at == self.calls => Err(os(errno)),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -120,9 +138,22 @@ impl FakeKernel {
                 chosen: 0,
                 boot: "boot-1".to_owned(),
                 devices: BTreeMap::new(),
+                calls: 0,
+                failing: None,
             }),
             changed: Condvar::new(),
         }))
+    }
+
+    /// How many calls servers made so far.
+    pub fn calls(&self) -> u64 {
+        self.0.lock().calls
+    }
+
+    /// Makes the call that servers make after `count` others, counted from now on, fail once with `errno`.
+    pub fn fail_after(&self, count: u64, errno: i32) {
+        let mut world = self.0.lock();
+        world.failing = Some((world.calls + count + 1, errno));
     }
 
     /// A kernel without the module.
@@ -160,6 +191,7 @@ struct FakeControl {
 
 impl Control for FakeControl {
     fn set_api_version(&self, version: u64) -> io::Result<()> {
+        self.shared.lock().call()?;
         if version > self.shared.lock().api_version {
             return Err(os(libc::EINVAL));
         }
@@ -171,6 +203,7 @@ impl Control for FakeControl {
     }
 
     fn features(&self) -> io::Result<u64> {
+        self.shared.lock().call()?;
         match self.shared.lock().features {
             0 => Err(os(libc::EINVAL)),
             features => Ok(features),
@@ -179,6 +212,7 @@ impl Control for FakeControl {
 
     fn set_features(&self, features: u64) -> io::Result<()> {
         let mut world = self.shared.lock();
+        world.call()?;
         if features & !world.features != 0 {
             return Err(os(libc::EINVAL));
         }
@@ -192,6 +226,7 @@ impl Control for FakeControl {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mut world = self.shared.lock();
+        world.call()?;
         if world.devices.contains_key(&device.name) {
             return Err(os(libc::EEXIST));
         }
@@ -217,7 +252,8 @@ impl Control for FakeControl {
             driver_features: 0,
             config: device.config.clone(),
             config_irqs: 0,
-            live: false,
+            status: 0,
+            suspended: false,
             short: None,
             wild: None,
             new: device.clone(),
@@ -228,6 +264,7 @@ impl Control for FakeControl {
 
     fn destroy(&self, name: &str) -> io::Result<()> {
         let mut world = self.shared.lock();
+        world.call()?;
         let device = world.devices.get(name).ok_or_else(|| os(libc::EINVAL))?;
         if device.attached || device.open {
             return Err(os(libc::EBUSY));
@@ -239,6 +276,7 @@ impl Control for FakeControl {
 
 impl Kernel for FakeKernel {
     fn control(&self) -> io::Result<Box<dyn Control>> {
+        self.0.lock().call()?;
         if !self.0.lock().loaded {
             return Err(os(libc::ENOENT));
         }
@@ -250,6 +288,7 @@ impl Kernel for FakeKernel {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DeviceFile>> {
         let mut world = self.0.lock();
+        world.call()?;
         let device = world
             .devices
             .get_mut(name)
@@ -266,7 +305,8 @@ impl Kernel for FakeKernel {
     }
 
     fn attribute(&self, name: &str, attribute: Attribute) -> io::Result<u64> {
-        let world = self.0.lock();
+        let mut world = self.0.lock();
+        world.call()?;
         let device = world.devices.get(name).ok_or_else(|| os(libc::ENOENT))?;
         Ok(match attribute {
             Attribute::BounceSize => device.bounce,
@@ -276,6 +316,7 @@ impl Kernel for FakeKernel {
 
     fn set_attribute(&self, name: &str, attribute: Attribute, value: u64) -> io::Result<()> {
         let mut world = self.0.lock();
+        world.call()?;
         let device = world
             .devices
             .get_mut(name)
@@ -292,14 +333,17 @@ impl Kernel for FakeKernel {
     }
 
     fn vq_cpus(&self, name: &str, index: u16) -> io::Result<CpuSet> {
-        let world = self.0.lock();
+        let mut world = self.0.lock();
+        world.call()?;
         let device = world.devices.get(name).ok_or_else(|| os(libc::ENOENT))?;
         let vq = device.vqs.get(usize::from(index));
         vq.and_then(|vq| vq.cpus).ok_or_else(|| os(libc::ENOENT))
     }
 
     fn boot_id(&self) -> io::Result<String> {
-        Ok(self.0.lock().boot.clone())
+        let mut world = self.0.lock();
+        world.call()?;
+        Ok(world.boot.clone())
     }
 }
 
@@ -320,7 +364,37 @@ impl FakeDevice {
             };
         }
         self.driver_features = 0;
-        self.live = false;
+        self.status = 0;
+        self.suspended = false;
+    }
+
+    /// What the kernel does once a message is answered.
+    fn answered(&mut self, request: Request, answer: Answer) {
+        let done = answer != Answer::Failed;
+        match request {
+            // The kernel forgets everything whatever the server says.
+            Request::SetStatus(0) => self.reset(),
+            Request::SetStatus(status) if done => self.status = status,
+            Request::Suspend if done => self.suspended = true,
+            Request::SetVqReady { index, ready } if done => {
+                let vq = usize::try_from(index)
+                    .ok()
+                    .and_then(|at| self.vqs.get_mut(at));
+                if let Some(vq) = vq {
+                    vq.info.ready = ready;
+                }
+            }
+            Request::SetVqReady { .. } => {
+                self.broken = true;
+                self.ring();
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether interrupts reach the driver.
+    fn takes_irqs(&self) -> bool {
+        self.status & DRIVER_OK != 0 && !self.suspended
     }
 
     /// How long a sender waits.

@@ -24,7 +24,7 @@ use virtio_blk_core::testdisk::TestDisk;
 use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
 use virtio_blk_driver::testmem::Space;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// How long to wait for what must come.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,6 +66,16 @@ impl Gate {
         }
         state.1 -= 1;
         self.changed.notify_all();
+    }
+
+    /// Waits until as many wait at it as `enough` says.
+    fn wait_until(&self, enough: impl Fn(usize) -> bool) {
+        let state = self.state.lock().unwrap();
+        let (_state, waited) = self
+            .changed
+            .wait_timeout_while(state, PATIENCE, |state| !enough(state.1))
+            .unwrap();
+        assert!(!waited.timed_out());
     }
 }
 
@@ -120,18 +130,12 @@ impl StallDisk {
 
     /// Waits until so many requests hang.
     pub fn wait_stalled(&self, count: usize) {
-        let mut state = self.gate.state.lock().unwrap();
-        while state.1 < count {
-            state = self.gate.changed.wait(state).unwrap();
-        }
+        self.gate.wait_until(|stalled| stalled >= count);
     }
 
     /// Waits until none does.
     pub fn wait_idle(&self) {
-        let mut state = self.gate.state.lock().unwrap();
-        while state.1 != 0 {
-            state = self.gate.changed.wait(state).unwrap();
-        }
+        self.gate.wait_until(|stalled| stalled == 0);
     }
 }
 
@@ -195,11 +199,15 @@ pub struct Rig {
     pub kernel: FakeKernel,
     pub bus: FakeDriver,
     pub disk: StallDisk,
+    /// What is served: that disk, or one over it.
+    pub top: Arc<dyn Disk>,
     pub guest: Arc<Guest>,
     pub memory: Arc<OwnedFd>,
     pub queues: Vec<Driver<Arc<Guest>>>,
     pub dir: tempfile::TempDir,
     pub options: Options,
+    /// Where the driver starts its queues.
+    pub start_index: u16,
     name: &'static str,
     life: u64,
     server: Option<Running>,
@@ -222,10 +230,14 @@ pub fn usual(queues: u16) -> Options {
     }
 }
 
+/// A kernel that knows everything.
+pub fn newest() -> FakeKernel {
+    FakeKernel::new(1, vduse_backend::F_QUEUE_READY | vduse_backend::F_SUSPEND)
+}
+
 impl Rig {
     pub fn new(queues: u16) -> Self {
-        let features = vduse_backend::F_QUEUE_READY | vduse_backend::F_SUSPEND;
-        Self::on(FakeKernel::new(1, features), queues)
+        Self::on(newest(), queues)
     }
 
     pub fn on(kernel: FakeKernel, queues: u16) -> Self {
@@ -238,6 +250,22 @@ impl Rig {
 
     /// With a device of this name; a kernel may have several.
     pub fn named(name: &'static str, kernel: FakeKernel, disk: StallDisk, queues: u16) -> Self {
+        let top = Arc::new(disk.clone());
+        Self::over(top, name, kernel, disk, queues)
+    }
+
+    /// With another disk on top, whose driver is not there yet.
+    pub fn layered(top: Arc<dyn Disk>, disk: StallDisk, queues: u16) -> Self {
+        Self::over(top, NAME, newest(), disk, queues)
+    }
+
+    fn over(
+        top: Arc<dyn Disk>,
+        name: &'static str,
+        kernel: FakeKernel,
+        disk: StallDisk,
+        queues: u16,
+    ) -> Self {
         let file = memfd(LIFE * LIVES);
         let memory = Arc::new(OwnedFd::from(file.try_clone().unwrap()));
         let size = (LIFE * LIVES) as usize;
@@ -247,6 +275,8 @@ impl Rig {
             bus: kernel.driver(name),
             kernel,
             disk,
+            top,
+            start_index: 0,
             guest: Arc::new(Guest::from_ranges_with_files([range]).unwrap()),
             memory,
             queues: Vec::new(),
@@ -283,7 +313,7 @@ impl Rig {
     }
 
     pub fn try_serve(&self, options: ServerOptions) -> Result<Server, ServerError> {
-        let device = Device::new(Arc::new(self.disk.clone()), self.options.clone()).unwrap();
+        let device = Device::new(self.top.clone(), self.options.clone()).unwrap();
         Server::new(Arc::new(self.kernel.clone()), device, options)
     }
 
@@ -301,6 +331,53 @@ impl Rig {
         let server = self.server.take().unwrap();
         server.handle.stop();
         server.thread.join().unwrap()
+    }
+
+    /// Waits until a queue has taken what comes before this index, and waits for a kick.
+    pub fn wait_taken(&self, queue: usize, index: u16) {
+        let state = self.queues[queue].state();
+        // `avail_event` lies behind the used ring.
+        let at = state.used_ring + 4 + 8 * u64::from(state.size);
+        let deadline = Instant::now() + PATIENCE;
+        while self.guest.read_obj::<u16>(GuestAddress(at)).unwrap() != index {
+            assert!(Instant::now() < deadline);
+            std::thread::yield_now();
+        }
+    }
+
+    /// Tells the server to end.
+    pub fn begin_stop(&mut self) {
+        self.server.as_ref().unwrap().handle.stop();
+    }
+
+    /// The server dies, and leaves everything as it is to the next.
+    pub fn die(&mut self) {
+        self.bus.shorten_next(1);
+        let pending = self.bus.send(Ask::Unknown(99));
+        self.ended().unwrap_err();
+        pending.kill();
+    }
+
+    /// Another server comes. Returns once it has taken over what there was.
+    pub fn succeed(&mut self) {
+        assert!(self.serve().unwrap());
+        self.settle();
+    }
+
+    /// Waits until the server has done what was to be done by now.
+    pub fn settle(&self) {
+        self.ok(Ask::SetGroupAsid { group: 0, asid: 0 });
+    }
+
+    /// The next available index of a queue, as the server tells it.
+    pub fn told(&self, queue: u32) -> u16 {
+        match self.bus.ask(Ask::GetVqState { index: queue }) {
+            Some(Answer::VqState { index, next_avail }) => {
+                assert_eq!(index, queue);
+                next_avail
+            }
+            other => panic!("queue {queue}: {other:?}"),
+        }
     }
 
     /// The server ends by itself.
@@ -325,7 +402,7 @@ impl Rig {
             let config = RingConfig {
                 event_idx: true,
                 indirect: true,
-                start: 0,
+                start: self.start_index,
             };
             let driver = space
                 .driver(self.guest.clone(), QUEUE_SIZE, config, ARENA)
@@ -421,7 +498,7 @@ pub fn info(driver: &Driver<Arc<Guest>>) -> VqInfo {
         descriptor: state.desc_table,
         driver: state.avail_ring,
         device: state.used_ring,
-        avail_index: 0,
+        avail_index: state.next_avail,
         ready: true,
     }
 }

@@ -1,0 +1,360 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Starting and stopping queues, apart from any message: taking a device over, what failed and is tried again, queues
+//! that go on after their state was told, and the end.
+
+use std::time::{Duration, Instant};
+
+use virtio_blk_core::device::StatusChange;
+use virtio_blk_core::runner::Stop;
+
+use super::Session;
+use crate::kernel::VqInfo;
+use crate::queue::{Context, Queue, Wish, Worker};
+use crate::state::State;
+
+/// Queues whose state was told go on after this time, all together, if there is no message and no kick.
+const HOLD: Duration = Duration::from_millis(500);
+/// Between two tries of what failed for a reason that may pass.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between two looks at whether the kernel has done what it asked to be allowed to do: it does that after the answer.
+const SOON: Duration = Duration::from_millis(1);
+/// For how long after a message such looks are taken.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Session {
+    /// Goes on where a server that died has left off.
+    pub(crate) fn resume(&mut self) {
+        let (status, accepted) = (self.state.status(), self.state.accepted());
+        if status == 0 {
+            return;
+        }
+        log::info!(
+            "taking over: status {status:#x}, {} resets so far",
+            self.state.generation()
+        );
+        match self.status.write(status, accepted, &self.device) {
+            StatusChange::Start => {
+                self.all_wanted();
+                if self.state.is_held() {
+                    self.held_until = Some(Instant::now() + HOLD);
+                }
+                self.start_wanted();
+            }
+            StatusChange::Refused => {
+                log::error!("the driver uses features that this server does not offer");
+            }
+            StatusChange::None | StatusChange::Reset => {}
+        }
+    }
+
+    /// All queues should run that the kernel knows as enabled.
+    pub(super) fn all_wanted(&mut self) {
+        for queue in &mut self.queues {
+            queue.wish = Wish::IfReady;
+        }
+        self.stale = true;
+        self.expect_kernel();
+        self.ask();
+    }
+
+    /// The kernel is about to do what a message asked for.
+    pub(super) fn expect_kernel(&mut self) {
+        self.soon_until = Some(Instant::now() + PATIENCE);
+    }
+
+    /// When to look whether the kernel has done it. `None`: it had its time.
+    fn soon(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.soon_until
+            .is_some_and(|until| now < until)
+            .then(|| now + SOON)
+    }
+
+    /// Asks the kernel how the queues are set up that should run and don't. Returns what it says of those that are
+    /// enabled.
+    fn ask(&mut self) -> Vec<(u16, VqInfo)> {
+        let mut found = Vec::new();
+        let (mut failed, mut later) = (None, false);
+        for (index, queue) in (0..).zip(&mut self.queues) {
+            if !queue.is_waiting() {
+                continue;
+            }
+            match self.file.vq_info(index) {
+                Ok(info) if info.ready => found.push((index, info)),
+                Ok(_) if queue.wish == Wish::IfReady => queue.wish = Wish::Rest,
+                // Its message was answered, or will be.
+                Ok(_) => later = true,
+                Err(error) => {
+                    failed = Some(format!(
+                        "queue {index}: the kernel does not tell how it is set up: {error}"
+                    ));
+                }
+            }
+        }
+        if let Some(failure) = failed {
+            self.try_again(failure);
+        } else if later {
+            self.retry_at = self.soon().or_else(|| Some(Instant::now() + RETRY));
+        }
+        found
+    }
+
+    /// Something failed for a reason that may pass.
+    fn try_again(&mut self, failure: String) {
+        self.retry_at = Some(Instant::now() + RETRY);
+        // Once, and not each second.
+        if self.complaint != failure {
+            log::error!("{failure}: trying again");
+            self.complaint = failure;
+        }
+    }
+
+    /// Whether queues may start, as far as messages decide that.
+    fn may_start(&self) -> bool {
+        self.status.is_live()
+            && !self.state.is_suspended()
+            && self.held_until.is_none()
+            && self.finish_by.is_none()
+    }
+
+    /// Whether the disk is in use, or should be.
+    pub(super) fn needs_medium(&self) -> bool {
+        let running = self.queues.iter().any(|queue| !queue.is_idle());
+        let starting = self.may_start() && self.queues.iter().any(Queue::should_run);
+        running || starting || !self.abandoned.is_empty()
+    }
+
+    /// Starts the queues that should run and don't.
+    pub(super) fn start_wanted(&mut self) {
+        self.retry_at = None;
+        if !self.may_start() || !self.queues.iter().any(Queue::is_waiting) {
+            return;
+        }
+        if !self.abandoned.is_empty() {
+            log::debug!("the disk still works on requests from before the reset: waiting for it");
+            return;
+        }
+        let infos = self.ask();
+        if infos.is_empty() {
+            return;
+        }
+        self.medium.want(true);
+        match self.medium.wait(Instant::now()) {
+            // It rings.
+            None => return,
+            Some(Err(error)) => {
+                return self.try_again(format!("the disk can't be taken into use: {error}"));
+            }
+            Some(Ok(())) => {}
+        }
+        if self.stale && !self.walk() {
+            return;
+        }
+        self.start(&infos);
+    }
+
+    fn start(&mut self, infos: &[(u16, VqInfo)]) {
+        let context = Context {
+            kernel: self.kernel.as_ref(),
+            name: &self.state.shape().name,
+            device: &self.device,
+            file: &self.file,
+            memory: self.memory.iotlb(),
+            state: &self.state,
+            poll: self.poll,
+            pin: self.pin,
+            gate: &self.gate,
+            wake: &self.wake,
+        };
+        let mut failed = None;
+        for (index, info) in infos {
+            let Some(queue) = self.queues.get_mut(usize::from(*index)) else {
+                continue;
+            };
+            match queue.start(*index, info, &context) {
+                Ok(()) => queue.wish = Wish::Run,
+                Err(error) if error.may_pass() => {
+                    failed = Some(format!("queue {index} can't be started: {error}"));
+                }
+                Err(error) => {
+                    log::error!("queue {index} does not work until the driver resets it: {error}");
+                    queue.wish = Wish::Rest;
+                }
+            }
+        }
+        match failed {
+            Some(failure) => self.try_again(failure),
+            None => self.complaint.clear(),
+        }
+    }
+
+    /// Takes the address space over; nothing runs on it yet.
+    fn walk(&mut self) -> bool {
+        let bounce = self.bounce_size();
+        match self.memory.walk(self.file.as_ref(), bounce) {
+            Ok(_) => {
+                self.stale = false;
+                true
+            }
+            Err(error) => {
+                self.try_again(format!("the driver's memory can't be used: {error}"));
+                false
+            }
+        }
+    }
+
+    /// Stops all queues. Returns whether they stand still.
+    pub(super) fn stop_all(&mut self, mode: Stop, deadline: Instant) -> bool {
+        for queue in &mut self.queues {
+            queue.begin_stop(mode, &self.wake);
+        }
+        let state = &self.state;
+        let queues = (0..).zip(&mut self.queues);
+        queues.fold(true, |stopped, (index, queue)| {
+            queue.wait_stopped(index, state, deadline) && stopped
+        })
+    }
+
+    /// Waits for a stop of one queue that was begun. Returns whether it stands still.
+    pub(super) fn wait_stopped(&mut self, index: u16, deadline: Instant) -> bool {
+        let queue = self.queues.get_mut(usize::from(index));
+        queue.is_none_or(|queue| queue.wait_stopped(index, &self.state, deadline))
+    }
+
+    /// Lets go of the disk if nothing uses it any more, and waits for that. Returns whether what it held in memory is
+    /// stable, as far as is known by `deadline`.
+    pub(super) fn release_medium(&mut self, deadline: Instant) -> bool {
+        let idle = self.queues.iter().all(Queue::is_idle);
+        if !idle || !self.abandoned.is_empty() {
+            return true;
+        }
+        self.medium.want(false);
+        match self.medium.wait(deadline) {
+            Some(Ok(())) => true,
+            Some(Err(error)) => {
+                log::error!("what the disk held in memory is lost: {error}");
+                false
+            }
+            None => {
+                log::warn!("the disk still makes stable what it held in memory");
+                false
+            }
+        }
+    }
+
+    /// The state of a queue is told: nothing starts until it is clear that whoever asked goes on with this device.
+    pub(super) fn hold(&mut self, index: u16) {
+        self.state.set_held(true);
+        // Kicks of before.
+        let _ = self.kicked.read();
+        if let Err(error) = self.file.set_kick(index, Some(&self.kicked)) {
+            log::debug!("queue {index}: its kicks go unseen for a while: {error}");
+        }
+        self.held_until = Some(Instant::now() + HOLD);
+    }
+
+    /// What was told stays true for as long as there are messages.
+    pub(super) fn extend_hold(&mut self) {
+        if self.held_until.is_some() {
+            self.held_until = Some(Instant::now() + HOLD);
+        }
+    }
+
+    /// Queues whose state was told may go on.
+    pub(super) fn unhold(&mut self) {
+        self.held_until = None;
+        self.state.set_held(false);
+    }
+
+    /// Something happened that is no message: a queue stopped, was kicked, or a moment came.
+    pub(crate) fn work(&mut self) {
+        let now = Instant::now();
+        self.abandoned.retain(|worker| !worker.wait_stopped(now));
+        for (index, queue) in (0..).zip(&mut self.queues) {
+            if queue.is_stopping() {
+                queue.wait_stopped(index, &self.state, now);
+            }
+        }
+        let kicked = self.kicked.read().is_ok();
+        if self.held_until.is_some_and(|at| kicked || now >= at) {
+            self.unhold();
+        }
+        self.retry_irqs();
+        self.start_wanted();
+        if !self.needs_medium() {
+            self.medium.want(false);
+        }
+    }
+
+    fn retry_irqs(&mut self) {
+        let mut refused = false;
+        for (index, queue) in (0..).zip(&self.queues) {
+            refused |= queue.retry_irq(index, self.file.as_ref());
+        }
+        self.irqs_at = if refused { self.soon() } else { None };
+    }
+
+    /// When [`Session::work`] must be called.
+    pub(crate) fn next(&self) -> Option<Instant> {
+        let times = [self.held_until, self.retry_at, self.irqs_at, self.finish_by];
+        times.into_iter().flatten().min()
+    }
+
+    /// Memory that was touched was gone: nothing the driver says can be relied on.
+    pub(crate) fn alarmed(&mut self) {
+        self.memory.acknowledge();
+        log::error!("the driver's memory is gone: the device stops until it is reset");
+        for queue in &mut self.queues {
+            queue.wish = Wish::Rest;
+            queue.begin_stop(Stop::HandOver, &self.wake);
+        }
+    }
+
+    /// Shows the driver the configuration space as it is now.
+    pub(crate) fn push_config(&self) {
+        if let Err(error) = self.file.set_config(&self.device.config().to_bytes()) {
+            return log::error!("the driver can't be shown the new size: {error}");
+        }
+        // Without a driver nobody needs to know.
+        if self.is_live()
+            && let Err(error) = self.file.inject_config_irq()
+        {
+            log::debug!("no config interrupt: {error}");
+        }
+    }
+
+    /// Begins to finish what was taken; nothing starts any more. [`Session::is_finished`] says when that is done, or
+    /// its time over.
+    pub(crate) fn finish(&mut self) {
+        self.finish_by = Some(self.deadline());
+        for queue in &mut self.queues {
+            queue.begin_stop(Stop::Drain, &self.wake);
+        }
+    }
+
+    /// Whether nothing needs to be waited for any more.
+    pub(crate) fn is_finished(&self) -> bool {
+        let Some(deadline) = self.finish_by else {
+            return false;
+        };
+        let now = Instant::now();
+        now >= deadline || !self.needs_medium() && self.medium.wait(now).is_some()
+    }
+
+    /// The end. What did not finish is handed over to the next server; what does not let go in time either is left
+    /// behind, with what it works with: memory mapped, the device's file open. Returns the record, and whether nothing
+    /// was left behind.
+    pub(crate) fn end(mut self) -> (State, bool) {
+        let deadline = self.deadline();
+        let mut stopped = self.stop_all(Stop::HandOver, deadline);
+        self.abandoned
+            .retain(|worker| !worker.wait_stopped(deadline));
+        stopped &= self.abandoned.is_empty();
+        stopped &= self.release_medium(deadline);
+        let hanging = self.queues.iter_mut().filter_map(Queue::abandon);
+        hanging.chain(self.abandoned).for_each(Worker::detach);
+        (self.state, stopped)
+    }
+}
