@@ -21,10 +21,8 @@ fn memory_is_taken_away_without_a_descriptor() {
         rlim_max: 64,
     };
     // SAFETY: the pointer is valid.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
-        0
-    );
+    let set = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(set, 0);
     while let Ok(file) = File::open("/dev/null") {
         filler.push(file);
     }
