@@ -146,8 +146,9 @@ impl HostFile {
             Ok(()) => 0,
             Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
         };
-        let outcome = (|| make!(self, Resize, 0, len, false, call()))();
-        match outcome {
+        // The macro may return.
+        let made = || make!(self, Resize, 0, len, false, call());
+        match made() {
             0 => Ok(()),
             errno => Err(io::Error::from_raw_os_error(-errno)),
         }
