@@ -1,8 +1,8 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From devices to the interrupt controllers in the kernel: eventfds bound to interrupt lines, and
-//! messages that are routed like further lines.
+//! Between devices and the kernel: eventfds bound to interrupt lines, messages that are routed like further
+//! lines, and kicks.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use kvm_bindings::{
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
     kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vm_allocator::IdAllocator;
 use vm_superio::Trigger;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -27,6 +27,52 @@ const PIC_LINES: u32 = 8;
 const FIRST_FREE_LINE: u32 = 5;
 /// Messages get numbers beyond the IO-APIC's lines.
 const MAX_ROUTES: u32 = 1023;
+
+/// What devices ask of KVM.
+pub trait KvmEvents: Send + Sync {
+    /// Has a guest's write to `address` write the eventfd: any write, or a 32-bit one of this value.
+    fn bind_kick(&self, event: &EventFd, address: u64, value: Option<u32>) -> Asked;
+    /// Undoes [`KvmEvents::bind_kick`] with the same arguments.
+    fn unbind_kick(&self, event: &EventFd, address: u64, value: Option<u32>) -> Asked;
+    /// Has a write of the eventfd raise the interrupt of this number.
+    fn bind_interrupt(&self, event: &EventFd, number: u32) -> Asked;
+    /// Undoes [`KvmEvents::bind_interrupt`]. Whatever was on its way has arrived when it returns.
+    fn unbind_interrupt(&self, event: &EventFd, number: u32) -> Asked;
+    /// Replaces the table of where interrupts lead.
+    fn route(&self, table: &KvmIrqRouting) -> Asked;
+}
+
+type Asked = std::result::Result<(), kvm_ioctls::Error>;
+
+impl KvmEvents for VmFd {
+    fn bind_kick(&self, event: &EventFd, address: u64, value: Option<u32>) -> Asked {
+        let address = IoEventAddress::Mmio(address);
+        match value {
+            Some(value) => self.register_ioevent(event, &address, value),
+            None => self.register_ioevent(event, &address, NoDatamatch),
+        }
+    }
+
+    fn unbind_kick(&self, event: &EventFd, address: u64, value: Option<u32>) -> Asked {
+        let address = IoEventAddress::Mmio(address);
+        match value {
+            Some(value) => self.unregister_ioevent(event, &address, value),
+            None => self.unregister_ioevent(event, &address, NoDatamatch),
+        }
+    }
+
+    fn bind_interrupt(&self, event: &EventFd, number: u32) -> Asked {
+        self.register_irqfd(event, number)
+    }
+
+    fn unbind_interrupt(&self, event: &EventFd, number: u32) -> Asked {
+        self.unregister_irqfd(event, number)
+    }
+
+    fn route(&self, table: &KvmIrqRouting) -> Asked {
+        self.set_gsi_routing(table)
+    }
+}
 
 /// An eventfd that raises an interrupt in the guest when it is written. Its number is free again once this
 /// is dropped.
@@ -47,7 +93,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         // It was registered, so that it can be unregistered.
-        let _ = self.router.vm.unregister_irqfd(&self.event, self.number);
+        let _ = self.router.vm.unbind_interrupt(&self.event, self.number);
         let mut state = lock(&self.router.state);
         state.routes.remove(&self.number);
         // Those that are fixed were never allocated.
@@ -83,10 +129,10 @@ impl Source {
         let vm = &self.router.vm;
         if let Some(old) = self.bound.take() {
             // It was registered, so that it can be unregistered.
-            let _ = vm.unregister_irqfd(&self.event, old);
+            let _ = vm.unbind_interrupt(&self.event, old);
         }
         if let Some(new) = number {
-            match vm.register_irqfd(&self.event, new) {
+            match vm.bind_interrupt(&self.event, new) {
                 Ok(()) => self.bound = number,
                 Err(error) => log::info!("interrupts pass the VMM: {error}"),
             }
@@ -114,7 +160,7 @@ impl Trigger for LineTrigger {
 
 /// The interrupt numbers of a VM and where they lead.
 pub struct Router {
-    vm: Arc<VmFd>,
+    vm: Arc<dyn KvmEvents>,
     state: Mutex<State>,
 }
 
@@ -125,7 +171,7 @@ struct State {
 }
 
 impl Router {
-    pub fn new(vm: Arc<VmFd>) -> Result<Self> {
+    pub fn new(vm: Arc<dyn KvmEvents>) -> Result<Self> {
         let ids = |from, to| {
             IdAllocator::new(from, to).map_err(|error| Error::Control(error.to_string()))
         };
@@ -156,7 +202,7 @@ impl Router {
 
     fn bind(self: &Arc<Self>, number: u32) -> Result<Line> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?;
-        self.vm.register_irqfd(&event, number).context("no irqfd")?;
+        self.vm.bind_interrupt(&event, number).context("no irqfd")?;
         Ok(Line {
             number,
             event,
@@ -185,7 +231,7 @@ impl Router {
             .collect();
         let table = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| Error::Control("too many interrupts".to_owned()))?;
-        self.vm.set_gsi_routing(&table).context("interrupt routing")
+        self.vm.route(&table).context("interrupt routing")
     }
 }
 

@@ -395,7 +395,7 @@ impl Board {
                 let base = MMIO_WINDOW + self.mmio.len() as u64 * MMIO_SLOT;
                 let interrupt = self.router.line(None)?;
                 let line = interrupt.number;
-                let block = MmioBlock::new(backend, memory, interrupt, &self.vm, base)?;
+                let block = MmioBlock::new(backend, memory, interrupt, &*self.vm, base)?;
                 let block = Arc::new(Mutex::new(block));
                 self.buses.memory.insert(base, MMIO_SLOT, block.clone());
                 self.mmio.push(MmioDevice { base, line });

@@ -84,7 +84,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
 
     fn ready_slow(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
         let device = self.device.get_device_features();
-        let features = inner.guest.features & BLOCK_FEATURES | device & RING_FEATURES;
+        // Its second lane is ours to use, whether the guest accepted MQ or not: a driver that enables a queue it did not
+        // ask for is served on the fast path too.
+        let features =
+            inner.guest.features & BLOCK_FEATURES | device & (RING_FEATURES | feature::MQ);
         let wce = inner.guest.features & feature::CONFIG_WCE;
         let config = inner.guest.config.clone();
         self.slow

@@ -5,9 +5,13 @@
 
 /// The bits of the command register that do something.
 const COMMAND: usize = 4;
-const COMMAND_MEMORY: u8 = 2;
+const COMMAND_MEMORY: u8 = 1 << 1;
+const COMMAND_BUS_MASTER: u8 = 1 << 2;
 const COMMAND_WRITABLE: [u8; 2] = [0b110, 0b100];
-const STATUS: usize = 6;
+/// Where the status register is.
+pub const STATUS: usize = 6;
+/// Its bit that says that an interrupt is pending without messages.
+pub const STATUS_INTERRUPT: u8 = 1 << 3;
 const STATUS_CAPABILITIES: u8 = 1 << 4;
 const BAR0: usize = 0x10;
 const CAPABILITIES: usize = 0x34;
@@ -114,6 +118,11 @@ impl ConfigSpace {
         let mut bytes = [0; 4];
         self.read(offset, &mut bytes);
         u32::from_le_bytes(bytes)
+    }
+
+    /// Whether the function may access memory and send messages (Bus Master Enable).
+    pub fn is_bus_master(&self) -> bool {
+        self.u16(COMMAND) & u16::from(COMMAND_BUS_MASTER) != 0
     }
 
     /// Start and size of BAR 0 while memory decoding is on.

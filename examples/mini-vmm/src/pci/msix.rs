@@ -64,7 +64,7 @@ impl Msix {
         self.vectors.len()
     }
 
-    /// The message control register was written.
+    /// The message control register was written, or what else keeps the function from sending messages changed.
     pub fn set_control(&mut self, enabled: bool, function_masked: bool) {
         (self.enabled, self.function_masked) = (enabled, function_masked);
         self.settle();
@@ -79,6 +79,13 @@ impl Msix {
             } else {
                 vector.pending = true;
             }
+        }
+    }
+
+    /// Forgets what waits behind masks, as a reset of the device does.
+    pub fn forget_pending(&mut self) {
+        for vector in &mut self.vectors {
+            vector.pending = false;
         }
     }
 

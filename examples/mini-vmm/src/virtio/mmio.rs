@@ -6,13 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Block, Interrupt, SavedBlock, half, set_half};
 use crate::bus::BusDevice;
 use crate::error::{Context, Result};
-use crate::interrupt::Line;
+use crate::interrupt::{KvmEvents, Line};
 use crate::memory::Memory;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
@@ -96,7 +95,13 @@ pub struct SavedMmio {
 
 impl MmioBlock {
     /// A device whose registers will be at `base`.
-    pub fn new(backend: Backend, memory: Memory, line: Line, vm: &VmFd, base: u64) -> Result<Self> {
+    pub fn new(
+        backend: Backend,
+        memory: Memory,
+        line: Line,
+        vm: &dyn KvmEvents,
+        base: u64,
+    ) -> Result<Self> {
         let interrupt = Arc::new(MmioInterrupt {
             line,
             status: AtomicU32::new(0),
@@ -104,9 +109,8 @@ impl MmioBlock {
         let block = Block::new(backend, memory, interrupt.clone())?;
         // ANCHOR: kicks
         // Kicks go to the queue's thread without the vCPU leaving the kernel.
-        let notify = IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY);
-        for (index, kick) in (0u32..).zip(block.kicks()) {
-            vm.register_ioevent(kick, &notify, index)
+        for (index, kick) in (0..).zip(block.kicks()) {
+            vm.bind_kick(kick, base + reg::QUEUE_NOTIFY, Some(index))
                 .context("no ioeventfd")?;
         }
         // ANCHOR_END: kicks
@@ -125,6 +129,7 @@ impl MmioBlock {
     }
 
     fn read_register(&mut self, register: u64) -> u32 {
+        let resetting = self.block.is_queue_resetting(self.selected());
         let queue = self.block.queue(self.selected());
         match register {
             reg::MAGIC => MAGIC,
@@ -137,8 +142,8 @@ impl MmioBlock {
             reg::INTERRUPT_STATUS => self.interrupt.status.load(Ordering::Acquire),
             reg::STATUS => self.block.status().into(),
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
-            // A reset is over when the write of it returns.
-            reg::QUEUE_RESET => 0,
+            // A reset is over when the write of it returns, unless the disk does not let go.
+            reg::QUEUE_RESET => resetting.into(),
             reg::CONFIG_GENERATION => self.block.backend.config_generation(),
             _ => 0,
         }
@@ -167,10 +172,14 @@ impl MmioBlock {
                 }
             }
             reg::STATUS => {
-                if value == 0 {
+                let Ok(status) = u8::try_from(value) else {
+                    return;
+                };
+                self.block.set_status(status);
+                if status == 0 {
+                    // After the queues have stopped (4.2.2.1): they raise interrupts until then.
                     self.interrupt.status.store(0, Ordering::Release);
                 }
-                self.block.set_status(value as u8);
             }
             _ => {
                 if let Some(queue) = self.block.queue_setup(index) {

@@ -4,14 +4,18 @@
 //! A block device behind a virtio transport: what PCI and MMIO have in common.
 
 mod backend;
+mod gate;
 pub mod mmio;
 pub mod pci;
+mod queue;
 mod saved;
+#[cfg(test)]
+mod tests;
 pub mod vdpa;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vdpa_bus::VqAddress;
 use vhost_vdpa_frontend::GuestQueue;
@@ -19,12 +23,14 @@ use virtio_blk_core::device::{StatusChange, StatusRegister};
 use virtio_blk_core::runner::{QueueSetup, QueueThread, Stop, ThreadOptions};
 use virtio_blk_core::spec::status;
 use virtio_queue::QueueState;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 pub use self::backend::Backend;
+use self::gate::Gate;
+use self::queue::Queue;
 pub use self::saved::SavedBlock;
 use self::vdpa::{Calls, VdpaDisk};
-use crate::error::{Context, Error, Result};
+use crate::error::{Error, Result};
 use crate::memory::Memory;
 
 /// How a transport interrupts the guest. Called from queue threads; must not block.
@@ -35,13 +41,10 @@ pub trait Interrupt: Send + Sync {
     fn config(&self);
 }
 
-/// A queue as the driver set it up.
-pub struct Queue {
-    pub state: QueueState,
-    /// Written when the driver kicks, by KVM.
-    kick: Arc<EventFd>,
-    thread: Option<QueueThread<Memory>>,
-}
+/// How long a stop waits for the disk: a vCPU that resets its device or a queue of it, or takes Bus Master Enable
+/// away, is back in the guest by then, and a machine that ends has ended. A pause waits twice as long. What the disk
+/// still has then keeps its memory.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A device with its queues: the registers of a transport are views of this.
 pub struct Block {
@@ -49,7 +52,7 @@ pub struct Block {
     /// Interrupts of a vDPA device.
     calls: Option<Calls>,
     memory: Memory,
-    interrupt: Arc<dyn Interrupt>,
+    interrupt: Arc<Gate>,
     status: StatusRegister,
     /// As the driver wrote them; they count from FEATURES_OK on.
     pub driver_features: u64,
@@ -57,10 +60,21 @@ pub struct Block {
     /// Set by a queue that broke, on its thread.
     broken: Arc<AtomicBool>,
     paused: bool,
+    /// Whether the device may touch guest memory.
+    dma: bool,
+    /// DRIVER_OK was set on a vDPA device that may not touch guest memory: what is written once it may.
+    deferred: Option<u8>,
+    /// A reset has begun, and the disk still has buffers of a queue.
+    resetting: bool,
+    /// The disk was taken into use.
+    active: bool,
+    /// [`PATIENCE`].
+    patience: Duration,
 }
 
 impl Block {
     pub fn new(backend: Backend, memory: Memory, interrupt: Arc<dyn Interrupt>) -> Result<Self> {
+        let interrupt = Arc::new(Gate::new(interrupt));
         let calls = match &backend {
             Backend::Own(device) => {
                 let listener = interrupt.clone();
@@ -75,14 +89,7 @@ impl Block {
             }
         };
         let max_size = backend.queue_size();
-        let queues = (0..backend.queues()).map(|_| {
-            let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).context("no eventfd")?;
-            Ok(Queue {
-                state: reset_state(max_size),
-                kick: Arc::new(kick),
-                thread: None,
-            })
-        });
+        let queues = (0..backend.queues()).map(|_| Queue::new(max_size));
         Ok(Self {
             queues: queues.collect::<Result<_>>()?,
             backend,
@@ -93,32 +100,52 @@ impl Block {
             driver_features: 0,
             broken: Arc::default(),
             paused: false,
+            dma: true,
+            deferred: None,
+            resetting: false,
+            active: false,
+            patience: PATIENCE,
         })
     }
 
-    /// The status register as the driver reads it.
+    /// The status register as the driver reads it. While a reset waits for the disk it reads DEVICE_NEEDS_RESET:
+    /// drivers may set the device up again once it reads 0 (4.1.4.3.2).
     pub fn status(&mut self) -> u8 {
-        if self.broken.load(Ordering::Acquire) {
-            self.status.need_reset();
+        if self.is_resetting() {
+            return status::DEVICE_NEEDS_RESET;
         }
+        self.note_broken();
         match &self.backend {
             Backend::Own(_) => self.status.get(),
             Backend::Vdpa(disk) => {
-                disk.switch.status() | self.status.get() & status::DEVICE_NEEDS_RESET
+                let deferred = self.deferred.unwrap_or(0);
+                disk.switch.status() | deferred | self.status.get() & status::DEVICE_NEEDS_RESET
             }
+        }
+    }
+
+    fn note_broken(&mut self) {
+        if self.broken.load(Ordering::Acquire) {
+            self.status.need_reset();
         }
     }
 
     // ANCHOR: status
     /// The driver writes the status register.
     pub fn set_status(&mut self, value: u8) {
+        if value != 0 && self.is_resetting() {
+            return;
+        }
         let change = match &self.backend {
             Backend::Own(device) => self.status.write(value, self.driver_features, device),
             Backend::Vdpa(_) => return self.set_vdpa_status(value),
         };
         match change {
             StatusChange::Reset => self.reset(),
-            StatusChange::Start => self.start_all(),
+            StatusChange::Start => {
+                self.interrupt.set(true);
+                self.start_all();
+            }
             StatusChange::None | StatusChange::Refused => {}
         }
     }
@@ -127,18 +154,29 @@ impl Block {
     // ANCHOR: start
     /// Starts a queue if it and the device are ready for it.
     fn start(&mut self, index: u16) {
+        self.note_broken();
         let (Backend::Own(device), Some(queue)) =
             (&self.backend, self.queues.get_mut(usize::from(index)))
         else {
             return;
         };
-        let ready = queue.state.ready && self.status.is_live() && !self.paused;
-        if !ready || queue.thread.is_some() {
+        let may_run = self.status.is_live() && self.dma && !self.paused;
+        if !may_run || !queue.state.ready || queue.serves() {
             return;
         }
-        let interrupt = self.interrupt.clone();
-        let setup = QueueSetup::new(self.memory.clone(), move || interrupt.queue(index));
         let broken = on_broken(index, self.broken.clone(), self.interrupt.clone());
+        if !queue.has_stopped(Instant::now()) {
+            return broken("the disk has not let go of what it had");
+        }
+        if !self.active {
+            if let Err(error) = device.disk().activate() {
+                return broken(&error.to_string());
+            }
+            self.active = true;
+        }
+        let interrupt = self.interrupt.clone();
+        let mut setup = QueueSetup::new(self.memory.clone(), move || interrupt.queue(index));
+        setup.replay = std::mem::take(&mut queue.in_flight);
         let started = device
             .start_queue(index, setup, &queue.state)
             .map_err(|error| error.to_string())
@@ -162,29 +200,66 @@ impl Block {
     }
     // ANCHOR_END: start
 
-    // ANCHOR: stop
-    /// Stops a queue; every request it took was answered when this returns.
-    fn stop(&mut self, index: u16) {
-        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
-            return;
-        };
-        let stopped = queue.thread.take().and_then(|t| t.stop(Stop::Drain));
-        if let Some(stopped) = stopped {
-            queue.state.next_avail = stopped.state.next_avail;
-            queue.state.next_used = stopped.state.next_used;
-        }
-    }
-    // ANCHOR_END: stop
-
     fn start_all(&mut self) {
         (0..self.backend.queues()).for_each(|index| self.start(index));
     }
 
+    // ANCHOR: stop
+    /// Stops all queues and leaves everything else as it is, to be started again. Requests that the disk does not
+    /// finish in time are cancelled, and executed again then. `false`: the disk still has buffers.
+    fn halt(&mut self) -> bool {
+        self.stop_all(Stop::Drain) || self.stop_all(Stop::HandOver)
+    }
+
+    fn stop_all(&mut self, mode: Stop) -> bool {
+        self.queues
+            .iter_mut()
+            .for_each(|queue| queue.begin_stop(mode));
+        self.have_stopped(Instant::now() + self.patience)
+    }
+
+    /// Waits until `deadline` for the queues that were told to stop.
+    fn have_stopped(&mut self, deadline: Instant) -> bool {
+        let mut all = true;
+        for queue in &mut self.queues {
+            all &= queue.has_stopped(deadline);
+        }
+        let idle = self.queues.iter().all(|queue| queue.thread.is_none());
+        if let (Backend::Own(device), true) = (&self.backend, self.active && idle) {
+            self.active = false;
+            if let Err(error) = device.disk().deactivate() {
+                log::error!("what the disk kept is not stable: {error}");
+            }
+        }
+        all
+    }
+    // ANCHOR_END: stop
+
     fn reset(&mut self) {
-        (0..self.backend.queues()).for_each(|index| self.reset_queue(index));
+        self.queues.iter_mut().for_each(Queue::begin_reset);
+        self.resetting = true;
+        self.finish_reset(Instant::now() + self.patience);
+        if self.resetting {
+            log::warn!("a reset waits for the disk, which has not let go of the driver's buffers");
+        }
+        self.interrupt.set(false);
+    }
+
+    /// Whether a reset has begun and is not over.
+    fn is_resetting(&mut self) -> bool {
+        self.finish_reset(Instant::now());
+        self.resetting
+    }
+
+    fn finish_reset(&mut self, deadline: Instant) {
+        if !self.resetting || !self.have_stopped(deadline) {
+            return;
+        }
+        self.resetting = false;
         self.driver_features = 0;
         self.broken.store(false, Ordering::Release);
         if let Backend::Own(device) = &self.backend {
+            self.status = StatusRegister::default();
             device.reset();
         }
     }
@@ -193,6 +268,14 @@ impl Block {
     fn set_vdpa_status(&mut self, value: u8) {
         if value == 0 {
             self.status = StatusRegister::default();
+            self.deferred = None;
+        }
+        if value & status::DRIVER_OK != 0 {
+            self.interrupt.set(true);
+            if !self.dma {
+                self.deferred = Some(value);
+                return;
+            }
         }
         let done = match &self.backend {
             Backend::Vdpa(disk) => self.tell_vdpa(disk, value),
@@ -251,20 +334,29 @@ impl Block {
         }
     }
 
-    /// Forgets a queue (RING_RESET, or `QueueReady` written to 0).
+    /// Forgets a queue (RING_RESET, or `QueueReady` written to 0). What it has in flight is cancelled.
     pub fn reset_queue(&mut self, index: u16) {
         if self.keeps_queues() {
             return;
         }
-        self.stop(index);
-        let max_size = self.backend.queue_size();
         if let Some(queue) = self.queues.get_mut(usize::from(index)) {
-            queue.state = reset_state(max_size);
+            queue.begin_reset();
+            self.have_stopped(Instant::now() + self.patience);
         }
+    }
+
+    /// Whether the disk still has buffers of a queue that is being reset.
+    pub fn is_queue_resetting(&mut self, index: u16) -> bool {
+        self.have_stopped(Instant::now());
+        let queue = self.queues.get(usize::from(index));
+        queue.is_some_and(Queue::is_resetting)
     }
 
     /// Enables a queue as set up. Starts it at once if the driver is ready.
     pub fn enable_queue(&mut self, index: u16) {
+        if self.is_queue_resetting(index) {
+            return;
+        }
         if let Some(queue) = self.queues.get_mut(usize::from(index)) {
             queue.state.ready = true;
         }
@@ -308,28 +400,85 @@ impl Block {
         }
     }
 
+    /// Whether the device may touch guest memory (PCI's Bus Master Enable). While it may not its queues stand
+    /// still, and kicks wait in their eventfds.
+    pub fn set_dma(&mut self, on: bool) {
+        if std::mem::replace(&mut self.dma, on) == on || self.paused {
+            return;
+        }
+        if on {
+            return self.go_on();
+        }
+        let why = match self.stand_still() {
+            Ok(()) => return,
+            Err(error) => error.to_string(),
+        };
+        if let Backend::Vdpa(disk) = &self.backend
+            && let Err(error) = disk.switch.set_status(0)
+        {
+            log::error!("a vDPA device that does not stand still can't be reset: {error}");
+        }
+        on_broken(0, self.broken.clone(), self.interrupt.clone())(&why);
+    }
+
     /// Stops all queues and leaves everything else as it is. Kicks wait in their eventfds.
+    ///
+    /// # Errors
+    /// The disk or the device does not come to an end. [`Block::resume`] then goes on with what can.
     pub fn pause(&mut self) -> Result<()> {
-        if let Backend::Vdpa(disk) = &self.backend {
-            let done = disk.switch.pause();
-            done.map_err(|error| Error::Control(error.to_string()))?;
+        if self.dma {
+            self.stand_still()?;
         }
         self.paused = true;
-        (0..self.backend.queues()).for_each(|index| self.stop(index));
         Ok(())
+    }
+
+    fn stand_still(&mut self) -> Result<()> {
+        if let Backend::Vdpa(disk) = &self.backend {
+            let done = disk.switch.pause();
+            return done.map_err(|error| Error::Control(error.to_string()));
+        }
+        if self.halt() {
+            return Ok(());
+        }
+        let seconds = 2 * self.patience.as_secs();
+        let text = format!("the disk still has requests after {seconds} s");
+        Err(Error::Control(text))
     }
 
     /// Goes on after [`Block::pause`] or [`Block::restore`].
     pub fn resume(&mut self) {
         self.paused = false;
+        if self.dma {
+            self.go_on();
+        }
+    }
+
+    fn go_on(&mut self) {
         match &self.backend {
             Backend::Own(_) => self.start_all(),
             Backend::Vdpa(disk) => {
                 if let Err(error) = disk.switch.resume() {
                     log::error!("a vDPA device does not go on as it was: {error}");
                 }
+                // It was reset, and tells nobody of what changed meanwhile.
+                self.interrupt.config();
+                if let Some(value) = self.deferred.take() {
+                    self.set_vdpa_status(value);
+                }
             }
         }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if self.stop_all(Stop::HandOver) {
+            return;
+        }
+        log::warn!("a disk has not let go of its buffers: they stay in memory until it does");
+        let left = self.queues.iter_mut().filter_map(|q| q.thread.take());
+        left.for_each(QueueThread::detach);
     }
 }
 
@@ -345,21 +494,13 @@ fn address(state: &QueueState) -> VqAddress {
 fn on_broken(
     index: u16,
     flag: Arc<AtomicBool>,
-    interrupt: Arc<dyn Interrupt>,
+    interrupt: Arc<Gate>,
 ) -> Arc<dyn Fn(&str) + Send + Sync> {
     Arc::new(move |why| {
         log::info!("queue {index} stopped, the device needs a reset: {why}");
         flag.store(true, Ordering::Release);
         interrupt.config();
     })
-}
-
-fn reset_state(max_size: u16) -> QueueState {
-    QueueState {
-        max_size,
-        size: max_size,
-        ..QueueState::default()
-    }
 }
 
 /// Puts 32 bits into the lower or upper half of a 64-bit register.

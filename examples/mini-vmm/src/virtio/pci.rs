@@ -9,16 +9,15 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Block, Interrupt, SavedBlock, half, set_half};
 use crate::bus::lock;
 use crate::error::{Error, Result};
-use crate::interrupt::{Router, Source};
+use crate::interrupt::{KvmEvents, Router, Source};
 use crate::memory::Memory;
 use crate::pci::PciFunction;
-use crate::pci::config::{ConfigSpace, Identity};
+use crate::pci::config::{self, ConfigSpace, Identity};
 use crate::pci::msix::{ENTRY, Entry, Msix};
 
 const VENDOR: u16 = 0x1af4;
@@ -59,7 +58,8 @@ struct Vectors {
     msix: Msix,
     config: u16,
     queues: Vec<u16>,
-    /// What a device elsewhere writes: by queue, then the configuration. Our own has none.
+    /// What a device elsewhere writes, by queue. Our own has none. Changes of the configuration come to us in any
+    /// case: a register has to be set.
     sources: Vec<Source>,
 }
 
@@ -72,11 +72,14 @@ struct PciInterrupt {
 impl PciInterrupt {
     fn raise(&self, isr: u8, choose: impl Fn(&Vectors) -> u16) {
         let mut vectors = lock(&self.vectors);
-        if vectors.msix.enabled {
+        let messages = vectors.msix.enabled;
+        // That of the configuration is set in any case, that of queues only where there are no messages (4.1.4.5.1).
+        if isr == ISR_CONFIG || !messages {
+            self.isr.fetch_or(isr, Ordering::AcqRel);
+        }
+        if messages {
             let vector = choose(&vectors);
             vectors.msix.trigger(vector);
-        } else {
-            self.isr.fetch_or(isr, Ordering::AcqRel);
         }
     }
 }
@@ -99,7 +102,7 @@ pub struct PciBlock {
     pub block: Block,
     config: ConfigSpace,
     interrupt: Arc<PciInterrupt>,
-    vm: Arc<VmFd>,
+    vm: Arc<dyn KvmEvents>,
     /// Where the kicks are bound now.
     bound: Option<u64>,
     msix_capability: usize,
@@ -126,7 +129,7 @@ impl PciBlock {
     pub fn new(
         backend: Backend,
         memory: Memory,
-        vm: Arc<VmFd>,
+        vm: Arc<dyn KvmEvents>,
         router: Arc<Router>,
         bar: u32,
     ) -> Result<Self> {
@@ -173,9 +176,12 @@ impl PciBlock {
         // BAR number, offset, length; the data behind them is not stored.
         config.allow(pci_capability + 4, &[0xff]);
         config.allow(pci_capability + 8, &[0xff; 8]);
-        let block = Block::new(backend, memory, interrupt.clone())?;
+        let mut block = Block::new(backend, memory, interrupt.clone())?;
+        // Until the guest lets it.
+        block.set_dma(false);
         let sources = block
             .calls()
+            .take(queues.into())
             .map(|event| Source::new(event.clone(), router.clone()));
         lock(&interrupt.vectors).sources = sources.collect();
         Ok(Self {
@@ -195,12 +201,14 @@ impl PciBlock {
     /// Makes everything agree with the configuration space after a write to it.
     fn config_written(&mut self) {
         let control = self.config.u16(self.msix_capability + 2);
+        let master = self.config.is_bus_master();
         let mut vectors = lock(&self.interrupt.vectors);
-        vectors
-            .msix
-            .set_control(control & MSIX_ENABLE != 0, control & MSIX_MASK != 0);
+        // Without Bus Master Enable a function sends no messages: they wait as behind a mask.
+        let masked = control & MSIX_MASK != 0 || !master;
+        vectors.msix.set_control(control & MSIX_ENABLE != 0, masked);
         vectors.bind_sources();
         drop(vectors);
+        self.block.set_dma(master);
         self.bind_kicks(self.config.window().map(|(base, _)| base));
     }
 
@@ -210,16 +218,15 @@ impl PciBlock {
             return;
         }
         for (index, kick) in (0u64..).zip(self.block.kicks()) {
-            let at =
-                |base| IoEventAddress::Mmio(base + NOTIFY + index * u64::from(NOTIFY_MULTIPLIER));
+            let at = |base| base + NOTIFY + index * u64::from(NOTIFY_MULTIPLIER);
             if let Some(old) = self.bound
-                && let Err(error) = self.vm.unregister_ioevent(kick, &at(old), NoDatamatch)
+                && let Err(error) = self.vm.unbind_kick(kick, at(old), None)
             {
                 log::debug!("a kick was not bound: {error}");
             }
             // Another device at the same address has it already. The guest then kicks through a write.
             if let Some(new) = base
-                && let Err(error) = self.vm.register_ioevent(kick, &at(new), NoDatamatch)
+                && let Err(error) = self.vm.bind_kick(kick, at(new), None)
             {
                 log::debug!("kicks take the slow way: {error}");
             }
@@ -235,6 +242,7 @@ impl PciBlock {
                 *to = *from;
             }
         };
+        let resetting = self.block.is_queue_resetting(self.queue_sel);
         let device = &self.block.backend;
         let offered = half(device.offered(), self.device_features_sel);
         let driver = half(self.block.driver_features, self.driver_features_sel);
@@ -254,6 +262,8 @@ impl PciBlock {
             put(48, &queue.used_ring.to_le_bytes());
             put(56, &self.queue_sel.to_le_bytes());
         }
+        // A reset is over when the write of it returns, unless the disk does not let go.
+        put(58, &u16::from(resetting).to_le_bytes());
         let vectors = lock(&self.interrupt.vectors);
         let queue = vectors.queues.get(usize::from(self.queue_sel));
         put(16, &vectors.config.to_le_bytes());
@@ -283,10 +293,11 @@ impl PciBlock {
                 vectors.bind_sources();
             }
             (20, 1) => {
+                self.block.set_status(value as u8);
                 if value == 0 {
+                    // After the queues have stopped: they raise interrupts until then.
                     self.reset_interrupts();
                 }
-                self.block.set_status(value as u8);
             }
             (22, 2) => self.queue_sel = value as u16,
             (26, 2) => {
@@ -329,6 +340,7 @@ impl PciBlock {
         let mut vectors = lock(&self.interrupt.vectors);
         vectors.config = NO_VECTOR;
         vectors.queues.fill(NO_VECTOR);
+        vectors.msix.forget_pending();
         vectors.bind_sources();
         self.interrupt.isr.store(0, Ordering::Release);
     }
@@ -402,8 +414,7 @@ impl Vectors {
     /// Has KVM take what a device elsewhere writes, where that is all there is to an interrupt. What meets a mask comes
     /// to us.
     fn bind_sources(&mut self) {
-        let chosen = self.queues.iter().chain([&self.config]);
-        for (source, vector) in self.sources.iter_mut().zip(chosen) {
+        for (source, vector) in self.sources.iter_mut().zip(&self.queues) {
             source.bind(self.msix.open_line(*vector));
         }
     }
@@ -417,6 +428,14 @@ impl PciFunction for PciBlock {
             return self.read_bar(at, data);
         }
         self.config.read(offset, data);
+        // Interrupt Status (4.1.4.5.1), though no line comes of it.
+        let at = config::STATUS.checked_sub(offset);
+        if let Some(byte) = at.and_then(|at| data.get_mut(at))
+            && !lock(&self.interrupt.vectors).msix.enabled
+            && self.interrupt.isr.load(Ordering::Acquire) != 0
+        {
+            *byte |= config::STATUS_INTERRUPT;
+        }
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {

@@ -54,7 +54,7 @@ impl Block {
         let status = self.status();
         let queues = self.queues.iter();
         let mut queues: Vec<_> = queues
-            .map(|queue| SavedQueue::new(&queue.state, Vec::new()))
+            .map(|queue| SavedQueue::new(&queue.state, queue.in_flight.clone()))
             .collect();
         let saved = match &self.backend {
             Backend::Own(device) => SavedBackend::Own(device.save(queues)),
@@ -91,9 +91,11 @@ impl Block {
         self.driver_features = saved.driver_features;
         let broken = saved.status & status::DEVICE_NEEDS_RESET != 0;
         self.broken.store(broken, Ordering::Release);
+        self.interrupt.set(saved.status & status::DRIVER_OK != 0);
         let max_size = self.backend.queue_size();
         for (queue, saved) in self.queues.iter_mut().zip(saved.registers()) {
             queue.state = saved.state(max_size, false);
+            queue.in_flight.clone_from(&saved.in_flight);
         }
         let failed = |error: &dyn std::fmt::Display| Error::Snapshot(error.to_string());
         match (&self.backend, &saved.backend) {

@@ -1,0 +1,55 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Whoever serves the guest, it sees the same device.
+
+use std::sync::atomic::AtomicBool;
+
+use sim_backend::{BlkSim, Profile, StrictOptions};
+
+use super::*;
+use crate::virtio::vdpa::{VdpaDisk, VdpaSource};
+
+/// Whether the slow path is asked for.
+pub const PATHS: [bool; 2] = [false, true];
+
+/// A simulated vDPA device of two queues over a disk.
+pub fn vdpa(disk: Arc<dyn Disk>, slow: bool, memory: Memory) -> Backend {
+    let device = Options {
+        queues: 2,
+        ..Options::default()
+    };
+    let mut options = sim_backend::Options::strict();
+    options.profile = Profile::Strict(StrictOptions {
+        device,
+        ..StrictOptions::default()
+    });
+    let source = VdpaSource {
+        device: Arc::new(BlkSim::new(disk, options).unwrap()),
+        slow: AtomicBool::new(slow),
+        layers: None,
+    };
+    Backend::Vdpa(VdpaDisk::new(Arc::new(source), memory, Arc::new(())).unwrap())
+}
+
+/// A driver that enables two queues and takes `features`.
+fn serves_both<R: Registers>(guest: &mut Guest<R>, features: u64) {
+    guest.start(features, 2);
+    for queue in [1, 0] {
+        guest.submit(queue, 3);
+        (0..3).for_each(|_| guest.answer(queue));
+    }
+    assert_eq!(guest.registers.status(), 0xf);
+}
+
+#[test]
+fn a_second_queue_is_served_with_and_without_mq() {
+    for features in [feature::MQ, 0] {
+        serves_both(&mut Guest::pci(|_| own(memory_disk(), 2)), features);
+        for path in PATHS {
+            let make = |memory| vdpa(memory_disk(), path, memory);
+            serves_both(&mut Guest::pci(make), features);
+            serves_both(&mut Guest::mmio(make), features);
+        }
+    }
+}
