@@ -295,7 +295,7 @@ fn position(
 ) -> Result<Position, QueueError> {
     let size = u16::try_from(info.num).map_err(|_| QueueError::Size(info.num))?;
     let mut state = QueueState {
-        max_size: context.device.options().queue_size,
+        max_size: context.state.shape().abi.queue_size,
         size,
         ready: true,
         desc_table: info.descriptor,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::device::Device;
+use virtio_blk_core::device::{AbiError, Device};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kernel::{DeviceFile, Kernel};
@@ -59,6 +59,14 @@ pub enum ServerError {
         name: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// The device is attached, and a driver was told something else than this server could keep to.
+    #[error("device {name} is in use: {source}; or run `vdpa dev del {name}`, then start again")]
+    Promised {
+        /// Its name.
+        name: String,
+        /// What differs, and what to do.
+        source: AbiError,
     },
     /// An attribute can't be set.
     #[error("{attribute} can't be set to {value}: {source}")]
@@ -169,8 +177,9 @@ pub struct Server {
 
 impl Server {
     /// Creates the device, or takes it over from a server that died: with what that had in flight, and
-    /// with the disk's present size. A device that is broken or of another shape is made anew, unless it
-    /// is attached.
+    /// with the disk's present size. A device that is broken, or would be another with these options, is made anew,
+    /// unless it is attached. Of an attached one the driver knows features, limits, number and size of queues: they
+    /// stay as they are if `device` can do as much or more ([`Device::adopt`]), else the server is refused.
     ///
     /// `device` must offer ACCESS_PLATFORM ([`virtio_blk_core::device::Options::transport_features`]) and
     /// not CONFIG_WCE. Messages are answered by [`Server::run`] only: attach the device from another thread.

@@ -87,7 +87,7 @@ impl Session {
         wake: Arc<EventFd>,
     ) -> io::Result<Self> {
         Ok(Self {
-            queues: (0..state.shape().queues)
+            queues: (0..state.shape().abi.queues)
                 .map(|_| Queue::default())
                 .collect(),
             medium: Medium::new(device.disk().clone(), wake.clone()),

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use virtio_blk_core::device::Device;
+use virtio_blk_core::device::{Device, GuestAbi};
 use virtio_blk_core::spec::feature;
 
 use crate::kernel::{Attribute, Control, DeviceFile, Kernel, NewDevice};
@@ -81,6 +81,14 @@ fn negotiate(control: &dyn Control) -> Result<u64, ServerError> {
     Ok(version)
 }
 
+/// Whether a driver would see another device, apart from what may change while it runs.
+fn differs(told: &GuestAbi, now: &GuestAbi) -> bool {
+    let mut told = *told;
+    told.capacity = now.capacity;
+    told.writeback = now.writeback;
+    told != *now
+}
+
 struct Setup<'a> {
     kernel: &'a dyn Kernel,
     device: &'a Device,
@@ -106,9 +114,7 @@ pub(crate) fn establish(
         shape: Shape {
             name: options.name.clone(),
             boot: kernel.boot_id().map_err(ServerError::Control)?,
-            features: device.offered(),
-            queues: device.options().queues,
-            queue_size: device.options().queue_size,
+            abi: device.guest_abi(),
         },
         version,
     };
@@ -146,8 +152,8 @@ impl Setup<'_> {
     fn create(&self, control: &dyn Control) -> Result<Established, ServerError> {
         let new = NewDevice {
             name: self.name(),
-            features: self.shape.features,
-            queues: self.shape.queues,
+            features: self.shape.abi.features,
+            queues: self.shape.abi.queues,
             api_version: self.version,
             config: self.device.config().to_bytes().to_vec(),
         };
@@ -165,8 +171,8 @@ impl Setup<'_> {
 
     fn set_up(&self) -> Result<Established, ServerError> {
         let file = self.open()?;
-        for index in 0..self.shape.queues {
-            file.set_up_vq(index, self.shape.queue_size)
+        for index in 0..self.shape.abi.queues {
+            file.set_up_vq(index, self.shape.abi.queue_size)
                 .map_err(ServerError::Device)?;
         }
         let wanted = [
@@ -231,20 +237,32 @@ impl Setup<'_> {
             drop(file);
             return self.recreate(control, "was left by a server that kept no record");
         };
-        if *state.shape() != self.shape {
-            let old = state.shape().clone();
-            drop(file);
-            let why = format!(
-                "has {} queues of {} and features {:#x} instead of {} of {} and {:#x}",
-                old.queues,
-                old.queue_size,
-                old.features,
-                self.shape.queues,
-                self.shape.queue_size,
-                self.shape.features
-            );
-            return self.recreate(control, &why);
+        let mut file = file;
+        let mut told = state.abi();
+        if state.status() == 0 {
+            // There is no driver that knows it.
+            told.capacity = self.shape.abi.capacity;
         }
+        if differs(&told, &self.shape.abi) {
+            drop(file);
+            match control.destroy(&self.shape.name) {
+                Ok(()) => {
+                    log::warn!(
+                        "device {} is made anew: nobody uses it, and it would be another",
+                        self.shape.name
+                    );
+                    return self.create(control);
+                }
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => file = self.open()?,
+                Err(error) => return Err(ServerError::Device(error)),
+            }
+        }
+        self.device
+            .adopt(&told)
+            .map_err(|source| ServerError::Promised {
+                name: self.name(),
+                source,
+            })?;
         if let Some(seconds) = self.options.msg_timeout {
             let (name, timeout) = (&self.shape.name, Attribute::MsgTimeout);
             if let Err(error) = self.kernel.set_attribute(name, timeout, seconds.into()) {

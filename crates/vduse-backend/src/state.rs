@@ -22,10 +22,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use guarded_mmap::{Mapping, Protection};
 use rustix::fs::FallocateFlags;
+use virtio_blk_core::device::{AbiError, GuestAbi};
 use virtio_blk_core::memory::HostMemory;
 use virtio_blk_core::runner::{InFlightArea, InFlightError, SplitLog};
 
-const MAGIC: &[u8; 8] = b"vblkvdu2";
+/// What a record begins with; the last byte is the layout's number.
+const MAGIC: &[u8; 7] = b"vblkvdu";
+/// The layout that is written and read here. That of layout 1 did not tell where queues stand.
+const LAYOUT: u8 = b'2';
 /// Bytes of the header that never changes.
 const HEADER: usize = 1024;
 /// The queues' words begin here.
@@ -35,29 +39,27 @@ const PART: usize = 4096;
 
 const BOOT: usize = 8;
 const BOOT_SIZE: usize = 40;
-const FEATURES: usize = 48;
-const QUEUES: usize = 56;
-const QUEUE_SIZE: usize = 58;
 const NAME: usize = 80;
 const NAME_SIZE: usize = 256;
+const ABI: usize = 384;
 
 /// Status, and flags above it.
 const STATUS: usize = 1024;
 const ACCEPTED: usize = 1032;
 const GENERATION: usize = 1040;
+/// In sectors, as the driver was told last.
+const CAPACITY: usize = 1048;
 
 const SUSPENDED: u64 = 1 << 8;
 const HELD: u64 = 1 << 9;
 
-/// The shape that a record belongs to.
+/// The device that a record belongs to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     pub(crate) name: String,
     pub(crate) boot: String,
-    /// Device features offered.
-    pub(crate) features: u64,
-    pub(crate) queues: u16,
-    pub(crate) queue_size: u16,
+    /// What the kernel, and any driver, was told when the device was made. See [`State::abi`] for the capacity.
+    pub(crate) abi: GuestAbi,
 }
 
 /// Where a queue stands, and where it starts from.
@@ -130,37 +132,51 @@ fn text(bytes: &[u8]) -> String {
 fn encode(shape: &Shape) -> [u8; HEADER] {
     let mut bytes = [0; HEADER];
     put(&mut bytes, 0, MAGIC);
+    put(&mut bytes, MAGIC.len(), &[LAYOUT]);
     put(&mut bytes, BOOT, shape.boot.as_bytes());
-    put(&mut bytes, FEATURES, &shape.features.to_ne_bytes());
-    put(&mut bytes, QUEUES, &shape.queues.to_ne_bytes());
-    put(&mut bytes, QUEUE_SIZE, &shape.queue_size.to_ne_bytes());
     put(&mut bytes, NAME, shape.name.as_bytes());
+    put(&mut bytes, ABI, &shape.abi.to_bytes());
     bytes
 }
 
-fn decode(bytes: &[u8; HEADER]) -> Option<Shape> {
-    (field(bytes, 0) == *MAGIC).then(|| Shape {
+/// `None`: this is no record, or one of an old layout.
+///
+/// # Errors
+/// Written by code that knows more (`Unsupported`), or damaged (`InvalidData`).
+fn decode(bytes: &[u8; HEADER]) -> io::Result<Option<Shape>> {
+    let [layout] = field(bytes, MAGIC.len());
+    if field(bytes, 0) != *MAGIC || layout < LAYOUT {
+        return Ok(None);
+    }
+    if layout > LAYOUT {
+        let what = "the record was written by a newer program: use that, or a newer one";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, what));
+    }
+    let abi = GuestAbi::from_bytes(bytes.get(ABI..).unwrap_or_default());
+    let abi = abi.map_err(|error| match error {
+        AbiError::Version { .. } => io::Error::new(io::ErrorKind::Unsupported, error),
+        error => invalid(error),
+    })?;
+    Ok(Some(Shape {
         name: text(&field::<NAME_SIZE>(bytes, NAME)),
         boot: text(&field::<BOOT_SIZE>(bytes, BOOT)),
-        features: u64::from_ne_bytes(field(bytes, FEATURES)),
-        queues: u16::from_ne_bytes(field(bytes, QUEUES)),
-        queue_size: u16::from_ne_bytes(field(bytes, QUEUE_SIZE)),
-    })
+        abi,
+    }))
 }
 
 impl Shape {
     /// Where the queues' areas begin.
     fn areas(&self) -> usize {
-        (TABLE + size_of::<u64>() * usize::from(self.queues)).next_multiple_of(PART)
+        (TABLE + size_of::<u64>() * usize::from(self.abi.queues)).next_multiple_of(PART)
     }
 
     /// Bytes of one queue's area.
     fn area(&self) -> usize {
-        InFlightArea::least_bytes(1, self.queue_size).next_multiple_of(size_of::<u64>())
+        InFlightArea::least_bytes(1, self.abi.queue_size).next_multiple_of(size_of::<u64>())
     }
 
     fn bytes(&self) -> usize {
-        self.areas() + self.area() * usize::from(self.queues)
+        self.areas() + self.area() * usize::from(self.abi.queues)
     }
 }
 
@@ -196,6 +212,7 @@ impl State {
         }
         file.write_all_at(&encode(&shape), 0)?;
         let state = Self::map(path, &file, shape)?;
+        state.set_capacity(state.shape.abi.capacity);
         fs::rename(&new, &state.path)?;
         Ok(state)
     }
@@ -203,7 +220,7 @@ impl State {
     /// The record that an earlier server left. `None` if there is none, it is of another boot, or it is damaged.
     ///
     /// # Errors
-    /// It can't be read.
+    /// It can't be read, or a newer program wrote it.
     pub(crate) fn open(directory: &Path, name: &str, boot: &str) -> io::Result<Option<Self>> {
         let path = Self::path(directory, name);
         let file = match OpenOptions::new().read(true).write(true).open(&path) {
@@ -215,23 +232,23 @@ impl State {
         if file.read_exact_at(&mut bytes, 0).is_err() {
             return Ok(None);
         }
-        let Some(shape) = decode(&bytes) else {
-            return Ok(None);
+        let open = || match decode(&bytes)? {
+            Some(shape) if shape.name == name && shape.boot == boot => {
+                Self::map(path, &file, shape)?.check().map(Some)
+            }
+            _ => Ok(None),
         };
-        if shape.name != name || shape.boot != boot {
-            return Ok(None);
-        }
-        match Self::map(path, &file, shape).and_then(Self::check) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+        open().or_else(|error: io::Error| match error.kind() {
+            io::ErrorKind::InvalidData => {
                 log::warn!("the record of device {name} is damaged: {error}");
                 Ok(None)
             }
-            other => other.map(Some),
-        }
+            _ => Err(error),
+        })
     }
 
     fn check(self) -> io::Result<Self> {
-        for index in 0..self.shape.queues {
+        for index in 0..self.shape.abi.queues {
             let word = self.word(Self::queue_word(index)).load(Ordering::Acquire);
             Place::from_word(word).ok_or_else(|| invalid("a queue stands nowhere"))?;
         }
@@ -248,10 +265,10 @@ impl State {
         // SAFETY: the mapping has these bytes for reading and writing as long as it lives, and nobody has
         // references into it but to atomics.
         let memory = unsafe { HostMemory::new(base, len, Arc::new(mapping)) };
-        let areas = (0..usize::from(shape.queues)).map(|index| {
+        let areas = (0..usize::from(shape.abi.queues)).map(|index| {
             let part = memory.slice(areas + index * area, area);
             let part = part.ok_or_else(|| invalid("the record is cut off"))?;
-            InFlightArea::new(part, 1, shape.queue_size).map_err(invalid)
+            InFlightArea::new(part, 1, shape.abi.queue_size).map_err(invalid)
         });
         Ok(Self {
             areas: areas.collect::<io::Result<_>>()?,
@@ -298,6 +315,18 @@ impl State {
         let word = self.word(STATUS);
         let flags = word.load(Ordering::Acquire) & !u64::from(u8::MAX);
         word.store(flags | u64::from(status), Ordering::Release);
+    }
+
+    /// What the driver was told.
+    pub(crate) fn abi(&self) -> GuestAbi {
+        let mut abi = self.shape.abi;
+        abi.capacity = self.word(CAPACITY).load(Ordering::Acquire);
+        abi
+    }
+
+    /// Notes the capacity, in sectors, that the driver is told.
+    pub(crate) fn set_capacity(&self, capacity: u64) {
+        self.word(CAPACITY).store(capacity, Ordering::Release);
     }
 
     fn flag(&self, flag: u64) -> bool {
@@ -356,8 +385,8 @@ impl State {
     ) -> Result<(SplitLog, Vec<u16>), InFlightError> {
         let area = self.areas.get(usize::from(index));
         let area = area.ok_or(InFlightError::Queue {
-            queues: self.shape.queues,
-            queue_size: self.shape.queue_size,
+            queues: self.shape.abi.queues,
+            queue_size: self.shape.abi.queue_size,
             index,
             size,
         })?;
@@ -375,7 +404,7 @@ impl State {
         // With this one store everything else counts for nothing.
         self.word(STATUS).store(0, Ordering::Release);
         self.word(ACCEPTED).store(0, Ordering::Release);
-        for index in 0..self.shape.queues {
+        for index in 0..self.shape.abi.queues {
             self.set_place(index, Place::Fresh);
         }
         let generation = self.generation().wrapping_add(1);

@@ -116,16 +116,6 @@ fn a_device_nobody_uses_is_made_anew_in_another_shape() {
     rig.ok(Ask::SetStatus(0));
     rig.stop().unwrap();
     rig.options.queues = 2;
-    match rig.serve() {
-        Err(ServerError::Attached { name, why }) => {
-            assert_eq!(name, NAME);
-            assert!(
-                why.contains("1 queues of 32") && why.contains("2 of 32"),
-                "{why}"
-            );
-        }
-        other => panic!("{other:?}"),
-    }
     rig.bus.attach(false);
     assert!(!rig.serve().unwrap(), "made anew");
     rig.bus.attach(true);

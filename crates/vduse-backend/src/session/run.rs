@@ -314,6 +314,8 @@ impl Session {
 
     /// Shows the driver the configuration space as it is now.
     pub(crate) fn push_config(&self) {
+        // Whatever the driver sees, it sees no more than this.
+        self.state.set_capacity(self.device.capacity());
         if let Err(error) = self.file.set_config(&self.device.config().to_bytes()) {
             return log::error!("the driver can't be shown the new size: {error}");
         }

@@ -1,7 +1,10 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::disk::Caps;
 use virtio_blk_core::runner::InFlightLog;
+use virtio_blk_core::testdisk::TestDisk;
 
 use super::*;
 
@@ -9,10 +12,18 @@ fn shape() -> Shape {
     Shape {
         name: "disk0".to_owned(),
         boot: "c7b3f7a2-6d9c-4b0e-9f0a-0123456789ab".to_owned(),
-        features: 0x3_0000_0040,
+        abi: abi(),
+    }
+}
+
+fn abi() -> GuestAbi {
+    let disk = TestDisk::new(Caps::basic(64));
+    let options = Options {
         queues: 2,
         queue_size: 8,
-    }
+        ..Options::default()
+    };
+    Device::new(Arc::new(disk), options).unwrap().guest_abi()
 }
 
 fn open(dir: &tempfile::TempDir) -> State {
@@ -30,6 +41,7 @@ fn a_successor_finds_what_was_noted() {
     let (mut log, _) = state.log(1, 8, 0).unwrap();
     state.set_place(1, Place::Started { gap: 3 });
     log.taken(5);
+    state.set_capacity(128);
     state.set_suspended();
     state.set_held(true);
     state.set_held(false);
@@ -38,6 +50,9 @@ fn a_successor_finds_what_was_noted() {
     assert_eq!(again.shape(), &shape());
     assert_eq!((again.status(), again.accepted()), (0xf, 0x1_0000_0000));
     assert!(again.is_suspended() && !again.is_held());
+    let mut told = abi();
+    told.capacity = 128;
+    assert_eq!(again.abi(), told);
     assert_eq!(again.place(0), Place::Stopped(0xfffe));
     assert_eq!(again.place(1), Place::Started { gap: 3 });
     assert_eq!(again.log(1, 8, 0).unwrap().1, [5]);
@@ -86,6 +101,28 @@ fn other_boots_names_and_rubbish_do_not_count() {
     wild[TABLE + 3] = 1;
     fs::write(&path, &wild).unwrap();
     assert!(State::open(dir.path(), "disk0", &boot).unwrap().is_none());
+}
+
+/// Byte by byte, and never a panic.
+#[test]
+fn damaged_and_newer_records_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(State::create(dir.path(), shape()).unwrap());
+    let path = State::path(dir.path(), "disk0");
+    let whole = fs::read(&path).unwrap();
+    let opened = |at: usize, byte: u8| {
+        let mut changed = whole.clone();
+        changed[at] = byte;
+        fs::write(&path, &changed).unwrap();
+        State::open(dir.path(), "disk0", &shape().boot)
+    };
+    for at in (0..MAGIC.len()).chain(ABI..ABI + abi().to_bytes().len()) {
+        let found = opened(at, !whole[at]);
+        assert!(!matches!(found, Ok(Some(_))), "byte {at}");
+    }
+    assert!(opened(MAGIC.len(), LAYOUT - 1).unwrap().is_none());
+    let newer = opened(MAGIC.len(), LAYOUT + 1).err().unwrap();
+    assert!(newer.to_string().contains("newer"), "{newer}");
 }
 
 #[test]

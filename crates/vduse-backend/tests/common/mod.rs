@@ -89,10 +89,15 @@ pub struct StallDisk {
 
 impl StallDisk {
     pub fn new() -> Self {
-        let inner = TestDisk::new(Caps {
+        Self::with_caps(Caps {
             flush: true,
             ..Caps::basic(SECTORS)
-        });
+        })
+    }
+
+    /// Another kind of disk.
+    pub fn with_caps(caps: Caps) -> Self {
+        let inner = TestDisk::new(caps);
         let inner = inner.with_mode(
             virtio_blk_core::testdisk::Mode::Inline,
             virtio_blk_core::testdisk::WaitKind::Inline,
@@ -319,7 +324,11 @@ impl Rig {
 
     /// Starts a server. Answers whether it took the device over.
     pub fn serve(&mut self) -> Result<bool, ServerError> {
-        let server = self.try_serve(self.server_options())?;
+        self.serve_with(self.server_options())
+    }
+
+    pub fn serve_with(&mut self, options: ServerOptions) -> Result<bool, ServerError> {
+        let server = self.try_serve(options)?;
         let (handle, taken_over) = (server.handle(), server.is_taken_over());
         let thread = std::thread::spawn(move || server.run());
         self.server = Some(Running { thread, handle });
@@ -460,7 +469,12 @@ impl Rig {
 
     /// Writes and reads back, on each queue.
     pub fn check(&mut self) {
-        for queue in 0..self.queues.len() {
+        self.check_queues(self.queues.len());
+    }
+
+    /// The same on the first `count`.
+    pub fn check_queues(&mut self, count: usize) {
+        for queue in 0..count {
             let sector = 8 * queue as u64;
             let data = [0x40 + queue as u8; 1024];
             assert!(self.ask(queue, &Request::write(sector, &data)).is_ok());
