@@ -789,3 +789,44 @@ fn an_image_is_handed_over() {
     qemu::check(&image);
     qemu::compare(&image, &model);
 }
+
+/// Data that was written to a cluster behind the file's end does not come back once the cluster is zeroed.
+#[test]
+fn clusters_behind_the_end_of_the_file() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    for (unmap, discard) in [(false, true), (true, true), (true, false)] {
+        qemu::create(&image, "cluster_size=64k", SIZE);
+        write(&mut *open(&image).open_queue(1).unwrap(), 0, vec![1; 65536]).unwrap();
+        let bytes = std::fs::read(&image).unwrap();
+        let entry = |at: u64| {
+            let bytes = bytes[at as usize..][..8].try_into().unwrap();
+            u64::from_be_bytes(bytes) & 0x00ff_ffff_ffff_fe00
+        };
+        let place = entry(entry(entry(40)));
+        let file = std::fs::File::options().write(true).open(&image).unwrap();
+        file.set_len(place).unwrap();
+        let options = Qcow2Options::new(&image).discard(discard);
+        let disk = Qcow2Disk::open(&options).unwrap();
+        let mut queue = disk.open_queue(1).unwrap();
+        assert!(read(&mut *queue, 0, 65536).unwrap() == [0; 65536]);
+        write(&mut *queue, 0, vec![0xaa; 65536]).unwrap();
+        let kind = OpKind::WriteZeroes {
+            offset: 0,
+            len: 65536,
+            unmap,
+            fua: true,
+        };
+        run(&mut *queue, kind, IoBuf::new()).result.unwrap();
+        write(&mut *queue, 4096, vec![0xbb; 512]).unwrap();
+        let mut model = vec![0; SIZE];
+        model[4096..4608].fill(0xbb);
+        assert!(
+            read(&mut *queue, 0, SIZE).unwrap() == model,
+            "{unmap} {discard}"
+        );
+        drop((queue, disk));
+        qemu::check(&image);
+        qemu::compare(&image, &model);
+    }
+}

@@ -47,7 +47,12 @@ struct Step {
 }
 
 /// Random operations one after the other. The last event below of each, and the guest's events around.
-fn load(guest: &PowerCutDisk<Qcow2Disk>, below: &PowerCutDisk, rng: &mut Rng) -> Vec<Step> {
+fn load(
+    guest: &PowerCutDisk<Qcow2Disk>,
+    below: &PowerCutDisk,
+    rng: &mut Rng,
+    erases: bool,
+) -> Vec<Step> {
     let mut queue = guest.open_queue(4).unwrap();
     let mut steps = Vec::new();
     for turn in 0..160_u64 {
@@ -70,6 +75,14 @@ fn load(guest: &PowerCutDisk<Qcow2Disk>, below: &PowerCutDisk, rng: &mut Rng) ->
         offset = offset.min(GUEST as u64 - len);
         let fua = rng.below(8) == 0;
         let (kind, buf) = match rng.below(16) {
+            // Half of the changes give clusters up.
+            choice if erases && choice > 8 => (
+                OpKind::Discard {
+                    offset: offset & !511,
+                    len,
+                },
+                IoBuf::new(),
+            ),
             0..=1 => (OpKind::Flush, IoBuf::new()),
             2 => (
                 OpKind::Discard {
@@ -142,6 +155,8 @@ struct Case {
     backing: bool,
     /// The image is used before; a snapshot, so that data is copied.
     snapshot: bool,
+    /// Mostly discards, and allocations in what they gave up.
+    erases: bool,
     /// States that are tried; every so many of them by QEMU, too.
     states: usize,
     by_qemu: usize,
@@ -179,7 +194,7 @@ fn play(case: &Case) {
     let image = Qcow2Disk::over(below.clone(), &options).unwrap();
     let guest = PowerCutDisk::new(Arc::new(image));
     let mut rng = Rng(case.seed);
-    let steps = load(&guest, &below, &mut rng);
+    let steps = load(&guest, &below, &mut rng, case.erases);
 
     for state in 0..case.states {
         // At first the most is new: tables, and counts.
@@ -226,6 +241,7 @@ fn new_images_survive_power_cuts() {
             setup,
             backing: false,
             snapshot: false,
+            erases: false,
             states: 300,
             by_qemu: 10,
         });
@@ -239,6 +255,7 @@ fn images_over_others_survive_power_cuts() {
         setup: "cluster_size=4k",
         backing: true,
         snapshot: false,
+        erases: false,
         states: 300,
         by_qemu: 10,
     });
@@ -251,7 +268,26 @@ fn images_with_snapshots_survive_power_cuts() {
         setup: "cluster_size=4k",
         backing: false,
         snapshot: true,
+        erases: false,
         states: 300,
         by_qemu: 10,
     });
+}
+
+#[test]
+fn images_of_much_discarded_survive_power_cuts() {
+    for (seed, setup, backing) in [
+        (5, "cluster_size=512", false),
+        (6, "cluster_size=512,refcount_bits=64", true),
+    ] {
+        play(&Case {
+            seed,
+            setup,
+            backing,
+            snapshot: false,
+            erases: true,
+            states: 120,
+            by_qemu: 15,
+        });
+    }
 }

@@ -244,7 +244,16 @@ impl Image {
 
     /// Executes an operation that was admitted, waiting for its end. Must not be called from inside the
     /// gate. What was changed may be lost with the process until [`Image::write_out`] has run.
-    pub fn execute(&self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
+    ///
+    /// # Errors
+    /// The host's, or the image is frozen; or nobody wants it any more: `gone` is asked between the parts of an erase,
+    /// of which there may be many.
+    pub fn execute(
+        &self,
+        kind: &OpKind,
+        buf: &IoBuf,
+        gone: &dyn Fn() -> bool,
+    ) -> Result<(), DiskError> {
         match *kind {
             OpKind::Read { offset } => self.inside(|| self.read(offset, buf)),
             OpKind::Write { offset, fua } => {
@@ -257,13 +266,13 @@ impl Image {
                 if fua { self.flush() } else { Ok(()) }
             }
             OpKind::Flush => self.flush(),
-            OpKind::Discard { offset, len } => self.zero(offset, len, true, false),
+            OpKind::Discard { offset, len } => self.zero(offset, len, true, false, gone),
             OpKind::WriteZeroes {
                 offset,
                 len,
                 unmap,
                 fua,
-            } => self.zero(offset, len, unmap, fua),
+            } => self.zero(offset, len, unmap, fua, gone),
             _ => Err(DiskError::Unsupported),
         }
     }
@@ -444,9 +453,19 @@ impl Image {
         Ok(())
     }
 
-    fn zero(&self, offset: u64, len: u64, unmap: bool, fua: bool) -> Result<(), DiskError> {
+    fn zero(
+        &self,
+        offset: u64,
+        len: u64,
+        unmap: bool,
+        fua: bool,
+        gone: &dyn Fn() -> bool,
+    ) -> Result<(), DiskError> {
         let mut at = offset;
         while at < offset + len {
+            if gone() {
+                return Err(DiskError::Cancelled);
+            }
             let rest = offset + len - at;
             // One piece at a time, so that other operations wait only for that.
             let moved = self.gate.change(|| {
@@ -497,23 +516,18 @@ impl Image {
             // What is mapped may end inside a cluster, where a backing file does.
             (len & !(self.cluster() - 1)).max(to_end)
         };
-        let mut punched = None;
-        if let Mapping::Raw {
-            storage,
-            offset: host,
-            writable: true,
-            ..
-        } = mapping
-            && unmap
-            && self.punch
-            && storage.is_top()
-        {
-            // Before the clusters become free: then they may be somebody else's.
-            let bytes = whole.next_multiple_of(self.cluster());
-            if !self.tables.touch(host, bytes) && storage.host.punch(host, bytes) {
-                punched = Some(host);
-            }
-        }
+        let bytes = whole.next_multiple_of(self.cluster());
+        let place = match mapping {
+            Mapping::Raw {
+                storage,
+                offset: host,
+                writable: true,
+                ..
+            } if storage.is_top() && !self.tables.touch(host, bytes) => Some(host),
+            _ => None,
+        };
+        // Before the clusters become free: then they may be somebody else's.
+        let punched = unmap && self.punch && place.is_some_and(|host| self.host.punch(host, bytes));
         let driver = format.inner();
         let (start, done) = self.with_table(format, l2, at, || {
             self.unwritten.store(true, Ordering::Release);
@@ -527,10 +541,10 @@ impl Image {
         if start != at || done == 0 {
             return Err(stuck());
         }
-        if let Some(place) = punched {
+        if let Some(place) = place {
             let len = done.next_multiple_of(self.cluster());
-            changes.make(&"punching holes", |order, _| {
-                order.punched(place, len);
+            changes.make(&"erasing clusters", |order, _| {
+                order.erased(place, len, punched);
                 Ok(())
             })?;
         }

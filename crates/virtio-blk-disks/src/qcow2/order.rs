@@ -456,9 +456,13 @@ impl Order {
         Ok(())
     }
 
-    /// Whole clusters were made zero that something refers to.
-    pub fn punched(&mut self, offset: u64, len: u64) {
-        if self.virgin.is_some() && self.punched.len() + self.clean.len() < MAX_REMEMBERED {
+    /// Whole clusters that data was written to will not show any more. `punched`: they were made zero.
+    pub fn erased(&mut self, offset: u64, len: u64, punched: bool) {
+        self.used(offset, len);
+        if punched
+            && self.virgin.is_some()
+            && self.punched.len() + self.clean.len() < MAX_REMEMBERED
+        {
             self.punched.extend(self.clusters(offset, len));
         }
     }

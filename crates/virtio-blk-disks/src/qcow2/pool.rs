@@ -129,7 +129,7 @@ fn work(desk: &Desk, image: &Image) {
             home.dropped();
             continue;
         }
-        let result = image.execute(&op.kind, &op.buf);
+        let result = image.execute(&op.kind, &op.buf, &|| home.state().closed);
         if op.kind.is_write() && image.is_unwritten() {
             batch.push((Job { op, home }, result));
         } else {

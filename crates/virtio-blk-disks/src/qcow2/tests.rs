@@ -128,7 +128,9 @@ fn open_noted(path: &Path) -> (Arc<Noted>, Image) {
 
 fn write(image: &Image, offset: u64, data: Vec<u8>) {
     let kind = OpKind::Write { offset, fua: false };
-    image.execute(&kind, &IoBuf::from_vec(data)).unwrap();
+    image
+        .execute(&kind, &IoBuf::from_vec(data), &|| false)
+        .unwrap();
     image.write_out().unwrap();
 }
 
@@ -222,4 +224,29 @@ fn an_old_refcount_table_is_not_used_again_before_the_new_one_is_stable() {
     drop(image);
     std::fs::write(&path, &*host.content()).unwrap();
     qemu::check(&path);
+}
+
+/// A queue that is dropped waits for one part of an erase, not for all.
+#[test]
+fn an_erase_that_nobody_waits_for_ends_early() {
+    let (_directory, path) = directory();
+    qemu::create(&path, "cluster_size=512", 1 << 20);
+    let (host, image) = open_noted(&path);
+    write(&image, 0, vec![1; 1 << 20]);
+    host.take();
+    let asked = std::cell::Cell::new(0);
+    let gone = || asked.replace(asked.get() + 1) == 3;
+    let (offset, len) = (0, 1 << 20);
+    let kind = OpKind::Discard { offset, len };
+    let result = image.execute(&kind, &IoBuf::new(), &gone);
+    assert!(matches!(result, Err(DiskError::Cancelled)), "{result:?}");
+    assert_eq!(asked.get(), 4);
+    let buf = IoBuf::from_vec(vec![0; 1 << 20]);
+    let kind = OpKind::Read { offset };
+    image.execute(&kind, &buf, &|| true).unwrap();
+    // One L2 table for each part.
+    let (erased, kept) = ((3 * 32) << 10, 1);
+    let found = buf.to_vec();
+    assert!(found[..erased].iter().all(|byte| *byte == 0));
+    assert!(found[erased..].iter().all(|byte| *byte == kept));
 }
