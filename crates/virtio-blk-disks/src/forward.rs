@@ -24,6 +24,10 @@ macro_rules! control {
             $inner.refresh()
         }
 
+        fn resize(&$self, bytes: u64) -> Result<(), virtio_blk_core::disk::DiskError> {
+            $inner.resize(bytes)
+        }
+
         fn listen(&$self, listener: virtio_blk_core::disk::DiskListener) {
             $inner.listen(listener);
         }

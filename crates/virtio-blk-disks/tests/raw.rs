@@ -7,7 +7,6 @@
 mod common;
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -39,12 +38,19 @@ fn refusal(options: &RawOptions) -> String {
 }
 
 #[test]
-fn a_missing_file_is_named_and_keeps_its_kind() {
+fn a_missing_file_is_named_with_the_reason() {
     let options = RawOptions::new("/nonexistent/disk.img");
     let message = refusal(&options);
-    assert!(message.contains("/nonexistent/disk.img"), "{message}");
+    assert!(
+        message.contains("open /nonexistent/disk.img: No such file"),
+        "{message}"
+    );
     let error = DiskError::from(RawDisk::open(&options).unwrap_err());
-    assert!(matches!(error, DiskError::Io(error) if error.kind() == io::ErrorKind::NotFound));
+    assert_eq!(
+        error.to_string(),
+        message,
+        "nothing stands before the reason"
+    );
 }
 
 #[test]
@@ -344,5 +350,220 @@ fn operations_that_are_no_whole_blocks_are_refused() {
         assert!(matches!(result, Err(DiskError::Unsupported)));
         let result = run(&mut *queue, OpKind::Lifetime, IoBuf::zeroed(8)).result;
         assert!(matches!(result, Err(DiskError::Unsupported)));
+    }
+}
+
+/// When a file was read and changed, and how much room it takes.
+fn looks(path: &Path) -> ([i64; 6], u64) {
+    let about = std::fs::metadata(path).unwrap();
+    let times = [
+        about.atime(),
+        about.atime_nsec(),
+        about.mtime(),
+        about.mtime_nsec(),
+        about.ctime(),
+        about.ctime_nsec(),
+    ];
+    (times, about.blocks())
+}
+
+#[test]
+fn a_look_changes_nothing_and_says_what_a_writable_disk_would_offer() {
+    let directory = directory();
+    let path = image(directory.path(), MIB);
+    for (engine, direct) in engines().flat_map(|engine| [(engine, false), (engine, true)]) {
+        let options = RawOptions::new(&path).engine(engine).direct(direct);
+        let used = match RawDisk::open(&options) {
+            Err(OpenError::NoDirect { .. }) => continue,
+            result => result.unwrap(),
+        };
+        let original = std::fs::read(&path).unwrap();
+        // Long ago, so that the next read counts with `relatime` too.
+        let long_ago = std::fs::FileTimes::new().set_accessed(std::time::UNIX_EPOCH);
+        File::open(&path).unwrap().set_times(long_ago).unwrap();
+        let before = looks(&path);
+        // The server's lock is no obstacle.
+        let disk = open(&options.clone().inspect(true));
+        assert_eq!(disk.caps(), used.caps());
+        let mut queue = disk.open_queue(4).unwrap();
+        let changes = [
+            OpKind::Write {
+                offset: 0,
+                fua: true,
+            },
+            OpKind::Discard {
+                offset: 0,
+                len: 512,
+            },
+            OpKind::WriteZeroes {
+                offset: 0,
+                len: 512,
+                unmap: true,
+                fua: true,
+            },
+        ];
+        for kind in changes {
+            let len = if kind == changes[0] { 512 } else { 0 };
+            let result = run(&mut *queue, kind, IoBuf::zeroed(len)).result;
+            assert!(matches!(result, Err(DiskError::ReadOnly)), "{kind:?}");
+        }
+        assert!(matches!(
+            disk.resize(2 * MIB as u64),
+            Err(DiskError::ReadOnly)
+        ));
+        run(&mut *queue, OpKind::Flush, IoBuf::new())
+            .result
+            .unwrap();
+        let content = read(&mut *queue, 0, MIB).unwrap();
+        assert!(content == original);
+        assert_eq!(looks(&path), before);
+        drop((queue, disk));
+
+        // It holds no lock either.
+        drop(used);
+        let disk = open(&options.clone().inspect(true));
+        open(&options);
+        drop(disk);
+    }
+}
+
+#[test]
+fn a_file_that_is_being_written_is_looked_at_and_opened_without_harm() {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let directory = directory();
+    let path = directory.path().join("disk.img");
+    let ended = AtomicBool::new(false);
+    let total = 24 * MIB;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut file = File::create(&path).unwrap();
+            for number in 0..total / 65_536 {
+                file.write_all(&[number as u8 | 1; 65_536]).unwrap();
+            }
+            ended.store(true, Ordering::Release);
+        });
+        let mut opened = 0;
+        while !ended.load(Ordering::Acquire) || opened < 20 {
+            for options in [
+                RawOptions::new(&path).inspect(true),
+                RawOptions::new(&path),
+                RawOptions::new(&path).direct(true),
+            ] {
+                opened += usize::from(RawDisk::open(&options).is_ok());
+            }
+        }
+    });
+    let content = std::fs::read(&path).unwrap();
+    assert_eq!(content.len(), total);
+    for (number, part) in content.chunks(65_536).enumerate() {
+        assert!(
+            part.iter().all(|byte| *byte == number as u8 | 1),
+            "{number}"
+        );
+    }
+}
+
+#[test]
+fn opening_a_disk_leaves_the_file_as_it_is() {
+    let directory = directory();
+    let path = image(directory.path(), MIB);
+    for direct in [false, true] {
+        let original = std::fs::read(&path).unwrap();
+        let before = looks(&path);
+        let Ok(disk) = RawDisk::open(&RawOptions::new(&path).direct(direct)) else {
+            continue;
+        };
+        let _queue = disk.open_queue(4).unwrap();
+        let after = looks(&path);
+        // Asking for alignments may read; that is all.
+        assert_eq!((&after.0[2..], after.1), (&before.0[2..], before.1));
+        assert!(std::fs::read(&path).unwrap() == original);
+    }
+}
+
+#[test]
+fn a_last_block_that_is_not_whole_is_read_with_zeroes_behind_it() {
+    for (engine, direct) in engines().flat_map(|engine| [(engine, false), (engine, true)]) {
+        let directory = directory();
+        for (size, block, capacity) in [
+            (MIB + 100, None, MIB + 512),
+            (MIB + 512, Some(4096), MIB + 4096),
+            (MIB + 5000, Some(65_536), MIB + 65_536),
+            (100, Some(4096), 4096),
+        ] {
+            let path = image(directory.path(), size);
+            let mut expected = std::fs::read(&path).unwrap();
+            let options = RawOptions::new(&path)
+                .engine(engine)
+                .direct(direct)
+                .block_size(block)
+                .read_only(true);
+            let disk = match RawDisk::open(&options) {
+                Err(OpenError::NoDirect { .. }) => continue,
+                result => result.unwrap(),
+            };
+            let unit = disk.caps().align.guest_block as usize;
+            let capacity = capacity.next_multiple_of(unit);
+            assert_eq!(disk.caps().capacity_bytes(), capacity as u64);
+            expected.resize(capacity, 0);
+            let mut queue = disk.open_queue(4).unwrap();
+            for _ in 0..3 {
+                assert!(read(&mut *queue, 0, capacity).unwrap() == expected);
+                let last = capacity - unit;
+                let found = read(&mut *queue, last as u64, unit).unwrap();
+                assert!(found == expected[last..], "{engine:?} {direct} {size}");
+            }
+            let beyond = read(&mut *queue, capacity as u64, unit);
+            assert!(matches!(beyond, Err(DiskError::OutOfRange)));
+            // What is cut off is no zeroes.
+            let file = OpenOptions::new().write(true).open(&path).unwrap();
+            file.set_len(size as u64 - 50).unwrap();
+            let last = (capacity - unit) as u64;
+            let cut = read(&mut *queue, last, unit);
+            assert!(matches!(cut, Err(DiskError::OutOfRange)), "{cut:?}");
+            disk.refresh().unwrap();
+            let mut now = std::fs::read(&path).unwrap();
+            now.resize(disk.caps().capacity_bytes() as usize, 0);
+            assert!(read(&mut *queue, 0, now.len()).unwrap() == now);
+        }
+    }
+}
+
+#[test]
+fn a_disk_grows_through_its_own_descriptor() {
+    let directory = directory();
+    for engine in engines() {
+        let path = image(directory.path(), MIB);
+        let disk = open(&RawOptions::new(&path).engine(engine).block_size(Some(4096)));
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let log = events.clone();
+        disk.listen(Arc::new(move |event| log.lock().unwrap().push(event)));
+        let mut queue = disk.open_queue(4).unwrap();
+        // Another file has the name.
+        let moved = directory.path().join("moved.img");
+        std::fs::rename(&path, &moved).unwrap();
+        let other = image(directory.path(), 4096);
+        for (bytes, why) in [(MIB - 4096, "lose"), (MIB + 512, "multiple")] {
+            let error = disk.resize(bytes as u64).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        disk.resize(2 * MIB as u64).unwrap();
+        assert_eq!(std::fs::metadata(&moved).unwrap().len(), 2 * MIB as u64);
+        assert_eq!(std::fs::metadata(&other).unwrap().len(), 4096);
+        assert_eq!(
+            *events.lock().unwrap(),
+            [DiskEvent::Resized { capacity: 4096 }]
+        );
+        let last = 2 * MIB as u64 - 4096;
+        write(&mut *queue, last, vec![5; 4096]).unwrap();
+        assert_eq!(read(&mut *queue, last, 4096).unwrap(), [5; 4096]);
+        drop((queue, disk));
+        let disk = open(&RawOptions::new(&moved).read_only(true));
+        assert!(matches!(
+            disk.resize(4 * MIB as u64),
+            Err(DiskError::ReadOnly)
+        ));
     }
 }

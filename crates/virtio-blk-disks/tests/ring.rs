@@ -356,10 +356,18 @@ fn where_io_uring_is_forbidden_auto_does_without_and_io_uring_says_why() {
     let direct = RawDisk::open(&direct).ok();
     let named = options.clone().lock(false).engine(Engine::IoUring);
     let named = RawDisk::open(&named).unwrap();
+    for disk in [Some(&ready), direct.as_ref(), Some(&named)]
+        .into_iter()
+        .flatten()
+    {
+        assert_eq!(disk.engine_note(), None);
+    }
     std::thread::spawn(move || {
         forbid_io_uring();
         let disk = RawDisk::open(&options).unwrap();
         assert_eq!(disk.engine(), Engine::Sync);
+        let note = disk.engine_note().unwrap();
+        assert!(note.contains("seccomp"), "{note}");
         let mut queue = disk.open_queue(1).unwrap();
         write(&mut *queue, 0, vec![4; 512]).unwrap();
         drop((queue, disk));
@@ -373,6 +381,7 @@ fn where_io_uring_is_forbidden_auto_does_without_and_io_uring_says_why() {
         for disk in [Some(ready), direct].into_iter().flatten() {
             let mut queue = disk.open_queue(1).unwrap();
             assert_eq!(read(&mut *queue, 0, 4096).unwrap()[..512], [4; 512]);
+            assert!(disk.engine_note().is_some());
         }
         assert!(matches!(named.open_queue(1), Err(DiskError::Io(_))));
     })

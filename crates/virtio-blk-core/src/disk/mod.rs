@@ -106,6 +106,18 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
+    /// Makes the medium larger, through the handle that it is open by, and takes the new size over as
+    /// [`Disk::refresh`] does. `bytes` is the whole new size. A layer passes it on. May do I/O.
+    ///
+    /// # Errors
+    /// [`DiskError::Unsupported`]: this kind of medium can't be resized through the disk (the default).
+    /// [`DiskError::ReadOnly`]; [`DiskError::Config`] for a size that is no multiple of the block size or smaller
+    /// than the present one, as that would lose data; the host's error. The size is the old one then.
+    fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        let _ = bytes;
+        Err(DiskError::Unsupported)
+    }
+
     /// Adds a listener for changes. It stays for the life of the disk; hold a `Weak` in it where that
     /// matters. A disk that never changes ignores it.
     fn listen(&self, listener: DiskListener) {

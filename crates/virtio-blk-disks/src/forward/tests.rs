@@ -25,11 +25,12 @@ use crate::{
 const ENDS: [&str; 4] = ["MemoryDisk", "NullDisk", "RawDisk", "Qcow2Disk"];
 
 /// The methods of the contract that no layer may answer by itself.
-const PASSED_ON: [&str; 6] = [
+const PASSED_ON: [&str; 7] = [
     "flush_error",
     "activate",
     "deactivate",
     "refresh",
+    "resize",
     "listen",
     "release_held",
 ];
@@ -97,6 +98,12 @@ impl Disk for Probe {
     fn refresh(&self) -> Result<(), DiskError> {
         self.note("refresh");
         Err(DiskError::Config("refresh".to_owned()))
+    }
+
+    fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        self.note("resize");
+        assert_eq!(bytes, 4096);
+        Err(DiskError::Config("resize".to_owned()))
     }
 
     fn listen(&self, listener: DiskListener) {
@@ -283,6 +290,7 @@ fn the_control_side_reaches_the_disk() {
             ("activate", disk.activate()),
             ("deactivate", disk.deactivate()),
             ("refresh", disk.refresh()),
+            ("resize", disk.resize(4096)),
         ] {
             let error = result.unwrap_err().to_string();
             assert_eq!(error, what, "{name}");

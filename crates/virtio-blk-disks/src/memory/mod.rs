@@ -187,6 +187,16 @@ impl Disk for MemoryDisk {
         }))
     }
 
+    fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        if !bytes.is_multiple_of(SECTOR_SIZE) || bytes < self.caps().capacity_bytes() {
+            return Err(DiskError::Config(format!(
+                "{bytes} bytes: give a multiple of {SECTOR_SIZE}, at least the {} that the disk has",
+                self.caps().capacity_bytes()
+            )));
+        }
+        Self::resize(self, bytes / SECTOR_SIZE)
+    }
+
     fn listen(&self, listener: DiskListener) {
         self.shared.listeners.add(listener);
     }

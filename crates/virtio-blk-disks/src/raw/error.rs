@@ -30,6 +30,15 @@ pub enum OpenError {
         /// What it is instead.
         found: &'static str,
     },
+    /// The host set the block device read-only.
+    #[error(
+        "{path} is read-only on this host: use readonly=on, or make it writable (`blockdev --setrw {path}`)",
+        path = path.display()
+    )]
+    ReadOnlyDevice {
+        /// The device.
+        path: PathBuf,
+    },
     /// Somebody else holds a lock on the file.
     #[error(
         "{path} is locked: another process uses it (a virtual machine, qemu-storage-daemon, vblk). \
@@ -74,7 +83,7 @@ pub enum OpenError {
     /// The size is no multiple of the block size.
     #[error(
         "the size of {path} is {size} bytes, not a multiple of the block size {block}: \
-         `truncate -s %{block} {path}` adds the missing bytes as zeroes",
+         `truncate -s %{block} {path}` adds the missing bytes as zeroes, and with readonly=on they are read so",
         path = path.display()
     )]
     OddSize {
@@ -106,14 +115,8 @@ impl OpenError {
 }
 
 impl From<OpenError> for DiskError {
-    /// Failed system calls stay I/O errors of the same kind, the rest are settings to be changed.
+    /// The text says everything: the file, what failed, what to do.
     fn from(error: OpenError) -> Self {
-        match &error {
-            OpenError::Io { source, .. } => {
-                let kind = source.kind();
-                Self::Io(io::Error::new(kind, error))
-            }
-            _ => Self::Config(error.to_string()),
-        }
+        Self::Config(error.to_string())
     }
 }

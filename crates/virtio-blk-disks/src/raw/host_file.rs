@@ -140,7 +140,6 @@ impl HostFile {
     }
 
     /// `ftruncate`.
-    #[cfg(feature = "qcow2")]
     pub fn set_len(&self, len: u64) -> io::Result<()> {
         let call = || match self.file.set_len(len) {
             Ok(()) => 0,

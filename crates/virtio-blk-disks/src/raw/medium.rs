@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use virtio_blk_core::disk::{Caps, DiskError, DiskEvent, OpKind, SECTOR_SIZE};
 
@@ -79,10 +79,16 @@ pub(super) struct Medium {
     pub durability: Durability,
     /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
+    /// Whether operations may change it.
+    writable: bool,
     direct: bool,
     block_device: bool,
     /// Bytes.
     capacity: AtomicU64,
+    /// Bytes: where the file ends within the last block, which is read as if zeroes followed. Else `u64::MAX`.
+    end: AtomicU64,
+    /// Why io_uring is not used where it would be.
+    without_io_uring: OnceLock<String>,
     zeroes: OnceLock<Chunk>,
     /// Held while the size is looked at, so that events come in order.
     refreshing: Mutex<()>,
@@ -94,14 +100,15 @@ impl Medium {
         file: HostFile,
         path: PathBuf,
         caps: Caps,
+        writable: bool,
         can: Abilities,
         direct: bool,
         block_device: bool,
     ) -> Self {
-        let durability = if caps.read_only {
-            Durability::read_only()
-        } else {
+        let durability = if writable {
             Durability::new(&file)
+        } else {
+            Durability::read_only()
         };
         let in_memory = !block_device && sys::is_in_memory(file.file());
         Self {
@@ -111,10 +118,13 @@ impl Medium {
             in_memory,
             listeners: Listeners::default(),
             durability,
+            writable,
             caps,
             direct,
             block_device,
+            end: AtomicU64::new(u64::MAX),
             capacity: AtomicU64::new(caps.capacity_bytes()),
+            without_io_uring: OnceLock::new(),
             zeroes: OnceLock::new(),
             refreshing: Mutex::new(()),
         }
@@ -134,8 +144,37 @@ impl Medium {
         self.direct && self.durability.is_separate() && self.can.dsync.get()
     }
 
-    pub const fn is_read_only(&self) -> bool {
-        self.caps.read_only
+    /// Whether operations may change it, which the capabilities of a disk that is only looked at don't tell.
+    pub const fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Whether the file ends at `offset`, within its last block.
+    pub fn ends_at(&self, offset: u64) -> bool {
+        self.end.load(Ordering::Acquire) == offset
+    }
+
+    /// Takes over a size of whole blocks, and where the file ends if that is within the last.
+    pub fn set_end(&self, size: probe::Usable) {
+        let padded = size.bytes > size.found;
+        let end = if padded { size.found } else { u64::MAX };
+        self.end.store(end, Ordering::Release);
+    }
+
+    /// Notes, and says once, that some queue makes system calls though io_uring would be better.
+    pub fn does_without_io_uring(&self, why: &str) {
+        if self.without_io_uring.set(why.to_owned()).is_ok() {
+            log::warn!(
+                "{}: no io_uring ({why}): system calls are made instead, in which what waits for the device holds up \
+                 its queue",
+                self.path.display()
+            );
+        }
+    }
+
+    /// Why some queue does without io_uring.
+    pub fn engine_note(&self) -> Option<&str> {
+        self.without_io_uring.get().map(String::as_str)
     }
 
     pub const fn is_block_device(&self) -> bool {
@@ -190,7 +229,7 @@ impl Medium {
         Bounds {
             capacity: self.capacity.load(Ordering::Acquire),
             block: self.caps.align.guest_block,
-            read_only: self.caps.read_only,
+            read_only: !self.writable,
         }
         .check(kind, len)?;
         let offered = match kind {
@@ -221,19 +260,60 @@ impl Medium {
     /// # Errors
     /// It can't be found out, or is no multiple of the block size; the old one stays.
     pub fn refresh(&self) -> Result<(), OpenError> {
-        let _order = self
-            .refreshing
+        let _order = self.order();
+        self.look_again()
+    }
+
+    fn order(&self) -> MutexGuard<'_, ()> {
+        self.refreshing
             .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look_again(&self) -> Result<(), OpenError> {
         let size = probe::size(self.file.file(), self.block_device)
             .map_err(|source| OpenError::io("find the size of", &self.path, source))?;
         let block = self.caps.align.guest_block;
-        let size = probe::usable_size(size, block, self.block_device, &self.path)?;
+        let rest = probe::Rest::of(self.block_device, self.caps.read_only);
+        let size = probe::usable_size(size, block, rest, &self.path)?;
+        self.set_end(size);
+        let size = size.bytes;
         if self.capacity.swap(size, Ordering::AcqRel) != size {
             self.listeners.tell(DiskEvent::Resized {
                 capacity: size / SECTOR_SIZE,
             });
         }
         Ok(())
+    }
+
+    /// Makes the file larger, through the open descriptor.
+    ///
+    /// # Errors
+    /// `ReadOnly`; `Config` with what is wrong; the host's.
+    pub fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        let _order = self.order();
+        let path = self.path.display();
+        if !self.writable {
+            return Err(DiskError::ReadOnly);
+        }
+        if self.block_device {
+            return Err(DiskError::Config(format!(
+                "{path} is a block device: resize it with its own tools (lvextend, for example), then refresh the disk"
+            )));
+        }
+        let block = self.caps.align.guest_block;
+        if !bytes.is_multiple_of(block.into()) {
+            return Err(DiskError::Config(format!(
+                "{bytes} bytes is not a multiple of the block size of {path}, {block}"
+            )));
+        }
+        let now = probe::size(self.file.file(), false)?;
+        if bytes < now {
+            return Err(DiskError::Config(format!(
+                "{path} has {now} bytes: making it smaller would lose what lies behind {bytes}. If that is wanted,                  shrink the guest's file system, truncate the file and refresh the disk"
+            )));
+        }
+        self.file.set_len(bytes)?;
+        Ok(self.look_again()?)
     }
 }

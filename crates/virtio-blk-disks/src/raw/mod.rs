@@ -108,6 +108,12 @@ impl RawDisk {
         self.plan.engine()
     }
 
+    /// Why some queue of this disk makes system calls where [`Engine::Auto`] would have used io_uring: it was not
+    /// available when the disk was opened, or could not be had for that queue. `None`: no reason to do without.
+    pub fn engine_note(&self) -> Option<&str> {
+        self.medium.engine_note()
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.medium.path
@@ -129,6 +135,10 @@ impl Disk for RawDisk {
 
     fn refresh(&self) -> Result<(), DiskError> {
         Ok(self.medium.refresh()?)
+    }
+
+    fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        self.medium.resize(bytes)
     }
 
     fn listen(&self, listener: DiskListener) {

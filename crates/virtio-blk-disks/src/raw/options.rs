@@ -32,6 +32,7 @@ pub struct RawOptions {
     pub(crate) block: Option<u32>,
     pub(crate) lock: bool,
     pub(crate) mmap: bool,
+    pub(crate) inspect: bool,
     #[cfg(feature = "inject")]
     pub(crate) inject: Option<Injector>,
 }
@@ -48,6 +49,7 @@ impl RawOptions {
             block: None,
             lock: true,
             mmap: true,
+            inspect: false,
             #[cfg(feature = "inject")]
             inject: None,
         }
@@ -107,6 +109,21 @@ impl RawOptions {
     pub fn mmap(mut self, yes: bool) -> Self {
         self.mmap = yes;
         self
+    }
+
+    /// Whether the file is only looked at (default: no): it is opened for reading, without a lock and, where that is
+    /// permitted, without a new access time; nothing about it is changed, also while others use it. The disk says
+    /// what it could do if it were opened to be used, and completes every change with
+    /// [`DiskError::ReadOnly`](virtio_blk_core::disk::DiskError::ReadOnly).
+    #[must_use]
+    pub fn inspect(mut self, yes: bool) -> Self {
+        self.inspect = yes;
+        self
+    }
+
+    /// Whether operations may change the file.
+    pub(super) const fn is_writable(&self) -> bool {
+        !self.read_only && !self.inspect
     }
 
     /// Has the disk's system calls counted and failed by an injector, for tests (default: none).

@@ -15,6 +15,8 @@ type Request = libc::Ioctl;
 
 /// Device size in bytes, as a `u64`.
 const BLKGETSIZE64: Request = 0x8008_1272_u32 as Request;
+/// Whether a device is set read-only, as an `int`.
+const BLKROGET: Request = 0x125E;
 /// Discard a byte range, given as two `u64`.
 const BLKDISCARD: Request = 0x1277;
 /// Securely discard a byte range, given as two `u64`.
@@ -176,6 +178,16 @@ pub(super) fn block_info(file: &File) -> io::Result<BlockInfo> {
     })
 }
 
+/// Whether a block device takes no writes, though it may be opened for them.
+pub(super) fn is_read_only_device(file: &File) -> io::Result<bool> {
+    let mut value: libc::c_int = 0;
+    // SAFETY: the request writes one int through the pointer.
+    if unsafe { libc::ioctl(file.as_raw_fd(), BLKROGET, &raw mut value) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(value != 0)
+}
+
 /// The size of a block device in bytes.
 pub(super) fn block_size_bytes(file: &File) -> io::Result<u64> {
     let mut size: u64 = 0;
@@ -202,6 +214,28 @@ pub(super) fn is_in_memory(file: &File) -> bool {
     const RAMFS: u32 = 0x8584_58F6;
     const HUGETLBFS: u32 = 0x9584_58F6;
     [TMPFS, RAMFS, HUGETLBFS].contains(&file_system(file))
+}
+
+/// Whether a regular file is in a file system that may punch holes. Which ones do is known; trying it would change
+/// the file. Some do for some files only (ext2 and ext3 share a number with ext4; network and stacked file systems
+/// ask another one): that shows at the first discard.
+pub(super) fn may_punch(file: &File) -> bool {
+    const HUGETLBFS: u32 = 0x9584_58F6;
+    const OVERLAYFS: u32 = 0x794C_7630;
+    const FUSE: u32 = 0x6573_5546;
+    const NFS: u32 = 0x6969;
+    const CIFS: u32 = 0xFF53_4D42;
+    const SMB2: u32 = 0xFE53_4D42;
+    const CEPH: u32 = 0x00C3_6400;
+    const GFS2: u32 = 0x0116_1970;
+    const OCFS2: u32 = 0x7461_636F;
+    const ZFS: u32 = 0x2FC1_2FC1;
+    const GPFS: u32 = 0x4750_4653;
+    const NTFS3: u32 = 0x7366_746E;
+    const OTHERS: [u32; 12] = [
+        HUGETLBFS, OVERLAYFS, FUSE, NFS, CIFS, SMB2, CEPH, GFS2, OCFS2, ZFS, GPFS, NTFS3,
+    ];
+    has_local_cache(file) || OTHERS.contains(&file_system(file))
 }
 
 /// Whether a regular file's page cache can be mapped: all reads and writes of it go through the page cache of

@@ -71,7 +71,7 @@ pub enum SpecError {
     },
     /// Not a size.
     #[error(
-        "`{value}` is no disk size: use a multiple of 512 bytes below 2^63, such as 512, 64K, 10M, 8G \
+        "`{value}` is no disk size: use a multiple of 512 bytes above 0 and below 2^63, such as 512, 64K, 10M, 8G \
          or 1T"
     )]
     Size {

@@ -84,6 +84,15 @@ impl DiskSpec {
 }
 
 impl DiskSpec {
+    /// The same disk for a look that changes nothing, also while others use it: see [`RawOptions::inspect`].
+    #[must_use]
+    pub fn for_inspection(self) -> Self {
+        match self {
+            Self::Raw(options) => Self::Raw(options.inspect(true)),
+            other => other.unlocked(),
+        }
+    }
+
     /// The same disk without locks on its files: for a look at one that is in use.
     #[must_use]
     pub fn unlocked(self) -> Self {

@@ -53,7 +53,7 @@ pub(crate) fn bytes(text: &str) -> Option<u64> {
 
 /// Reads the size of a disk.
 pub(super) fn parse(text: &str) -> Result<u64, SpecError> {
-    let size = bytes(text).filter(|bytes| bytes.is_multiple_of(512));
+    let size = bytes(text).filter(|bytes| *bytes != 0 && bytes.is_multiple_of(512));
     size.ok_or_else(|| SpecError::Size {
         value: text.to_owned(),
     })

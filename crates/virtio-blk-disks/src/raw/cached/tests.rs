@@ -24,6 +24,7 @@ fn medium(file: File, in_memory: bool) -> Medium {
         HostFile::new(file, &RawOptions::new("test")),
         "test".into(),
         caps,
+        true,
         can,
         false,
         false,

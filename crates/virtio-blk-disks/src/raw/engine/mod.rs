@@ -38,8 +38,16 @@ impl Plan {
     /// # Errors
     /// io_uring was asked for by name and is not available.
     pub fn choose(wanted: Engine, medium: &Medium) -> Result<Self, OpenError> {
+        // Files in memory do without.
+        if wanted == Engine::Auto && medium.in_memory && !medium.is_direct() {
+            return Ok(Self::Sync);
+        }
         match (wanted, available()) {
-            (Engine::Sync, _) | (Engine::Auto, Err(_)) => Ok(Self::Sync),
+            (Engine::Sync, _) => Ok(Self::Sync),
+            (Engine::Auto, Err(why)) => {
+                medium.does_without_io_uring(&why);
+                Ok(Self::Sync)
+            }
             (Engine::IoUring, Err(why)) => Err(OpenError::Engine {
                 path: medium.path.clone(),
                 why,
@@ -49,8 +57,6 @@ impl Plan {
             #[cfg(feature = "io-uring")]
             (Engine::Auto, Ok(())) => Ok(if medium.is_direct() {
                 Self::Ring { by_name: false }
-            } else if medium.in_memory {
-                Self::Sync
             } else {
                 Self::Mixed
             }),
@@ -89,7 +95,7 @@ impl Plan {
             match uring::RingQueue::new(medium.clone(), depth, page_cache) {
                 Ok(queue) => return Ok(Box::new(queue)),
                 Err(error) if by_name => return Err(error),
-                Err(_) => {}
+                Err(error) => medium.does_without_io_uring(&error.to_string()),
             }
         }
         #[cfg(not(feature = "io-uring"))]

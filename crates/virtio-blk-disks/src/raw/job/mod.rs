@@ -25,6 +25,7 @@ const ZERO_SEGMENTS: usize = 16;
 /// How often in a row a call may answer "try again" before the operation fails.
 const MAX_RETRIES: u32 = 128;
 /// After how many of these the call is to be made by the engine's thread itself.
+#[cfg(feature = "io-uring")]
 const MAX_TRIES_ELSEWHERE: u32 = 3;
 
 /// How a file's blocks are given back or zeroed.
@@ -174,10 +175,12 @@ impl Job {
             OpKind::Discard { .. } if medium.is_block_device() => {
                 (Stage::Erase(Erase::Discard), false)
             }
+            // Nobody promised that it has an effect.
+            OpKind::Discard { .. } if !medium.can.punch.get() => (Stage::Done(Ok(())), false),
             OpKind::Discard { .. } => (Stage::Punch, false),
             OpKind::SecureErase { .. } => (Stage::Erase(Erase::Secure), false),
             // Nothing was written.
-            OpKind::Flush if medium.is_read_only() => (Stage::Done(Ok(())), false),
+            OpKind::Flush if !medium.is_writable() => (Stage::Done(Ok(())), false),
             OpKind::Flush => (Stage::Sync, true),
             _ => (Stage::Done(Err(DiskError::Unsupported)), false),
         };
@@ -383,13 +386,39 @@ impl Job {
 
     /// Whether the call is to be made by the engine's own thread, because nobody else makes it: a kernel without
     /// threads for io_uring (`pids.max`, `RLIMIT_NPROC`) answers `EAGAIN` or `ECANCELED` each time.
+    #[cfg(feature = "io-uring")]
     pub const fn is_urgent(&self) -> bool {
         self.retries >= MAX_TRIES_ELSEWHERE
+    }
+
+    /// The file ended after `count` bytes, within its last block: zeroes are what the rest reads as.
+    fn pad(&mut self, count: usize) {
+        self.bring(count);
+        let read = self.done as usize + count;
+        self.op
+            .buf
+            .fill(read, (self.len as usize).saturating_sub(read), 0);
+        self.stage = Stage::Done(Ok(()));
+    }
+
+    /// Gives the buffer what was read in its place.
+    fn bring(&mut self, count: usize) {
+        if self.bounced
+            && !self.op.kind.is_write()
+            && let Some(chunk) = &mut self.chunk
+        {
+            self.op.buf.copy_in(self.done as usize, chunk.bytes(count));
+        }
     }
 
     /// `count` bytes were moved.
     fn advance(&mut self, medium: &Medium, count: usize) {
         let count = count.min(self.asked);
+        if matches!(self.op.kind, OpKind::Read { .. })
+            && medium.ends_at(self.offset + self.done + count as u64)
+        {
+            return self.pad(count);
+        }
         let rest = self.len - self.done;
         // A direct transfer goes on at an aligned offset; what lies beyond is moved again. The end of a
         // file that shrank shows as no progress.
@@ -406,14 +435,7 @@ impl Job {
             }));
             return;
         }
-        if self.bounced
-            && !self.op.kind.is_write()
-            && let Some(chunk) = &mut self.chunk
-        {
-            self.op
-                .buf
-                .copy_in(self.done as usize, chunk.bytes(progress as usize));
-        }
+        self.bring(progress as usize);
         self.done += progress;
         if self.done == self.len {
             if let Some(errno) = self.doubt {
@@ -467,7 +489,11 @@ impl Job {
                 medium.can.zero_range.lost();
                 self.stage = Stage::Zeroes;
             }
-            Stage::Punch | Stage::Erase(_) if unsupported => {
+            Stage::Punch if unsupported => {
+                medium.can.punch.lost();
+                self.stage = Stage::Done(Ok(()));
+            }
+            Stage::Erase(_) if unsupported => {
                 self.stage = Stage::Done(Err(DiskError::Unsupported));
             }
             _ => self.stage = Stage::Done(Err(DiskError::from_errno(errno))),

@@ -16,7 +16,6 @@ use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology
 
 use super::error::OpenError;
 use super::host_file::HostFile;
-use super::job::Mode;
 use super::medium::{Abilities, Medium};
 use super::options::RawOptions;
 use super::sys;
@@ -26,8 +25,6 @@ use block::{BlockQueue, SYSFS};
 const MAX_ERASE_SEGMENTS: u32 = 32;
 /// Most sectors in one segment where the host does the work: 2 GiB.
 const MAX_ERASE_SECTORS: u32 = 1 << 22;
-/// Where the hole for trying out is punched, in bytes beyond the end of the file.
-const PUNCH_DISTANCE: u64 = 1 << 20;
 /// How often, and how far apart, a lock is tried. A process that was killed keeps its locks until the
 /// kernel has taken its io_urings apart, which happens some milliseconds after its end, or more than 200 on a
 /// host that has much else to do.
@@ -43,13 +40,17 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     let path = options.path();
     let (file, metadata) = open_file(options)?;
     let is_device = metadata.file_type().is_block_device();
-    if options.lock {
+    if options.lock && !options.inspect {
         lock(&file, !options.read_only, path)?;
     }
     let device = if is_device {
-        let info = sys::block_info(&file)
-            .map_err(|source| OpenError::io("ask the block device", path, source))?;
-        Some(info)
+        let error = |source| OpenError::io("ask the block device", path, source);
+        if !options.read_only && sys::is_read_only_device(&file).map_err(error)? {
+            return Err(OpenError::ReadOnlyDevice {
+                path: path.to_owned(),
+            });
+        }
+        Some(sys::block_info(&file).map_err(error)?)
     } else {
         None
     };
@@ -65,7 +66,9 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     let guest_block = choose_block(options.block, least, path)?;
     let bytes =
         size(&file, is_device).map_err(|source| OpenError::io("find the size of", path, source))?;
-    let capacity = usable_size(bytes, guest_block, is_device, path)? / SECTOR_SIZE;
+    let rest = Rest::of(is_device, options.read_only);
+    let size = usable_size(bytes, guest_block, rest, path)?;
+    let capacity = size.bytes / SECTOR_SIZE;
 
     let mut caps = Caps {
         align: Alignments {
@@ -86,7 +89,7 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
         if options.discard {
             caps.discard = match device {
                 Some(_) => BlockQueue::read(Path::new(SYSFS), metadata.rdev()).discard_limits(),
-                None => can_punch(&file, bytes).then(|| EraseLimits {
+                None => sys::may_punch(&file).then(|| EraseLimits {
                     max_sectors: MAX_ERASE_SECTORS,
                     max_segments: MAX_ERASE_SEGMENTS,
                     alignment: sectors(metadata.blksize()),
@@ -115,14 +118,17 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     let map = options.mmap && !options.direct && (is_device || sys::has_local_cache(&file));
     let can = Abilities::new(punch, map);
     let path = path.to_owned();
-    Ok(Medium::new(
+    let medium = Medium::new(
         HostFile::new(file, options),
         path,
         caps,
+        options.is_writable(),
         can,
         options.direct,
         is_device,
-    ))
+    );
+    medium.set_end(size);
+    Ok(medium)
 }
 
 /// A medium over a file of which only reads and writes inside are wanted, at offsets that are known to be
@@ -143,6 +149,7 @@ pub(super) fn over(file: File, options: &RawOptions) -> Medium {
         HostFile::new(file, options),
         path,
         caps,
+        options.is_writable(),
         Abilities::new(false, map),
         false,
         is_device,
@@ -153,18 +160,26 @@ pub(super) fn over(file: File, options: &RawOptions) -> Medium {
 pub(super) fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
     let path = options.path();
     let direct = if options.direct { libc::O_DIRECT } else { 0 };
-    // O_NONBLOCK: opening a pipe must not wait for somebody at its other end.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(!options.read_only)
-        .custom_flags(direct | libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|source| match source.raw_os_error() {
-            Some(libc::EINVAL) if options.direct => OpenError::NoDirect {
-                path: path.to_owned(),
-            },
-            _ => OpenError::io("open", path, source),
-        })?;
+    let open = |flags| {
+        // O_NONBLOCK: opening a pipe must not wait for somebody at its other end.
+        OpenOptions::new()
+            .read(true)
+            .write(options.is_writable())
+            .custom_flags(direct | libc::O_NONBLOCK | flags)
+            .open(path)
+    };
+    // Only the owner of a file may leave its access time alone.
+    let untouched = options.inspect.then(|| open(libc::O_NOATIME));
+    let file = match untouched {
+        Some(Ok(file)) => Ok(file),
+        _ => open(0),
+    }
+    .map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) if options.direct => OpenError::NoDirect {
+            path: path.to_owned(),
+        },
+        _ => OpenError::io("open", path, source),
+    })?;
     let metadata = file
         .metadata()
         .map_err(|source| OpenError::io("examine", path, source))?;
@@ -218,23 +233,57 @@ pub(super) fn size(file: &File, is_device: bool) -> io::Result<u64> {
     }
 }
 
-/// The part of the size that makes whole blocks. A device's size can't be changed by its user, so what
-/// is beyond its last whole block is left out; a file's is refused.
-pub(super) fn usable_size(
-    size: u64,
-    block: u32,
-    is_device: bool,
-    path: &Path,
-) -> Result<u64, OpenError> {
-    let odd = size % u64::from(block);
-    if odd != 0 && !is_device {
-        return Err(OpenError::OddSize {
-            path: path.to_owned(),
-            size,
-            block,
-        });
+/// What becomes of a last block that is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// It is left out: a device's size can't be changed by its user.
+    Cut,
+    /// Zeroes follow it: what is only read need not be changed for that.
+    Pad,
+    /// The file is refused: what a guest writes there would have no place.
+    Refuse,
+}
+
+impl Rest {
+    pub const fn of(is_device: bool, read_only: bool) -> Self {
+        match (is_device, read_only) {
+            (true, _) => Self::Cut,
+            (false, true) => Self::Pad,
+            (false, false) => Self::Refuse,
+        }
     }
-    Ok(size - odd)
+}
+
+/// A size in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Usable {
+    /// The file's.
+    pub found: u64,
+    /// That of the disk: whole blocks.
+    pub bytes: u64,
+}
+
+/// The size of the disk.
+pub(super) fn usable_size(
+    found: u64,
+    block: u32,
+    rest: Rest,
+    path: &Path,
+) -> Result<Usable, OpenError> {
+    let odd = found % u64::from(block);
+    let bytes = match rest {
+        _ if odd == 0 => found,
+        Rest::Cut => found - odd,
+        Rest::Pad => found - odd + u64::from(block),
+        Rest::Refuse => {
+            return Err(OpenError::OddSize {
+                path: path.to_owned(),
+                size: found,
+                block,
+            });
+        }
+    };
+    Ok(Usable { found, bytes })
 }
 
 /// The guest's block size: what was asked for, if it is possible, else the least possible.
@@ -261,12 +310,6 @@ fn choose_block(asked: Option<u32>, least: u32, path: &Path) -> Result<u32, Open
         ));
     }
     Ok(block)
-}
-
-/// Whether holes can be punched: tried beyond the end of the file, where there is no data.
-fn can_punch(file: &File, size: u64) -> bool {
-    let offset = size.next_multiple_of(PUNCH_DISTANCE) + PUNCH_DISTANCE;
-    sys::fallocate(file, Mode::PunchHole.flags(), offset, 4096) == 0
 }
 
 /// Whole sectors in `bytes`, at least one.

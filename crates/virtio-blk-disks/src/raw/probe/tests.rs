@@ -92,19 +92,16 @@ fn the_block_size_is_what_was_asked_for_or_a_clear_error() {
 #[test]
 fn odd_sizes_are_refused_for_files_and_cut_for_devices() {
     let path = Path::new("/disk.img");
-    let error = usable_size(1000, 512, false, path).unwrap_err().to_string();
-    assert!(error.contains("truncate -s %512 /disk.img"), "{error}");
-    assert_eq!(usable_size(1000, 512, true, path).unwrap(), 512);
-    assert_eq!(usable_size(0, 4096, false, path).unwrap(), 0);
-}
-
-#[test]
-fn trying_to_punch_changes_nothing() {
-    use std::io::Write;
-    let mut file = tempfile::tempfile_in("/var/tmp").unwrap();
-    file.write_all(&[7; 10_000]).unwrap();
-    let blocks = file.metadata().unwrap().blocks();
-    can_punch(&file, 10_000);
-    let metadata = file.metadata().unwrap();
-    assert_eq!((metadata.len(), metadata.blocks()), (10_000, blocks));
+    let error = usable_size(1000, 512, Rest::Refuse, path)
+        .unwrap_err()
+        .to_string();
+    for part in ["truncate -s %512 /disk.img", "readonly=on"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let bytes = |found, block, rest| usable_size(found, block, rest, path).unwrap().bytes;
+    assert_eq!(bytes(1000, 512, Rest::Cut), 512);
+    assert_eq!(bytes(1000, 512, Rest::Pad), 1024);
+    for rest in [Rest::Cut, Rest::Pad, Rest::Refuse] {
+        assert_eq!((bytes(0, 4096, rest), bytes(8192, 4096, rest)), (0, 8192));
+    }
 }
