@@ -98,8 +98,8 @@ impl Info {
 pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let mut spec = args.disk.clone();
     if let Source::Disk(disk) = &mut spec {
-        // An image in use can be looked at.
-        *disk = disk.clone().unlocked();
+        // An image in use can be looked at, and stays as it is.
+        *disk = disk.clone().for_inspection();
     }
     let disk = spec.open(false).or_else(|_| spec.open(true))?.disk;
     output::print(&Info::new(args.disk.to_string(), &disk.caps()), json)?;
