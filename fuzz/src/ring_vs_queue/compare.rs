@@ -314,7 +314,7 @@ impl<'a, A: GuestMemory + Send + Sync + 'static, B: GuestMemory> Pair<'a, A, B> 
                 next: desc.next(),
             })
             .collect();
-        match (mine, sound(&list, self.state.max_size)) {
+        match (mine, sound(&list)) {
             (Ok(Popped::Chain), Some((readable, writable))) => {
                 assert_eq!(self.chain.readable(), readable);
                 assert_eq!(self.chain.writable(), writable);
@@ -333,11 +333,11 @@ impl<'a, A: GuestMemory + Send + Sync + 'static, B: GuestMemory> Pair<'a, A, B> 
 }
 
 /// The two streams of a chain as virtio-queue found it, if the chain is sound.
-fn sound(list: &[Descriptor], max: u16) -> Option<(Vec<Segment>, Vec<Segment>)> {
+fn sound(list: &[Descriptor]) -> Option<(Vec<Segment>, Vec<Segment>)> {
     let whole = list
         .last()
         .is_some_and(|last| last.flags & DESC_F_NEXT == 0);
-    if !whole || list.len() > usize::from(max) {
+    if !whole {
         return None;
     }
     let (mut readable, mut writable) = (Vec::new(), Vec::new());

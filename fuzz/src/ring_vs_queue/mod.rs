@@ -10,7 +10,6 @@
 //! |---|---|---|
 //! | a chain that loops, leaves its table, nests tables, exceeds 4 GiB | ends early | malformed |
 //! | a readable descriptor behind a writable one | taken | malformed |
-//! | more descriptors in a table than the queue may have | taken | malformed |
 //! | a table that is only partly mapped | taken, if the chain ends before | malformed |
 //! | a head that is not there, or in flight | an empty chain; taken | latched |
 //! | an available index too far ahead | nothing there | latched |

@@ -11,7 +11,7 @@
 
 use super::AbiError;
 use crate::disk::{EraseLimits, Topology, ZeroLimits};
-use crate::ring::{MAX_CHAIN, MAX_QUEUE_SIZE};
+use crate::ring::MAX_QUEUE_SIZE;
 use crate::spec::{SERIAL_SIZE, feature};
 
 /// The version this code writes; it reads all up to this one.
@@ -21,8 +21,9 @@ const HEADER: usize = 8;
 /// Bytes of version 1.
 const SIZE: usize = HEADER + 89;
 
-/// The largest `seg_max` of a device: with header and status it makes the longest chain that is taken.
-pub const MAX_SEG_MAX: u32 = MAX_CHAIN - 2;
+/// The largest `seg_max` of a device. A request may have more segments than it was told of, but not more
+/// than 16,384 pieces of host memory, and a segment may lie in two of them.
+pub const MAX_SEG_MAX: u32 = 8190;
 
 const WRITEBACK: u8 = 1;
 const DISCARD: u8 = 1 << 1;
@@ -224,7 +225,7 @@ impl GuestAbi {
         } else if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
             "a queue size that is no power of two from 1 to 32768"
         } else if self.seg_max == 0 || self.seg_max > MAX_SEG_MAX {
-            "a seg_max that is not from 1 to 32766"
+            "a seg_max that is not from 1 to 8190"
         } else if !erase(self.discard, feature::DISCARD)
             || !erase(self.secure_erase, feature::SECURE_ERASE)
             || !zeroes

@@ -4,24 +4,26 @@
 //! The device side of a virtqueue (virtio 1.4, 2.6 to 2.8).
 //!
 //! [`Ring`] is what a queue runner needs of any layout; [`SplitRing`] is the split layout. A ring resolves
-//! its structures once into host memory, reads every descriptor exactly once into private memory, caps
-//! chains at the queue size (with an indirect table: at the largest size the queue could have),
-//! publishes used entries in batches with one index store, and **latches** the first fatal error: from
+//! its structures once into host memory, reads every descriptor exactly once into private memory, takes
+//! chains of up to [`MAX_CHAIN`] descriptors whatever the queue's size, publishes used entries in batches with one index store, and **latches** the first fatal error: from
 //! then on every call answers it and nothing is read or written any more.
 //!
 //! What a driver can do wrong falls in two kinds. A [`ChainError`] concerns one chain: its head is
-//! known, so it is handed back with length 0 and the queue goes on. A [`RingError`] means that ring and
-//! driver disagree about the ring itself: nothing can be trusted any more, the queue stops, and the
-//! transport sets DEVICE_NEEDS_RESET.
+//! known, so it is handed back, with IOERR in its last writable byte, and the queue goes on. (Handed back
+//! without a status it would look like success: drivers don't clear that byte.) Only a chain that was read
+//! to its end and has nothing writable goes back without. A [`RingError`] means that ring and driver
+//! disagree about the ring itself, or that there is no way to tell the driver of a chain's failure: the
+//! queue stops, and the transport sets DEVICE_NEEDS_RESET.
 
 mod chain;
+mod refused;
 mod split;
 
 use virtio_queue::QueueState;
 
 pub use chain::{Chain, Segment};
 pub use split::{MAX_CHAIN, MAX_QUEUE_SIZE, SplitRing};
-pub(crate) use split::{Taken, UsualChain};
+pub(crate) use split::{StatusPlace, Taken, UsualChain};
 
 use crate::memory::{DeviceMemory, GuestMap, Unmapped};
 
@@ -88,6 +90,15 @@ pub enum RingError {
         /// Queue size.
         size: u16,
     },
+    /// A chain can't be taken, and there is no place for a status that would say so: the driver would take
+    /// it for done.
+    #[error("the chain of descriptor {head} can't be answered: {source}")]
+    Chain {
+        /// The driver's head.
+        head: u16,
+        /// What is wrong with the chain.
+        source: ChainError,
+    },
     /// A head was made available again before it was used.
     #[error("descriptor {head} was made available while the device still had it")]
     HeadInFlight {
@@ -107,9 +118,8 @@ pub(crate) fn are_distinct(heads: &[u16], size: u16) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// More descriptors than the queue size (with an indirect table: than the largest it could have): a
-    /// loop, or a driver that ignores the limit.
-    #[error("the chain has more descriptors than the queue")]
+    /// A loop, or more than [`MAX_CHAIN`] descriptors.
+    #[error("the chain loops, or has more than {MAX_CHAIN} descriptors")]
     TooLong,
     /// A `next` field points outside its table.
     #[error("a descriptor points outside its table")]
@@ -132,6 +142,12 @@ pub enum ChainError {
     /// The indirect table is not in guest memory.
     #[error("the indirect table is not usable: {0}")]
     IndirectUnmapped(#[from] Unmapped),
+    /// Nothing is writable.
+    #[error("the chain has no writable byte for the status")]
+    NoStatus,
+    /// The last writable byte is not in guest memory.
+    #[error("the status byte is not in guest memory")]
+    StatusUnmapped,
 }
 
 /// What [`Ring::pop`] found.
@@ -141,8 +157,7 @@ pub enum Popped {
     Empty,
     /// A chain: it is in the caller's [`Chain`], and its head now belongs to the device.
     Chain,
-    /// A malformed chain: only [`Chain::head`] is valid, and belongs to the device. Hand it back with
-    /// length 0.
+    /// A malformed chain: only [`Chain::head`] is valid, and belongs to the device.
     Malformed(ChainError),
 }
 

@@ -26,10 +26,10 @@ pub const MAX_QUEUE_SIZE: u16 = 32768;
 /// the queue, but drivers fill indirect tables up to `seg_max`, or beyond it.
 pub const MAX_CHAIN: u32 = 32768;
 
-const DESC_F_NEXT: u16 = 1;
+pub(super) const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
-const DESC_F_INDIRECT: u16 = 4;
-const DESC_SIZE: usize = 16;
+pub(super) const DESC_F_INDIRECT: u16 = 4;
+pub(super) const DESC_SIZE: usize = 16;
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 const USED_F_NO_NOTIFY: u16 = 1;
@@ -42,17 +42,17 @@ const ENTRIES: usize = 4;
 const MAX_TABLE: usize = (u16::MAX as usize + 1) * DESC_SIZE;
 
 /// A descriptor, in private memory.
-struct Descriptor {
+pub(super) struct Descriptor {
     addr: u64,
     len: u32,
-    flags: u16,
-    next: u16,
+    pub(super) flags: u16,
+    pub(super) next: u16,
 }
 
 impl Descriptor {
     /// From the two little-endian halves of a descriptor.
     #[inline]
-    fn new([addr, rest]: [u64; 2]) -> Self {
+    pub(super) fn new([addr, rest]: [u64; 2]) -> Self {
         Self {
             addr,
             len: rest as u32,
@@ -62,7 +62,7 @@ impl Descriptor {
     }
 
     #[inline(always)]
-    const fn segment(&self) -> Segment {
+    pub(super) const fn segment(&self) -> Segment {
         Segment {
             addr: self.addr,
             len: self.len,
@@ -70,7 +70,7 @@ impl Descriptor {
     }
 
     #[inline(always)]
-    const fn is_writable(&self) -> bool {
+    pub(super) const fn is_writable(&self) -> bool {
         self.flags & DESC_F_WRITE != 0
     }
 }
@@ -91,8 +91,23 @@ pub(crate) enum Taken {
     Usual(UsualChain),
     /// One that is in the caller's [`Chain`].
     Chain,
-    /// One whose head is in the caller's [`Chain`], to be handed back.
-    Malformed,
+    /// One whose head is in the caller's [`Chain`], to be refused.
+    Malformed(ChainError),
+}
+
+/// Where the status of a chain belongs that can't be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StatusPlace {
+    /// In the last writable byte that was found, at this guest address.
+    At {
+        addr: u64,
+        /// Nothing else is writable.
+        alone: bool,
+    },
+    /// The chain was read to its end, and nothing of it is writable.
+    Nowhere,
+    /// The chain's end was not found, and nothing writable before.
+    Unknown,
 }
 
 /// The device side of a split virtqueue.
@@ -100,10 +115,7 @@ pub struct SplitRing {
     areas: Areas,
     /// Addresses and maximum, as given at the start.
     origin: QueueState,
-    size: u16,
-    /// Most descriptors of a chain with an indirect table: the largest size this queue could have.
-    /// Drivers fill tables up to seg_max, which follows from that and not from the size they chose.
-    limit: u16,
+    pub(super) size: u16,
     event_idx: bool,
     indirect: bool,
     /// The next available entry to take.
@@ -119,7 +131,7 @@ pub struct SplitRing {
     busy: Vec<bool>,
     in_flight: u16,
     /// Pieces of the indirect table being walked.
-    table: Vec<(*mut u8, usize)>,
+    pub(super) table: Vec<(*mut u8, usize)>,
     latched: Option<RingError>,
 }
 
@@ -156,7 +168,6 @@ impl SplitRing {
                 ..*state
             },
             size: state.size,
-            limit: max,
             event_idx,
             indirect: features & feature::RING_INDIRECT_DESC != 0,
             next_avail: Wrapping(state.next_avail),
@@ -215,7 +226,7 @@ impl SplitRing {
     }
 
     #[cold]
-    fn latch(&mut self, error: RingError) -> RingError {
+    pub(super) fn latch(&mut self, error: RingError) -> RingError {
         *self.latched.get_or_insert(error)
     }
 
@@ -265,7 +276,7 @@ impl SplitRing {
         }
         Ok(match self.walk(map, head, chain) {
             Ok(()) => Taken::Chain,
-            Err(_) => Taken::Malformed,
+            Err(error) => Taken::Malformed(error),
         })
     }
 
@@ -316,21 +327,10 @@ impl SplitRing {
         let mut parts = Parts::default();
         let mut index = head;
         for direct in 0..self.size {
-            let halves = self
-                .areas
-                .desc
-                .read_16(usize::from(index) * DESC_SIZE)
-                .ok_or(ChainError::NextIndex)?;
-            let desc = Descriptor::new(halves);
+            let desc = self.direct(index).ok_or(ChainError::NextIndex)?;
             if desc.flags & DESC_F_INDIRECT != 0 {
-                // The device ignores the WRITE flag here (virtio 1.4, 2.7.5.3.2).
-                if !self.indirect {
-                    return Err(ChainError::IndirectNotNegotiated);
-                }
-                if desc.flags & DESC_F_NEXT != 0 {
-                    return Err(ChainError::IndirectMisplaced);
-                }
-                self.walk_table(map, &desc, self.limit - direct, segments, &mut parts)?;
+                let limit = MAX_CHAIN - u32::from(direct);
+                self.walk_table(map, &desc, limit, segments, &mut parts)?;
                 return chain.set(parts);
             }
             parts.append(segments, desc.segment(), desc.is_writable())?;
@@ -345,29 +345,23 @@ impl SplitRing {
         Err(ChainError::TooLong)
     }
 
+    /// A descriptor of the queue's own table.
+    #[inline(always)]
+    pub(super) fn direct(&self, index: u16) -> Option<Descriptor> {
+        let halves = self.areas.desc.read_16(usize::from(index) * DESC_SIZE);
+        halves.map(Descriptor::new)
+    }
+
     fn walk_table<M: DeviceMemory>(
         &mut self,
         map: &GuestMap<M>,
         table: &Descriptor,
-        limit: u16,
+        limit: u32,
         segments: &mut Vec<Segment>,
         parts: &mut Parts,
     ) -> Result<(), ChainError> {
-        let len = table.len as usize;
-        if len == 0 || !len.is_multiple_of(DESC_SIZE) {
-            return Err(ChainError::IndirectLength(table.len));
-        }
-        let count = (len / DESC_SIZE).min(MAX_TABLE / DESC_SIZE);
-        let pieces = &mut self.table;
-        pieces.clear();
-        map.translate(
-            table.addr,
-            count * DESC_SIZE,
-            Permissions::Read,
-            |base, len| {
-                pieces.push((base, len));
-            },
-        )?;
+        let count = self.open_table(map, table)?;
+        let pieces = &self.table;
         let mut index = 0u16;
         for _ in 0..limit {
             if usize::from(index) >= count {
@@ -386,6 +380,38 @@ impl SplitRing {
         Err(ChainError::TooLong)
     }
 
+    /// Looks an indirect table up. Returns how many descriptors it has that can be named.
+    #[inline(always)]
+    pub(super) fn open_table<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        table: &Descriptor,
+    ) -> Result<usize, ChainError> {
+        // The device ignores the WRITE flag here (virtio 1.4, 2.7.5.3.2).
+        if !self.indirect {
+            return Err(ChainError::IndirectNotNegotiated);
+        }
+        if table.flags & DESC_F_NEXT != 0 {
+            return Err(ChainError::IndirectMisplaced);
+        }
+        let len = table.len as usize;
+        if len == 0 || !len.is_multiple_of(DESC_SIZE) {
+            return Err(ChainError::IndirectLength(table.len));
+        }
+        let count = (len / DESC_SIZE).min(MAX_TABLE / DESC_SIZE);
+        let pieces = &mut self.table;
+        pieces.clear();
+        map.translate(
+            table.addr,
+            count * DESC_SIZE,
+            Permissions::Read,
+            |base, len| {
+                pieces.push((base, len));
+            },
+        )?;
+        Ok(count)
+    }
+
     /// Marks what `publish` stored as dirty: entries from `from` on, and the index.
     fn mark_published<M: DeviceMemory>(&self, map: &GuestMap<M>, from: Wrapping<u16>) {
         let count = usize::from((self.next_used - from).0);
@@ -400,7 +426,7 @@ impl SplitRing {
 
 /// Reads the 16 bytes at `offset` of a table in pieces. The table covers them (checked by the caller).
 #[inline]
-fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u64; 2] {
+pub(super) fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u64; 2] {
     let mut entry = [0; DESC_SIZE];
     let mut done = 0;
     for &(base, len) in pieces {

@@ -9,7 +9,7 @@ use super::{QueueRunner, WriteCache};
 use crate::disk::{DiskError, IoBuf, Lifetime, Op, OpKind, Submit, Token};
 use crate::memory::{DeviceMemory, GuestMap, Permissions, Unmapped};
 use crate::request::{Range, RangeKind, Request, parse, parse_ranges};
-use crate::ring::{Chain, Segment};
+use crate::ring::{Chain, ChainError, Segment};
 use crate::spec::{HEADER_SIZE, RequestHeader, RequestStatus, RequestType};
 
 /// Most host segments of one request. Only memory fragmented below an IOMMU comes near; the list of a
@@ -34,9 +34,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[inline(always)]
     pub(super) fn begin(&mut self) {
         let Some(status) = self.cut_status() else {
-            // No place for a status: hand the chain back, the queue is sound (checklist 25).
-            self.counters.malformed.add(1);
-            return self.give_back(self.chain.head(), 0);
+            return self.refuse_chain(ChainError::NoStatus);
         };
         match self.cut_header() {
             // Apart, so that each is compiled for its type alone.
@@ -105,6 +103,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[inline(always)]
     fn cut_status(&mut self) -> Option<StatusByte> {
         let guest = self.chain.cut_last_writable()?;
+        self.status_at(guest)
+    }
+
+    /// The status byte at `guest`. `None`: not mapped.
+    #[inline(always)]
+    pub(super) fn status_at(&self, guest: u64) -> Option<StatusByte> {
         let host = match self.map.host(guest, 1) {
             Some(host) => host,
             None => {

@@ -40,7 +40,8 @@ counters! {
     others,
     /// Requests answered with a status other than OK.
     errors,
-    /// Chains handed back without a status because they were malformed.
+    /// Chains that could not be taken because they were malformed. Those that were answered all the same
+    /// count as errors too.
     malformed,
     /// Notifications of the driver.
     interrupts,

@@ -17,6 +17,7 @@ mod complete;
 mod counters;
 mod inflight;
 mod log;
+mod refuse;
 mod report;
 mod setup;
 mod slab;
@@ -278,13 +279,14 @@ impl<M: DeviceMemory> QueueRunner<M> {
                         self.publish_some()?;
                     }
                     Taken::Chain => taken += self.begin_taken()?,
-                    Taken::Malformed => {
-                        self.return_malformed()?;
+                    Taken::Malformed(error) => {
+                        self.refuse_malformed(error)?;
                         taken += 1;
                     }
                 }
             }
         }
+        self.check_ring()?;
         if self.slab.len() != 0 {
             self.flush_batch()?;
             if self.with_disk() != 0 {
@@ -304,10 +306,11 @@ impl<M: DeviceMemory> QueueRunner<M> {
         {
             match self.ring.resume(&self.map, head, &mut self.chain)? {
                 Popped::Chain => taken += self.begin_taken()?,
-                _ => {
-                    self.return_malformed()?;
+                Popped::Malformed(error) => {
+                    self.refuse_malformed(error)?;
                     taken += 1;
                 }
+                Popped::Empty => {}
             }
         }
         Ok(taken)
@@ -324,17 +327,6 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.begin();
         self.publish_some()?;
         Ok(weight)
-    }
-
-    /// Hands the chain in `chain` back.
-    #[cold]
-    fn return_malformed(&mut self) -> Result<(), QueueError> {
-        if let Some(log) = &mut self.log {
-            log.taken(self.chain.head());
-        }
-        self.counters.malformed.add(1);
-        self.give_back(self.chain.head(), 0);
-        self.publish_some()
     }
 
     /// Publishes when enough has come together.

@@ -14,7 +14,7 @@ use crate::wire::Descriptor;
 /// What a device has to do with a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Each of the chains comes back with length 0 and an untouched status byte, and the queue goes on.
+    /// Each of the chains comes back with length 0, and the queue goes on. Nothing is writable.
     LenZero,
     /// Each of the chains comes back with this status byte, and the queue goes on. With an OK, the
     /// length is all that was writable; else at most what can have been written.

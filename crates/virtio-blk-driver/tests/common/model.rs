@@ -4,6 +4,7 @@
 //! The rules for malformed queues as the plainest device that follows them; and, on request, one that
 //! breaks one of them.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use virtio_blk_driver::hostile::{Health, Setup, Subject};
@@ -17,6 +18,9 @@ use vm_memory::GuestAddress;
 
 use super::ID;
 
+/// Most descriptors of a chain, whatever the queue's size.
+const MAX_CHAIN: u16 = 32768;
+
 /// A rule to break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flaw {
@@ -26,15 +30,15 @@ pub enum Flaw {
     IndirectAlways,
     IndirectThenNext,
     PartialTable,
-    NoTotalLimit,
-    NoLengthLimit,
+    LimitsToQueueSize,
     IgnoresBadHead,
     IgnoresIndexJump,
     IgnoresDuplicate,
     NoRingCheck,
     StopsAtBrokenChain,
     SwallowsBrokenChain,
-    StatusOnBrokenChain,
+    NoStatusOnBrokenChain,
+    ReturnsUnanswerable,
     LenOnError,
     LenTooSmall,
     StatusFirst,
@@ -53,7 +57,34 @@ struct Chain {
 }
 
 /// A chain whose structure is broken.
-struct Broken;
+#[derive(Default)]
+struct Broken {
+    /// Its last writable byte, as far as it could be read.
+    status: Option<GuestAddress>,
+    /// Whether that is the only one.
+    alone: bool,
+    /// Whether it was read to its end.
+    ended: bool,
+}
+
+impl Broken {
+    fn new(writable: &[Segment], ended: bool) -> Self {
+        let last = writable.iter().rfind(|s| s.len > 0);
+        let status = last.map(|s| GuestAddress(s.addr.0.wrapping_add(u64::from(s.len) - 1)));
+        let bytes: u64 = writable.iter().map(|s| u64::from(s.len)).sum();
+        Self {
+            status,
+            alone: bytes == 1,
+            ended,
+        }
+    }
+}
+
+/// What was broken before the chain's end.
+enum End {
+    Fine,
+    Wrong,
+}
 
 pub struct Model<'m> {
     mem: &'m dyn Memory,
@@ -100,13 +131,11 @@ impl<'m> Model<'m> {
         let _ = self.mem.store_u16(index, self.used, Ordering::Release);
     }
 
-    fn desc(&self, table: u64, index: u64) -> Result<Descriptor, Broken> {
+    fn desc(&self, table: u64, index: u64) -> Option<Descriptor> {
         let mut bytes = [0; 16];
-        let addr = table.checked_add(16 * index).ok_or(Broken)?;
-        self.mem
-            .read_at(GuestAddress(addr), &mut bytes)
-            .map_err(|_| Broken)?;
-        Ok(Descriptor::from_bytes(bytes))
+        let addr = table.checked_add(16 * index)?;
+        self.mem.read_at(GuestAddress(addr), &mut bytes).ok()?;
+        Some(Descriptor::from_bytes(bytes))
     }
 
     fn parse(&self, setup: &Setup, layout: &SplitLayout, head: u16) -> Result<Chain, Broken> {
@@ -117,11 +146,21 @@ impl<'m> Model<'m> {
         };
         let (mut table, mut len) = (layout.desc().0, u64::from(layout.size()));
         let (mut index, mut inside, mut steps, mut total) = (u64::from(head), false, 0, 0_u64);
+        let limit = if self.has(Flaw::LimitsToQueueSize) {
+            layout.size()
+        } else {
+            MAX_CHAIN
+        };
+        let mut end = End::Fine;
+        let mut seen = HashSet::new();
         loop {
-            if index >= len {
-                return Err(Broken);
+            let cut = |chain: &Chain| Err(Broken::new(&chain.writable, false));
+            if index >= len || !seen.insert((table, inside, index)) {
+                return cut(&chain);
             }
-            let desc = self.desc(table, index)?;
+            let Some(desc) = self.desc(table, index) else {
+                return cut(&chain);
+            };
             let has_next = desc.flags & DESC_F_NEXT != 0;
             if desc.flags & DESC_F_INDIRECT != 0 {
                 if (!setup.indirect && !self.has(Flaw::IndirectAlways))
@@ -129,28 +168,21 @@ impl<'m> Model<'m> {
                     || (has_next && !self.has(Flaw::IndirectThenNext))
                     || desc.len == 0
                     || (desc.len % 16 != 0 && !self.has(Flaw::PartialTable))
+                    || !self.is_mapped(desc.addr, desc.len)
                 {
-                    return Err(Broken);
+                    return cut(&chain);
                 }
                 (table, len) = (desc.addr.0, u64::from(desc.len / 16));
                 (index, inside) = (0, true);
                 continue;
             }
             steps += 1;
-            let limit = if self.has(Flaw::NoLengthLimit) {
-                1000
-            } else {
-                layout.size()
-            };
             if steps > limit {
-                return Err(Broken);
+                return cut(&chain);
             }
             total += u64::from(desc.len);
-            if total > u64::from(u32::MAX) && !self.has(Flaw::NoTotalLimit) {
-                return Err(Broken);
-            }
-            if desc.len == 0 && self.has(Flaw::RejectsEmpty) {
-                return Err(Broken);
+            if total > u64::from(u32::MAX) || desc.len == 0 && self.has(Flaw::RejectsEmpty) {
+                end = End::Wrong;
             }
             let segment = Segment::new(desc.addr, desc.len);
             if desc.flags & DESC_F_WRITE != 0 {
@@ -158,16 +190,40 @@ impl<'m> Model<'m> {
             } else if chain.writable.is_empty() || self.has(Flaw::ReadableAfterWritable) {
                 chain.readable.push(segment);
             } else {
-                return Err(Broken);
+                end = End::Wrong;
             }
             if !has_next {
-                return Ok(chain);
+                let read = Broken::new(&chain.writable, true);
+                return match (end, read.status) {
+                    (End::Fine, Some(at)) if !self.mem.is_mapped(at, 1) => Err(read),
+                    (End::Fine, _) => Ok(chain),
+                    (End::Wrong, _) => Err(read),
+                };
             }
             index = u64::from(desc.next);
         }
     }
 
-    /// Executes a request; returns the used length.
+    /// Whether a table is there, as far as it can be named.
+    fn is_mapped(&self, addr: GuestAddress, len: u32) -> bool {
+        self.has(Flaw::PartialTable) || self.mem.is_mapped(addr, (len as usize).min(16 << 16))
+    }
+
+    /// Returns a chain that can't be taken. `false`: the driver can't be told.
+    fn refuse(&mut self, layout: &SplitLayout, head: u16, broken: &Broken) -> bool {
+        let told = match broken.status {
+            Some(at) if self.has(Flaw::NoStatusOnBrokenChain) => self.mem.is_mapped(at, 1),
+            Some(at) => self.mem.write_at(at, &[S_IOERR]).is_ok(),
+            None => broken.ended,
+        };
+        if told || self.has(Flaw::ReturnsUnanswerable) {
+            self.put_used(layout, head, u32::from(broken.alone));
+            return true;
+        }
+        false
+    }
+
+    /// Executes a request, whose status byte is there; returns the used length.
     fn execute(&mut self, chain: &Chain) -> u32 {
         let readable: Vec<u8>;
         let writable: u64 = chain.writable.iter().map(|s| u64::from(s.len)).sum();
@@ -177,9 +233,6 @@ impl<'m> Model<'m> {
         let mut status_at = GuestAddress(last.addr.0.wrapping_add(u64::from(last.len) - 1));
         if self.has(Flaw::StatusFirst) {
             status_at = last.addr;
-        }
-        if !self.mem.is_mapped(status_at, 1) {
-            return 0;
         }
         let data_in = writable - 1;
         let status = match self.gather(&chain.readable) {
@@ -343,17 +396,10 @@ impl Subject for Model<'_> {
             match self.parse(&setup, &layout, head) {
                 Ok(chain) if setup.deferred => self.held.push(chain),
                 Ok(chain) => batch.push(chain),
-                Err(Broken) if self.has(Flaw::StopsAtBrokenChain) => return self.latch(),
-                Err(Broken) if self.has(Flaw::SwallowsBrokenChain) => {}
-                Err(Broken) => {
-                    if self.has(Flaw::StatusOnBrokenChain) {
-                        let status = self.desc(layout.desc().0, u64::from(head) + 2);
-                        if let Ok(desc) = status {
-                            let _ = self.mem.write_at(desc.addr, &[S_IOERR]);
-                        }
-                    }
-                    self.put_used(&layout, head, 0);
-                }
+                Err(_) if self.has(Flaw::StopsAtBrokenChain) => return self.latch(),
+                Err(_) if self.has(Flaw::SwallowsBrokenChain) => {}
+                Err(broken) if self.refuse(&layout, head, &broken) => {}
+                Err(_) => return self.latch(),
             }
         }
         if self.has(Flaw::UsesInReverse) {

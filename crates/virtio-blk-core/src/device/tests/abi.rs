@@ -109,7 +109,7 @@ fn values_that_no_device_has_are_refused() {
         ("queue size", 26, &[3, 0]),
         ("queue size", 26, &[0, 0]),
         ("seg_max", 28, &[0; 4]),
-        ("seg_max", 28, &[0xff, 0x7f, 0, 0]),
+        ("seg_max", 28, &[0xff, 0x1f, 0, 0]),
         ("flag", 44, &[0x3f]),
         ("limits", 45, &[0; 4]),
         ("limits", 49, &[0; 4]),

@@ -177,16 +177,16 @@ fn seg_max_is_a_value_of_its_own() {
         };
         Device::new(Arc::new(TestDisk::new(full())), options).map(|device| device.config().seg_max)
     };
-    for seg_max in [1, 126, 127, 1022, 32766] {
+    for seg_max in [1, 126, 127, 1022, 8190] {
         assert_eq!(make(seg_max, 0).unwrap(), seg_max);
     }
     for (seg_max, masked) in [
         (0, 0),
-        (32767, 0),
+        (8191, 0),
         (u32::MAX, 0),
         // Linux would wait for ever for room in the ring.
         (127, feature::RING_INDIRECT_DESC),
-        (32766, feature::RING_INDIRECT_DESC),
+        (8190, feature::RING_INDIRECT_DESC),
     ] {
         let error = make(seg_max, masked).unwrap_err();
         assert!(matches!(error, OptionsError::SegMax { .. }), "{error}");

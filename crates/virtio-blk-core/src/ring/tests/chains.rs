@@ -82,7 +82,7 @@ fn same_by_shape<M: crate::memory::DeviceMemory>(
     assert_eq!(ring.in_flight(), 1);
     match taken {
         Taken::Nothing => panic!("nothing there"),
-        Taken::Malformed => assert!(matches!(popped, Popped::Malformed(_))),
+        Taken::Malformed(error) => assert_eq!(popped, Popped::Malformed(error)),
         Taken::Chain => assert_eq!(popped, Popped::Chain),
         Taken::Usual(usual) => {
             assert_eq!(popped, Popped::Chain);
@@ -260,21 +260,108 @@ fn item_18_malformed_indirect_tables() {
 }
 
 #[test]
-fn item_18_58_tables_are_limited_by_the_largest_size_of_the_queue() {
-    for max in [SIZE, 64] {
-        let long = |direct: u16, count: u16| {
-            found(max, true, |ring| {
-                let table = table(ring, &vec![w(1); count.into()]);
-                let mut list: Vec<_> = (1..=direct).map(|n| r(1).then(n)).collect();
-                list.push(table);
-                list
-            })
-        };
-        assert!(long(0, max).is_ok());
-        assert_eq!(long(0, max + 1), Err(ChainError::TooLong));
-        assert!(long(3, max - 3).is_ok());
-        assert_eq!(long(3, max - 2), Err(ChainError::TooLong));
+fn item_18_58_tables_are_limited_by_safety_and_not_by_the_queue() {
+    let long = |direct: u16, count: u32| {
+        found(SIZE, true, |ring| {
+            let table = table(ring, &vec![w(1); count as usize]);
+            let mut list: Vec<_> = (1..=direct).map(|n| r(1).then(n)).collect();
+            list.push(table);
+            list
+        })
+    };
+    // What a driver makes that was told another seg_max, or that goes beyond it (Windows).
+    for count in [u32::from(SIZE) + 1, 129, 515, 1024] {
+        let (readable, writable) = long(0, count).unwrap();
+        assert_eq!((readable.len(), writable.len()), (0, count as usize));
     }
+    assert!(long(0, MAX_CHAIN).is_ok());
+    assert_eq!(long(0, MAX_CHAIN + 1), Err(ChainError::TooLong));
+    assert!(long(3, MAX_CHAIN - 3).is_ok());
+    assert_eq!(long(3, MAX_CHAIN - 2), Err(ChainError::TooLong));
+}
+
+/// Where the status of a chain belongs that was refused.
+fn place(
+    indirect: bool,
+    write: impl FnOnce(&mut HostileRing<'_>) -> Vec<Descriptor>,
+) -> StatusPlace {
+    let (mem, space) = testmem::single(4 * 1024 * 1024).unwrap();
+    let mut hostile = HostileRing::new(&mem, space, SIZE, 0, false).unwrap();
+    for (index, desc) in write(&mut hostile).into_iter().enumerate() {
+        hostile.descriptor(index as u16, desc).unwrap();
+    }
+    let state = hostile.state;
+    drop(hostile);
+    let map = GuestMap::new(Arc::new(mem));
+    let features = if indirect { RING_INDIRECT_DESC } else { 0 };
+    let mut ring = SplitRing::new(&map, &state, features).unwrap();
+    ring.status_place(&map, 0)
+}
+
+#[test]
+fn a_refused_chain_has_its_status_in_the_last_writable_byte() {
+    let at = |addr| StatusPlace::At { addr, alone: false };
+    let far = u32::MAX;
+    let end = 0x1234_5678;
+    let mark = |len: u32| Descriptor::writable(GuestAddress(end), len);
+    for (list, expected) in [
+        // Whatever the order, and how much there is.
+        (vec![w(1).then(1), mark(9).then(2), r(1)], at(end + 8)),
+        (
+            vec![r(far).then(1), mark(far).then(2), w(0)],
+            at(end + 0xffff_fffe),
+        ),
+        (
+            vec![r(1).then(1), mark(1)],
+            StatusPlace::At {
+                addr: end,
+                alone: true,
+            },
+        ),
+        // As far as it can be read.
+        (vec![r(1).then(1), mark(2).then(SIZE)], at(end + 1)),
+        (
+            vec![r(1).then(1), w(5).then(2), mark(2).then(0)],
+            at(end + 1),
+        ),
+        (vec![r(1).then(1), mark(2).then(1)], at(end + 1)),
+        // An address that wraps is not mapped.
+        (vec![Descriptor::writable(GuestAddress(u64::MAX), 3)], at(1)),
+        (vec![r(1).then(1), w(0).then(2), r(1)], StatusPlace::Nowhere),
+        (vec![r(1).then(1), r(1).then(0)], StatusPlace::Unknown),
+        (vec![r(1).then(u16::MAX)], StatusPlace::Unknown),
+    ] {
+        assert_eq!(place(true, |_| list.clone()), expected, "{list:?}");
+    }
+    type Write<'a> = &'a dyn Fn(&mut HostileRing<'_>) -> Descriptor;
+    let tables: [(Write<'_>, StatusPlace); 6] = [
+        (&|ring| table(ring, &[w(3), mark(2), r(1)]), at(end + 1)),
+        (&|ring| table(ring, &[w(3), mark(2).then(7)]), at(end + 1)),
+        (&|ring| table(ring, &[w(3), mark(2).then(0)]), at(end + 1)),
+        (&|ring| table(ring, &[r(3)]), StatusPlace::Nowhere),
+        (
+            &|ring| table(ring, &[mark(2)]).then(1),
+            StatusPlace::Unknown,
+        ),
+        (
+            &|ring| {
+                let mut long = vec![w(1); 40_000];
+                long[39_999] = mark(2);
+                table(ring, &long)
+            },
+            at(end + 1),
+        ),
+    ];
+    for (write, expected) in tables {
+        assert_eq!(place(true, |ring| vec![write(ring)]), expected);
+        // Not negotiated: the table is not looked at.
+        assert_eq!(place(false, |ring| vec![write(ring)]), StatusPlace::Unknown);
+    }
+    let before = place(true, |ring| {
+        let inner = table(ring, &[w(1)]);
+        vec![r(1).then(1), table(ring, &[mark(2), inner])]
+    });
+    assert_eq!(before, at(end + 1));
 }
 
 /// Tables may lie at any address; what is behind the 65536th descriptor can't be named.

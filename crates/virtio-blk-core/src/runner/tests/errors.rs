@@ -5,7 +5,8 @@
 
 use std::sync::Mutex;
 
-use virtio_blk_driver::wire::{Range as WireRange, S_IOERR, S_OK, S_UNSUPP};
+use virtio_blk_driver::hostile::HostileRing;
+use virtio_blk_driver::wire::{Descriptor, Range as WireRange, S_IOERR, S_OK, S_UNSUPP};
 
 use super::*;
 use crate::testdisk::Break;
@@ -156,4 +157,123 @@ fn listeners_that_come_later_are_called_too() {
     rig.ask(&Request::read(0, 512));
     assert_eq!(count.load(Ordering::SeqCst), 2);
     assert_eq!(take(&told).len(), 2);
+}
+
+/// What a chain of `list` makes of status, used length, health and what is told.
+fn offer(
+    queue_size: u16,
+    indirect: bool,
+    list: impl FnOnce(&mut HostileRing<'_>) -> (Vec<Descriptor>, vm_memory::GuestAddress),
+) -> (u8, Option<u32>, Service, Vec<String>) {
+    let (mem, space) = virtio_blk_driver::testmem::single(4 << 20).unwrap();
+    let mem = Arc::new(mem);
+    let options = Options {
+        queue_size,
+        ..Options::default()
+    };
+    let disk = TestDisk::new(Caps::basic(1 << 12));
+    let device = Device::new(Arc::new(disk), options).unwrap();
+    let masked = if indirect {
+        0
+    } else {
+        feature::RING_INDIRECT_DESC
+    };
+    device.accept(device.offered() & !masked).unwrap();
+    let told = Told::default();
+    let sink = told.clone();
+    device.on_request_error(Box::new(move |error| {
+        sink.lock().unwrap().push(error.to_string());
+    }));
+    let mut hostile = HostileRing::new(&*mem, space, 128, 0, true).unwrap();
+    let (list, status) = list(&mut hostile);
+    for (index, desc) in list.into_iter().enumerate() {
+        hostile.descriptor(index as u16, desc).unwrap();
+    }
+    hostile.avail_entry(0, 0).unwrap();
+    hostile.avail_idx(1).unwrap();
+    let setup = QueueSetup::new(mem.clone(), || {});
+    let mut runner = device.start_queue(0, setup, &hostile.state).unwrap();
+    let service = runner.service(64);
+    let mut byte = [0];
+    virtio_blk_driver::Memory::read_at(&*mem, status, &mut byte).unwrap();
+    let used = (hostile.used_idx().unwrap() == 1).then(|| hostile.used_entry(0).unwrap().1);
+    let told = take(&told);
+    let malformed = runner.counters().malformed.get();
+    assert_eq!(malformed, told.len() as u64);
+    (byte[0], used, service, told)
+}
+
+/// A write of 320 segments in an indirect table, as a driver makes it that was told a `seg_max` by a device
+/// with larger queues.
+fn long_write(ring: &mut HostileRing<'_>, more: u32) -> (Vec<Descriptor>, vm_memory::GuestAddress) {
+    let header = virtio_blk_driver::wire::header(virtio_blk_driver::wire::T_OUT, 0, 0);
+    let header = ring.readable(&header).unwrap();
+    let data = ring.readable(&[7; 4096]).unwrap();
+    let status = ring.writable(1).unwrap();
+    let mut list = vec![header];
+    list.resize(321, data);
+    list.resize(321 + more as usize, Descriptor::readable(data.addr, 0));
+    list.push(status);
+    (vec![ring.table(&list).unwrap()], status.addr)
+}
+
+#[test]
+fn a_chain_that_can_not_be_taken_is_never_taken_for_done() {
+    // Longer than any ring of this device.
+    for queue_size in [128, 256, 1024] {
+        let (status, used, service, told) = offer(queue_size, true, |ring| long_write(ring, 0));
+        assert_eq!((status, used, service), (S_OK, Some(1), Service::Idle));
+        assert_eq!(told, [""; 0]);
+    }
+    // Longer than what is safe.
+    let (status, used, service, told) = offer(256, true, |ring| long_write(ring, 32_768));
+    assert_eq!((status, used, service), (S_IOERR, Some(1), Service::Idle));
+    assert_eq!(
+        told,
+        ["queue 0: a request can't be taken: the chain loops, or has more than 32768 descriptors"]
+    );
+    // Where the driver can't be told, the queue breaks.
+    let unwritten = virtio_blk_driver::wire::S_UNWRITTEN;
+    let (status, used, service, told) = offer(256, false, |ring| long_write(ring, 0));
+    assert_eq!((status, used, service), (unwritten, None, Service::Fatal));
+    assert_eq!(
+        told,
+        [
+            "queue 0: the virtqueue is broken: the chain of descriptor 0 can't be answered: an indirect \
+          descriptor without VIRTIO_F_INDIRECT_DESC"
+        ]
+    );
+    // Where it does not ask, it need not.
+    let (_, used, service, told) = offer(256, true, |ring| {
+        let (_, status) = long_write(ring, 0);
+        (vec![ring.readable(&[0; 16]).unwrap()], status)
+    });
+    assert_eq!((used, service), (Some(0), Service::Idle));
+    assert_eq!(
+        told,
+        ["queue 0: a request can't be taken: the chain has no writable byte for the status"]
+    );
+}
+
+#[test]
+fn what_was_finished_before_a_chain_that_breaks_the_queue_is_returned() {
+    let (mut rig, told) = rig(Mode::Inline, WaitKind::Inline);
+    rig.submit(&Request::read(0, 512));
+    let good = rig.queue(&Request::read(1, 512));
+    let bad = rig.queue(&Request::read(2, 512));
+    // The table of the third is taken away.
+    let layout = rig.driver.ring_mut().0.layout();
+    let head: u16 = vm_memory::Bytes::read_obj(
+        &*rig.mem,
+        vm_memory::GuestAddress(layout.avail().0 + 4 + 2 * 2),
+    )
+    .unwrap();
+    let at = vm_memory::GuestAddress(layout.desc().0 + 16 * u64::from(head));
+    vm_memory::Bytes::write_obj(&*rig.mem, u64::MAX - 4096, at).unwrap();
+    assert_eq!(rig.settle(), Service::Fatal);
+    let answers = rig.answers();
+    assert_eq!(answers.len(), 2);
+    assert_eq!(answers[1].token, good);
+    assert_ne!(answers[1].token, bad);
+    assert_eq!(take(&told).len(), 1);
 }

@@ -1,0 +1,117 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Chains that can't be taken: where the driver looks for their status.
+
+use super::split::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_SIZE, Descriptor, read_entry};
+use super::{ChainError, RingError, SplitRing, StatusPlace};
+use crate::memory::{DeviceMemory, GuestMap};
+
+/// The last writable byte so far.
+#[derive(Default)]
+struct Writable {
+    last: Option<u64>,
+    bytes: u64,
+    /// The descriptors of the table at hand that were looked at: in a loop, the status is at its end.
+    seen: Vec<bool>,
+}
+
+impl Writable {
+    /// Begins a table of so many descriptors.
+    fn begin(&mut self, count: usize) {
+        self.seen.clear();
+        self.seen.resize(count, false);
+    }
+
+    /// Whether a descriptor is in the table, and was not looked at before.
+    fn is_new(&mut self, index: u16) -> bool {
+        let seen = self.seen.get_mut(usize::from(index));
+        seen.is_some_and(|seen| !std::mem::replace(seen, true))
+    }
+
+    /// Whether another descriptor follows, and which.
+    fn look_at(&mut self, desc: &Descriptor) -> Option<u16> {
+        if desc.is_writable() && desc.segment().len != 0 {
+            let segment = desc.segment();
+            self.bytes += u64::from(segment.len);
+            self.last = Some(segment.addr.wrapping_add(u64::from(segment.len) - 1));
+        }
+        (desc.flags & DESC_F_NEXT != 0).then_some(desc.next)
+    }
+}
+
+impl SplitRing {
+    /// Where the status of the chain from `head` on belongs, which `walk` refused. Reads the chain anew, as
+    /// far as it can be read and without regard to order and length; the driver may have changed it since.
+    #[cold]
+    pub(crate) fn status_place<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+    ) -> StatusPlace {
+        let mut writable = Writable::default();
+        let ended = self.look_through(map, head, &mut writable);
+        match writable.last {
+            Some(addr) => StatusPlace::At {
+                addr,
+                alone: writable.bytes == 1,
+            },
+            None if ended => StatusPlace::Nowhere,
+            None => StatusPlace::Unknown,
+        }
+    }
+
+    /// Stops the queue for a chain that can't be answered.
+    #[cold]
+    pub(crate) fn break_off(&mut self, head: u16, source: ChainError) -> RingError {
+        self.latch(RingError::Chain { head, source })
+    }
+
+    /// Whether the chain's end was found.
+    fn look_through<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        writable: &mut Writable,
+    ) -> bool {
+        writable.begin(self.size.into());
+        let mut index = head;
+        while writable.is_new(index) {
+            let Some(desc) = self.direct(index) else {
+                return false;
+            };
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                return self.look_through_table(map, &desc, writable);
+            }
+            match writable.look_at(&desc) {
+                Some(next) => index = next,
+                None => return true,
+            }
+        }
+        false
+    }
+
+    fn look_through_table<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        table: &Descriptor,
+        writable: &mut Writable,
+    ) -> bool {
+        let Ok(count) = self.open_table(map, table) else {
+            return false;
+        };
+        writable.begin(count);
+        let mut index = 0u16;
+        while writable.is_new(index) {
+            let desc = Descriptor::new(read_entry(&self.table, usize::from(index) * DESC_SIZE));
+            if desc.flags & DESC_F_INDIRECT != 0 {
+                return false;
+            }
+            match writable.look_at(&desc) {
+                Some(next) => index = next,
+                None => return true,
+            }
+        }
+        false
+    }
+}
