@@ -11,8 +11,8 @@ mod qemu;
 
 use std::path::{Path, PathBuf};
 
-use common::{directory, read, run, write};
-use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, OpKind};
+use common::{directory, read, run, wait, write};
+use virtio_blk_core::disk::{Completion, Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 use virtio_blk_disks::inject::{Call, Injector, Keep, Plan};
 use virtio_blk_disks::{Engine, Qcow2Disk, Qcow2Options};
 
@@ -121,65 +121,167 @@ const SCRIPT: [Act; 26] = [
     Act::Write(129, 9),
 ];
 
-/// Does it all, whatever fails. The number of failures is the answer.
-fn play(queue: &mut dyn IoQueue, original: &[u8], promise: &mut Promise) -> usize {
-    let mut failures = 0;
-    for (turn, act) in SCRIPT.iter().enumerate() {
-        let value = turn as u8 + 1;
+/// A change, its place in bytes, and the value that it leaves.
+struct Change {
+    kind: OpKind,
+    offset: u64,
+    len: u64,
+    value: u8,
+}
+
+impl Act {
+    fn change(self, turn: usize) -> Option<Change> {
         let place = |at: u64, n: u64| (at * SECTOR as u64, n * SECTOR as u64);
-        let (kind, (offset, len), value) = match *act {
-            Act::Write(at, n) | Act::Stable(at, n) => {
-                let offset = place(at, n).0;
-                let fua = matches!(act, Act::Stable(..));
-                (OpKind::Write { offset, fua }, place(at, n), value)
+        let ((offset, len), fua) = match self {
+            Self::Write(at, n) | Self::Discard(at, n) | Self::Zero(at, n, _) => {
+                (place(at, n), false)
             }
-            Act::Discard(at, n) => {
-                let (offset, len) = place(at, n);
-                (OpKind::Discard { offset, len }, place(at, n), 0)
-            }
-            Act::Zero(at, n, unmap) => {
-                let (offset, len) = place(at, n);
-                let fua = false;
+            Self::Stable(at, n) => (place(at, n), true),
+            Self::Read(..) | Self::Flush => return None,
+        };
+        let (kind, value) = match self {
+            Self::Discard(..) => (OpKind::Discard { offset, len }, 0),
+            Self::Zero(_, _, unmap) => {
                 let kind = OpKind::WriteZeroes {
                     offset,
                     len,
                     unmap,
                     fua,
                 };
-                (kind, place(at, n), 0)
+                (kind, 0)
             }
-            Act::Read(at, n) => {
-                let (offset, len) = place(at, n);
-                match read(queue, offset, len as usize) {
-                    Ok(found) if promise.sectors.len() * SECTOR == found.len() => {
-                        promise.check(original, &found, false).unwrap();
-                    }
-                    Ok(_) => {}
-                    Err(_) => failures += 1,
-                }
-                continue;
-            }
-            Act::Flush => {
-                match run(queue, OpKind::Flush, IoBuf::new()).result {
-                    Ok(()) => {
-                        assert!(!promise.lost, "a flush succeeds after one that failed");
-                        promise.flushed();
-                    }
-                    Err(_) => {
-                        promise.lost = true;
-                        failures += 1;
-                    }
-                }
-                continue;
-            }
+            _ => (OpKind::Write { offset, fua }, turn as u8 + 1),
         };
-        let data = matches!(kind, OpKind::Write { .. });
-        let buf = vec![value; if data { len as usize } else { 0 }];
-        let result = run(queue, kind, IoBuf::from_vec(buf)).result;
-        promise.changed(offset, len, value, result.is_ok());
-        failures += usize::from(result.is_err());
+        Some(Change {
+            kind,
+            offset,
+            len,
+            value,
+        })
     }
-    failures
+}
+
+impl Change {
+    fn op(&self, token: u64) -> Op {
+        let data = matches!(self.kind, OpKind::Write { .. });
+        let buf = vec![self.value; if data { self.len as usize } else { 0 }];
+        Op {
+            token: Token(token),
+            kind: self.kind,
+            buf: IoBuf::from_vec(buf),
+        }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.offset < other.offset + other.len && other.offset < self.offset + self.len
+    }
+}
+
+/// A guest with two queues.
+struct Guest<'a> {
+    queues: [Box<dyn IoQueue>; 2],
+    original: &'a [u8],
+    promise: Promise,
+    failures: usize,
+}
+
+impl<'a> Guest<'a> {
+    fn new(disk: &dyn Disk, original: &'a [u8]) -> Self {
+        let queue = || disk.open_queue(32).unwrap();
+        Self {
+            queues: [queue(), queue()],
+            original,
+            promise: Promise::new(),
+            failures: 0,
+        }
+    }
+
+    /// Runs operations at once, every other one on the second queue. Whether each succeeded is the answer.
+    fn run(&mut self, ops: Vec<Op>) -> Vec<bool> {
+        let mut results = vec![None; ops.len()];
+        let mut note = |completion: Completion| {
+            let place: &mut Option<bool> = &mut results[completion.token.0 as usize];
+            assert!(place.replace(completion.result.is_ok()).is_none());
+        };
+        let mut flight = [0; 2];
+        for (number, op) in ops.into_iter().enumerate() {
+            match self.queues[number % 2].submit(op) {
+                Submit::Done(completion) => note(completion),
+                Submit::Queued => flight[number % 2] += 1,
+                Submit::Full(_) => panic!("full"),
+            }
+        }
+        for (queue, flight) in self.queues.iter_mut().zip(&mut flight) {
+            queue.flush_batch().unwrap();
+            let mut done = Vec::new();
+            while *flight > 0 {
+                if queue.reap(&mut done).unwrap() == 0 {
+                    wait(&**queue);
+                }
+                *flight -= done.len();
+                done.drain(..).for_each(&mut note);
+            }
+        }
+        results.into_iter().map(Option::unwrap).collect()
+    }
+
+    fn change(&mut self, changes: &mut Vec<Change>) {
+        let ops = (0..).zip(&*changes).map(|(token, change)| change.op(token));
+        let results = self.run(ops.collect());
+        for (change, acknowledged) in changes.drain(..).zip(results) {
+            let Change {
+                offset, len, value, ..
+            } = change;
+            self.promise.changed(offset, len, value, acknowledged);
+            self.failures += usize::from(!acknowledged);
+        }
+    }
+
+    /// Flushes on both queues at once.
+    fn flush(&mut self) {
+        let flush = |token| Op {
+            token: Token(token),
+            kind: OpKind::Flush,
+            buf: IoBuf::new(),
+        };
+        let results = self.run(vec![flush(0), flush(1)]);
+        if results.contains(&true) {
+            assert!(!self.promise.lost, "a flush succeeds after one that failed");
+            self.promise.flushed();
+        }
+        let failed = results.iter().filter(|result| !**result).count();
+        self.promise.lost |= failed > 0;
+        self.failures += failed;
+    }
+
+    /// Does all of the script, whatever fails. If `at_once`, what does not overlap.
+    fn play(&mut self, at_once: bool) {
+        let mut changes: Vec<Change> = Vec::new();
+        for (turn, act) in SCRIPT.iter().enumerate() {
+            if let Some(change) = act.change(turn) {
+                if !at_once || changes.iter().any(|other| other.overlaps(&change)) {
+                    self.change(&mut changes);
+                }
+                changes.push(change);
+                continue;
+            }
+            self.change(&mut changes);
+            match *act {
+                Act::Read(at, n) => {
+                    let (offset, len) = (at * SECTOR as u64, n as usize * SECTOR);
+                    match read(&mut *self.queues[0], offset, len) {
+                        Ok(found) if len == SIZE => {
+                            self.promise.check(self.original, &found, false).unwrap();
+                        }
+                        Ok(_) => {}
+                        Err(_) => self.failures += 1,
+                    }
+                }
+                _ => self.flush(),
+            }
+        }
+        self.change(&mut changes);
+    }
 }
 
 struct Case {
@@ -232,10 +334,10 @@ impl Case {
         std::fs::copy(&first, &path).unwrap();
         let disk = Qcow2Disk::open(&options.clone().inject(&injector)).unwrap();
         let before: u64 = KINDS.iter().map(|kind| injector.calls(*kind)).sum();
-        let mut promise = Promise::new();
-        let failures = play(&mut *disk.open_queue(4).unwrap(), &original, &mut promise);
-        assert_eq!(failures, 0);
-        drop(disk);
+        let mut guest = Guest::new(&disk, &original);
+        guest.play(false);
+        assert_eq!(guest.failures, 0);
+        drop((guest, disk));
         qemu::check(&path);
         let calls: u64 = KINDS.iter().map(|kind| injector.calls(*kind)).sum();
         let calls = calls - before;
@@ -264,25 +366,33 @@ impl Case {
                 std::fs::copy(&first, &path).unwrap();
                 let injector = Injector::new();
                 injector.track(&path).unwrap();
-                let disk = Qcow2Disk::open(&options.clone().inject(&injector)).unwrap();
+                let at_once = runs % 2 == 1;
+                let engine = if at_once { Engine::Auto } else { Engine::Sync };
+                let setup = options.clone().engine(engine).inject(&injector);
+                let disk = Qcow2Disk::open(&setup).unwrap();
                 let plan = Plan::new(nth, kinds, errno);
                 injector.arm(if for_good { plan.for_good() } else { plan });
                 let about = format!(
-                    "{}: call {nth} of {calls} ({kinds:?}) fails with {errno}, for good: {for_good}",
+                    "{}: call {nth} of {calls} ({kinds:?}) fails with {errno}, for good: {for_good}, at once: {at_once}",
                     self.setup
                 );
-                let mut promise = Promise::new();
-                let mut queue = disk.open_queue(4).unwrap();
-                let failures = play(&mut *queue, &original, &mut promise);
+                let mut guest = Guest::new(&disk, &original);
+                guest.play(at_once);
+                let Guest {
+                    queues,
+                    promise,
+                    failures,
+                    ..
+                } = guest;
                 told += usize::from(failures > 0);
                 if let Some(error) = disk.flush_error() {
                     frozen += 1;
                     assert!(failures > 0, "{about}: {error}");
                 }
-                drop((queue, disk));
+                drop((queues, disk));
                 injector.disarm();
                 let sampled = runs % 16 == 0;
-                let keep = match runs % 4 {
+                let keep = match runs / 2 % 4 {
                     0 => None,
                     1 => Some(Keep::Nothing),
                     2 => Some(Keep::Everything),
