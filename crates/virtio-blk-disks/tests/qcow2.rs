@@ -596,10 +596,17 @@ fn persistent_bitmaps_stay_true_until_the_first_write() {
         };
         let options = Qcow2Options::new(&image);
         let served = open(&image);
-        let caps = Qcow2Disk::inspect(&options).unwrap();
-        assert_eq!(caps, served.caps(), "beside one that is served");
-        let seen = Qcow2Disk::inspect(&options.clone().read_only(true)).unwrap();
-        assert!(seen.read_only);
+        let look = Qcow2Disk::open(&options.clone().inspect(true)).unwrap();
+        assert_eq!(look.caps(), served.caps(), "beside one that is served");
+        let mut queue = look.open_queue(4).unwrap();
+        assert!(read(&mut *queue, 0, 512).unwrap() == [5; 512]);
+        run(&mut *queue, OpKind::Flush, IoBuf::new())
+            .result
+            .unwrap();
+        let refused = run(&mut *queue, kind, IoBuf::from_vec(vec![6; len])).result;
+        assert!(matches!(refused, Err(DiskError::ReadOnly)));
+        assert!(matches!(look.resize(1 << 30), Err(DiskError::ReadOnly)));
+        drop((queue, look));
         assert_eq!(served.persistent_bitmaps(), 1);
         let mut queue = served.open_queue(4).unwrap();
         for _ in 0..2 {
@@ -668,7 +675,7 @@ fn an_image_grows_while_it_is_in_use() {
         };
         put(&mut *queue, &mut model, SIZE - 4096 - 512, 4096);
         for size in [SIZE + 512, 3 * SIZE, 3 * SIZE, 40 * SIZE] {
-            disk.grow(size as u64).unwrap();
+            disk.resize(size as u64).unwrap();
             assert_eq!(disk.caps().capacity_bytes(), size as u64);
             let before = model.len();
             model.resize(size, 0);
@@ -692,10 +699,10 @@ fn an_image_grows_while_it_is_in_use() {
             [SIZE + 512, 3 * SIZE, 40 * SIZE].map(|size| size as u64)
         );
         for (bytes, part) in [(SIZE as u64, "smaller"), (40 * SIZE as u64 + 7, "512")] {
-            let error = disk.grow(bytes).unwrap_err().to_string();
+            let error = disk.resize(bytes).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
-        let error = disk.grow(!511).unwrap_err();
+        let error = disk.resize(!511).unwrap_err();
         assert!(disk.flush_error().is_none(), "{error}");
         put(&mut *queue, &mut model, 0, 4096);
         drop((queue, disk));
@@ -703,7 +710,7 @@ fn an_image_grows_while_it_is_in_use() {
         qemu::compare(&image, &model);
     }
     let disk = Qcow2Disk::open(&Qcow2Options::new(&image).read_only(true)).unwrap();
-    assert!(matches!(disk.grow(1 << 40), Err(DiskError::ReadOnly)));
+    assert!(matches!(disk.resize(1 << 40), Err(DiskError::ReadOnly)));
 }
 
 /// What a backing file holds behind the image's end would show.
@@ -716,7 +723,7 @@ fn an_image_over_a_larger_one_does_not_grow() {
     for (size, grows) in [(SIZE, false), (2 * SIZE, true)] {
         qemu::create(&image, setup, size);
         let disk = Qcow2Disk::open(&Qcow2Options::new(&image).backing(true)).unwrap();
-        let result = disk.grow(3 * SIZE as u64);
+        let result = disk.resize(3 * SIZE as u64);
         if grows {
             result.unwrap();
             let mut queue = disk.open_queue(1).unwrap();
@@ -747,7 +754,7 @@ fn an_image_is_handed_over() {
     let told = sizes(&two);
     let message = two.open_queue(1).err().unwrap().to_string();
     assert!(message.contains("not in use"), "{message}");
-    assert!(two.grow(1 << 30).is_err());
+    assert!(two.resize(1 << 30).is_err());
     let mut model = vec![0; SIZE];
     for turn in 0..4_usize {
         let (active, other) = if turn % 2 == 0 {
@@ -771,7 +778,7 @@ fn an_image_is_handed_over() {
         let kind = OpKind::Discard { offset, len };
         run(&mut *queue, kind, IoBuf::new()).result.unwrap();
         if turn == 2 {
-            active.grow(2 * SIZE as u64).unwrap();
+            active.resize(2 * SIZE as u64).unwrap();
             model.resize(2 * SIZE, 0);
         }
         let message = active.deactivate().unwrap_err().to_string();

@@ -446,7 +446,7 @@ fn images_that_grow() {
         let disk = Qcow2Disk::open(&options.clone().inject(&injector)).unwrap();
         injector.arm(Plan::new(nth, &kinds, libc::EIO));
         let new = 16 * SIZE as u64;
-        let grown = disk.grow(new);
+        let grown = disk.resize(new);
         let mut queue = disk.open_queue(1).unwrap();
         let flushed = run(&mut *queue, OpKind::Flush, IoBuf::new()).result;
         let reported = disk.caps().capacity_bytes();

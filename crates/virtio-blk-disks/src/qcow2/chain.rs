@@ -53,8 +53,8 @@ struct Chain {
 /// See [`OpenError`].
 pub(super) fn open(options: &Qcow2Options) -> Result<Opened, OpenError> {
     let mut chain = Chain::default();
-    let host = chain.file(options.path(), options, !options.read_only)?;
-    chain.image(host, options.path(), options, !options.read_only)
+    let host = chain.file(options.path(), options, options.is_writable())?;
+    chain.image(host, options.path(), options, options.is_writable())
 }
 
 /// The same for an image that lies on `host`.
@@ -62,7 +62,7 @@ pub(super) fn open(options: &Qcow2Options) -> Result<Opened, OpenError> {
 /// # Errors
 /// See [`OpenError`].
 pub(super) fn open_on(host: Arc<dyn Host>, options: &Qcow2Options) -> Result<Opened, OpenError> {
-    Chain::default().image(host, options.path(), options, !options.read_only)
+    Chain::default().image(host, options.path(), options, options.is_writable())
 }
 
 impl Chain {
@@ -77,7 +77,10 @@ impl Chain {
         } else {
             Engine::Sync
         };
-        let raw = RawOptions::new(path).read_only(!writable).engine(engine);
+        let raw = RawOptions::new(path)
+            .read_only(!writable)
+            .inspect(options.inspect)
+            .engine(engine);
         #[cfg(feature = "inject")]
         let raw = match &options.inject {
             Some(injector) if self.files.is_empty() => raw.inject(injector),
@@ -103,7 +106,7 @@ impl Chain {
             ));
         }
         // Only now: a file that is its own backing file is not in use by somebody else.
-        if options.lock {
+        if options.lock && !options.inspect {
             raw::lock_file(&file, &raw)?;
         }
         self.files.push(id);

@@ -100,12 +100,12 @@ fn broken(what: &str) -> DiskError {
 
 impl Image {
     /// Of an image whose size `control` has.
-    pub fn new(opened: Opened, control: Arc<Control>, read_only: bool, punch: bool) -> Self {
+    pub fn new(opened: Opened, control: Arc<Control>, punch: bool) -> Self {
         Self {
             erases: opened.header.version >= 3,
             cluster_bits: opened.header.cluster_bits,
             control,
-            read_only,
+            read_only: opened.changes.is_none(),
             backing: opened.backing,
             format: Some(opened.format),
             library: Mutex::default(),

@@ -102,17 +102,6 @@ impl Qcow2Disk {
         Self::new(opened, None, options)
     }
 
-    /// What a disk on the image can do, without a change of any kind: the files are opened read-only and without a lock,
-    /// so that an image in use can be looked at. What somebody changes meanwhile can make it look damaged.
-    ///
-    /// # Errors
-    /// As of [`Qcow2Disk::open`], but for locks.
-    pub fn inspect(options: &Qcow2Options) -> Result<Caps, OpenError> {
-        let look = options.clone().read_only(true).lock(false);
-        let opened = open(None, &look)?;
-        Ok(caps(&opened.header, options.read_only))
-    }
-
     /// Opens an image that another disk holds, from its first byte on. Of the options, the path is only a name, and
     /// where backing files are searched.
     ///
@@ -122,7 +111,8 @@ impl Qcow2Disk {
     pub fn over(disk: Arc<dyn Disk>, options: &Qcow2Options) -> Result<Self, OpenError> {
         let path = options.path();
         let caps = disk.caps();
-        if u64::from(caps.align.guest_block) != SECTOR_SIZE || caps.read_only && !options.read_only
+        if u64::from(caps.align.guest_block) != SECTOR_SIZE
+            || caps.read_only && options.is_writable()
         {
             return Err(OpenError::unsupported(
                 path,
@@ -190,19 +180,6 @@ impl Qcow2Disk {
         ))
     }
 
-    /// Makes the guest's disk larger, to `bytes`; stable when it returns. What is added reads as zeroes. Listeners are
-    /// told.
-    ///
-    /// # Errors
-    /// The disk is not active, is read-only, or would become smaller; its backing file reaches further than it; or the
-    /// host's error.
-    pub fn grow(&self, bytes: u64) -> Result<(), DiskError> {
-        match &*self.state() {
-            Some(open) => open.image.grow(bytes),
-            None => Err(self.inactive()),
-        }
-    }
-
     /// The image.
     pub fn path(&self) -> &Path {
         self.options.path()
@@ -268,7 +245,7 @@ fn open(below: Option<&Arc<dyn Disk>>, options: &Qcow2Options) -> Result<chain::
 
 impl Open {
     fn new(opened: chain::Opened, control: &Arc<Control>, options: &Qcow2Options) -> Self {
-        let image = Image::new(opened, control.clone(), options.read_only, options.discard);
+        let image = Image::new(opened, control.clone(), options.discard);
         Self {
             image: Arc::new(image),
             pool: Weak::new(),
@@ -354,6 +331,15 @@ impl Disk for Qcow2Disk {
         };
         let below = self.below.as_ref().map_or(Ok(()), |disk| disk.deactivate());
         closed.and(below)
+    }
+
+    /// Makes the guest's disk larger, stable. What is added reads as zeroes. Refused, too, while the disk is not active,
+    /// and if the image's backing file reaches further than the image.
+    fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        match &*self.state() {
+            Some(open) => open.image.grow(bytes),
+            None => Err(self.inactive()),
+        }
     }
 
     fn listen(&self, listener: DiskListener) {

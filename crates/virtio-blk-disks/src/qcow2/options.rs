@@ -18,6 +18,7 @@ pub struct Qcow2Options {
     pub(crate) engine: Engine,
     pub(crate) discard: bool,
     pub(crate) lock: bool,
+    pub(crate) inspect: bool,
     #[cfg(feature = "inject")]
     pub(crate) inject: Option<Injector>,
 }
@@ -32,6 +33,7 @@ impl Qcow2Options {
             engine: Engine::Auto,
             discard: true,
             lock: true,
+            inspect: false,
             #[cfg(feature = "inject")]
             inject: None,
         }
@@ -73,6 +75,21 @@ impl Qcow2Options {
     pub fn lock(mut self, yes: bool) -> Self {
         self.lock = yes;
         self
+    }
+
+    /// Whether the image is only looked at (default: no): its files are opened for reading, without a lock, and nothing
+    /// about them is changed, also while others use them. The disk says what it could do if it were opened to be used,
+    /// and completes every change with [`DiskError::ReadOnly`](virtio_blk_core::disk::DiskError::ReadOnly). What
+    /// somebody changes meanwhile can make the image look damaged.
+    #[must_use]
+    pub fn inspect(mut self, yes: bool) -> Self {
+        self.inspect = yes;
+        self
+    }
+
+    /// Whether operations may change the image.
+    pub(super) const fn is_writable(&self) -> bool {
+        !self.read_only && !self.inspect
     }
 
     /// Has the system calls on the image, not those on its backing files, counted and failed by an injector, for

@@ -123,7 +123,7 @@ fn open_noted(path: &Path) -> (Arc<Noted>, Image) {
     let options = Qcow2Options::new(path);
     let opened = chain::open_on(host.clone(), &options).unwrap();
     let control = Arc::new(Control::new(opened.header.size));
-    (host, Image::new(opened, control, false, true))
+    (host, Image::new(opened, control, true))
 }
 
 fn write(image: &Image, offset: u64, data: Vec<u8>) {

@@ -89,7 +89,9 @@ impl DiskSpec {
     pub fn for_inspection(self) -> Self {
         match self {
             Self::Raw(options) => Self::Raw(options.inspect(true)),
-            other => other.unlocked(),
+            #[cfg(feature = "qcow2")]
+            Self::Qcow2(options) => Self::Qcow2(options.inspect(true)),
+            other => other,
         }
     }
 
