@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vdpa_bus::management::DeviceName;
+use vhost_user_blk::socket::{SocketAddress, group_id};
 use virtio_blk_disks::StackSpec;
 
 use crate::layers::{LayerArgs, ctl, layers_help, top};
@@ -170,15 +171,31 @@ pub struct VhostUserArgs {
     /// What is served.
     #[command(flatten)]
     pub serve: ServeArgs,
-    /// Unix socket to listen on. Replaced if its server is dead.
+    /// Unix socket to listen on, replaced if its server is dead; or fd:N, a descriptor that was passed in and
+    /// listens already.
     #[arg(long, value_name = "PATH")]
-    pub socket: PathBuf,
+    pub socket: SocketAddress,
+    /// Permissions of the socket, as three octal digits: connecting takes the right to write [default: what the
+    /// umask leaves; with --socket-group 660].
+    #[arg(long, value_name = "MODE", value_parser = socket_mode)]
+    pub socket_mode: Option<u32>,
+    /// Group of the socket, by name or number.
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
+    pub socket_group: Option<u32>,
     /// Queues to offer [default: one per CPU of this host].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(vhost_user_blk::MAX_QUEUES)))]
     pub queues: Option<u16>,
     /// Largest size of a queue, in requests: a power of two.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub queue_size: u16,
+}
+
+/// Permission bits in octal digits.
+fn socket_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "give three octal digits, as 660".to_owned())
 }
 
 /// A driver of the vDPA bus.

@@ -6,6 +6,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
+mod descriptors;
 mod disk_file;
 mod disk_info;
 mod features;
@@ -34,6 +35,7 @@ use report::{Kind, describe};
 fn run(cli: Cli, more: Vec<ServeCommand>) -> Result<(), Box<dyn Error>> {
     match cli.command {
         Command::Serve(first) => {
+            descriptors::raise_limit();
             let mut all = vec![first];
             all.extend(more);
             serve::run(&all, cli.json)

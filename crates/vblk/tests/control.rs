@@ -142,7 +142,7 @@ fn control_sockets_that_can_not_be_had() {
     let listener = UnixListener::bind(&taken).unwrap();
     assert_refused(
         &serve(&taken),
-        &["--control", &taken, "another server listens"],
+        &["--control", &taken, "in use by another server"],
     );
     drop(listener);
     // Its server is dead: it is replaced.

@@ -4,14 +4,18 @@
 //! The header of the next message, looked at before the `vhost` crate takes the message.
 
 use std::fmt;
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 
-use rustix::net::RecvFlags;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, ReturnFlags};
 use vhost::vhost_user::message::FrontendReq;
 
 /// Bytes of a header: u32 request, u32 flags, u32 payload size.
 pub(crate) const LEN: usize = 12;
+
+/// Most descriptors that a message may have, as the `vhost` crate receives them.
+const MAX_DESCRIPTORS: usize = vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 /// All bits of the flags but those that say what is done about an answer: the protocol's version, and bits that are 0.
@@ -25,6 +29,9 @@ pub(crate) struct Header {
     request: u32,
     flags: u32,
     pub(crate) size: u32,
+    /// Descriptors that came with it got lost: it has more than a message may have, or this process can have
+    /// no more of them.
+    is_cut_off: bool,
 }
 
 impl Header {
@@ -35,18 +42,31 @@ impl Header {
     /// The connection is broken.
     pub(crate) fn peek(client: &UnixStream) -> io::Result<Option<Self>> {
         let mut bytes = [0; LEN];
-        let (_, got) = rustix::net::recv(client, &mut bytes, RecvFlags::PEEK)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        // Copies of the descriptors, closed when it is dropped.
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let parts = &mut [IoSliceMut::new(&mut bytes)];
+        let flags = RecvFlags::PEEK | RecvFlags::CMSG_CLOEXEC;
+        let message = rustix::net::recvmsg(client, parts, &mut control, flags)?;
+        drop(control);
+        let (got, is_cut_off) = (message.bytes, message.flags.contains(ReturnFlags::CTRUNC));
         let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
         Ok((got == LEN).then_some(Self {
             request: u32::from_ne_bytes([a, b, c, d]),
             flags: u32::from_ne_bytes([e, f, g, h]),
             size: u32::from_ne_bytes([i, j, k, l]),
+            is_cut_off,
         }))
     }
 
     /// Whether this can be the header of a message at all. What speaks another protocol shows it here.
     pub(crate) fn is_of_this_protocol(&self) -> bool {
         self.flags & VERSION_MASK == VERSION
+    }
+
+    /// Whether descriptors that came with the message are lost.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.is_cut_off
     }
 
     fn code(&self) -> Option<FrontendReq> {

@@ -13,6 +13,7 @@ mod region;
 mod server;
 mod session;
 mod shared_file;
+pub mod socket;
 mod stops;
 mod told;
 mod vring;

@@ -5,9 +5,8 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,6 +23,7 @@ use crate::header::Header;
 use crate::medium::Medium;
 use crate::session::{Session, SessionContext};
 use crate::shared_file::Alarm;
+use crate::socket::{Listener, SocketError, SocketOptions};
 use crate::stops::Stops;
 use crate::told::Told;
 
@@ -38,20 +38,12 @@ pub const STOP_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// Another process listens on the socket.
-    #[error("{0} is in use by another server: stop it, or give another path")]
-    InUse(PathBuf),
-    /// The path exists and is no socket.
-    #[error("{0} exists and is not a socket: give another path")]
-    NotASocket(PathBuf),
-    /// The socket can't be made.
-    #[error("can't listen on {path}: {source}")]
-    Bind {
-        /// The socket's path.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
+    /// There is no socket to listen on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The system has no descriptor left.
+    #[error("the server can't be set up: {0}")]
+    SetUp(#[source] io::Error),
     /// The protocol names queues with 8 bits.
     #[error("{0} queues: vhost-user has room for {MAX_QUEUES}")]
     Queues(u16),
@@ -130,10 +122,7 @@ impl ServerHandle {
 
 /// Serves a device to vhost-user clients, one after another, on a unix socket.
 pub struct Server {
-    listener: UnixListener,
-    path: PathBuf,
-    /// The socket's file, to know it again.
-    inode: (u64, u64),
+    listener: Listener,
     device: Arc<Device>,
     poll: Duration,
     memory: Option<MemoryListener>,
@@ -144,12 +133,25 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens on `path`. A socket that a dead server left is replaced.
+    /// Listens on `path`, with the mode that the umask leaves. A socket that a dead server left is replaced.
     ///
     /// # Errors
-    /// [`ServerError`]; the path is as it was.
+    /// [`ServerError`]; see [`Listener::bind`].
     pub fn bind(
         path: &Path,
+        device: Arc<Device>,
+        options: ServerOptions,
+    ) -> Result<Self, ServerError> {
+        let listener = Listener::bind(path, &SocketOptions::default())?;
+        Self::new(listener, device, options)
+    }
+
+    /// Listens on a socket that was made before: with another mode or group, or by another process.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn new(
+        listener: Listener,
         device: Arc<Device>,
         options: ServerOptions,
     ) -> Result<Self, ServerError> {
@@ -157,28 +159,9 @@ impl Server {
         if queues > MAX_QUEUES {
             return Err(ServerError::Queues(queues));
         }
-        let bind_error = |source| ServerError::Bind {
-            path: path.to_owned(),
-            source,
-        };
-        let listener = match UnixListener::bind(path) {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                let meta = std::fs::symlink_metadata(path).map_err(bind_error)?;
-                if !meta.file_type().is_socket() {
-                    return Err(ServerError::NotASocket(path.to_owned()));
-                }
-                match UnixStream::connect(path) {
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                    Ok(_) => return Err(ServerError::InUse(path.to_owned())),
-                    Err(error) => return Err(bind_error(error)),
-                }
-                std::fs::remove_file(path).map_err(bind_error)?;
-                UnixListener::bind(path).map_err(bind_error)?
-            }
-            other => other.map_err(bind_error)?,
-        };
-        let inode = inode(path).map_err(bind_error)?;
-        listener.set_nonblocking(true).map_err(bind_error)?;
+        // Somebody else may take a client before this does.
+        let socket = listener.socket();
+        socket.set_nonblocking(true).map_err(ServerError::SetUp)?;
         let (channel, told) = (
             Arc::new(ConfigChannel::default()),
             Arc::new(Told::default()),
@@ -196,11 +179,9 @@ impl Server {
                 channel.notify();
             }
         }));
-        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(bind_error)?;
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ServerError::SetUp)?;
         Ok(Self {
             listener,
-            path: path.to_owned(),
-            inode,
             medium: Arc::new(Medium::new(device.disk().clone(), options.stop_time)),
             device,
             poll: options.poll,
@@ -265,7 +246,7 @@ impl Server {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(ServerError::Accept(error.into())),
             }
-            match self.listener.accept() {
+            match self.listener.socket().accept() {
                 Ok((stream, _)) => match self.shared.stops.stuck() {
                     0 => {
                         told = false;
@@ -368,6 +349,12 @@ impl Server {
             }
             is_first = false;
             let name = header.map_or_else(|| "a message".to_owned(), |header| header.to_string());
+            if header.is_some_and(|header| header.is_cut_off()) {
+                return log::error!(
+                    "client sent away: {name}: descriptors that came with it are lost: this process can have no \
+                     more (raise ulimit -n), or there are more than a message may have"
+                );
+            }
             if let Some(header) = header.filter(Header::is_backend_channel) {
                 match self.channel.take(peek, header, acks) {
                     Ok(()) => continue,
@@ -399,15 +386,6 @@ impl Server {
                 }
                 Err(error) => return log::warn!("client sent away: {name}: {error}"),
             }
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Another server may have taken the path over.
-        if inode(&self.path).is_ok_and(|found| found == self.inode) {
-            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
@@ -445,9 +423,4 @@ fn wait_for_message(stream: &UnixStream, alarm: &Alarm) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// Device and number of a file; links are not followed.
-fn inode(path: &Path) -> io::Result<(u64, u64)> {
-    std::fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
 }

@@ -9,9 +9,9 @@
 mod common;
 
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use common::{Served, count, serve, test_disk, wait_for};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
@@ -135,7 +135,11 @@ fn short_of_descriptors() {
     setrlimit(Resource::Nofile, none).unwrap();
     connect(&stream, &address).unwrap();
     // Whatever the server does now, it can't get a descriptor.
-    std::thread::sleep(Duration::from_millis(300));
+    wait_for("the server to notice", || {
+        let log = LOG.lock().unwrap();
+        log.iter()
+            .any(|line| line.contains("no client can be accepted"))
+    });
     let connected = served.handle.is_connected();
     setrlimit(Resource::Nofile, limit).unwrap();
     assert!(!connected);
@@ -144,9 +148,56 @@ fn short_of_descriptors() {
     served.assert_serves();
 }
 
+/// A message's descriptors get lost as the process can have no more.
+fn descriptors_lost_on_the_way() {
+    let (_disk, served) = serve();
+    let client = Client::connect(&served.socket()).unwrap();
+    let mut wire = common::wire(&client);
+    let event = vblk_testing::frontend::event().unwrap();
+    let limit = getrlimit(Resource::Nofile);
+    let none = Rlimit {
+        current: Some(3),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, none).unwrap();
+    wire.message(SET_VRING_CALL, &[0], &[event.as_raw_fd()]);
+    let said = wire.wait_for_end();
+    setrlimit(Resource::Nofile, limit).unwrap();
+    assert_eq!(said.unwrap(), b"");
+    let log = LOG.lock().unwrap().join("\n");
+    assert!(
+        log.contains("SET_VRING_CALL: descriptors") && log.contains("ulimit -n"),
+        "{log}"
+    );
+    served.assert_serves();
+}
+
+const SET_VRING_CALL: u32 = 13;
+
+static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            LOG.lock().unwrap().push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 #[test]
 fn clients_and_servers_leave_nothing_behind() {
+    log::set_logger(&Logger).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
     vanishing();
     stopping();
     short_of_descriptors();
+    descriptors_lost_on_the_way();
 }

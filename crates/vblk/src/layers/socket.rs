@@ -3,21 +3,17 @@
 
 //! `--control`: a socket that takes a JSON object a line and answers with one.
 
-use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{Mode, fchmod};
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketType, bind, listen, send, socket,
-};
+use rustix::net::{SendFlags, send};
 use serde_json::{Value, json};
+use vhost_user_blk::socket::{Listener, SocketOptions};
 
 use super::Shown;
 use super::clients::{Clients, Entered};
@@ -96,61 +92,27 @@ fn accept(stream: UnixStream, clients: &Arc<Clients>, shown: &Shown) -> io::Resu
     Ok(())
 }
 
-/// Device and number of a file; links are not followed.
-fn inode(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
-}
-
-/// The control socket, until it is dropped.
+/// The control socket. Dropping it removes its file; clients are served as long as the process lives.
 pub(super) struct Control {
-    path: PathBuf,
-    /// The socket's file, to know it again.
-    inode: (u64, u64),
-}
-
-/// Why the socket can't be had, where the system says less.
-fn explain(path: &Path, error: io::Error) -> io::Error {
-    let why = match fs::symlink_metadata(path) {
-        Ok(meta) if !meta.file_type().is_socket() => {
-            "it exists and is not a socket: give another path".to_owned()
-        }
-        Ok(_) if error.kind() == io::ErrorKind::AddrInUse => {
-            "another server listens on it: stop it, or give another path".to_owned()
-        }
-        _ => error.to_string(),
-    };
-    io::Error::new(error.kind(), format!("--control {}: {why}", path.display()))
-}
-
-/// Listens, replacing a socket that nobody listens on.
-fn open(path: &Path) -> io::Result<UnixListener> {
-    if let Err(error) = UnixStream::connect(path)
-        && error.kind() == io::ErrorKind::ConnectionRefused
-        && fs::symlink_metadata(path)?.file_type().is_socket()
-    {
-        fs::remove_file(path)?;
-    }
-    let listener = socket(AddressFamily::UNIX, SocketType::STREAM, None)?;
-    // Who may change the layers may stop the disk. The file that `bind` makes has this mode from the start.
-    fchmod(&listener, Mode::RUSR | Mode::WUSR)?;
-    bind(&listener, &SocketAddrUnix::new(path)?)?;
-    listen(&listener, 128)?;
-    Ok(listener.into())
+    _listener: Listener,
 }
 
 impl Control {
     pub(super) fn start(path: &Path, shown: Shown) -> io::Result<Self> {
-        let listener = open(path).map_err(|error| explain(path, error))?;
-        let this = Self {
-            path: path.to_owned(),
-            inode: inode(path)?,
+        // Who may change the layers may stop the disk.
+        let options = SocketOptions {
+            mode: Some(0o600),
+            group: None,
         };
+        let listener = Listener::bind(path, &options)
+            .map_err(|error| io::Error::other(format!("--control: {error}")))?;
+        let incoming = listener.socket().try_clone()?;
         let clients = Clients::new(MAX_CLIENTS, IDLE);
         thread::Builder::new()
             .name("vblk-control".into())
             .spawn(move || {
                 let mut is_failing = false;
-                for stream in listener.incoming() {
+                for stream in incoming.incoming() {
                     let result = stream.and_then(|stream| accept(stream, &clients, &shown));
                     if let Err(error) = &result {
                         if !is_failing {
@@ -162,15 +124,8 @@ impl Control {
                     is_failing = result.is_err();
                 }
             })?;
-        Ok(this)
-    }
-}
-
-impl Drop for Control {
-    fn drop(&mut self) {
-        // Another server may have taken the path over.
-        if inode(&self.path).is_ok_and(|found| found == self.inode) {
-            let _ = fs::remove_file(&self.path);
-        }
+        Ok(Self {
+            _listener: listener,
+        })
     }
 }

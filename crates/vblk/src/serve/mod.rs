@@ -23,6 +23,7 @@ use virtio_blk_core::disk::Disk;
 use virtio_blk_disks::stack::{Groups, Stack};
 
 use crate::cli::{ServeArgs, ServeCommand};
+use crate::descriptors::Budget;
 use crate::layers::{self, LayerArgs, Served, Windows};
 use crate::report::describe;
 use crate::signals;
@@ -55,6 +56,7 @@ struct Common {
     /// Options about layers: those of all disks together.
     layers: LayerArgs,
     groups: Groups,
+    descriptors: Budget,
 }
 
 impl Common {
@@ -82,6 +84,7 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
         json,
         layers: LayerArgs::of_all(commands.iter().map(|command| &command.disk().layers))?,
         groups: Groups::default(),
+        descriptors: Budget::new(),
     };
     let mut ready = Vec::new();
     for command in commands {

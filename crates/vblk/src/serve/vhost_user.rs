@@ -4,10 +4,10 @@
 //! `vblk serve vhost-user`.
 
 use std::error::Error;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use vhost_user_blk::socket::{Listener, SocketOptions};
 use vhost_user_blk::{Server, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 
@@ -21,14 +21,14 @@ use crate::status::Totals;
 /// Where clients can connect. Field names are the JSON's.
 #[derive(Serialize)]
 struct At {
-    socket: PathBuf,
+    socket: String,
 }
 
 /// What is printed at the end. Field names are the JSON's.
 #[derive(Serialize)]
 struct Ended {
     event: &'static str,
-    socket: PathBuf,
+    socket: String,
     clients: u64,
     /// For a vDPA device: data that was copied, as the device did not know the client's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -44,7 +44,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     let disk = stack.disk();
     let usual = usual_queues(disk.as_ref(), vhost_user_blk::MAX_QUEUES);
     let options = Options {
-        queues: args.queues.unwrap_or(usual),
+        queues: common.descriptors.queues(args.queues, usual)?,
         queue_size: args.queue_size,
         serial: serve.serial.clone(),
         read_only: serve.read_only,
@@ -55,7 +55,12 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         poll: serve.poll(),
         ..ServerOptions::default()
     };
-    let mut server = Server::bind(&args.socket, device.clone(), options)?;
+    let socket = SocketOptions {
+        mode: args.socket_mode,
+        group: args.socket_group,
+    };
+    let listener = Listener::open(&args.socket, &socket)?;
+    let mut server = Server::new(listener, device.clone(), options)?;
     if let Some(path) = vdpa.clone() {
         server = server.on_memory(move |memory| {
             if let Err(error) = path.set_memory(memory) {
@@ -66,13 +71,13 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         });
     }
     let at = At {
-        socket: args.socket.clone(),
+        socket: args.socket.to_string(),
     };
-    let name = args.socket.display().to_string();
+    let name = args.socket.to_string();
     let place = format!("on {name}");
     let (spec, listening) = (serve.disk.to_string(), device.clone());
     let (handle, stop, connected) = (server.handle(), server.handle(), server.handle());
-    let socket = args.socket.clone();
+    let socket = name.clone();
     let totals = device.clone();
     let run = move || {
         let result = server.run();
