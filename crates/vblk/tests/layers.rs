@@ -123,7 +123,7 @@ fn layers_come_and_go_while_every_byte_is_compared() {
             let mut changes = 0;
             while working.load(Ordering::Relaxed) || changes < stacks.len() {
                 let set = stacks[changes % stacks.len()];
-                let answer = served.ctl(&["layers", set]);
+                let answer = served.ctl(&["layers", set, "--drop-bitmaps"]);
                 let layers: Vec<_> = answer["layers"].as_array().unwrap().iter().collect();
                 assert_eq!(layers.len(), set.split(',').count(), "{answer}");
                 assert_eq!(answer["settled"], true);
@@ -140,16 +140,222 @@ fn layers_come_and_go_while_every_byte_is_compared() {
 }
 
 #[test]
-fn what_changed_is_taken() {
+fn what_changed_is_taken_in_two_steps() {
     let served = Served::start("memory:1M,dirty=backup/granularity:4K", &[]);
+    let all = served.ctl(&["dirty", "backup"]);
+    assert_eq!(
+        all["incomplete"], true,
+        "nobody has said what changed before"
+    );
+    assert_eq!(all["ranges"], serde_json::json!([[0, 1 << 20]]));
+    assert_eq!(served.ctl(&["stats"])["dirty"][0]["bytes"], 1 << 20);
+    // The first copy: of everything.
+    let take = served.ctl(&["dirty", "backup", "--take"]);
+    let token = take["token"].as_str().unwrap();
+    assert_eq!(
+        (&take["incomplete"], &take["bytes"]),
+        (&true.into(), &(1 << 20).into())
+    );
+    let committed = served.ctl(&["dirty", "backup", "--commit", token]);
+    assert_eq!(committed["bytes"], 0);
     let none = served.ctl(&["dirty", "backup"]);
-    assert_eq!(none["ranges"], serde_json::json!([]));
+    assert_eq!(
+        (&none["ranges"], &none["incomplete"]),
+        (&serde_json::json!([]), &false.into())
+    );
     verify::run(&Config::new(served.socket(), 500)).unwrap();
+    // A client that vanishes, or whose output nobody reads, takes nothing along.
+    let control = served.control();
+    let shell = format!(
+        "{} ctl {} dirty backup --take | true",
+        env!("CARGO_BIN_EXE_vblk"),
+        control.display()
+    );
+    Command::new("sh").args(["-c", &shell]).status().unwrap();
     let some = served.ctl(&["dirty", "backup", "--take"]);
     assert!(!some["ranges"].as_array().unwrap().is_empty(), "{some}");
     assert_eq!(some["granularity"], 4096);
-    assert_eq!(served.ctl(&["dirty", "backup"]), none);
+    assert_ne!(some["generation"], all["generation"]);
+    let token = some["token"].as_str().unwrap();
+    // The copy failed.
+    served.ctl(&["dirty", "backup", "--abort", token]);
+    assert_eq!(served.ctl(&["dirty", "backup"])["ranges"], some["ranges"]);
+    let said = served.refused(&["dirty", "backup", "--commit", token]);
+    assert!(said.contains(token) && said.lines().count() == 1, "{said}");
+    assert!(
+        served
+            .refused(&["dirty", "backup", "--commit", "x"])
+            .contains("`x`")
+    );
+    let file = served.dir.path().join("taken");
+    let name = file.to_str().unwrap();
+    // Taken and saved as one act; where that fails nothing is taken.
+    let said = served.refused(&["dirty", "backup", "--take", "--save", "/nonexistent/x"]);
+    assert!(said.contains("/nonexistent/x"), "{said}");
+    assert_eq!(served.ctl(&["dirty", "backup"])["token"], Value::Null);
+    let again = served.ctl(&["dirty", "backup", "--take", "--save", name]);
+    assert_eq!(
+        (&again["ranges"], &again["saved"]),
+        (&some["ranges"], &name.into())
+    );
+    served.ctl(&[
+        "dirty",
+        "backup",
+        "--commit",
+        again["token"].as_str().unwrap(),
+    ]);
+    assert_eq!(served.ctl(&["dirty", "backup"])["bytes"], 0);
+    served.ctl(&["dirty", "backup", "--load", name]);
+    assert_eq!(served.ctl(&["dirty", "backup"])["ranges"], some["ranges"]);
+    assert_eq!(served.ctl(&["dirty", "backup", "--new"])["bytes"], 0);
     assert!(served.refused(&["dirty", "other"]).contains("`other`"));
+}
+
+#[test]
+fn no_bitmap_goes_without_a_word() {
+    let served = Served::start("memory:1M,dirty=backup,meter", &[]);
+    served.ctl(&["dirty", "backup", "--new"]);
+    for args in [
+        &["layers", "meter"][..],
+        &["layers", "none"],
+        &["layers", "dirty=other,meter"],
+        &["layers", "dirty=backup/granularity:4K,meter"],
+        &["layers", "--set", "dirty=backup/granularity:4K"],
+    ] {
+        let said = served.refused(args);
+        assert!(
+            said.contains("`dirty=backup`") && said.contains("--drop-bitmaps"),
+            "{args:?}: {said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let layers = |args: &[&str]| served.ctl(&[&["layers"], args].concat())["layers"].clone();
+    let none = serde_json::json!(["dirty=backup", "meter"]);
+    assert_eq!(layers(&[]), none);
+    assert_eq!(
+        layers(&["--add", "throttle=iops:5000", "--add", "werror=stop"]),
+        serde_json::json!(["dirty=backup", "meter", "throttle=iops:5000", "werror=stop"])
+    );
+    assert_eq!(
+        layers(&[
+            "--set",
+            "throttle=iops:6000",
+            "--set",
+            "rerror=stop",
+            "--remove",
+            "meter"
+        ]),
+        serde_json::json!([
+            "dirty=backup",
+            "throttle=iops:6000",
+            "errors=rerror:stop/werror:stop"
+        ])
+    );
+    for (args, word) in [
+        (&["--set", "meter"], "--add"),
+        (&["--remove", "meter"], "there is no layer `meter`"),
+        (&["--add", "trottle=iops:1"], "`throttle`"),
+        (&["--add", "dirty=backup"], "twice"),
+    ] {
+        let said = served.refused(&[&["layers"], &args[..]].concat());
+        assert!(said.contains(word) && said.lines().count() == 1, "{said}");
+    }
+    assert_eq!(
+        served.ctl(&["dirty", "backup"])["incomplete"],
+        false,
+        "it was there all the time"
+    );
+    // With a word. What comes after that knows nothing of what changed before.
+    layers(&["--remove", "dirty=backup", "--remove", "errors"]);
+    layers(&["--add", "dirty=backup"]);
+    assert_eq!(served.ctl(&["dirty", "backup"])["incomplete"], true);
+    assert_eq!(layers(&["none", "--drop-bitmaps"]), serde_json::json!([]));
+}
+
+#[test]
+fn a_kept_bitmap_outlives_kill_9_and_says_when_it_was_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, file) = (
+        dir.path().join("disk.img"),
+        dir.path().join("backup.bitmap"),
+    );
+    for sync in ["", "/sync:on"] {
+        std::fs::File::create(&image)
+            .unwrap()
+            .set_len(16 << 20)
+            .unwrap();
+        let disk = format!(
+            "raw:{},dirty=backup/granularity:4K/persist:{}{sync}",
+            image.display(),
+            file.display()
+        );
+        let mut served = Served::start(&disk, &[]);
+        let all = served.ctl(&["dirty", "backup"]);
+        assert_eq!(
+            (&all["incomplete"], &all["why"]),
+            (&true.into(), &"its file is new".into())
+        );
+        served.ctl(&["dirty", "backup", "--new"]);
+        let before = std::fs::read(&image).unwrap();
+        verify::run(&Config::new(served.socket(), 300)).unwrap();
+        let marks = served.ctl(&["dirty", "backup"]);
+        // Somebody has them when the server is killed.
+        served.ctl(&["dirty", "backup", "--take"]);
+        served.child.kill().unwrap();
+        served.child.wait().unwrap();
+        let mut served = Served::start(&disk, &[]);
+        let found = served.ctl(&["dirty", "backup"]);
+        assert_eq!(found["incomplete"], false, "{found}");
+        assert_eq!(
+            (&found["ranges"], &found["generation"]),
+            (&marks["ranges"], &marks["generation"])
+        );
+        let after = std::fs::read(&image).unwrap();
+        let mut copy = before;
+        for range in found["ranges"].as_array().unwrap() {
+            let [from, len] = [&range[0], &range[1]].map(|n| n.as_u64().unwrap() as usize);
+            copy[from..from + len].copy_from_slice(&after[from..from + len]);
+        }
+        assert!(copy == after, "all that changed is listed");
+        // A second server, and the same bitmap without its file.
+        let second = vblk(&[
+            "serve",
+            "vhost-user",
+            "--socket",
+            "/nonexistent/s",
+            "--disk",
+            &format!(
+                "memory:16M,dirty=backup/granularity:4K/persist:{}",
+                file.display()
+            ),
+        ]);
+        let said = String::from_utf8(second.stderr).unwrap();
+        assert!(
+            said.contains("backup.bitmap") && said.contains("in use"),
+            "{said}"
+        );
+        // Removed while the guest goes on.
+        served.ctl(&["layers", "--remove", "dirty=backup"]);
+        let written = format!(
+            "dirty=backup/granularity:4K/persist:{}{sync}",
+            file.display()
+        );
+        served.ctl(&["layers", "--add", &written]);
+        let doubted = served.ctl(&["dirty", "backup"]);
+        assert_eq!(doubted["incomplete"], true, "{doubted}");
+        served.ctl(&["dirty", "backup", "--new"]);
+        let pid = served.child.id().try_into().unwrap();
+        // SAFETY: plain kill(2), of a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        assert!(served.child.wait().unwrap().success());
+        let served = Served::start(&disk, &[]);
+        assert_eq!(
+            served.ctl(&["dirty", "backup"])["ranges"],
+            serde_json::json!([])
+        );
+        drop(served);
+        std::fs::remove_file(&file).unwrap();
+    }
 }
 
 /// Some of all layers in some order, all of which follows from the seed.
@@ -207,6 +413,7 @@ fn marks_are_saved_and_loaded() {
     let (served, file) = (Served::start(disk, &[]), tempfile::tempdir().unwrap());
     let file = file.path().join("marks");
     let name = file.to_str().unwrap();
+    served.ctl(&["dirty", "backup", "--new"]);
     verify::run(&Config::new(served.socket(), 200)).unwrap();
     let marks = served.ctl(&["dirty", "backup"]);
     let saved = served.ctl(&["dirty", "backup", "--save", name]);
@@ -215,8 +422,11 @@ fn marks_are_saved_and_loaded() {
     drop(served);
     let served = Served::start(disk, &[]);
     let loaded = served.ctl(&["dirty", "backup", "--load", name]);
-    assert_eq!(loaded["bytes"], saved["bytes"]);
-    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+    assert_eq!(
+        (&loaded["bytes"], &loaded["incomplete"]),
+        (&saved["bytes"], &false.into())
+    );
+    assert_eq!(served.ctl(&["dirty", "backup"])["ranges"], marks["ranges"]);
     // A disk that is larger than it was: what is new has changed.
     let larger = Served::start("memory:2M,dirty=backup/granularity:64K", &[]);
     larger.ctl(&["dirty", "backup", "--load", name]);
@@ -227,7 +437,7 @@ fn marks_are_saved_and_loaded() {
     assert!(start <= 1 << 20 && start + len == 2 << 20, "{ranges:?}");
     std::fs::write(&file, "rubbish").unwrap();
     for (args, word) in [
-        (&["dirty", "backup", "--load", name][..], "too short"),
+        (&["dirty", "backup", "--load", name][..], "begins otherwise"),
         (
             &["dirty", "backup", "--load", "/nonexistent/m"],
             "/nonexistent/m: No such",
@@ -240,7 +450,7 @@ fn marks_are_saved_and_loaded() {
         let said = served.refused(args);
         assert!(said.contains(word) && said.lines().count() == 1, "{said}");
     }
-    assert_eq!(served.ctl(&["dirty", "backup"]), marks);
+    assert_eq!(served.ctl(&["dirty", "backup"])["ranges"], marks["ranges"]);
 }
 
 #[test]
@@ -480,7 +690,7 @@ fn wrong_requests_get_errors_and_change_nothing() {
         "{\"command\":\"stats\",\"more\":1}",
         "{\"command\":\"drain\",\"hold\":4000}",
         "{\"command\":\"resize\",\"bytes\":-1}",
-        "{\"command\":\"dirty\",\"bitmap\":\"a\",\"take\":true,\"save\":\"/x\"}",
+        "{\"command\":\"dirty\",\"bitmap\":\"a\",\"take\":true,\"load\":\"/x\"}",
         "\u{0}",
     ] {
         writeln!(stream, "{line}").unwrap();

@@ -16,12 +16,12 @@ pub(crate) trait Observer: Send {
     /// What is remembered of an operation while the disk underneath has it.
     type Noted: Send;
 
-    /// Whether an operation may go down.
+    /// Whether an operation with so much data may go down.
     ///
     /// # Errors
     /// What it completes with instead.
-    fn admit(&self, kind: &OpKind) -> Result<(), DiskError> {
-        let _ = kind;
+    fn admit(&self, kind: &OpKind, data_len: usize) -> Result<(), DiskError> {
+        let _ = (kind, data_len);
         Ok(())
     }
 
@@ -107,7 +107,7 @@ impl<O: Observer> ObservedQueue<O> {
 impl<O: Observer> IoQueue for ObservedQueue<O> {
     fn submit(&mut self, op: Op) -> Submit {
         let Below { observer, noted } = &mut self.below;
-        if let Err(error) = observer.admit(&op.kind) {
+        if let Err(error) = observer.admit(&op.kind, op.buf.len()) {
             return Submit::Done(op.complete(Err(error)));
         }
         let outer = op.token;

@@ -174,11 +174,12 @@ proptest! {
             .iter().map(|text| text.parse().unwrap()).collect();
         let stack = Stack::fixed(base, &layers, Groups::default()).unwrap();
         let mut rig = Rig::new(&*stack.disk(), depth, BLOCK);
+        let bitmap = stack.dirty("all").unwrap().bitmap("all").unwrap();
+        bitmap.clear().unwrap();
         let before = rig.model.clone();
         acts.into_iter().for_each(|act| rig.act(act));
         let after = rig.finish();
-        let bitmap = stack.dirty("all").unwrap().bitmap("all").unwrap();
-        let changes = bitmap.take().ranges;
+        let changes = bitmap.take().changes.ranges;
         for (at, (old, new)) in before.iter().zip(&after).enumerate() {
             let at = at as u64;
             let is_marked = changes.iter().any(|(start, len)| (*start..start + len).contains(&at));

@@ -4,33 +4,26 @@
 //! What a control socket does to a served disk.
 
 use std::error::Error;
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::Path;
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use virtio_blk_disks::DiskSpec;
-use virtio_blk_disks::dirty::DirtyBitmap;
-use virtio_blk_disks::stack::{LayerSpec, Stack};
+use virtio_blk_disks::stack::Stack;
 use virtio_blk_disks::switch::HoldError;
 
 use super::Served;
 use crate::source::Source;
 
-/// How long a change of layers is waited for; it goes on afterwards.
-const CHANGE: Duration = Duration::from_secs(5);
 /// How long a drain may take: on a busy host a single flush takes seconds.
 const DRAIN: Duration = Duration::from_secs(60);
-/// The largest saved bitmap, and more than that.
-const MAX_SAVED: u64 = (1 << 30) + 4096;
 /// The longest that requests are kept waiting.
 pub const MAX_HOLD: u64 = 3600;
 
-type Answer = Result<Value, Box<dyn Error>>;
+pub(super) type Answer = Result<Value, Box<dyn Error>>;
 
 /// Waits until all queues have followed. Answers whether they have.
-fn settle(stack: &Stack, patience: Duration) -> Result<bool, Box<dyn Error>> {
+pub(super) fn settle(stack: &Stack, patience: Duration) -> Result<bool, Box<dyn Error>> {
     let until = Instant::now() + patience;
     loop {
         let settled = stack.is_settled()?;
@@ -39,21 +32,6 @@ fn settle(stack: &Stack, patience: Duration) -> Result<bool, Box<dyn Error>> {
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-}
-
-/// Shows the layers, or replaces them.
-pub(super) fn layers(served: &Served, set: Option<Vec<String>>) -> Answer {
-    let stack = &served.stack;
-    let settled = match set {
-        None => stack.is_settled()?,
-        Some(set) => {
-            let parsed: Result<Vec<LayerSpec>, _> = set.iter().map(|text| text.parse()).collect();
-            stack.change(&parsed?)?;
-            settle(stack, CHANGE)?
-        }
-    };
-    let layers: Vec<String> = stack.layers().iter().map(ToString::to_string).collect();
-    Ok(json!({"layers": layers, "settled": settled}))
 }
 
 /// Ends what is in flight, flushes, and keeps what comes waiting for `hold` seconds.
@@ -134,68 +112,4 @@ pub(super) fn resize(served: &Served, bytes: u64) -> Answer {
     }
     file.set_len(bytes).map_err(named)?;
     refresh(served)
-}
-
-/// What to do with a dirty bitmap.
-pub(super) enum Marks<'a> {
-    Show,
-    Take,
-    Save(&'a Path),
-    Load(&'a Path),
-}
-
-/// Writes a file as a whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut next = path.as_os_str().to_owned();
-    next.push(".new");
-    let written = File::create(&next).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&next, path)
-    });
-    if written.is_err() {
-        // What failed first is the answer.
-        let _ = fs::remove_file(&next);
-    }
-    written
-}
-
-fn load(bitmap: &DirtyBitmap, path: &Path) -> Result<(), Box<dyn Error>> {
-    let mut bytes = Vec::new();
-    let file = File::open(path)?;
-    if file.take(MAX_SAVED + 1).read_to_end(&mut bytes)? as u64 > MAX_SAVED {
-        return Err("it is too large for a saved dirty bitmap".into());
-    }
-    let saved = DirtyBitmap::load(&bytes)?;
-    bitmap.restore(&saved.changes());
-    // What the disk has grown by since.
-    let grown = bitmap.capacity().saturating_sub(saved.capacity());
-    bitmap.mark(saved.capacity(), grown);
-    Ok(())
-}
-
-/// Shows, takes, saves or loads what a dirty bitmap has marked.
-pub(super) fn dirty(served: &Served, name: &str, what: &Marks<'_>) -> Answer {
-    let found = served.stack.dirty(name);
-    let bitmap = found
-        .and_then(|disk| disk.bitmap(name))
-        .ok_or_else(|| format!("there is no dirty bitmap `{name}`"))?;
-    let named = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let changes = match what {
-        Marks::Show => bitmap.changes(),
-        Marks::Take => bitmap.take(),
-        Marks::Save(path) => {
-            replace(path, &bitmap.save()).map_err(|error| named(path, &error))?;
-            return Ok(json!({"saved": path, "bytes": bitmap.dirty_bytes()}));
-        }
-        Marks::Load(path) => {
-            load(&bitmap, path).map_err(|error| named(path, &error))?;
-            return Ok(json!({"loaded": path, "bytes": bitmap.dirty_bytes()}));
-        }
-    };
-    Ok(json!({
-        "granularity": bitmap.granularity(),
-        "beyond": changes.beyond,
-        "ranges": changes.ranges,
-    }))
 }

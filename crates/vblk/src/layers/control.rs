@@ -5,13 +5,14 @@
 
 use std::collections::HashMap;
 use std::error::Error;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Served;
-use super::act::{self, Marks};
+use super::act;
+use super::edit::{self, Edit};
+use super::marks::{self, Dirty};
 use super::stats::{Before, Stats};
 
 /// What can be asked for.
@@ -24,12 +25,8 @@ pub enum Request {
         #[serde(default)]
         since: bool,
     },
-    /// The layers; with `set`, after these have replaced them.
-    Layers {
-        /// From the medium upwards.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        set: Option<Vec<String>>,
-    },
+    /// The layers, after this was done to them.
+    Layers(Edit),
     /// The names of the disks.
     Disks {},
     /// Looks at the size of the disk again.
@@ -48,19 +45,7 @@ pub enum Request {
     /// Ends such a time, and has operations that failed and are held tried again.
     Resume {},
     /// What is marked in a dirty bitmap.
-    Dirty {
-        /// Its name.
-        bitmap: String,
-        /// Clear the marks.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        take: bool,
-        /// Write the marks to this file instead.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        save: Option<PathBuf>,
-        /// Add the marks of this file.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        load: Option<PathBuf>,
-    },
+    Dirty(Dirty),
 }
 
 /// What was counted the last time on a connection, by disk.
@@ -110,26 +95,12 @@ fn execute(
             seen.insert(served.name.clone(), now);
             Ok(serde_json::to_value(stats)?)
         }
-        Request::Layers { set } => act::layers(served()?, set),
+        Request::Layers(edit) => edit::layers(served()?, &edit),
         Request::Disks {} => Ok(json!({"disks": names(all)})),
         Request::Refresh {} => act::refresh(served()?),
         Request::Resize { bytes } => act::resize(served()?, bytes),
         Request::Drain { hold } => act::drain(served()?, hold),
         Request::Resume {} => act::resume(served()?),
-        Request::Dirty {
-            bitmap,
-            take,
-            save,
-            load,
-        } => {
-            let what = match (take, &save, &load) {
-                (false, None, None) => Marks::Show,
-                (true, None, None) => Marks::Take,
-                (false, Some(path), None) => Marks::Save(path),
-                (false, None, Some(path)) => Marks::Load(path),
-                _ => return Err("give one of take, save and load".into()),
-            };
-            act::dirty(served()?, &bitmap, &what)
-        }
+        Request::Dirty(what) => marks::dirty(served()?, &what),
     }
 }

@@ -14,6 +14,8 @@ use virtio_blk_disks::{DiskSpec, SpecError};
 use super::act::MAX_HOLD;
 use super::client::Client;
 use super::control::Request;
+use super::edit::Edit;
+use super::marks::Dirty;
 use super::{layers_help, table};
 use crate::output;
 
@@ -24,11 +26,16 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub const HELP: &str = concat!(
     "\
 Examples:
-  vblk ctl /run/disk0.ctl layers throttle=iops:2000,meter    limit the disk and measure it
-  vblk ctl /run/disk0.ctl layers none                        and no more
-  vblk ctl /run/disk0.ctl dirty backup --take                what changed since the last time
-  vblk ctl /run/disk0.ctl drain --hold 10; cp --reflink disk.img copy.img; vblk ctl /run/disk0.ctl resume
-                                                             a copy of one moment
+  vblk ctl /run/disk0.ctl layers --add throttle=iops:2000 --add meter    limit the disk and measure it
+  vblk ctl /run/disk0.ctl layers --set throttle=iops:500                 limit it more
+  vblk ctl /run/disk0.ctl layers --remove throttle                       and no more
+  vblk ctl /run/disk0.ctl dirty backup                   what changed since the last time
+  vblk ctl /run/disk0.ctl dirty backup --take            the same, for a copy; then --commit or --abort its token
+A copy of one moment, which is good if the last command succeeds:
+  vblk ctl /run/disk0.ctl drain --hold 10
+  cp --reflink=auto disk.img copy.img
+  vblk ctl /run/disk0.ctl resume
+docs/backup.md has a whole incremental backup.
 
 ",
     layers_help!()
@@ -54,12 +61,8 @@ enum CtlCommand {
     Stats,
     /// Show the names of the disks.
     Disks,
-    /// Show the layers, or replace them while the disk is in use.
-    Layers {
-        /// All layers there shall be, from the medium upwards; `none` for none.
-        #[arg(value_name = "LAYER[,LAYER…]", value_delimiter = ',')]
-        set: Vec<String>,
-    },
+    /// Show the layers, or change them while the disk is in use.
+    Layers(LayersArgs),
     /// Look at the size of the disk again.
     Refresh,
     /// Grow a raw file while it is in use; its driver is told.
@@ -76,21 +79,87 @@ enum CtlCommand {
     },
     /// Go on after `drain --hold`, and try again what `rerror` and `werror` keep. Fails if the hold had ended before.
     Resume,
-    /// Show what changed.
-    Dirty {
-        /// The bitmap's name.
-        #[arg(value_name = "NAME")]
-        bitmap: String,
-        /// Clear the marks: the next call shows what changed since.
-        #[arg(long)]
-        take: bool,
-        /// Have the server write the marks to a file; they also stay.
-        #[arg(long, value_name = "FILE", conflicts_with = "take")]
-        save: Option<PathBuf>,
-        /// Have the server add the marks of such a file, and mark what the disk has grown by since.
-        #[arg(long, value_name = "FILE", conflicts_with_all = ["take", "save"])]
-        load: Option<PathBuf>,
-    },
+    /// Show what changed, or do something to a dirty bitmap.
+    Dirty(DirtyArgs),
+}
+
+/// Options of `ctl layers`. Removed first, then set, then added.
+#[derive(Debug, Args)]
+struct LayersArgs {
+    /// All layers there shall be, from the medium upwards; `none` for none.
+    #[arg(value_name = "LAYER[,LAYER…]", value_delimiter = ',', conflicts_with_all = ["add", "change", "remove"])]
+    all: Vec<String>,
+    /// Put a layer on top of the others (repeat for more).
+    #[arg(long, value_name = "LAYER")]
+    add: Vec<String>,
+    /// Give a layer that is there these settings.
+    #[arg(long = "set", value_name = "LAYER")]
+    change: Vec<String>,
+    /// Take a layer away, by its name: meter, throttle=group:a, dirty=backup (its marks are lost).
+    #[arg(long, value_name = "NAME")]
+    remove: Vec<String>,
+    /// Dirty bitmaps may go that are not named, with their marks.
+    #[arg(long)]
+    drop_bitmaps: bool,
+}
+
+impl From<LayersArgs> for Edit {
+    fn from(args: LayersArgs) -> Self {
+        Self {
+            set: match args.all.as_slice() {
+                [] => None,
+                [none] if none == "none" => Some(Vec::new()),
+                _ => Some(args.all),
+            },
+            remove: args.remove,
+            change: args.change,
+            add: args.add,
+            drop_bitmaps: args.drop_bitmaps,
+        }
+    }
+}
+
+/// Options of `ctl dirty`.
+#[derive(Debug, Args)]
+struct DirtyArgs {
+    /// The bitmap's name.
+    #[arg(value_name = "NAME")]
+    bitmap: String,
+    /// Take the marks for a copy, under a token. What was taken before and not committed is part of it.
+    #[arg(long)]
+    take: bool,
+    /// The copy is safe: forget what was taken.
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["take", "abort", "new", "save", "load"])]
+    commit: Option<String>,
+    /// There is no copy: give back what was taken.
+    #[arg(long, value_name = "TOKEN", conflicts_with_all = ["take", "new", "save", "load"])]
+    abort: Option<String>,
+    /// Forget all marks: from now on it says what changes after this.
+    #[arg(long, conflicts_with_all = ["take", "save", "load"])]
+    new: bool,
+    /// Have the server write the marks to a file; they also stay. With --take: those that were taken.
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Have the server add the marks of such a file, and mark what the disk has grown by since. You vouch that
+    /// nothing changed between the moment at which it was saved and the start of the server.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["take", "save"])]
+    load: Option<PathBuf>,
+}
+
+impl TryFrom<DirtyArgs> for Dirty {
+    type Error = std::io::Error;
+
+    fn try_from(args: DirtyArgs) -> Result<Self, std::io::Error> {
+        Ok(Self {
+            bitmap: args.bitmap,
+            take: args.take,
+            commit: args.commit,
+            abort: args.abort,
+            new: args.new,
+            save: args.save.map(std::path::absolute).transpose()?,
+            load: args.load.map(std::path::absolute).transpose()?,
+        })
+    }
 }
 
 /// A SIZE as a DISK has it.
@@ -108,28 +177,12 @@ pub fn run(args: CtlArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let request = match args.command {
         CtlCommand::Stats => Request::Stats { since: false },
         CtlCommand::Disks => Request::Disks {},
-        CtlCommand::Layers { set } => Request::Layers {
-            set: match set.as_slice() {
-                [] => None,
-                [none] if none == "none" => Some(Vec::new()),
-                _ => Some(set),
-            },
-        },
+        CtlCommand::Layers(args) => Request::Layers(args.into()),
         CtlCommand::Refresh => Request::Refresh {},
         CtlCommand::Resize { bytes } => Request::Resize { bytes },
         CtlCommand::Drain { hold } => Request::Drain { hold },
         CtlCommand::Resume => Request::Resume {},
-        CtlCommand::Dirty {
-            bitmap,
-            take,
-            save,
-            load,
-        } => Request::Dirty {
-            bitmap,
-            take,
-            save: save.map(std::path::absolute).transpose()?,
-            load: load.map(std::path::absolute).transpose()?,
-        },
+        CtlCommand::Dirty(args) => Request::Dirty(args.try_into()?),
     };
     let is_stats = matches!(request, Request::Stats { .. });
     let answer = Client::connect(&args.socket, PATIENCE)?.ask(args.disk.as_deref(), &request)?;

@@ -10,7 +10,9 @@ mod client;
 mod clients;
 mod control;
 pub mod ctl;
+mod edit;
 mod http;
+mod marks;
 mod metrics;
 mod socket;
 mod stats;
@@ -44,7 +46,8 @@ After the disk may stand layers, from the medium upwards, e.g. raw:disk.img,thro
   throttle=LIMIT[/LIMIT…][/group:NAME]   limit iops, read_iops, write_iops (operations a second), bandwidth,
                          read_bandwidth, write_bandwidth (bytes a second: 50M); after a limit
                          /burst:RATE[/length:SECONDS] for the time after a quiet one
-  dirty=NAME[/granularity:SIZE]  mark changed blocks (64K)
+  dirty=NAME[/granularity:SIZE][/persist:FILE[/sync:on]]  mark changed blocks (64K); kept in a file they outlive
+                         kill -9, with sync:on a power cut
   rerror=report|stop, werror=report|stop|enospc  keep reads or changes that the host failed (enospc: for want of space)
                          until `vblk ctl resume`, as QEMU does (report)
   meter                  count and time operations; --metrics brings it along

@@ -70,6 +70,8 @@ pub struct Dirty {
     pub bytes: u64,
     /// Bytes of a block.
     pub granularity: u64,
+    /// It can't know what changed: everything counts.
+    pub incomplete: bool,
 }
 
 /// The operations that failed and are held, by `rerror` and `werror`.
@@ -174,7 +176,10 @@ impl Stats {
             }
         });
         let dirty = layers.iter().filter_map(|layer| {
-            let LayerSpec::Dirty { name, granularity } = layer else {
+            let LayerSpec::Dirty {
+                name, granularity, ..
+            } = layer
+            else {
                 return None;
             };
             let bitmap = stack.dirty(name)?.bitmap(name)?;
@@ -182,6 +187,7 @@ impl Stats {
                 bitmap: name.clone(),
                 bytes: bitmap.dirty_bytes(),
                 granularity: *granularity,
+                incomplete: bitmap.is_incomplete().is_some(),
             })
         });
         let at = Instant::now();

@@ -4,89 +4,145 @@
 //! Which blocks were changed.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+use super::changes::{Changes, Generation, Take, TakeToken, ranges};
+use super::error::BitmapError;
+use super::format::{self, Marks};
+use super::persist::Persist;
 
 /// Bits in a word.
-const BITS: u64 = u64::BITS as u64;
+pub(super) const BITS: u64 = u64::BITS as u64;
 /// The largest number of blocks of one bitmap: 1 GiB of bits.
 const MAX_BLOCKS: u64 = 1 << 33;
 
-/// Why a bitmap can't be made or read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BitmapError {
-    /// The granularity is not usable.
-    #[error("granularity of {0} bytes: give a power of two, at least 512")]
-    Granularity(u64),
-    /// There would be too many blocks.
-    #[error(
-        "a disk of {capacity} bytes has too many blocks of {granularity} bytes: give a larger granularity"
-    )]
-    TooLarge {
-        /// Bytes of the disk.
-        capacity: u64,
-        /// Bytes of a block.
-        granularity: u64,
-    },
-    /// Saved data is of something else, of another version, or damaged.
-    #[error("this is no saved dirty bitmap: {0}")]
-    Saved(&'static str),
-    /// There is a bitmap of that name.
-    #[error("there is a dirty bitmap {0:?} already")]
-    Exists(String),
-}
-
-/// A bit for each block of a disk: whether it was written, zeroed or discarded since the bitmap was started or
-/// taken last. All methods may be called from any thread while writes go on.
+/// A bit for each block of a disk: whether it was written, zeroed or discarded since the marks were last taken for
+/// good. All methods may be called from any thread while writes go on.
+///
+/// A bitmap that can't know what changed before it was started is *incomplete*: then everything counts as changed
+/// until its marks were taken once, or loaded. What a disk grows by counts as changed.
 pub struct DirtyBitmap {
     granularity: u64,
-    capacity: u64,
+    /// Bytes of the disk that have bits. What lies behind counts as changed.
+    tracked: AtomicU64,
+    /// Bytes of the disk, as last heard.
+    size: AtomicU64,
+    /// The bits of the size that the disk had first.
     words: Box<[AtomicU64]>,
-    /// Something behind `capacity` was changed: the disk has grown.
-    beyond: AtomicBool,
+    /// Those of what it has grown by.
+    more: RwLock<Vec<AtomicU64>>,
+    state: Mutex<State>,
+    /// The file that goes along with it.
+    file: OnceLock<Weak<Persist>>,
 }
 
-/// What was changed, in bytes: ranges that neither overlap nor touch, in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Changes {
-    /// First byte and length. The last one may be shorter than a block, where the disk ends.
-    pub ranges: Vec<(u64, u64)>,
-    /// Everything from the size on that the disk had when the bitmap was made has changed: it has
-    /// grown since.
-    pub beyond: bool,
+struct State {
+    id: u64,
+    /// Takes that were committed, and new starts.
+    generation: u64,
+    /// Takes so far.
+    takes: u64,
+    /// Why everything counts as changed.
+    incomplete: Option<&'static str>,
+    taken: Option<Taken>,
 }
 
-const MAGIC: [u8; 8] = *b"vblkdrty";
-const VERSION: u32 = 1;
-/// Magic, version, flags, granularity, capacity.
-const HEADER: usize = 32;
-const FLAG_BEYOND: u32 = 1;
+/// Marks that somebody has, but may give back.
+struct Taken {
+    token: TakeToken,
+    words: Vec<u64>,
+    incomplete: Option<&'static str>,
+}
+
+/// Words for a disk of `size` bytes.
+pub(super) fn words_for(size: u64, granularity: u64) -> Result<usize, BitmapError> {
+    if !granularity.is_power_of_two() || granularity < 512 {
+        return Err(BitmapError::Granularity(granularity));
+    }
+    let blocks = size.div_ceil(granularity);
+    let words = usize::try_from(blocks.div_ceil(BITS)).ok();
+    (words.filter(|_| blocks <= MAX_BLOCKS)).ok_or(BitmapError::TooLarge { size, granularity })
+}
+
+/// The bits from block `first` to `last` in the word `index`, which holds some of them.
+pub(super) fn mask(index: u64, first: u64, last: u64) -> u64 {
+    let low = first.max(index * BITS) - index * BITS;
+    let high = last.min(index * BITS + BITS - 1) - index * BITS;
+    (u64::MAX >> (BITS - 1 - (high - low))) << low
+}
 
 impl DirtyBitmap {
-    /// A clean bitmap for a disk of `capacity` bytes in blocks of `granularity` bytes.
+    /// A clean bitmap for a disk of `size` bytes in blocks of `granularity` bytes: it vouches for everything that
+    /// changes from now on.
     ///
     /// # Errors
     /// The granularity is not a power of two of at least 512, or there would be more than 2^33 blocks.
-    pub fn new(capacity: u64, granularity: u64) -> Result<Self, BitmapError> {
-        if !granularity.is_power_of_two() || granularity < 512 {
-            return Err(BitmapError::Granularity(granularity));
-        }
-        let blocks = capacity.div_ceil(granularity);
-        let words = usize::try_from(blocks.div_ceil(BITS)).ok();
-        let words = words
-            .filter(|_| blocks <= MAX_BLOCKS)
-            .ok_or(BitmapError::TooLarge {
-                capacity,
-                granularity,
-            })?;
+    pub fn new(size: u64, granularity: u64) -> Result<Self, BitmapError> {
+        let words = words_for(size, granularity)?;
         Ok(Self {
             granularity,
-            capacity,
+            tracked: AtomicU64::new(size),
+            size: AtomicU64::new(size),
             words: std::iter::repeat_with(AtomicU64::default)
                 .take(words)
                 .collect(),
-            beyond: AtomicBool::new(false),
+            more: RwLock::default(),
+            state: Mutex::new(State {
+                id: RandomState::new().build_hasher().finish(),
+                generation: 0,
+                takes: 0,
+                incomplete: None,
+                taken: None,
+            }),
+            file: OnceLock::new(),
         })
+    }
+
+    /// A bitmap that knows nothing of what changed before, for the reason `why`.
+    ///
+    /// # Errors
+    /// As for [`DirtyBitmap::new`].
+    pub fn incomplete(size: u64, granularity: u64, why: &'static str) -> Result<Self, BitmapError> {
+        let this = Self::new(size, granularity)?;
+        this.state().incomplete = Some(why);
+        Ok(this)
+    }
+
+    /// With marks that were kept.
+    pub(super) fn from_marks(marks: &Marks) -> Result<Self, BitmapError> {
+        let this = Self::new(marks.size, marks.granularity)?;
+        let mut marks = marks.clone();
+        marks.trim();
+        for (word, bits) in this.words.iter().zip(&marks.words) {
+            word.store(*bits, Ordering::Relaxed);
+        }
+        let mut state = this.state();
+        state.id = marks.generation.id;
+        state.generation = marks.generation.number;
+        state.incomplete = marks.incomplete;
+        drop(state);
+        Ok(this)
+    }
+
+    /// From now on everything but marks is written to this file at once.
+    pub(super) fn keep_in(&self, file: &Arc<Persist>) {
+        let _ = self.file.set(Arc::downgrade(file));
+    }
+
+    /// Has the file follow. The lock of the state is not held.
+    fn settle(&self) -> Result<(), BitmapError> {
+        let file = self.file.get().and_then(Weak::upgrade);
+        file.map_or(Ok(()), |file| file.settle())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn more(&self) -> RwLockReadGuard<'_, Vec<AtomicU64>> {
+        self.more.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes of a block.
@@ -94,14 +150,9 @@ impl DirtyBitmap {
         self.granularity
     }
 
-    /// Bytes of the disk when the bitmap was made.
-    pub fn capacity(&self) -> u64 {
-        self.capacity
-    }
-
-    /// Blocks it tells apart.
-    fn blocks(&self) -> u64 {
-        self.capacity.div_ceil(self.granularity)
+    /// Bytes of the disk, as last heard.
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
     }
 
     /// Marks the blocks of `len` bytes from `offset` on. To be called after the change: who marks before
@@ -110,159 +161,324 @@ impl DirtyBitmap {
         let Some(last) = len.checked_sub(1).map(|span| offset.saturating_add(span)) else {
             return;
         };
-        if last >= self.capacity {
-            self.beyond.store(true, Ordering::Release);
-        }
-        if offset >= self.capacity {
+        let tracked = self.tracked.load(Ordering::Acquire);
+        if offset >= tracked {
+            // It counts as changed anyway.
             return;
         }
         let first = offset / self.granularity;
-        let last = last.min(self.capacity - 1) / self.granularity;
+        let last = last.min(tracked - 1) / self.granularity;
         for index in first / BITS..=last / BITS {
-            let low = first.max(index * BITS) - index * BITS;
-            let high = last.min(index * BITS + BITS - 1) - index * BITS;
-            let mask = (u64::MAX >> (BITS - 1 - (high - low))) << low;
-            let word = usize::try_from(index).ok().and_then(|i| self.words.get(i));
-            if let Some(word) = word {
+            let mask = mask(index, first, last);
+            let at = usize::try_from(index).unwrap_or(usize::MAX);
+            match self.words.get(at) {
                 // Never skipped, although the bit is often set: only the exchange orders the change before
                 // a `take` that finds the bit.
-                word.fetch_or(mask, Ordering::Release);
-            }
-        }
-    }
-
-    /// Marks everything.
-    pub fn mark_all(&self) {
-        self.mark(0, self.capacity);
-    }
-
-    /// Bytes in marked blocks.
-    pub fn dirty_bytes(&self) -> u64 {
-        let blocks: u64 = (self.words.iter())
-            .map(|word| u64::from(word.load(Ordering::Relaxed).count_ones()))
-            .sum();
-        blocks.saturating_mul(self.granularity)
-    }
-
-    /// What is marked, without clearing it.
-    pub fn changes(&self) -> Changes {
-        self.collect(
-            |word| word.load(Ordering::Acquire),
-            self.beyond.load(Ordering::Acquire),
-        )
-    }
-
-    /// Takes all marks, and clears them. A change whose mark is taken is on the medium for whoever reads it
-    /// afterwards; one that happens meanwhile is marked for the next time.
-    pub fn take(&self) -> Changes {
-        let beyond = self.beyond.swap(false, Ordering::AcqRel);
-        self.collect(|word| word.swap(0, Ordering::AcqRel), beyond)
-    }
-
-    /// Puts marks back, of changes that were taken and not used after all.
-    pub fn restore(&self, changes: &Changes) {
-        for &(offset, len) in &changes.ranges {
-            self.mark(offset, len);
-        }
-        if changes.beyond {
-            self.beyond.store(true, Ordering::Release);
-        }
-    }
-
-    fn collect(&self, get: impl Fn(&AtomicU64) -> u64, beyond: bool) -> Changes {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (word, base) in self.words.iter().zip((0..).step_by(BITS as usize)) {
-            let mut bits = get(word);
-            let mut at: u64 = base;
-            while bits != 0 {
-                let gap = u64::from(bits.trailing_zeros());
-                let run = u64::from((!(bits >> gap)).trailing_zeros()).min(BITS - gap);
-                at += gap;
-                let offset = at * self.granularity;
-                let end = ((at + run) * self.granularity).min(self.capacity);
-                match ranges.last_mut() {
-                    Some((start, len)) if *start + *len == offset => *len = end - *start,
-                    _ => ranges.push((offset, end - offset)),
+                Some(word) => {
+                    word.fetch_or(mask, Ordering::Release);
                 }
-                at += run;
-                bits = if gap + run == BITS {
-                    0
-                } else {
-                    bits >> gap >> run
-                };
+                None => self.mark_grown(at, mask),
             }
         }
-        Changes { ranges, beyond }
     }
 
-    /// The bitmap as bytes, to be kept in a file. Marks set meanwhile may be in it or not.
-    pub fn save(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER + self.words.len() * 8);
-        let flags = if self.beyond.load(Ordering::Acquire) {
-            FLAG_BEYOND
-        } else {
-            0
-        };
-        bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(self.granularity.to_le_bytes());
-        bytes.extend(self.capacity.to_le_bytes());
-        for word in &self.words {
-            bytes.extend(word.load(Ordering::Acquire).to_le_bytes());
+    /// Marks where the disk has grown.
+    #[cold]
+    fn mark_grown(&self, at: usize, mask: u64) {
+        let more = self.more();
+        if let Some(word) = at.checked_sub(self.words.len()).and_then(|at| more.get(at)) {
+            word.fetch_or(mask, Ordering::Release);
         }
-        bytes
     }
 
-    /// Reads what [`DirtyBitmap::save`] wrote.
+    /// Takes note of the size of the disk. What it has grown by is marked.
+    pub fn resize(&self, size: u64) {
+        let _state = self.state();
+        let tracked = self.tracked.load(Ordering::Acquire);
+        self.size.store(size, Ordering::Release);
+        if size <= tracked {
+            // Should it grow again, what it had before is gone.
+            self.tracked.store(size, Ordering::Release);
+            return;
+        }
+        // A disk for which there are no bits goes on as changed from there on.
+        let Ok(words) = words_for(size, self.granularity) else {
+            return;
+        };
+        let mut more = self.more.write().unwrap_or_else(PoisonError::into_inner);
+        let missing = words.saturating_sub(self.words.len() + more.len());
+        if more.try_reserve_exact(missing).is_err() {
+            return;
+        }
+        more.extend(std::iter::repeat_with(AtomicU64::default).take(missing));
+        let (first, last) = (tracked / self.granularity, (size - 1) / self.granularity);
+        for index in first / BITS..=last / BITS {
+            let at = usize::try_from(index).unwrap_or(usize::MAX);
+            let word = match self.words.get(at) {
+                Some(word) => Some(word),
+                None => more.get(at - self.words.len()),
+            };
+            if let Some(word) = word {
+                word.fetch_or(mask(index, first, last), Ordering::Release);
+            }
+        }
+        self.tracked.store(size, Ordering::Release);
+    }
+
+    /// The words one by one.
+    fn each_word(&self, mut f: impl FnMut(&AtomicU64)) {
+        self.words.iter().for_each(&mut f);
+        self.more().iter().for_each(f);
+    }
+
+    /// What is marked, taken or not.
+    fn marked(&self, state: &State) -> Vec<u64> {
+        let mut words = Vec::new();
+        self.each_word(|word| words.push(word.load(Ordering::Acquire)));
+        if let Some(taken) = &state.taken {
+            for (word, bits) in words.iter_mut().zip(&taken.words) {
+                *word |= bits;
+            }
+        }
+        words
+    }
+
+    fn describe(&self, state: &State, words: &[u64], incomplete: Option<&'static str>) -> Changes {
+        let (size, tracked) = (self.size(), self.tracked.load(Ordering::Acquire));
+        let all = incomplete.is_some();
+        let mut ranges = match all {
+            true => Vec::new(),
+            false => ranges(words, self.granularity, tracked),
+        };
+        let from = if all { 0 } else { tracked };
+        if size > from {
+            match ranges.last_mut() {
+                Some((start, len)) if *start + *len == from => *len = size - *start,
+                _ => ranges.push((from, size - from)),
+            }
+        }
+        Changes {
+            ranges,
+            incomplete,
+            generation: Generation {
+                id: state.id,
+                number: state.generation,
+            },
+            size,
+        }
+    }
+
+    /// Bytes in blocks that count as changed.
+    pub fn dirty_bytes(&self) -> u64 {
+        let state = self.state();
+        let (size, tracked) = (self.size(), self.tracked.load(Ordering::Acquire));
+        if Self::why(&state).is_some() {
+            return size;
+        }
+        let words = self.marked(&state);
+        let blocks: u64 = words.iter().map(|word| u64::from(word.count_ones())).sum();
+        let untracked = size.saturating_sub(tracked);
+        blocks
+            .saturating_mul(self.granularity)
+            .saturating_add(untracked)
+            .min(size)
+    }
+
+    fn why(state: &State) -> Option<&'static str> {
+        let taken = state.taken.as_ref().and_then(|taken| taken.incomplete);
+        state.incomplete.or(taken)
+    }
+
+    /// Why everything counts as changed. `None`: the marks are all there is.
+    pub fn is_incomplete(&self) -> Option<&'static str> {
+        Self::why(&self.state())
+    }
+
+    /// The marks that somebody has taken and neither committed nor given back.
+    pub fn pending(&self) -> Option<TakeToken> {
+        self.state().taken.as_ref().map(|taken| taken.token)
+    }
+
+    /// What is marked, with what was taken and not committed.
+    pub fn changes(&self) -> Changes {
+        let state = self.state();
+        self.describe(&state, &self.marked(&state), Self::why(&state))
+    }
+
+    /// Takes all marks. They are forgotten with [`DirtyBitmap::commit`], once they were used (the copy is made and
+    /// stable), and come back with [`DirtyBitmap::abort`]: so does what was taken before and not committed, which is
+    /// part of this take.
+    ///
+    /// A change whose mark is taken is on the medium for whoever reads it afterwards; one that happens meanwhile is
+    /// marked for the next time.
+    pub fn take(&self) -> Take {
+        let mut state = self.state();
+        self.give_back(&mut state);
+        let mut words = Vec::new();
+        self.each_word(|word| words.push(word.swap(0, Ordering::AcqRel)));
+        let incomplete = state.incomplete.take();
+        state.takes += 1;
+        let token = TakeToken {
+            id: state.id,
+            number: state.takes,
+        };
+        let changes = self.describe(&state, &words, incomplete);
+        state.taken = Some(Taken {
+            token,
+            words,
+            incomplete,
+        });
+        Take { token, changes }
+    }
+
+    fn give_back(&self, state: &mut State) {
+        let Some(taken) = state.taken.take() else {
+            return;
+        };
+        let mut bits = taken.words.iter();
+        self.each_word(|word| {
+            word.fetch_or(bits.next().copied().unwrap_or(0), Ordering::Release);
+        });
+        state.incomplete = state.incomplete.or(taken.incomplete);
+    }
+
+    fn is_taken(state: &State, token: TakeToken) -> Result<(), BitmapError> {
+        let known = state
+            .taken
+            .as_ref()
+            .is_some_and(|taken| taken.token == token);
+        known.then_some(()).ok_or(BitmapError::Token(token))
+    }
+
+    /// Forgets what was taken: from now on the bitmap says what changed since that take.
     ///
     /// # Errors
-    /// It is something else, or damaged. Nothing larger than `bytes` is allocated.
-    pub fn load(bytes: &[u8]) -> Result<Self, BitmapError> {
-        let (header, body) = bytes
-            .split_at_checked(HEADER)
-            .ok_or(BitmapError::Saved("it is too short"))?;
-        let number = |at: usize, len: usize| {
-            let mut le = [0; 8];
-            for (to, from) in le.iter_mut().zip(header.iter().skip(at).take(len)) {
-                *to = *from;
+    /// [`BitmapError::Token`]: nothing is forgotten. [`BitmapError::Io`]: it is, but the bitmap's file could not be
+    /// written, so that after a restart more may be marked.
+    pub fn commit(&self, token: TakeToken) -> Result<Generation, BitmapError> {
+        let generation = {
+            let mut state = self.state();
+            Self::is_taken(&state, token)?;
+            state.taken = None;
+            state.generation += 1;
+            Generation {
+                id: state.id,
+                number: state.generation,
             }
-            u64::from_le_bytes(le)
         };
-        if !header.starts_with(&MAGIC) {
-            return Err(BitmapError::Saved("it begins otherwise"));
-        }
-        if number(8, 4) != u64::from(VERSION) {
-            return Err(BitmapError::Saved("its version is unknown"));
-        }
-        let flags = number(12, 4);
-        if flags & !u64::from(FLAG_BEYOND) != 0 {
-            return Err(BitmapError::Saved("it has unknown flags"));
-        }
-        let (granularity, capacity) = (number(16, 8), number(24, 8));
-        if !granularity.is_power_of_two() || granularity < 512 {
-            return Err(BitmapError::Granularity(granularity));
-        }
-        let blocks = capacity.div_ceil(granularity);
-        if !body.len().is_multiple_of(8) || blocks.div_ceil(BITS) != body.len() as u64 / 8 {
-            return Err(BitmapError::Saved("its length does not fit its size"));
-        }
-        let bitmap = Self::new(capacity, granularity)?;
-        for (word, from) in bitmap.words.iter().zip(body.chunks_exact(8)) {
-            let mut le = [0; 8];
-            le.copy_from_slice(from);
-            word.store(u64::from_le_bytes(le), Ordering::Relaxed);
-        }
-        let rest = bitmap.blocks() % BITS;
-        if rest != 0
-            && (bitmap.words.last()).is_some_and(|word| word.load(Ordering::Relaxed) >> rest != 0)
+        self.settle()?;
+        Ok(generation)
+    }
+
+    /// Gives back what was taken: it is marked as if nobody had taken it.
+    ///
+    /// # Errors
+    /// [`BitmapError::Token`].
+    pub fn abort(&self, token: TakeToken) -> Result<(), BitmapError> {
+        let mut state = self.state();
+        Self::is_taken(&state, token)?;
+        self.give_back(&mut state);
+        Ok(())
+    }
+
+    /// Starts anew: forgets all marks, also those that were taken, and vouches for everything that changes from now
+    /// on.
+    ///
+    /// # Errors
+    /// As for [`DirtyBitmap::commit`].
+    pub fn clear(&self) -> Result<(), BitmapError> {
         {
-            return Err(BitmapError::Saved("it marks blocks behind the end"));
+            let mut state = self.state();
+            self.each_word(|word| {
+                word.swap(0, Ordering::AcqRel);
+            });
+            state.taken = None;
+            state.incomplete = None;
+            state.generation += 1;
         }
-        bitmap
-            .beyond
-            .store(flags & u64::from(FLAG_BEYOND) != 0, Ordering::Relaxed);
-        Ok(bitmap)
+        self.settle()
+    }
+
+    /// Everything counts as changed from now on, for the reason `why`.
+    ///
+    /// # Errors
+    /// The bitmap's file could not be told.
+    pub fn doubt(&self, why: &'static str) -> Result<(), BitmapError> {
+        self.state().incomplete = Some(why);
+        self.settle()
+    }
+
+    /// The bitmap as bytes, to be kept in a file: also what was taken and not committed. Marks set meanwhile may be
+    /// among them or not.
+    pub fn save(&self, name: &str) -> Vec<u8> {
+        format::encode(&self.marks(name, u64::MAX), &[])
+    }
+
+    /// Adds the marks of a bitmap that was saved, and what the disk has grown by since. Then this one knows everything
+    /// that changed, if that one did: the caller vouches that nothing changed between that moment and the start of
+    /// this bitmap.
+    ///
+    /// # Errors
+    /// `saved` is something else, or damaged, and nothing happened; or the file could not be written.
+    pub fn load(&self, saved: &[u8]) -> Result<(), BitmapError> {
+        let saved = format::decode(saved)?;
+        let damage = saved.damage.or(saved
+            .in_use
+            .map(|_| "it is the file of a bitmap that was not closed: start a server with it"));
+        if let Some(damage) = damage {
+            return Err(BitmapError::Saved(damage));
+        }
+        let saved = saved.marks;
+        for (offset, len) in ranges(&saved.words, saved.granularity, saved.size) {
+            self.mark(offset, len);
+        }
+        self.mark(saved.size, self.size().saturating_sub(saved.size));
+        self.state().incomplete = saved.incomplete;
+        self.settle()
+    }
+
+    /// What it is, without its marks.
+    pub(super) fn head(&self, name: &str) -> Marks {
+        self.described(name, &self.state())
+    }
+
+    fn described(&self, name: &str, state: &State) -> Marks {
+        Marks {
+            name: name.to_owned(),
+            granularity: self.granularity,
+            size: self.tracked.load(Ordering::Acquire).min(self.size()),
+            words: Vec::new(),
+            incomplete: Self::why(state),
+            generation: Generation {
+                id: state.id,
+                number: state.generation,
+            },
+        }
+    }
+
+    /// The marks as they are kept in a file, of the first `most` bytes. Marks set meanwhile may be among them or not.
+    pub(super) fn marks(&self, name: &str, most: u64) -> Marks {
+        let state = self.state();
+        let head = self.described(name, &state);
+        let mut marks = Marks {
+            size: head.size.min(most),
+            words: self.marked(&state),
+            ..head
+        };
+        marks.trim();
+        marks
+    }
+
+    /// The word of a number, taken or not.
+    pub(super) fn word(&self, index: u64) -> u64 {
+        let at = usize::try_from(index).unwrap_or(usize::MAX);
+        let state = self.state();
+        let live = self
+            .words
+            .get(at)
+            .map_or(0, |word| word.load(Ordering::Acquire));
+        let taken = state.taken.as_ref().and_then(|taken| taken.words.get(at));
+        live | taken.copied().unwrap_or(0)
     }
 }
 
@@ -270,8 +486,8 @@ impl fmt::Debug for DirtyBitmap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DirtyBitmap")
             .field("granularity", &self.granularity)
-            .field("capacity", &self.capacity)
+            .field("size", &self.size())
             .field("dirty_bytes", &self.dirty_bytes())
-            .finish()
+            .finish_non_exhaustive()
     }
 }

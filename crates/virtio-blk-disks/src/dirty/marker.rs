@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind};
+use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Token};
 
 use super::Bitmaps;
+use super::persist::Persist;
 use crate::observe::Observer;
 
 /// First byte and length of what an operation changes.
@@ -58,5 +59,67 @@ impl Observer for Marker {
         let result = inner.execute(kind, buf)?;
         self.mark(changed(kind, buf.len()));
         Some(result)
+    }
+}
+
+/// The same where one of the bitmaps has a file, which is written before the disk.
+pub(super) struct KeptMarker {
+    pub(super) marker: Marker,
+    pub(super) file: Arc<Persist>,
+}
+
+impl KeptMarker {
+    fn ended(&self, range: Range) {
+        self.marker.mark(range);
+        self.withdrawn(range);
+    }
+
+    fn withdrawn(&self, range: Range) {
+        if let Some(range) = range {
+            self.file.end(range);
+        }
+    }
+}
+
+impl Observer for KeptMarker {
+    type Noted = Range;
+
+    fn admit(&self, kind: &OpKind, data_len: usize) -> Result<(), DiskError> {
+        changed(kind, data_len).map_or(Ok(()), |range| self.file.begin(range))
+    }
+
+    fn begin(&mut self, op: &Op) -> Range {
+        changed(&op.kind, op.buf.len())
+    }
+
+    fn end(&mut self, range: Range, _: &mut Completion) {
+        self.ended(range);
+    }
+
+    fn refused(&mut self, range: Range, _: Token) {
+        self.withdrawn(range);
+    }
+
+    fn dropped(&mut self, range: Range) {
+        self.ended(range);
+    }
+
+    fn execute(
+        &mut self,
+        inner: &mut dyn IoQueue,
+        kind: &OpKind,
+        buf: &IoBuf,
+    ) -> Option<Result<(), DiskError>> {
+        if let Err(error) = self.admit(kind, buf.len()) {
+            return Some(Err(error));
+        }
+        let range = changed(kind, buf.len());
+        let result = inner.execute(kind, buf);
+        match result {
+            Some(_) => self.ended(range),
+            // It comes again, as an operation.
+            None => self.withdrawn(range),
+        }
+        result
     }
 }

@@ -14,24 +14,35 @@
 //! let disk = DirtyDisk::new(Arc::new(MemoryDisk::new(4 << 20)?));
 //! let bitmap = disk.start("backup", 64 << 10)?;
 //! // … the guest writes …
-//! for (offset, len) in bitmap.take().ranges {
+//! let take = bitmap.take();
+//! for (offset, len) in &take.changes.ranges {
 //!     println!("copy {len} bytes from {offset}");
 //! }
-//! std::fs::write("/dev/null", bitmap.save())?;
+//! // The copy is safe. Had it failed: `abort`.
+//! bitmap.commit(take.token)?;
 //! disk.stop("backup");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
 mod bitmap;
+mod changes;
+mod error;
+mod format;
 mod marker;
+mod open;
+mod persist;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, IoQueue, SECTOR_SIZE};
 
-pub use bitmap::{BitmapError, Changes, DirtyBitmap};
-use marker::Marker;
+pub use bitmap::DirtyBitmap;
+pub use changes::{Changes, Generation, Take, TakeToken};
+pub use error::BitmapError;
+use marker::{KeptMarker, Marker};
+use persist::Persist;
+pub use persist::PersistOptions;
 
 use crate::observe::ObservedQueue;
 
@@ -44,20 +55,80 @@ type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
 /// of it. So a bitmap that is started while operations are in flight misses none of them, and
 /// [`DirtyBitmap::take`] loses no write: what had not ended is found the next time. Whoever needs the last
 /// changes takes once more after the queues have stopped.
+///
+/// One bitmap may have a file ([`DirtyDisk::open`]), in which a block is marked before its change is given to the
+/// disk: if that fails, so does the operation.
 pub struct DirtyDisk<D: ?Sized = dyn Disk> {
     bitmaps: Arc<ArcSwap<Bitmaps>>,
     /// Held while the list is exchanged.
     changing: Arc<Mutex<()>>,
+    /// The file of one of them.
+    file: Option<Arc<Persist>>,
     inner: Arc<D>,
 }
+
+/// Why a bitmap that a stack starts knows nothing.
+const NEW: &str = "it is new: what changed before is not known";
 
 impl<D: Disk + ?Sized> DirtyDisk<D> {
     /// Puts the layer over a disk. Without bitmaps it costs a look at an empty list for each write.
     pub fn new(inner: Arc<D>) -> Self {
+        let bitmaps = Arc::<ArcSwap<Bitmaps>>::default();
+        let grown = Arc::downgrade(&bitmaps);
+        inner.listen(Arc::new(move |event| {
+            if let (DiskEvent::Resized { capacity }, Some(bitmaps)) = (event, grown.upgrade()) {
+                for (_, bitmap) in bitmaps.load().iter() {
+                    bitmap.resize(capacity.saturating_mul(SECTOR_SIZE));
+                }
+            }
+        }));
         Self {
-            bitmaps: Arc::default(),
+            bitmaps,
             changing: Arc::default(),
+            file: None,
             inner,
+        }
+    }
+
+    /// The layer with one bitmap that knows nothing of what changed before it was started, so that everything counts
+    /// as changed; unless `persist` names a file in which it was kept until now. Whoever has changed the disk in
+    /// between without this layer must remove that file.
+    ///
+    /// # Errors
+    /// [`BitmapError`]: the granularity does not fit, or the file can't be used.
+    pub fn open(
+        inner: Arc<D>,
+        name: &str,
+        granularity: u64,
+        persist: Option<&PersistOptions>,
+    ) -> Result<Self, BitmapError> {
+        let mut this = Self::new(inner);
+        let size = this.size();
+        let bitmap = match persist {
+            None => Arc::new(DirtyBitmap::incomplete(size, granularity, NEW)?),
+            Some(options) => {
+                let (bitmap, file) = open::open(options, name, size, granularity, open::boot())?;
+                this.file = Some(file);
+                bitmap
+            }
+        };
+        this.attach(name, bitmap)?;
+        Ok(this)
+    }
+
+    fn size(&self) -> u64 {
+        self.inner.caps().capacity.saturating_mul(SECTOR_SIZE)
+    }
+
+    /// Notes in the bitmap's file that it does not see the disk's changes any more.
+    ///
+    /// # Errors
+    /// The file can't be written.
+    pub(crate) fn forget(&self) -> Result<(), BitmapError> {
+        let why = "its layer was removed while the disk was in use";
+        match &self.file {
+            Some(file) => file.bitmap.doubt(why),
+            None => Ok(()),
         }
     }
 
@@ -66,6 +137,7 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         Self {
             bitmaps: self.bitmaps.clone(),
             changing: self.changing.clone(),
+            file: self.file.clone(),
             inner,
         }
     }
@@ -74,19 +146,17 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a bitmap, clean, with blocks of `granularity` bytes.
+    /// Starts a bitmap with blocks of `granularity` bytes. It is clean: it says what changes from now on.
     ///
     /// # Errors
     /// [`BitmapError`]: the name is taken, or the granularity does not fit.
     pub fn start(&self, name: &str, granularity: u64) -> Result<Arc<DirtyBitmap>, BitmapError> {
-        let capacity = self.inner.caps().capacity.saturating_mul(SECTOR_SIZE);
-        let bitmap = Arc::new(DirtyBitmap::new(capacity, granularity)?);
+        let bitmap = Arc::new(DirtyBitmap::new(self.size(), granularity)?);
         self.attach(name, bitmap.clone())?;
         Ok(bitmap)
     }
 
-    /// Goes on with a bitmap that was saved. If the disk has another size than it had then,
-    /// [`Changes::beyond`] tells so with the next changes there.
+    /// Goes on with a bitmap. What the disk has grown by since counts as changed.
     ///
     /// # Errors
     /// The name is taken.
@@ -96,8 +166,10 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         if bitmaps.iter().any(|(found, _)| found == name) {
             return Err(BitmapError::Exists(name.to_owned()));
         }
-        bitmaps.push((name.to_owned(), bitmap));
+        bitmaps.push((name.to_owned(), bitmap.clone()));
         self.bitmaps.store(Arc::new(bitmaps));
+        // Afterwards, so that none falls between this look and a listener's.
+        bitmap.resize(self.size());
         Ok(())
     }
 
@@ -132,12 +204,17 @@ impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         let inner = self.inner.open_queue(depth)?;
-        let bitmaps = self.bitmaps.clone();
-        Ok(Box::new(ObservedQueue::new(
-            Marker { bitmaps },
-            inner,
-            depth,
-        )))
+        let marker = Marker {
+            bitmaps: self.bitmaps.clone(),
+        };
+        Ok(match &self.file {
+            None => Box::new(ObservedQueue::new(marker, inner, depth)),
+            Some(file) => {
+                let file = file.clone();
+                let marker = KeptMarker { marker, file };
+                Box::new(ObservedQueue::new(marker, inner, depth))
+            }
+        })
     }
 
     crate::forward::control!(self, self.inner);

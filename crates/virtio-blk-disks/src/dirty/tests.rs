@@ -40,6 +40,13 @@ fn run(queue: &mut dyn IoQueue, op: Op) -> Completion {
     }
 }
 
+/// Takes for good.
+fn taken(bitmap: &DirtyBitmap) -> Vec<(u64, u64)> {
+    let take = bitmap.take();
+    bitmap.commit(take.token).unwrap();
+    take.changes.ranges
+}
+
 #[test]
 fn each_kind_of_change_is_marked_and_nothing_else() {
     let disk = DirtyDisk::new(Arc::new(MemoryDisk::new(SIZE).unwrap()));
@@ -73,8 +80,8 @@ fn each_kind_of_change_is_marked_and_nothing_else() {
     let wanted = vec![(0, 2 * BLOCK), (8 * BLOCK, 2 * BLOCK), (20 * BLOCK, BLOCK)];
     assert_eq!(bitmap.changes().ranges, wanted);
     assert_eq!(bitmap.dirty_bytes(), 5 * BLOCK);
-    assert_eq!(bitmap.take().ranges, wanted);
-    assert_eq!(bitmap.take(), Changes::default());
+    assert_eq!(taken(&bitmap), wanted);
+    assert_eq!(taken(&bitmap), []);
     // The short way.
     let buf = IoBuf::zeroed(512);
     queue.execute(&write(0), &buf).unwrap().unwrap();
@@ -82,7 +89,7 @@ fn each_kind_of_change_is_marked_and_nothing_else() {
         .execute(&OpKind::Read { offset: BLOCK }, &buf)
         .unwrap()
         .unwrap();
-    assert_eq!(bitmap.take().ranges, [(0, BLOCK)]);
+    assert_eq!(taken(&bitmap), [(0, BLOCK)]);
 }
 
 #[test]
@@ -98,18 +105,18 @@ fn bitmaps_are_apart_and_come_and_go() {
     assert_eq!(coarse.changes().ranges, [(SIZE - (64 << 10), 64 << 10)]);
     assert_eq!(disk.names(), ["fine", "coarse"]);
     assert_eq!(
-        disk.start("fine", 512).err(),
-        Some(BitmapError::Exists("fine".into()))
+        disk.start("fine", 512).unwrap_err().to_string(),
+        BitmapError::Exists("fine".into()).to_string()
     );
     disk.stop("fine").unwrap();
     assert!(disk.stop("fine").is_none());
     assert!(disk.bitmap("fine").is_none());
     run(&mut *queue, op(0, write(0), 512));
-    assert_eq!(fine.take().ranges.len(), 2, "it ended");
-    assert_eq!(coarse.take().ranges.len(), 2);
+    assert_eq!(taken(&fine).len(), 2, "it ended");
+    assert_eq!(taken(&coarse).len(), 2);
     disk.attach("fine", fine.clone()).unwrap();
     run(&mut *queue, op(0, write(0), 512));
-    assert_eq!(fine.take().ranges, [(0, 512)]);
+    assert_eq!(taken(&fine), [(0, 512)]);
 }
 
 #[test]
@@ -127,7 +134,7 @@ fn failed_late_and_cancelled_operations_are_marked_when_they_end() {
     let mut queue = disk.open_queue(8).unwrap();
     assert!(matches!(queue.submit(op(7, write(0), 512)), Submit::Queued));
     let bitmap = disk.start("late", BLOCK).unwrap();
-    assert_eq!(bitmap.take(), Changes::default());
+    assert_eq!(taken(&bitmap), []);
     let mut done = Vec::new();
     queue.cancel(Token(7));
     queue.cancel(Token(0));
@@ -135,14 +142,14 @@ fn failed_late_and_cancelled_operations_are_marked_when_they_end() {
     assert_eq!(done.len(), 1, "the right one was cancelled");
     assert_eq!(done[0].token, Token(7));
     assert!(done[0].result.is_err());
-    assert_eq!(bitmap.take().ranges, [(0, BLOCK)]);
+    assert_eq!(taken(&bitmap), [(0, BLOCK)]);
     assert!(matches!(
         queue.submit(op(8, write(BLOCK), 512)),
         Submit::Queued
     ));
-    assert_eq!(bitmap.take(), Changes::default());
+    assert_eq!(taken(&bitmap), []);
     drop(queue);
-    assert_eq!(bitmap.take().ranges, [(BLOCK, BLOCK)]);
+    assert_eq!(taken(&bitmap), [(BLOCK, BLOCK)]);
 }
 
 #[test]
@@ -161,57 +168,180 @@ fn a_full_disk_below_hands_the_operation_back_as_it_was() {
     while done.is_empty() {
         queue.reap(&mut done).unwrap();
     }
-    assert_eq!(bitmap.take().ranges, [(0, BLOCK)]);
+    assert_eq!(taken(&bitmap), [(0, BLOCK)]);
 }
 
 #[test]
-fn a_disk_that_grew_is_dirty_behind_its_old_end() {
-    let bitmap = DirtyBitmap::new(SIZE, BLOCK).unwrap();
-    bitmap.mark(SIZE - 512, 1024);
-    let changes = bitmap.take();
-    assert_eq!(changes.ranges, [(SIZE - BLOCK, BLOCK)]);
-    assert!(changes.beyond);
-    assert_eq!(bitmap.changes(), Changes::default());
-    bitmap.restore(&changes);
-    assert_eq!(bitmap.changes(), changes);
+fn what_a_disk_grew_by_is_listed_and_counted() {
+    let memory = Arc::new(MemoryDisk::new(SIZE + 512).unwrap());
+    let disk = DirtyDisk::new(memory.clone() as Arc<dyn Disk>);
+    let bitmap = disk.start("a", BLOCK).unwrap();
+    assert_eq!((bitmap.size(), bitmap.dirty_bytes()), (SIZE + 512, 0));
+    memory.resize((2 * SIZE) / 512).unwrap();
+    // The block in which the end was belongs to it.
+    let grown = (SIZE, SIZE);
+    assert_eq!(bitmap.changes().ranges, [grown]);
+    assert_eq!(bitmap.dirty_bytes(), SIZE);
+    let take = bitmap.take();
+    assert_eq!(
+        (take.changes.ranges, take.changes.size),
+        (vec![grown], 2 * SIZE)
+    );
+    bitmap.abort(take.token).unwrap();
+    assert_eq!(taken(&bitmap), [grown]);
+    // From now on it is like the rest.
+    let mut queue = disk.open_queue(1).unwrap();
+    run(&mut *queue, op(0, write(2 * SIZE - 512), 512));
+    run(&mut *queue, op(0, write(0), 512));
+    let both = [(0, BLOCK), (2 * SIZE - BLOCK, BLOCK)];
+    assert_eq!(bitmap.changes().ranges, both);
+    // Smaller, and larger again: what was there is gone.
+    memory.resize((SIZE) / 512).unwrap();
+    assert_eq!(bitmap.changes().ranges, [(0, BLOCK)]);
+    assert_eq!(bitmap.changes().size, SIZE);
+    memory.resize((4 * SIZE) / 512).unwrap();
+    assert_eq!(taken(&bitmap), [(0, BLOCK), (SIZE, 3 * SIZE)]);
+    // A bitmap that was made for a smaller disk.
+    let small = Arc::new(DirtyBitmap::new(512, BLOCK).unwrap());
+    disk.attach("b", small.clone()).unwrap();
+    assert_eq!(small.changes().ranges, [(0, 4 * SIZE)]);
+    assert_eq!(small.dirty_bytes(), 4 * SIZE);
+}
+
+/// Blocks that there are no bits for count as changed, each time.
+#[test]
+fn a_disk_that_outgrows_its_bits_is_dirty_from_there_on() {
+    let bitmap = DirtyBitmap::new(SIZE, 512).unwrap();
+    let huge = 1 << 60;
+    bitmap.resize(huge);
+    bitmap.mark(huge - 512, 512);
     bitmap.mark(u64::MAX, u64::MAX);
-    bitmap.mark(SIZE, 0);
-    assert_eq!(bitmap.take().ranges.len(), 1);
+    bitmap.mark(0, 512);
+    for _ in 0..2 {
+        let changes = bitmap.take().changes;
+        assert_eq!(changes.ranges.last(), Some(&(SIZE, huge - SIZE)));
+        assert_eq!(bitmap.dirty_bytes(), 512 + huge - SIZE);
+    }
+    bitmap.resize(2 * SIZE);
+    assert_eq!(taken(&bitmap), [(0, 512), (SIZE, SIZE)]);
+}
+
+#[test]
+fn what_was_taken_comes_back_unless_it_is_committed() {
+    let bitmap = DirtyBitmap::new(SIZE, BLOCK).unwrap();
+    bitmap.mark(0, 1);
+    let first = bitmap.take();
+    assert_eq!(first.changes.ranges, [(0, BLOCK)]);
+    bitmap.mark(BLOCK, 1);
+    // Nobody looks at less than what could be missing from a copy.
+    assert_eq!(bitmap.changes().ranges, [(0, 2 * BLOCK)]);
+    assert_eq!(bitmap.dirty_bytes(), 2 * BLOCK);
+    assert_eq!(bitmap.pending(), Some(first.token));
+    // The client has vanished; the next one takes both.
+    let second = bitmap.take();
+    assert_eq!(second.changes.ranges, [(0, 2 * BLOCK)]);
+    assert!(matches!(
+        bitmap.commit(first.token),
+        Err(BitmapError::Token(_))
+    ));
+    bitmap.abort(second.token).unwrap();
+    assert!(bitmap.abort(second.token).is_err());
+    assert_eq!(bitmap.changes().ranges, [(0, 2 * BLOCK)]);
+    let third = bitmap.take();
+    bitmap.mark(2 * BLOCK, 1);
+    let before = third.changes.generation;
+    let after = bitmap.commit(third.token).unwrap();
+    assert_eq!((before.id, before.number + 1), (after.id, after.number));
+    assert!(bitmap.commit(third.token).is_err());
+    assert_eq!(bitmap.changes().ranges, [(2 * BLOCK, BLOCK)]);
+    assert_eq!(bitmap.changes().generation, after);
+    // Tokens are written and read.
+    assert_eq!(
+        third.token.to_string().parse::<TakeToken>().unwrap(),
+        third.token
+    );
+    for text in ["", "-", "1", "x-1", "1-x", "1-1-1", "11111111111111111-1"] {
+        assert!(text.parse::<TakeToken>().is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_bitmap_that_cant_vouch_says_so_until_all_was_taken() {
+    let disk = DirtyDisk::open(Arc::new(MemoryDisk::new(SIZE).unwrap()), "a", BLOCK, None).unwrap();
+    let bitmap = disk.bitmap("a").unwrap();
+    assert_eq!(bitmap.is_incomplete(), Some(NEW));
+    assert_eq!(bitmap.changes().ranges, [(0, SIZE)]);
+    assert_eq!(bitmap.dirty_bytes(), SIZE);
+    let take = bitmap.take();
+    assert_eq!(take.changes.ranges, [(0, SIZE)]);
+    assert_eq!(take.changes.incomplete, Some(NEW));
+    bitmap.mark(0, 1);
+    // The copy failed.
+    bitmap.abort(take.token).unwrap();
+    assert_eq!(bitmap.changes().ranges, [(0, SIZE)]);
+    let take = bitmap.take();
+    assert!(
+        bitmap.is_incomplete().is_some(),
+        "not before it is committed"
+    );
+    bitmap.mark(BLOCK, 1);
+    bitmap.commit(take.token).unwrap();
+    assert_eq!(bitmap.is_incomplete(), None);
+    assert_eq!(bitmap.changes().ranges, [(BLOCK, BLOCK)]);
+    bitmap.doubt("test").unwrap();
+    assert_eq!(bitmap.changes().incomplete, Some("test"));
+    let before = bitmap.changes().generation;
+    bitmap.clear().unwrap();
+    assert_eq!(bitmap.changes().ranges, []);
+    assert_ne!(bitmap.changes().generation, before);
+}
+
+#[test]
+fn saved_marks_are_loaded_with_what_the_disk_grew_by() {
+    let old = DirtyBitmap::new(SIZE, BLOCK).unwrap();
+    old.mark(BLOCK, 1);
+    let pending = old.take();
+    old.mark(5 * BLOCK, 1);
+    let saved = old.save("a");
+    old.abort(pending.token).unwrap();
+    let new = DirtyBitmap::incomplete(2 * SIZE, 512, "test").unwrap();
+    new.mark(0, 1);
+    new.load(&saved).unwrap();
+    let wanted = [(0, 512), (BLOCK, BLOCK), (5 * BLOCK, BLOCK), (SIZE, SIZE)];
+    assert_eq!(new.changes().ranges, wanted);
+    assert_eq!(new.is_incomplete(), None);
+    // What was not complete then is not now.
+    old.doubt("test").unwrap();
+    new.load(&old.save("a")).unwrap();
+    assert!(new.is_incomplete().is_some());
 }
 
 #[test]
 fn what_is_no_saved_bitmap_is_refused() {
     let bitmap = DirtyBitmap::new(3 * 512 + 1, 512).unwrap();
     bitmap.mark(512, 1);
-    let good = bitmap.save();
-    assert_eq!(DirtyBitmap::load(&good).unwrap().save(), good);
+    let good = bitmap.save("name");
+    assert!(bitmap.load(&good).is_ok());
+    let other = || DirtyBitmap::new(3 * 512 + 1, 512).unwrap();
     for len in 0..good.len() {
-        assert!(DirtyBitmap::load(&good[..len]).is_err(), "{len}");
+        assert!(other().load(&good[..len]).is_err(), "{len}");
     }
-    let bad = |at: usize, value: u8| {
+    for at in 0..good.len() {
         let mut bytes = good.clone();
-        bytes[at] = value;
-        DirtyBitmap::load(&bytes)
-    };
-    for (at, value) in [
-        (0, 0),
-        (8, 2),
-        (12, 2),
-        (16, 1),
-        (17, 0),
-        (31, 0xff),
-        (32, 0x10),
-        (39, 1),
-    ] {
-        assert!(bad(at, value).is_err(), "byte {at}");
+        bytes[at] ^= 1;
+        let bitmap = other();
+        assert!(bitmap.load(&bytes).is_err(), "byte {at}");
+        assert_eq!(bitmap.changes().ranges, [], "byte {at}");
     }
-    assert!(bad(32, 0x0f).is_ok());
+    let mut long = good.clone();
+    long.extend([0; 8]);
+    assert!(other().load(&long).is_err());
     assert!(matches!(
         DirtyBitmap::new(u64::MAX, 512),
         Err(BitmapError::TooLarge { .. })
     ));
     assert!(DirtyBitmap::new(1 << 20, 1000).is_err());
-    assert!(DirtyBitmap::new(0, 512).unwrap().take().ranges.is_empty());
+    assert_eq!(taken(&DirtyBitmap::new(0, 512).unwrap()), []);
 }
 
 /// A counter in each block stands for its content: whoever takes a mark sees the value that was there when
@@ -225,7 +355,7 @@ fn no_racing_write_is_lost() {
     let stop = AtomicBool::new(false);
     let collect = || {
         let mut copy = copy.lock().unwrap();
-        for (offset, len) in bitmap.take().ranges {
+        for (offset, len) in taken(&bitmap) {
             for block in offset / BLOCK..(offset + len) / BLOCK {
                 copy[block as usize] = content[block as usize].load(Ordering::Relaxed);
             }
@@ -257,17 +387,16 @@ proptest! {
     ) {
         let bitmap = DirtyBitmap::new(capacity, 512).unwrap();
         let mut model = vec![false; capacity.div_ceil(512) as usize];
-        let mut beyond = false;
         for &(offset, len) in &marks {
             bitmap.mark(offset, len);
-            beyond |= len > 0 && offset + len > capacity;
             for (block, marked) in (0..).zip(&mut model) {
                 let end = capacity.min((block + 1) * 512);
                 *marked |= len > 0 && offset < end && offset + len > block * 512;
             }
         }
-        let changes = DirtyBitmap::load(&bitmap.save()).unwrap().take();
-        prop_assert_eq!(changes.beyond, beyond);
+        let loaded = DirtyBitmap::new(capacity, 512).unwrap();
+        loaded.load(&bitmap.save("a")).unwrap();
+        let changes = loaded.take().changes;
         let mut found = vec![false; model.len()];
         let mut last = None;
         for (offset, len) in changes.ranges {

@@ -83,17 +83,6 @@ pub(super) struct Origin<'a> {
     pub(super) listeners: &'a Arc<PolicyListeners>,
 }
 
-/// Whether two names stand for the same layer, perhaps with other settings.
-fn is_same(a: &LayerSpec, b: &LayerSpec) -> bool {
-    use LayerSpec::{Dirty, Errors, Throttle};
-    match (a, b) {
-        (Errors { .. }, Errors { .. }) => true,
-        (Throttle { group: a, .. }, Throttle { group: b, .. }) => a == b,
-        (Dirty { name: a, .. }, Dirty { name: b, .. }) => a == b,
-        (a, b) => a.name() == b.name(),
-    }
-}
-
 impl Built {
     /// Makes a layer over `inner`. What the same layer knew before is kept.
     pub(super) fn new(
@@ -101,10 +90,7 @@ impl Built {
         inner: Arc<dyn Disk>,
         origin: Origin<'_>,
     ) -> Result<Self, StackError> {
-        let before = origin
-            .before
-            .iter()
-            .find(|built| is_same(&built.spec, spec));
+        let before = origin.before.iter().find(|built| built.spec.is_same(spec));
         let is_equal = before.is_some_and(|built| built.spec == *spec);
         let layer = match (spec, before.map(|built| &built.layer)) {
             (LayerSpec::Throttle { limits, group }, before) => {
@@ -122,10 +108,16 @@ impl Built {
             (LayerSpec::Dirty { .. }, Some(Layer::Dirty(before))) if is_equal => {
                 Layer::Dirty(Arc::new(before.over(inner)))
             }
-            (LayerSpec::Dirty { name, granularity }, _) => {
-                let disk = DirtyDisk::new(inner);
-                disk.start(name, *granularity).map_err(refused)?;
-                Layer::Dirty(Arc::new(disk))
+            (
+                LayerSpec::Dirty {
+                    name,
+                    granularity,
+                    persist,
+                },
+                _,
+            ) => {
+                let disk = DirtyDisk::open(inner, name, *granularity, persist.as_ref());
+                Layer::Dirty(Arc::new(disk.map_err(refused)?))
             }
             (LayerSpec::Errors { .. }, Some(Layer::Errors(before))) => {
                 Layer::Errors(Arc::new(before.over(inner)))
@@ -179,6 +171,14 @@ impl Built {
         Ok(())
     }
 
+    /// Does what a layer needs that is about to be removed while the disk is in use.
+    pub(super) fn leave(&self) -> Result<(), DiskError> {
+        match &self.layer {
+            Layer::Dirty(disk) => disk.forget().map_err(refused),
+            _ => Ok(()),
+        }
+    }
+
     /// The name of the layer as it is now: of a throttle, the limits of its group.
     pub(super) fn now(&self) -> LayerSpec {
         match (&self.spec, &self.layer) {
@@ -193,7 +193,7 @@ impl Built {
     /// Whether it is the layer of that name with other settings, which it can take over as it is.
     pub(super) fn can_become(&self, spec: &LayerSpec) -> bool {
         let adapts = matches!(self.layer, Layer::Throttle(_) | Layer::Errors(_));
-        self.spec == *spec || adapts && is_same(&self.spec, spec)
+        self.spec == *spec || adapts && self.spec.is_same(spec)
     }
 
     /// The layer as a disk.
@@ -234,7 +234,7 @@ pub(super) fn merge(layers: &[LayerSpec]) -> Vec<LayerSpec> {
 pub(super) fn find_double(layers: &[LayerSpec]) -> Option<&LayerSpec> {
     let is_double = |(index, layer): &(usize, &LayerSpec)| {
         let before = layers.get(..*index).unwrap_or_default();
-        before.iter().any(|other| is_same(other, layer))
+        before.iter().any(|other| other.is_same(layer))
     };
     let found = layers.iter().enumerate().find(is_double);
     found.map(|(_, layer)| layer)

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::parse;
+use crate::dirty::PersistOptions;
 use crate::policy::OnError;
 use crate::spec::{Size, SpecError};
 use crate::throttle::{Limits, Rate};
@@ -47,6 +48,8 @@ pub enum LayerSpec {
         name: String,
         /// Bytes of a block, see [`crate::dirty::DirtyBitmap::new`].
         granularity: u64,
+        /// Where it is kept over restarts.
+        persist: Option<PersistOptions>,
     },
     /// [`crate::PolicyDisk`]. What is not said is reported.
     Errors {
@@ -64,6 +67,17 @@ pub enum LayerSpec {
 }
 
 impl LayerSpec {
+    /// Whether both stand for the same layer of a disk, perhaps with other settings: of throttles the same group, of
+    /// bitmaps the same name counts.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Throttle { group: a, .. }, Self::Throttle { group: b, .. }) => a == b,
+            (Self::Dirty { name: a, .. }, Self::Dirty { name: b, .. }) => a == b,
+            (Self::Errors { .. }, Self::Errors { .. }) => true,
+            (a, b) => a.name() == b.name(),
+        }
+    }
+
     /// The word that names the layer.
     pub const fn name(&self) -> &'static str {
         match self {
@@ -132,10 +146,21 @@ impl fmt::Display for LayerSpec {
                 write_limits(&mut items, *limits);
                 items.extend(group.iter().map(|name| format!("group:{name}")));
             }
-            Self::Dirty { name, granularity } => {
+            Self::Dirty {
+                name,
+                granularity,
+                persist,
+            } => {
                 items.push(name.clone());
                 if *granularity != GRANULARITY {
                     items.push(format!("granularity:{}", Size(*granularity)));
+                }
+                if let Some(persist) = persist {
+                    if persist.sync {
+                        items.push("sync:on".to_owned());
+                    }
+                    // Last: it may have slashes.
+                    items.push(format!("persist:{}", persist.path.to_string_lossy()));
                 }
             }
             Self::Errors { read, write } => match (read, write) {

@@ -157,7 +157,22 @@ impl Stack {
     /// The layers don't go together, one can't be made or would change the disk's abilities, or the stack
     /// is fixed. Nothing changed then.
     pub fn change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
-        self.try_change(layers)?;
+        self.edit(|_| Ok(layers.to_vec()))
+    }
+
+    /// As [`Stack::change`], to what `edit` makes of the layers there are. Nobody else changes them meanwhile.
+    ///
+    /// # Errors
+    /// That of `edit`, or as for [`Stack::change`].
+    pub fn edit<E: From<StackError>>(
+        &self,
+        edit: impl FnOnce(Vec<LayerSpec>) -> Result<Vec<LayerSpec>, E>,
+    ) -> Result<(), E> {
+        {
+            let mut current = self.built();
+            let layers = edit(current.iter().map(Built::now).collect())?;
+            self.try_change(&mut current, &layers)?;
+        }
         let sees = self.sees_requests();
         for listener in self.listeners().clone() {
             listener(sees);
@@ -165,10 +180,9 @@ impl Stack {
         Ok(())
     }
 
-    fn try_change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
-        let mut current = self.built();
+    fn try_change(&self, current: &mut Vec<Built>, layers: &[LayerSpec]) -> Result<(), StackError> {
         let origin = Origin {
-            before: &current,
+            before: current,
             groups: &self.groups,
             listeners: &self.policy_listeners,
         };
@@ -190,6 +204,9 @@ impl Stack {
             return Err(StackError::Abilities(changes.spec.to_string()));
         }
         built.iter().try_for_each(Built::apply)?;
+        let stays = |old: &&Built| built.iter().any(|new| new.spec == old.spec);
+        let mut leaving = current.iter().filter(|old| !stays(old));
+        leaving.try_for_each(Built::leave)?;
         switch.switch(top(&self.base, &built));
         *current = built;
         Ok(())

@@ -6,7 +6,7 @@
 //! | layer | syntax |
 //! |---|---|
 //! | limits | `throttle=[iops:N][/read_iops:N][/write_iops:N][/bandwidth:B][/read_bandwidth:B][/write_bandwidth:B][/group:NAME]` |
-//! | a bitmap of changes | `dirty=NAME[/granularity:SIZE]` |
+//! | a bitmap of changes | `dirty=NAME[/granularity:SIZE][/sync:on\|off][/persist:PATH]` |
 //! | what failed is kept and tried again | `rerror=report\|stop`, `werror=report\|stop\|enospc`; or both, `errors=rerror:stop/werror:enospc` |
 //! | counts and latencies | `meter` |
 //! | checksums | `verify` |
@@ -14,7 +14,7 @@
 //!
 //! `N` is operations a second, `B` bytes a second, with K, M, G, T, P in binary units. After a limit may
 //! stand `/burst:RATE`, and after that `/length:SECONDS` (1): the rate that holds for so long after a quiet
-//! time. The disk itself is a [`DiskSpec`].
+//! time. `PATH` goes to the end, but for `/granularity` and `/sync`. The disk itself is a [`DiskSpec`].
 //!
 //! ```
 //! use virtio_blk_disks::stack::{Groups, StackSpec};
@@ -99,7 +99,7 @@ impl<D: fmt::Display> fmt::Display for StackSpec<D> {
         write!(f, "{}", self.disk)?;
         self.layers
             .iter()
-            .try_for_each(|layer| write!(f, ",{layer}"))
+            .try_for_each(|layer| write!(f, ",{}", layer.to_string().replace(',', ",,")))
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::StackSpec;
 use super::layer::{FaultSpec, GRANULARITY, LayerSpec, named};
+use crate::dirty::PersistOptions;
 use crate::policy::OnError;
 use crate::spec::{SpecError, bytes, split, switch};
 use crate::throttle::{Burst, Limits, Rate};
@@ -243,25 +244,59 @@ fn dirty(value: &str) -> Result<LayerSpec, SpecError> {
             example: "dirty=backup",
         });
     }
-    let mut granularity = GRANULARITY;
-    for (word, value) in items(rest, &[])? {
-        if word != "granularity" {
-            return Err(SpecError::Option {
-                option: word.to_owned(),
-                format: "dirty",
-                allowed: "it has granularity",
+    // A path has slashes itself: it ends where one of the other words stands.
+    let (rest, mut path) = match rest.split_once("persist:") {
+        Some((before, path)) if before.is_empty() || before.ends_with('/') => (before, Some(path)),
+        _ => (rest, None),
+    };
+    let mut words: Vec<&str> = rest.split('/').collect();
+    while let Some((before, last)) = path.and_then(|path| path.rsplit_once('/'))
+        && ["granularity:", "sync:"]
+            .iter()
+            .any(|word| last.starts_with(word))
+    {
+        words.push(last);
+        path = Some(before);
+    }
+    let (mut granularity, mut sync) = (GRANULARITY, None);
+    for (word, value) in items(&words.join("/"), &[])? {
+        match word {
+            "granularity" => {
+                granularity = bytes(value)
+                    .filter(|bytes| bytes.is_power_of_two() && *bytes >= 512)
+                    .ok_or_else(|| {
+                        let allowed = "a power of two from 512 (bytes), such as 64K";
+                        wrong("granularity", value, allowed)
+                    })?;
+            }
+            "sync" => sync = Some(switch("sync", value)?),
+            _ => {
+                return Err(SpecError::Option {
+                    option: word.to_owned(),
+                    format: "dirty",
+                    allowed: "it has granularity, persist and sync",
+                });
+            }
+        }
+    }
+    let persist = match path {
+        Some("") => return Err(wrong("persist", "", "the path of a file")),
+        Some(path) => Some(PersistOptions {
+            path: path.into(),
+            sync: sync.unwrap_or_default(),
+        }),
+        None if sync.is_some() => {
+            return Err(SpecError::NoValue {
+                layer: "sync",
+                example: "dirty=backup/sync:on/persist:/var/lib/backup.bitmap",
             });
         }
-        granularity = bytes(value)
-            .filter(|bytes| bytes.is_power_of_two() && *bytes >= 512)
-            .ok_or_else(|| {
-                let allowed = "a power of two from 512 (bytes), such as 64K";
-                wrong("granularity", value, allowed)
-            })?;
-    }
+        None => None,
+    };
     Ok(LayerSpec::Dirty {
         name: name("dirty", bitmap)?,
         granularity,
+        persist,
     })
 }
 

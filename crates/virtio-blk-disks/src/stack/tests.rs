@@ -8,6 +8,7 @@ use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 
 use super::*;
 use crate::MemoryDisk;
+use crate::dirty::PersistOptions;
 use crate::meter::OpClass;
 use crate::policy::OnError;
 use crate::switch::HoldError;
@@ -74,10 +75,59 @@ fn a_disk_takes_layers_from_the_medium_upwards() {
             LayerSpec::Dirty {
                 name: "backup".to_owned(),
                 granularity: 1 << 20,
+                persist: None,
             },
             LayerSpec::Meter,
         ]
     );
+}
+
+#[test]
+fn the_file_of_a_bitmap_may_stand_anywhere() {
+    let persist = |path: &str, sync| {
+        Some(PersistOptions {
+            path: path.into(),
+            sync,
+        })
+    };
+    let dirty = |granularity, persist| LayerSpec::Dirty {
+        name: "a".to_owned(),
+        granularity,
+        persist,
+    };
+    for (text, wanted) in [
+        (
+            "dirty=a/persist:/x/y",
+            dirty(64 << 10, persist("/x/y", false)),
+        ),
+        (
+            "dirty=a/persist:/x/y/sync:on",
+            dirty(64 << 10, persist("/x/y", true)),
+        ),
+        (
+            "dirty=a/granularity:4K/persist:y/sync:on",
+            dirty(4096, persist("y", true)),
+        ),
+        (
+            "dirty=a/sync:on/persist:/x/granularity:4K",
+            dirty(4096, persist("/x", true)),
+        ),
+    ] {
+        assert_eq!(layer(text), wanted, "{text}");
+        assert_eq!(layer(&wanted.to_string()), wanted, "{text}");
+    }
+    let spec = parse("raw:x,dirty=a/persist:/a,,b,meter");
+    assert_eq!(spec.layers[0], dirty(64 << 10, persist("/a,b", false)));
+    assert_eq!(spec.to_string(), "raw:x,dirty=a/persist:/a,,b,meter");
+    for (text, word) in [
+        ("memory:1M,dirty=a/persist:", "path of a file"),
+        ("memory:1M,dirty=a/sync:on", "persist:"),
+        ("memory:1M,dirty=a/sync:maybe/persist:/x", "`maybe`"),
+        ("memory:1M,dirty=a/persist:/x/sync:on/sync:on", "twice"),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(word), "{text}: {message}");
+    }
 }
 
 #[test]
@@ -267,6 +317,8 @@ fn layers_that_stay_keep_what_they_know() {
     let stack = live("memory:1M,meter,dirty=backup/granularity:512");
     let disk = stack.disk();
     let mut queue = disk.open_queue(4).unwrap();
+    let bitmap = |stack: &Stack| stack.dirty("backup").unwrap().bitmap("backup").unwrap();
+    bitmap(&stack).clear().unwrap();
     write(&mut *queue, 1);
     stack
         .change(&layers(&[
@@ -283,17 +335,18 @@ fn layers_that_stay_keep_what_they_know() {
         meter.total().class(OpClass::Write).count()
     };
     assert_eq!(writes(&stack), 2);
-    let bitmap = stack.dirty("backup").unwrap().bitmap("backup").unwrap();
-    assert_eq!(bitmap.changes().ranges, [(512, 512), (1536, 512)]);
-    // Another granularity is another bitmap.
+    let known = bitmap(&stack).changes().ranges;
+    assert_eq!(known, [(512, 512), (1536, 512)]);
+    // Another granularity is another bitmap, which does not know what changed before.
     let other = layers(&["dirty=backup/granularity:1K", "meter"]);
     stack.change(&other).unwrap();
-    let bitmap = stack.dirty("backup").unwrap().bitmap("backup").unwrap();
-    assert_eq!(bitmap.changes().ranges, []);
+    let other = bitmap(&stack);
+    assert_eq!(other.changes().ranges, [(0, 1 << 20)]);
+    other.clear().unwrap();
     stack.change(&[]).unwrap();
     assert!(!stack.sees_requests() && stack.meter().is_none());
     write(&mut *queue, 5);
-    assert_eq!(bitmap.changes().ranges, []);
+    assert_eq!(other.changes().ranges, []);
 }
 
 #[test]
@@ -412,10 +465,19 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
             limits,
             group: Some(group),
         }),
-        ("[A-Za-z0-9._-]{1,64}", 9_u32..40).prop_map(|(name, exponent)| LayerSpec::Dirty {
-            name,
-            granularity: 1 << exponent,
-        }),
+        (
+            "[A-Za-z0-9._-]{1,64}",
+            9_u32..40,
+            proptest::option::of(("[ -~]{1,20}", any::<bool>())),
+        )
+            .prop_map(|(name, exponent, persist)| LayerSpec::Dirty {
+                name,
+                granularity: 1 << exponent,
+                persist: persist.map(|(path, sync)| PersistOptions {
+                    path: path.into(),
+                    sync,
+                }),
+            }),
         (
             proptest::option::of(prop_oneof![Just(OnError::Report), Just(OnError::Stop)]),
             proptest::option::of(prop_oneof![

@@ -49,7 +49,7 @@ impl Checker {
 impl Observer for Checker {
     type Noted = Noted;
 
-    fn admit(&self, kind: &OpKind) -> Result<(), DiskError> {
+    fn admit(&self, kind: &OpKind, _: usize) -> Result<(), DiskError> {
         match *kind {
             OpKind::Discard { len, .. }
             | OpKind::SecureErase { len, .. }
