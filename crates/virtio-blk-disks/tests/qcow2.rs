@@ -10,11 +10,15 @@ mod qemu;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use common::{Act, BLOCK, Rig, act, directory, read, run, wait, write};
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, IoBuf, Op, OpKind, Submit, Token};
-use virtio_blk_disks::{DiskSpec, Engine, MemoryDisk, Qcow2Disk, Qcow2Options, VerifyDisk};
+use virtio_blk_disks::throttle::{Limits, Rate};
+use virtio_blk_disks::{
+    DiskSpec, Engine, MemoryDisk, Qcow2Disk, Qcow2Options, ThrottleDisk, ThrottleGroup, VerifyDisk,
+};
 
 const BLOCKS: u64 = 1024;
 const SIZE: usize = BLOCKS as usize * BLOCK;
@@ -836,4 +840,56 @@ fn clusters_behind_the_end_of_the_file() {
         qemu::check(&image);
         qemu::compare(&image, &model);
     }
+}
+
+/// Tables are read and written at the pace that the disk below is given, and at once when the queue is about to stop.
+#[test]
+fn a_limited_disk_below_is_waited_for_and_let_go() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=4k", SIZE);
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes.resize(64 << 20, 0);
+    let below: Arc<dyn Disk> = Arc::new(MemoryDisk::new(bytes.len() as u64).unwrap());
+    write(&mut *below.open_queue(1).unwrap(), 0, bytes).unwrap();
+    let group = ThrottleGroup::new(Limits::default()).unwrap();
+    let limit = |iops| {
+        let iops = Some(Rate::new(iops));
+        group
+            .set_limits(Limits {
+                iops,
+                ..Limits::default()
+            })
+            .unwrap();
+    };
+    let throttle = ThrottleDisk::<dyn Disk>::new(below, group.clone());
+    let disk = Qcow2Disk::over(Arc::new(throttle), &Qcow2Options::new(&image)).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    limit(300);
+    write(&mut *queue, 0, vec![1; 8192]).unwrap();
+    assert!(read(&mut *queue, 0, 8192).unwrap() == [1; 8192]);
+    limit(1);
+    let begun = Instant::now();
+    for token in 0..4 {
+        let op = Op {
+            token: Token(token),
+            kind: OpKind::Write {
+                offset: 16384 * (token + 1),
+                fua: false,
+            },
+            buf: IoBuf::from_vec(vec![2; 8192]),
+        };
+        assert!(matches!(queue.submit(op), Submit::Queued));
+    }
+    queue.flush_batch().unwrap();
+    queue.release_held();
+    let mut done = Vec::new();
+    while done.len() < 4 {
+        wait(&*queue);
+        queue.reap(&mut done).unwrap();
+    }
+    assert!(done.iter().all(|completion| completion.result.is_ok()));
+    // At the limit it is more than a second for each.
+    let time = begun.elapsed();
+    assert!(time < Duration::from_secs(4), "{time:?}");
 }
