@@ -133,7 +133,8 @@ impl Counts {
 
     /// Bytes of the file that the refcount table can count: the library makes a larger one beyond it.
     pub fn reach(&self) -> u64 {
-        (self.blocks.len() as u64) << (self.block_bits() + self.cluster_bits)
+        let each = 1_u64 << (self.block_bits() + self.cluster_bits);
+        each.saturating_mul(self.blocks.len() as u64)
     }
 
     /// Whether a block is at `offset`.
