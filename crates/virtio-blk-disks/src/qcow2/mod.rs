@@ -70,6 +70,8 @@ pub struct Qcow2Disk {
     /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
     control: Arc<Control>,
+    /// Held while the disk becomes active or inactive, or larger: that can take a while.
+    turn: Mutex<()>,
     /// None while the disk is not active.
     open: Mutex<Option<Open>>,
     /// What ended all changes of the image when the disk was active before: it has to be opened anew.
@@ -78,7 +80,7 @@ pub struct Qcow2Disk {
 
 /// An image that is in use.
 struct Open {
-    /// Shared with the queues and the threads only.
+    /// Shared with the queues, their threads, and who has the turn.
     image: Arc<Image>,
     /// Started by the first queue, ended by the last.
     pool: Weak<Pool>,
@@ -138,9 +140,14 @@ impl Qcow2Disk {
             below,
             caps,
             control,
+            turn: Mutex::default(),
             open: Mutex::new(Some(open)),
             failed: OnceLock::new(),
         })
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, Option<Open>> {
@@ -289,46 +296,47 @@ impl Disk for Qcow2Disk {
     }
 
     fn activate(&self) -> Result<(), DiskError> {
-        let mut state = self.state();
+        let _turn = self.turn();
         if let Some(failed) = self.failed.get() {
             failed.check()?;
         }
         if let Some(below) = &self.below {
             below.activate()?;
         }
-        if state.is_none() {
+        if self.state().is_none() {
             let opened = self.reopen();
             if let (Err(_), Some(below)) = (&opened, &self.below) {
                 // What went wrong first is the answer.
                 let _ = below.deactivate();
             }
-            *state = Some(opened?);
+            *self.state() = Some(opened?);
         }
         Ok(())
     }
 
     fn deactivate(&self) -> Result<(), DiskError> {
-        let mut state = self.state();
+        let _turn = self.turn();
         if !self.hands_over() {
-            return state.as_ref().map_or(Ok(()), |open| open.image.flush());
+            let image = self.state().as_ref().map(|open| open.image.clone());
+            return image.map_or(Ok(()), |image| image.flush());
         }
-        let closed = match state.take() {
-            Some(open) if Arc::strong_count(&open.image) > 1 => {
-                *state = Some(open);
-                return Err(DiskError::Config(format!(
-                    "{} can't be let go of: a queue of it is open",
-                    self.options.path.display()
-                )));
+        let mut state = self.state();
+        let shared = |open: &mut Open| Arc::strong_count(&open.image) > 1;
+        if state.as_mut().is_some_and(shared) {
+            return Err(DiskError::Config(format!(
+                "{} can't be let go of: a queue of it is open",
+                self.options.path.display()
+            )));
+        }
+        let open = state.take();
+        drop(state);
+        let closed = open.map_or(Ok(()), |open| {
+            let closed = open.image.finish();
+            if closed.is_err() || open.image.error().is_some() {
+                let _ = self.failed.set(open.image.frozen());
             }
-            Some(open) => {
-                let closed = open.image.finish();
-                if closed.is_err() || open.image.error().is_some() {
-                    let _ = self.failed.set(open.image.frozen());
-                }
-                closed
-            }
-            None => Ok(()),
-        };
+            closed
+        });
         let below = self.below.as_ref().map_or(Ok(()), |disk| disk.deactivate());
         closed.and(below)
     }
@@ -336,10 +344,9 @@ impl Disk for Qcow2Disk {
     /// Makes the guest's disk larger, stable. What is added reads as zeroes. Refused, too, while the disk is not active,
     /// and if the image's backing file reaches further than the image.
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
-        match &*self.state() {
-            Some(open) => open.image.grow(bytes),
-            None => Err(self.inactive()),
-        }
+        let _turn = self.turn();
+        let image = self.state().as_ref().map(|open| open.image.clone());
+        image.ok_or_else(|| self.inactive())?.grow(bytes)
     }
 
     fn listen(&self, listener: DiskListener) {
