@@ -75,6 +75,12 @@ impl Removed {
     }
 }
 
+/// Whether a segment lies in a mapping.
+fn is_in(mapping: &Mapping, segment: &libc::iovec) -> bool {
+    let offset = (segment.iov_base as usize).wrapping_sub(mapping.as_ptr() as usize);
+    offset < mapping.len()
+}
+
 fn identity(region: &Region) -> Option<Identity> {
     let stat = rustix::fs::fstat(&region.file).ok()?;
     (FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile).then_some(Identity {
@@ -221,7 +227,10 @@ impl AddressSpace {
             }
         }
         let mappings: Vec<_> = parts.iter().map(|part| part.mapping.clone()).collect();
-        table.ask_intact(move || !mappings.iter().any(|mapping| mapping.is_poisoned()));
+        table.ask_intact(move |segments| {
+            let mut poisoned = mappings.iter().filter(|mapping| mapping.is_poisoned());
+            !poisoned.any(|mapping| segments.iter().any(|segment| is_in(mapping, segment)))
+        });
         table.publish(&self.iotlb);
         let old = std::mem::replace(&mut self.parts, parts);
         let still = |part: &Part| {

@@ -294,15 +294,16 @@ impl Server {
             if events.broken {
                 return Err(ServerError::Broken(self.options.name.clone()));
             }
-            if events.message {
-                self.answer()?;
-            }
             let _ = self.shared.wake.read();
             if rang(&alarm) {
                 self.session.alarmed();
             }
             if self.shared.config_changed.swap(false, Ordering::AcqRel) {
                 self.session.push_config();
+            }
+            // Behind the above: a driver that comes reads what is true now.
+            if events.message {
+                self.answer()?;
             }
             if self.shared.stopping.load(Ordering::Acquire) && !finishing {
                 finishing = true;

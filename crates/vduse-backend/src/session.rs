@@ -302,6 +302,7 @@ impl Session {
 
     fn get_vq_state(&mut self, index: u32, deadline: Instant) -> Answer {
         let wake = self.wake.clone();
+        self.start_cut_off(deadline);
         let Some((number, queue)) = self.queue(index) else {
             return Answer::Failed;
         };
@@ -337,7 +338,6 @@ impl Session {
 
     fn set_vq_ready(&mut self, index: u32, ready: bool, deadline: Instant) -> Answer {
         let live = self.status.is_live();
-        let wake = self.wake.clone();
         let Some((number, queue)) = self.queue(index) else {
             return Answer::Failed;
         };
@@ -351,8 +351,8 @@ impl Session {
             }
             return Answer::Ok;
         }
-        queue.wish = Wish::Rest;
-        queue.begin_stop(Stop::Drain, &wake);
+        self.start_cut_off(deadline);
+        self.rest(number);
         if self.wait_stopped(number, deadline) {
             self.release_medium(deadline);
         } else {
@@ -368,7 +368,10 @@ impl Session {
             return Answer::Ok;
         }
         // Whoever goes on from here may do so on this medium.
-        if !self.stop_all(Stop::Drain, deadline) || !self.release_medium(deadline) {
+        if !self.start_cut_off(deadline)
+            || !self.stop_all(Stop::Drain, deadline)
+            || !self.release_medium(deadline)
+        {
             self.start_wanted();
             return Answer::Failed;
         }

@@ -13,8 +13,9 @@ use std::time::Instant;
 use common::{PATIENCE, Rig, StallDisk};
 use vduse_backend::message::{Answer, Request as Ask};
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskListener, IoQueue, Op, Submit, Wait,
+    Caps, Completion, Disk, DiskError, DiskListener, IoQueue, Op, Submit, Token, Wait,
 };
+use virtio_blk_core::testdisk::Mode;
 use virtio_blk_driver::request::Request;
 
 /// What a test decides, and what happened.
@@ -41,7 +42,10 @@ struct Handed {
 
 impl Handed {
     fn rig(queues: u16) -> (Self, Rig) {
-        let inner = StallDisk::new();
+        Self::over(StallDisk::new(), queues)
+    }
+
+    fn over(inner: StallDisk, queues: u16) -> (Self, Rig) {
         let disk = Self {
             inner: inner.clone(),
             script: Arc::default(),
@@ -141,6 +145,10 @@ impl IoQueue for HandedQueue {
     fn wait(&self) -> Wait<'_> {
         self.inner.wait()
     }
+
+    fn cancel(&mut self, token: Token) {
+        self.inner.cancel(token);
+    }
 }
 
 #[test]
@@ -234,6 +242,29 @@ fn a_disk_that_takes_its_time_delays_no_message() {
         "the first driver is gone"
     );
     rig.check();
+}
+
+/// What a dead server had in flight is in flight before a queue runs that has it.
+#[test]
+fn a_device_is_not_drained_before_what_was_in_flight_is_finished() {
+    let (disk, mut rig) = Handed::over(StallDisk::held(), 1);
+    rig.start();
+    let token = rig.submit(0, &Request::write(0, &[1; 512]));
+    while rig.disk.inner().held() == 0 {
+        std::thread::yield_now();
+    }
+    rig.die();
+    rig.disk.inner().set_mode(Mode::AtFlush);
+    disk.set(|script| script.slow = true);
+    rig.succeed();
+    assert_eq!(rig.bus.ask(Ask::Suspend), Some(Answer::Failed));
+    let state = Ask::GetVqState { index: 0 };
+    assert_eq!(rig.bus.ask(state), Some(Answer::Failed));
+    disk.set(|script| script.slow = false);
+    rig.ok(Ask::Suspend);
+    let done = rig.queues[0].poll().unwrap().unwrap();
+    assert_eq!(done.token, token);
+    assert_eq!(rig.told(0), 1);
 }
 
 /// A server that was killed may have the lock for a moment.

@@ -215,6 +215,28 @@ fn memory_is_added_and_taken_away_under_requests() {
     rig.check();
 }
 
+/// A slow disk loses only what it works on.
+#[test]
+fn memory_taken_away_fails_no_request_that_does_not_use_it() {
+    let mut rig = Rig::new(1);
+    let more = vduse_backend::fake::FakeRegion {
+        file: std::sync::Arc::new(common::memfd(1 << 16).into()),
+        first: BASE - (1 << 20),
+        last: BASE - (1 << 20) + 0xfff,
+        ..rig.region()
+    };
+    rig.bus.set_regions(vec![rig.region(), more]);
+    rig.start();
+    let token = rig.hang(0, &Request::write(3, &[3; 512]));
+    rig.map(vec![rig.region()]);
+    rig.disk.go_on();
+    let done = rig.answer(0);
+    assert_eq!(done.token, token);
+    assert!(done.is_ok());
+    assert_eq!(rig.disk.inner().content(3 * 512, 512), [3; 512]);
+    rig.check();
+}
+
 #[test]
 fn memory_taken_away_from_a_disk_that_hangs_is_not_touched_any_more() {
     let mut rig = Rig::new(1);

@@ -12,7 +12,7 @@ use virtio_blk_core::runner::Stop;
 use super::Session;
 use crate::kernel::VqInfo;
 use crate::queue::{Context, Queue, Wish, Worker};
-use crate::state::State;
+use crate::state::{Place, State};
 
 /// Queues whose state was told go on after this time, all together, if there is no message and no kick.
 const HOLD: Duration = Duration::from_millis(500);
@@ -77,8 +77,12 @@ impl Session {
     fn ask(&mut self) -> Vec<(u16, VqInfo)> {
         let mut found = Vec::new();
         let (mut failed, mut later) = (None, false);
-        for (index, queue) in (0..).zip(&mut self.queues) {
-            if !queue.is_waiting() {
+        let due: Vec<bool> = (0..)
+            .zip(&self.queues)
+            .map(|(index, queue)| self.is_due(index, queue))
+            .collect();
+        for ((index, queue), due) in (0..).zip(&mut self.queues).zip(due) {
+            if !due {
                 continue;
             }
             match self.file.vq_info(index) {
@@ -113,23 +117,53 @@ impl Session {
 
     /// Whether queues may start, as far as messages decide that.
     fn may_start(&self) -> bool {
-        self.status.is_live()
-            && !self.state.is_suspended()
-            && self.held_until.is_none()
-            && self.finish_by.is_none()
+        self.status.is_live() && !self.state.is_suspended() && self.finish_by.is_none()
+    }
+
+    /// Whether a queue should start now. A hold is for queues whose state was told; one that an earlier server left with
+    /// requests in flight is none of those.
+    fn is_due(&self, index: u16, queue: &Queue) -> bool {
+        queue.is_waiting() && (self.held_until.is_none() || self.is_cut_off(index))
+    }
+
+    /// Whether an earlier server may have left requests of this queue in flight, which is not running.
+    fn is_cut_off(&self, index: u16) -> bool {
+        matches!(self.state.place(index), Place::Started { .. })
+    }
+
+    fn any_due(&self) -> bool {
+        (0..)
+            .zip(&self.queues)
+            .any(|(index, queue)| self.is_due(index, queue))
+    }
+
+    /// Has queues started that an earlier server left with requests in flight: before these are finished, no queue is
+    /// drained. Returns whether there are none any more that wait.
+    pub(super) fn start_cut_off(&mut self, deadline: Instant) -> bool {
+        let waits = |session: &Self| {
+            let mut queues = (0..).zip(&session.queues);
+            queues.any(|(index, queue)| queue.is_waiting() && session.is_cut_off(index))
+        };
+        if !self.may_start() || !waits(self) {
+            return true;
+        }
+        self.medium.want(true);
+        let _ = self.medium.wait(deadline);
+        self.start_wanted();
+        !waits(self)
     }
 
     /// Whether the disk is in use, or should be.
     pub(super) fn needs_medium(&self) -> bool {
         let running = self.queues.iter().any(|queue| !queue.is_idle());
-        let starting = self.may_start() && self.queues.iter().any(Queue::should_run);
+        let starting = self.may_start() && self.any_due();
         running || starting || !self.abandoned.is_empty()
     }
 
     /// Starts the queues that should run and don't.
     pub(super) fn start_wanted(&mut self) {
         self.retry_at = None;
-        if !self.may_start() || !self.queues.iter().any(Queue::is_waiting) {
+        if !self.may_start() || !self.any_due() {
             return;
         }
         if !self.abandoned.is_empty() {
@@ -215,6 +249,14 @@ impl Session {
         queues.fold(true, |stopped, (index, queue)| {
             queue.wait_stopped(index, state, deadline) && stopped
         })
+    }
+
+    /// Begins to stop one queue, which should not run any more.
+    pub(super) fn rest(&mut self, index: u16) {
+        if let Some(queue) = self.queues.get_mut(usize::from(index)) {
+            queue.wish = Wish::Rest;
+            queue.begin_stop(Stop::Drain, &self.wake);
+        }
     }
 
     /// Waits for a stop of one queue that was begun. Returns whether it stands still.

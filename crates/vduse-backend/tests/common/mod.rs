@@ -20,7 +20,7 @@ use virtio_blk_core::disk::{
 };
 use virtio_blk_core::memory::Permissions;
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
-use virtio_blk_core::testdisk::TestDisk;
+use virtio_blk_core::testdisk::{Mode, TestDisk, WaitKind};
 use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
 use virtio_blk_driver::testmem::Space;
@@ -36,7 +36,7 @@ pub const SECTORS: u64 = 256;
 pub const QUEUE_SIZE: u16 = 32;
 /// Guest memory for the queues of one life of the driver.
 const LIFE: u64 = 1 << 20;
-/// Lives of the driver in one test.
+/// Lives of the driver before memory is used again.
 const LIVES: u64 = 8;
 /// Where guest memory begins for the device.
 pub const BASE: u64 = 1 << 32;
@@ -98,25 +98,22 @@ impl StallDisk {
     /// Another kind of disk.
     pub fn with_caps(caps: Caps) -> Self {
         let inner = TestDisk::new(caps);
-        let inner = inner.with_mode(
-            virtio_blk_core::testdisk::Mode::Inline,
-            virtio_blk_core::testdisk::WaitKind::Inline,
-        );
         Self {
-            inner,
+            inner: inner.with_mode(Mode::Inline, WaitKind::Inline),
             gate: Arc::default(),
         }
     }
 
     /// A disk that never hangs, but completes when a test says so, and is waited for by a descriptor.
     pub fn held() -> Self {
-        let disk = Self::new();
+        Self::new().queueing(Mode::Held, WaitKind::Fd)
+    }
+
+    /// The same, with another way to complete and to tell that.
+    pub fn queueing(self, mode: Mode, wait: WaitKind) -> Self {
         Self {
-            inner: disk.inner.with_mode(
-                virtio_blk_core::testdisk::Mode::Held,
-                virtio_blk_core::testdisk::WaitKind::Fd,
-            ),
-            ..disk
+            inner: self.inner.with_mode(mode, wait),
+            ..self
         }
     }
 
@@ -402,8 +399,8 @@ impl Rig {
     }
 
     pub fn set_queues_up(&mut self) {
-        assert!(self.life < LIVES);
-        let base = GuestAddress(BASE + self.life * LIFE);
+        // Memory is used again after so many lives.
+        let base = GuestAddress(BASE + self.life % LIVES * LIFE);
         let mut space = Space::new(&[(base, LIFE)]);
         self.life += 1;
         self.queues.clear();

@@ -233,7 +233,7 @@ impl IoBuf {
             let keep: &dyn Any = &**keep;
             keep.downcast_ref::<Translated>()
         });
-        translated.is_none_or(|table| table.is_intact())
+        translated.is_none_or(|table| table.is_intact(self.segments()))
     }
 
     /// Appends to `out` the pieces that cover this buffer from byte `offset` on: at most `max_len`

@@ -111,7 +111,10 @@ pub struct IotlbTable {
 
 /// How to ask whether memory is still there.
 #[derive(Clone)]
-struct Intact(Arc<dyn Fn() -> bool + Send + Sync>);
+struct Intact(Arc<AreIntact>);
+
+/// Whether the memory of these segments is still there.
+type AreIntact = dyn Fn(&[libc::iovec]) -> bool + Send + Sync;
 
 impl fmt::Debug for Intact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -131,15 +134,16 @@ impl IotlbTable {
         }
     }
 
-    /// Says how to ask whether all of the memory is still there, where it can be taken away under whoever
-    /// uses it: [`crate::disk::IoBuf::is_intact`] does. `intact` is called often, on any thread.
-    pub fn ask_intact(&mut self, intact: impl Fn() -> bool + Send + Sync + 'static) {
+    /// Says how to ask whether the memory at these host addresses is still there, where it can be taken away under
+    /// whoever uses it: [`crate::disk::IoBuf::is_intact`] does. A buffer may keep memory mapped that it does not use;
+    /// only its own segments are asked about. `intact` is called often, on any thread.
+    pub fn ask_intact(&mut self, intact: impl Fn(&[libc::iovec]) -> bool + Send + Sync + 'static) {
         self.intact = Some(Intact(Arc::new(intact)));
     }
 
-    /// Whether the memory is still there, as far as can be told.
-    pub(crate) fn is_intact(&self) -> bool {
-        self.intact.as_ref().is_none_or(|Intact(intact)| intact())
+    /// Whether the memory of these segments is still there, as far as can be told.
+    pub(crate) fn is_intact(&self, segments: &[libc::iovec]) -> bool {
+        (self.intact.as_ref()).is_none_or(|Intact(intact)| intact(segments))
     }
 
     /// Adds a mapping.

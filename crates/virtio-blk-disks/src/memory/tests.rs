@@ -277,7 +277,7 @@ fn data_that_was_taken_away_is_not_stored() {
     let there = Arc::new(std::sync::atomic::AtomicBool::new(true));
     let mut table = IotlbTable::new();
     let asked = there.clone();
-    table.ask_intact(move || asked.load(Ordering::SeqCst));
+    table.ask_intact(move |_| asked.load(Ordering::SeqCst));
     let iotlb = Iotlb::new(table);
     for (intact, expected) in [(false, 3), (true, 0)] {
         there.store(intact, Ordering::SeqCst);

@@ -202,7 +202,7 @@ fn data_that_was_taken_away_is_no_write() {
         asked.store(0, Ordering::Relaxed);
         let count = asked.clone();
         let mut table = IotlbTable::new();
-        table.ask_intact(move || count.fetch_add(1, Ordering::Relaxed) != gone_at);
+        table.ask_intact(move |_| count.fetch_add(1, Ordering::Relaxed) != gone_at);
         let mut buf = IoBuf::new();
         let iotlb = Iotlb::new(table);
         buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));

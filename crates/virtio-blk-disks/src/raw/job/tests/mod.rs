@@ -483,7 +483,7 @@ fn data_that_was_taken_away_is_not_written() {
     let there = Arc::new(AtomicBool::new(true));
     let mut table = IotlbTable::new();
     let asked = there.clone();
-    table.ask_intact(move || asked.load(Ordering::SeqCst));
+    table.ask_intact(move |_| asked.load(Ordering::SeqCst));
     let iotlb = Iotlb::new(table);
     for intact in [false, true] {
         there.store(intact, Ordering::SeqCst);
