@@ -2,7 +2,8 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# Passes the tests on a machine that has Rust and a C linker. Arguments go to `cargo test`.
+# Passes the tests on a machine that has Rust and a C linker. Arguments go to `cargo test`, or to the command in CARGO_TEST
+# that takes its place (`cargo xtask coverage`).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -33,7 +34,9 @@ fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-cargo test --workspace --all-features --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
+# Two words at least.
+read -ra test <<<"${CARGO_TEST:-cargo test}"
+"${test[@]}" --workspace --all-features --no-fail-fast "$@" 2>&1 | tee "$log" || status=$?
 
 # One line for all of cargo's `test result:` lines.
 awk '/^test result:/ {

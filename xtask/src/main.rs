@@ -25,7 +25,7 @@ struct Cli {
 enum Command {
     /// Run lab scripts in a small virtual machine with a Debian kernel
     Lab(lab::Args),
-    /// Measure the tests' coverage and compare it with the recorded score
+    /// Run the tests, measure their coverage and compare it with the recorded score
     Coverage(coverage::Args),
     /// Run the fuzz targets, from their seeds, for some time each
     Fuzz(fuzz::Args),
