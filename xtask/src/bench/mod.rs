@@ -92,9 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         servers: wants(args.servers)
             .then(|| servers::measure(args.image, args.seconds, args.rounds, args.dir.as_deref()))
             .transpose()?,
-        vdpa: wants(args.vdpa)
-            .then(|| vdpa::measure(args.seconds, args.rounds))
-            .transpose()?,
+        vdpa: wants(args.vdpa).then(vdpa::measure).transpose()?,
         paths: wants(args.paths).then(paths::measure).transpose()?,
         machine: machine::Machine::look()?,
     };

@@ -7,7 +7,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use super::{callgrind, said};
+use super::callgrind;
 use crate::command::{Error, need_program};
 
 /// The most that the layer may add, in percent.
@@ -30,8 +30,6 @@ struct Requests {
     batch: u64,
     /// Per request, in the device.
     instructions: f64,
-    /// Requests per second, driver and verification included: the median.
-    rate: f64,
 }
 
 /// One kind of memory.
@@ -48,22 +46,12 @@ struct Lookups {
 ///
 /// # Errors
 /// valgrind is missing and can't be installed, or something fails.
-pub fn measure(seconds: f64, rounds: u32) -> Result<Report, Error> {
+pub fn measure() -> Result<Report, Error> {
     need_program("valgrind", "valgrind")?;
     let mut requests = Vec::new();
     for write in [false, true] {
         for batch in [1, 32] {
-            let layers = ["none", "strict", "compat"];
-            let mut rates = layers.map(|_| Vec::new());
-            // The layers take turns, so that what else the machine does meets all of them.
-            for _ in 0..rounds {
-                for (layer, rates) in layers.iter().zip(&mut rates) {
-                    let mut args = arguments(layer, write, batch);
-                    args.push(format!("--seconds={seconds}"));
-                    rates.push(run(&args)?);
-                }
-            }
-            for (layer, mut rates) in layers.into_iter().zip(rates) {
+            for layer in ["none", "strict", "compat"] {
                 eprintln!("counting: {layer}, write {write}, {batch} per kick");
                 let count = |batches: u64| {
                     let mut args = arguments(layer, write, batch);
@@ -71,13 +59,11 @@ pub fn measure(seconds: f64, rounds: u32) -> Result<Report, Error> {
                     callgrind::count("vdpa-cost", "vdpa_cost::serve*", &args)
                 };
                 let more = count(2 * SHORT)? - count(SHORT)?;
-                rates.sort_by(f64::total_cmp);
                 requests.push(Requests {
                     layer,
                     write,
                     batch,
                     instructions: more / (SHORT * batch) as f64,
-                    rate: rates.get(rates.len() / 2).copied().unwrap_or_default(),
                 });
             }
         }
@@ -125,20 +111,12 @@ fn arguments(layer: &str, write: bool, batch: u64) -> Vec<String> {
     args
 }
 
-/// Requests per second.
-fn run(args: &[String]) -> Result<f64, Error> {
-    let said = said("vdpa-cost", args)?;
-    let rate = said.trim().parse();
-    rate.map_err(|_| Error::Other(format!("vdpa-cost says {said}, which is no rate")))
-}
-
 /// The tables.
 pub fn tables(report: &Report) -> String {
     let mut text = format!(
         "4 KiB requests on a memory disk; instructions of the device per request (target: the strict \
-         layer adds at most {TARGET} percent), and requests per second with the driver and the \
-         verification, all on one thread:\n\n\
-         | request | layer | instructions | added | requests/s | to none |\n|---|---|--:|--:|--:|--:|\n"
+         layer adds at most {TARGET} percent):\n\n\
+         | request | layer | instructions | added |\n|---|---|--:|--:|\n"
     );
     for row in &report.requests {
         let verb = if row.write { "write" } else { "read" };
@@ -146,21 +124,17 @@ pub fn tables(report: &Report) -> String {
             .requests
             .iter()
             .find(|b| b.layer == "none" && (b.write, b.batch) == (row.write, row.batch));
-        let (added, slower) = base.filter(|_| row.layer != "none").map_or_else(
-            || (String::new(), String::new()),
-            |base| {
+        let added = base
+            .filter(|_| row.layer != "none")
+            .map_or_else(String::new, |base| {
                 let added = 100.0 * (row.instructions / base.instructions - 1.0);
-                (
-                    format!("{added:+.1} %"),
-                    format!("{:.2}", row.rate / base.rate),
-                )
-            },
-        );
+                format!("{added:+.1} %")
+            });
         // Writing to a String does not fail.
         let _ = writeln!(
             text,
-            "| {verb}, {} per kick | {} | {:.0} | {added} | {:.0} | {slower} |",
-            row.batch, row.layer, row.instructions, row.rate
+            "| {verb}, {} per kick | {} | {:.0} | {added} |",
+            row.batch, row.layer, row.instructions
         );
     }
     text += "\nInstructions of a lookup of 4 KiB by `GuestMap::translate`:\n\n\
