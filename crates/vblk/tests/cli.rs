@@ -237,7 +237,13 @@ fn unusable_images() {
     refused(&format!("raw:{missing}"), &[&missing, "No such file"]);
     refused(&format!("raw:{}", place.0.path().display()), &["directory"]);
     let odd = place.image(1000);
-    refused(&format!("raw:{odd}"), &[&odd, "512"]);
+    // It can be read, though not written.
+    let disk = &format!("raw:{odd}");
+    let serve = ["serve", "vhost-user", "--disk", disk, "--socket", socket];
+    assert_refused(&serve, 1, &[&odd, "512", "readonly=on"]);
+    let shown = vblk(&["--json", "disk", "info", disk]);
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("\"read_only\":true"), "{shown}");
     refused("raw:/dev/null", &["/dev/null"]);
     assert!(!Path::new(socket).exists());
 }
