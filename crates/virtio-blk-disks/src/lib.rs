@@ -34,7 +34,7 @@ pub use null::NullDisk;
 pub use policy::PolicyDisk;
 #[cfg(feature = "qcow2")]
 pub use qcow2::{Qcow2Disk, Qcow2Options};
-pub use raw::{Engine, RawDisk, RawOptions};
+pub use raw::{Engine, Lock, RawDisk, RawOptions};
 pub use spec::{DiskSpec, SpecError};
 pub use stack::{Stack, StackSpec};
 pub use switch::SwitchDisk;

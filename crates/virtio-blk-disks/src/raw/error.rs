@@ -5,8 +5,11 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use virtio_blk_core::disk::DiskError;
+
+use super::lock::Holder;
 
 /// Why a file could not become a disk. Every message names the file and what to do.
 #[derive(Debug, thiserror::Error)]
@@ -41,14 +44,17 @@ pub enum OpenError {
     },
     /// Somebody else holds a lock on the file.
     #[error(
-        "{path} is locked: another process uses it (a virtual machine, qemu-storage-daemon, vblk). \
-         `fuser -v {path}` or `lsof {path}` shows which. End that one; or, if you are certain that \
-         nothing else writes to the file, open it with lock=off",
+        "{path} is locked: {holder}; or, if you are certain that nothing else writes to the file, open it with \
+         lock=off (waited {waited:?} for it)",
         path = path.display()
     )]
     Locked {
         /// The file.
         path: PathBuf,
+        /// Who does.
+        holder: Holder,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// The file system can't lock files.
     #[error(

@@ -10,13 +10,14 @@ mod engine;
 mod error;
 mod host_file;
 mod job;
+mod lock;
 mod medium;
 mod options;
 mod probe;
 pub(crate) mod sys;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[cfg(feature = "qcow2")]
 use std::{fs::File, io, os::unix::fs::FileTypeExt};
 
@@ -26,6 +27,7 @@ use engine::Plan;
 pub use error::OpenError;
 #[cfg(feature = "qcow2")]
 pub(crate) use host_file::HostFile;
+pub use lock::{Holder, Lock};
 use medium::Medium;
 pub use options::{Engine, RawOptions};
 
@@ -37,6 +39,14 @@ pub use options::{Engine, RawOptions};
 pub struct RawDisk {
     medium: Arc<Medium>,
     plan: Plan,
+    handover: Option<Handover>,
+}
+
+/// A lock that is held while the disk is in use.
+#[derive(Debug)]
+struct Handover {
+    writer: bool,
+    active: Mutex<bool>,
 }
 
 /// Whether disks of this process can use io_uring.
@@ -56,7 +66,12 @@ pub(crate) fn open_file(options: &RawOptions) -> Result<File, OpenError> {
 /// Locks a file, shared if the options say that it is read-only.
 #[cfg(feature = "qcow2")]
 pub(crate) fn lock_file(file: &File, options: &RawOptions) -> Result<(), OpenError> {
-    probe::lock(file, !options.read_only, options.path())
+    lock::lock(
+        file,
+        !options.read_only,
+        lock::OPEN_PATIENCE,
+        options.path(),
+    )
 }
 
 /// The size in bytes of a file that may be a block device.
@@ -64,6 +79,12 @@ pub(crate) fn lock_file(file: &File, options: &RawOptions) -> Result<(), OpenErr
 pub(crate) fn file_size(file: &File) -> io::Result<u64> {
     let is_device = file.metadata()?.file_type().is_block_device();
     probe::size(file, is_device)
+}
+
+impl Handover {
+    fn active(&self) -> MutexGuard<'_, bool> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl RawDisk {
@@ -74,7 +95,15 @@ impl RawDisk {
     pub fn open(options: &RawOptions) -> Result<Self, OpenError> {
         let medium = Arc::new(probe::open(options)?);
         let plan = Plan::choose(options.engine, &medium)?;
-        Ok(Self { medium, plan })
+        let by_use = options.lock == Lock::Handover && !options.inspect;
+        Ok(Self {
+            medium,
+            plan,
+            handover: by_use.then(|| Handover {
+                writer: !options.read_only,
+                active: Mutex::new(false),
+            }),
+        })
     }
 
     /// A file that another format keeps its data in: offsets are the file's, and the file may grow.
@@ -82,7 +111,11 @@ impl RawDisk {
     pub(crate) fn over(file: File, options: &RawOptions) -> Result<Self, OpenError> {
         let medium = Arc::new(probe::over(file, options));
         let plan = Plan::choose(options.engine, &medium)?;
-        Ok(Self { medium, plan })
+        Ok(Self {
+            medium,
+            plan,
+            handover: None,
+        })
     }
 
     /// Makes everything stable that was written, by a call that waits.
@@ -126,6 +159,14 @@ impl Disk for RawDisk {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        if let Some(handover) = &self.handover
+            && !*handover.active()
+        {
+            return Err(DiskError::Config(format!(
+                "{} is not in use: with lock=handover a disk must be activated before its first queue starts",
+                self.medium.path.display()
+            )));
+        }
         self.plan.open_queue(&self.medium, depth)
     }
 
@@ -135,6 +176,44 @@ impl Disk for RawDisk {
 
     fn refresh(&self) -> Result<(), DiskError> {
         Ok(self.medium.refresh()?)
+    }
+
+    /// Takes the lock of [`Lock::Handover`], waiting up to 5 seconds for who holds it, and looks at the size again.
+    fn activate(&self) -> Result<(), DiskError> {
+        let Some(handover) = &self.handover else {
+            return Ok(());
+        };
+        let mut active = handover.active();
+        if *active {
+            return Ok(());
+        }
+        let (file, path) = (self.medium.file.file(), &self.medium.path);
+        lock::lock(file, handover.writer, lock::HANDOVER_PATIENCE, path)?;
+        if let Err(error) = self.medium.refresh() {
+            lock::unlock(file);
+            return Err(error.into());
+        }
+        *active = true;
+        Ok(())
+    }
+
+    /// Makes everything stable that was written, for who comes next may be another host, and lets go of the lock of
+    /// [`Lock::Handover`].
+    fn deactivate(&self) -> Result<(), DiskError> {
+        let Some(handover) = &self.handover else {
+            return Ok(());
+        };
+        let mut active = handover.active();
+        if !std::mem::take(&mut *active) {
+            return Ok(());
+        }
+        let stable = match self.medium.durability.sync(&self.medium.file) {
+            0 => Ok(()),
+            _ if !handover.writer => Ok(()),
+            errno => Err(DiskError::from_errno(-errno)),
+        };
+        lock::unlock(self.medium.file.file());
+        stable
     }
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {

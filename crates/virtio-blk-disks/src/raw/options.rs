@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::lock::Lock;
 #[cfg(feature = "inject")]
 use crate::inject::Injector;
 
@@ -30,7 +31,7 @@ pub struct RawOptions {
     pub(crate) engine: Engine,
     pub(crate) discard: bool,
     pub(crate) block: Option<u32>,
-    pub(crate) lock: bool,
+    pub(crate) lock: Lock,
     pub(crate) mmap: bool,
     pub(crate) inspect: bool,
     #[cfg(feature = "inject")]
@@ -47,7 +48,7 @@ impl RawOptions {
             engine: Engine::Auto,
             discard: true,
             block: None,
-            lock: true,
+            lock: Lock::On,
             mmap: true,
             inspect: false,
             #[cfg(feature = "inject")]
@@ -93,10 +94,11 @@ impl RawOptions {
         self
     }
 
-    /// Whether the file is locked against other users, shared if read-only (default: yes).
+    /// When the file is locked against other users, shared if read-only (default: [`Lock::On`], which `true` stands
+    /// for; `false` for [`Lock::Off`]).
     #[must_use]
-    pub fn lock(mut self, yes: bool) -> Self {
-        self.lock = yes;
+    pub fn lock(mut self, when: impl Into<Lock>) -> Self {
+        self.lock = when.into();
         self
     }
 

@@ -294,41 +294,27 @@ pub(super) fn dio_align(file: &File) -> DioAlign {
     }
 }
 
-/// Bytes by which QEMU says what it does with an image, and what it does not let others do, see its
-/// `block/file-posix.c` (`RAW_LOCK_PERM_BASE`, `RAW_LOCK_SHARED_BASE`): reading consistent data, writing, resizing.
-const READS: i64 = 100;
-const WRITES: i64 = 101;
-const RESIZES: i64 = 103;
-const KEEPS_FROM_READING: i64 = 200;
-const KEEPS_FROM_WRITING: i64 = 201;
-const KEEPS_FROM_RESIZING: i64 = 203;
-
-/// Locks the file as an open file description, without waiting: for one who writes, the whole file; for readers, in
-/// the terms of QEMU, whose readers may then read, too.
-pub(super) fn lock(file: &File, exclusive: bool) -> io::Result<()> {
-    if exclusive {
-        return lock_bytes(file, libc::F_OFD_SETLK, libc::F_WRLCK, 0, 0).map(drop);
-    }
-    for byte in [READS, KEEPS_FROM_WRITING, KEEPS_FROM_RESIZING] {
-        lock_bytes(file, libc::F_OFD_SETLK, libc::F_RDLCK, byte, 1)?;
-    }
-    for byte in [WRITES, RESIZES, KEEPS_FROM_READING] {
-        let found = lock_bytes(file, libc::F_OFD_GETLK, libc::F_WRLCK, byte, 1)?;
-        if i32::from(found) != libc::F_UNLCK {
-            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
-        }
-    }
-    Ok(())
+/// A call about a lock of an open file description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LockCall {
+    /// `F_OFD_SETLK`: sets it, without waiting.
+    Set,
+    /// `F_OFD_GETLK`: tells whether it could be set.
+    Get,
 }
 
 /// One call about a lock. The kind of lock that the kernel leaves there is the answer.
-fn lock_bytes(
+pub(super) fn lock_bytes(
     file: &File,
-    command: libc::c_int,
+    call: LockCall,
     kind: libc::c_int,
     first: i64,
     len: i64,
 ) -> io::Result<libc::c_short> {
+    let command = match call {
+        LockCall::Set => libc::F_OFD_SETLK,
+        LockCall::Get => libc::F_OFD_GETLK,
+    };
     // SAFETY: `flock` is plain data.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     lock.l_type = kind as libc::c_short;

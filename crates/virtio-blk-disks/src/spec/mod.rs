@@ -5,7 +5,7 @@
 //!
 //! | disk | syntax |
 //! |---|---|
-//! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off][,mmap=auto\|off]` |
+//! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off\|handover][,mmap=auto\|off]` |
 //! | qcow2 image | `qcow2:PATH[,readonly=on\|off][,backing=deny\|allow][,engine=auto\|io_uring\|sync][,discard=on\|off][,lock=on\|off]` (feature `qcow2`) |
 //! | memory | `memory:SIZE` |
 //! | nothing | `null:SIZE[,zero=on\|off]` |
@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::{Disk, DiskError};
 
-use crate::{Engine, MemoryDisk, NullDisk, RawDisk, RawOptions};
+use crate::{Engine, Lock, MemoryDisk, NullDisk, RawDisk, RawOptions};
 #[cfg(feature = "qcow2")]
 use crate::{Qcow2Disk, Qcow2Options};
 pub use error::SpecError;
@@ -120,6 +120,15 @@ const fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
+/// The word for when a file is locked.
+const fn lock(lock: Lock) -> &'static str {
+    match lock {
+        Lock::On => "on",
+        Lock::Off => "off",
+        Lock::Handover => "handover",
+    }
+}
+
 /// The word for an engine.
 const fn engine(engine: Engine) -> &'static str {
     match engine {
@@ -141,11 +150,13 @@ impl fmt::Display for DiskSpec {
                     ("readonly", options.read_only, usual.read_only),
                     ("direct", options.direct, usual.direct),
                     ("discard", options.discard, usual.discard),
-                    ("lock", options.lock, usual.lock),
                 ] {
                     if value != default {
                         write!(f, ",{name}={}", on_off(value))?;
                     }
+                }
+                if options.lock != usual.lock {
+                    write!(f, ",lock={}", lock(options.lock))?;
                 }
                 if options.engine != usual.engine {
                     write!(f, ",engine={}", engine(options.engine))?;

@@ -4,7 +4,7 @@
 //! From text to [`DiskSpec`].
 
 use super::{DiskSpec, SpecError, size};
-use crate::{Engine, RawOptions};
+use crate::{Engine, Lock, RawOptions};
 
 /// Splits at single commas; two in a row stand for one that belongs to the text.
 pub(crate) fn split(text: &str) -> Vec<String> {
@@ -58,6 +58,20 @@ fn engine(value: &str) -> Result<Engine, SpecError> {
             option: "engine",
             value: value.to_owned(),
             allowed: "auto, io_uring or sync",
+        }),
+    }
+}
+
+/// Reads when a file is locked.
+fn lock(value: &str) -> Result<Lock, SpecError> {
+    match value {
+        "on" => Ok(Lock::On),
+        "off" => Ok(Lock::Off),
+        "handover" => Ok(Lock::Handover),
+        _ => Err(SpecError::Value {
+            option: "lock",
+            value: value.to_owned(),
+            allowed: "on, off or handover",
         }),
     }
 }
@@ -140,7 +154,7 @@ fn raw(rest: &str) -> Result<DiskSpec, SpecError> {
             "readonly" => raw.read_only = switch("readonly", value)?,
             "direct" => raw.direct = switch("direct", value)?,
             "discard" => raw.discard = switch("discard", value)?,
-            "lock" => raw.lock = switch("lock", value)?,
+            "lock" => raw.lock = lock(value)?,
             "engine" => raw.engine = engine(value)?,
             "mmap" => {
                 raw.mmap = match value {

@@ -10,12 +10,12 @@ use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::time::Duration;
 
 use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
 
 use super::error::OpenError;
 use super::host_file::HostFile;
+use super::lock::{self, Lock};
 use super::medium::{Abilities, Medium};
 use super::options::RawOptions;
 use super::sys;
@@ -25,11 +25,6 @@ use block::{BlockQueue, SYSFS};
 const MAX_ERASE_SEGMENTS: u32 = 32;
 /// Most sectors in one segment where the host does the work: 2 GiB.
 const MAX_ERASE_SECTORS: u32 = 1 << 22;
-/// How often, and how far apart, a lock is tried. A process that was killed keeps its locks until the
-/// kernel has taken its io_urings apart, which happens some milliseconds after its end, or more than 200 on a
-/// host that has much else to do.
-const LOCK_TRIES: u32 = 100;
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The largest block a guest can be told, in bytes.
 const MAX_BLOCK: u32 = 1 << 21;
 /// The largest physical block taken from a file's preferred I/O size, which means less.
@@ -40,8 +35,8 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     let path = options.path();
     let (file, metadata) = open_file(options)?;
     let is_device = metadata.file_type().is_block_device();
-    if options.lock && !options.inspect {
-        lock(&file, !options.read_only, path)?;
+    if options.lock == Lock::On && !options.inspect {
+        lock::lock(&file, !options.read_only, lock::OPEN_PATIENCE, path)?;
     }
     let device = if is_device {
         let error = |source| OpenError::io("ask the block device", path, source);
@@ -200,27 +195,6 @@ pub(super) fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenEr
     Err(OpenError::Kind {
         path: path.to_owned(),
         found,
-    })
-}
-
-/// Locks the file.
-pub(super) fn lock(file: &File, exclusive: bool, path: &Path) -> Result<(), OpenError> {
-    for _ in 0..LOCK_TRIES {
-        match sys::lock(file, exclusive) {
-            Ok(()) => return Ok(()),
-            Err(source) => match source.raw_os_error() {
-                Some(libc::EAGAIN | libc::EACCES) => std::thread::sleep(LOCK_PAUSE),
-                _ => {
-                    return Err(OpenError::NoLocks {
-                        path: path.to_owned(),
-                        source,
-                    });
-                }
-            },
-        }
-    }
-    Err(OpenError::Locked {
-        path: path.to_owned(),
     })
 }
 
