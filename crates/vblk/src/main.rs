@@ -11,6 +11,7 @@ mod disk_file;
 mod disk_info;
 mod features;
 mod groups;
+mod journal;
 mod layers;
 mod output;
 mod report;

@@ -82,6 +82,19 @@ fn text(value: &Value) -> String {
     }
 }
 
+/// A number with a comma at each thousand, e.g. `1,234,567`.
+pub fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index != 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Bytes in the largest binary unit that leaves at least one, e.g. `1.5 GiB`.
 pub fn size(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -119,5 +132,18 @@ mod tests {
     fn values_read_well() {
         let value = serde_json::json!({"a_b": true, "list": [1, "x"], "none": null});
         assert_eq!(text(&value), "a b yes, list 1 x, none no");
+    }
+
+    #[test]
+    fn thousands_are_told_apart() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (147_879, "147,879"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(thousands(number), text);
+        }
     }
 }

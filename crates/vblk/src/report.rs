@@ -10,10 +10,10 @@
 use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -30,10 +30,12 @@ enum Message {
     Mark(SyncSender<()>),
 }
 
+/// Lines that are missing in the log and were not told of.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
 /// Writes lines on a thread of its own. Lines that find no room are counted and dropped.
 struct LineWriter {
     lines: SyncSender<Message>,
-    dropped: AtomicU64,
 }
 
 fn write_lines(lines: &Receiver<Message>) {
@@ -45,15 +47,15 @@ fn write_lines(lines: &Receiver<Message>) {
                 let _ = written.try_send(());
             }
         }
-        let dropped = WRITER
-            .get()
-            .map_or(0, |writer| writer.dropped.swap(0, Ordering::Relaxed));
-        if dropped != 0 {
-            // There is room again: a line was taken out.
-            log::warn!(
-                "{dropped} lines of the log were dropped here, as they were not read in time"
-            );
-        }
+        tell_dropped();
+    }
+}
+
+/// Logs how many lines are missing at this place.
+fn tell_dropped() {
+    let dropped = DROPPED.swap(0, Ordering::Relaxed);
+    if dropped != 0 {
+        log::warn!("{dropped} lines of the log were dropped here: they were more than it takes");
     }
 }
 
@@ -70,7 +72,7 @@ fn write(bytes: &[u8]) {
     match writer.lines.try_send(Message::Line(bytes.to_vec())) {
         Ok(()) => {}
         Err(TrySendError::Full(_)) => {
-            writer.dropped.fetch_add(1, Ordering::Relaxed);
+            DROPPED.fetch_add(1, Ordering::Relaxed);
         }
         Err(TrySendError::Disconnected(_)) => write_now(bytes),
     }
@@ -78,6 +80,7 @@ fn write(bytes: &[u8]) {
 
 /// Waits until what was said is written, for a second at most.
 pub fn flush() {
+    tell_dropped();
     let Some(writer) = WRITER.get() else { return };
     let (written, wait) = sync_channel(1);
     if writer.lines.try_send(Message::Mark(written)).is_ok() {
@@ -92,13 +95,69 @@ pub fn detach() -> io::Result<()> {
     std::thread::Builder::new()
         .name("vblk-log".into())
         .spawn(move || write_lines(&wait))?;
-    let writer = LineWriter {
-        lines,
-        dropped: AtomicU64::new(0),
-    };
     // It is called once.
-    let _ = WRITER.set(writer);
+    let _ = WRITER.set(LineWriter { lines });
     Ok(())
+}
+
+/// Lines of the libraries that the log takes at once, and how many it takes a second after that: what is logged because
+/// of what a guest or a client does must not fill the host's disk. This program's own lines are counted where they are
+/// made.
+const BURST: f64 = 200.0;
+const RATE: f64 = 10.0;
+
+/// What there is room for.
+struct Room {
+    lines: f64,
+    since: Instant,
+}
+
+impl Room {
+    /// Takes room for one line, if there is some.
+    fn take(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.since).as_secs_f64();
+        self.since = now;
+        self.lines = (self.lines + passed * RATE).min(BURST);
+        let has_room = self.lines >= 1.0;
+        if has_room {
+            self.lines -= 1.0;
+        }
+        has_room
+    }
+}
+
+/// The logger with its limit.
+struct Limited {
+    logger: env_logger::Logger,
+    /// `None`: all is wanted.
+    room: Option<Mutex<Room>>,
+}
+
+impl log::Log for Limited {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        self.logger.enabled(metadata)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if !self.logger.matches(record) {
+            return;
+        }
+        let is_ours = record.target().split("::").next() == Some(env!("CARGO_CRATE_NAME"));
+        let has_room = || match &self.room {
+            Some(room) => {
+                let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+                room.take(Instant::now())
+            }
+            None => true,
+        };
+        if is_ours || has_room() {
+            self.logger.log(record);
+        } else {
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {}
 }
 
 /// The logger's way out.
@@ -143,7 +202,19 @@ pub fn start_log(verbose: u8, json: bool) {
             writeln!(out, "{line}")
         });
     }
-    builder.init();
+    let logger = builder.build();
+    log::set_max_level(logger.filter());
+    let room = Room {
+        lines: BURST,
+        since: Instant::now(),
+    };
+    let limited = Limited {
+        logger,
+        // Who asks for all wants all.
+        room: (verbose < 2).then(|| Mutex::new(room)),
+    };
+    // There is no other.
+    let _ = log::set_boxed_logger(Box::new(limited));
 }
 
 /// Says something to people.
@@ -215,4 +286,26 @@ pub fn fail(kind: Kind, message: &str, errno: Option<i32>, json: bool) {
     };
     write(format!("{line}\n").as_bytes());
     flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_takes_a_burst_and_then_a_rate() {
+        let since = Instant::now();
+        let mut room = Room {
+            lines: BURST,
+            since,
+        };
+        let mut taken = |millis: u64| {
+            let now = since + Duration::from_millis(millis);
+            (0..1000).filter(|_| room.take(now)).count()
+        };
+        assert_eq!(
+            [taken(0), taken(50), taken(1050), taken(3_600_000)],
+            [200, 0, 10, 200]
+        );
+    }
 }

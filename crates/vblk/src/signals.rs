@@ -23,12 +23,15 @@ pub fn handle(
     std::thread::Builder::new()
         .name("vblk-signals".into())
         .spawn(move || {
-            let mut stopping = false;
+            let (mut stopping, mut is_limit_told) = (false, false);
             for signal in signals.forever() {
                 if signal == SIGHUP {
                     refresh();
                 } else if signal == SIGXFSZ {
-                    log::warn!("a file reached the limit on the length of files (ulimit -f)");
+                    // One comes with each write, of which a guest makes as many as it likes.
+                    if !std::mem::replace(&mut is_limit_told, true) {
+                        log::warn!("a file reached the limit on the length of files (ulimit -f)");
+                    }
                 } else if stopping {
                     std::process::exit(128 + signal);
                 } else {

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -129,12 +129,12 @@ where
     Ok(())
 }
 
-fn gauge(
+fn gauge<N: EncodeGaugeValue>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
     unit: Option<&Unit>,
-    values: impl Iterator<Item = (Labels, u64)>,
+    values: impl Iterator<Item = (Labels, N)>,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
     for (labels, value) in values {
@@ -158,6 +158,7 @@ impl Collector for All {
             .collect();
         operations(&mut encoder, &disks)?;
         throttles(&mut encoder, &disks)?;
+        failures(&mut encoder, &disks)?;
         let dirty = disks.iter().flat_map(|disk| {
             let bitmaps = disk.stats.dirty.iter();
             bitmaps.map(|dirty| {
@@ -244,6 +245,62 @@ fn operations(encoder: &mut DescriptorEncoder<'_>, disks: &[Disk]) -> fmt::Resul
     )
 }
 
+/// What failed, with or without a meter.
+fn failures(encoder: &mut DescriptorEncoder<'_>, disks: &[Disk]) -> fmt::Result {
+    let failures: Vec<_> = (disks.iter())
+        .flat_map(|disk| {
+            let errors = disk.stats.errors.iter();
+            errors.map(|one| {
+                let operation = ("operation", one.operation.clone());
+                (disk.labels(&[operation, ("error", one.error.clone())]), one)
+            })
+        })
+        .collect();
+    counter(
+        encoder,
+        "failures",
+        "Errors by kind: of operations of the disk, requests and queues of the driver",
+        None,
+        (failures.iter()).map(|(labels, one)| (labels, one.count as f64)),
+    )?;
+    let last = disks.iter().filter_map(|disk| {
+        let last = disk.stats.last_error()?;
+        let operation = ("operation", last.operation.clone());
+        let labels = disk.labels(&[operation, ("error", last.error.clone())]);
+        Some((labels, last.at))
+    });
+    gauge(
+        encoder,
+        "last_failure_time",
+        "When the last error came, since 1970, and its kind",
+        Some(&Unit::Seconds),
+        last,
+    )?;
+    let lost = disks.iter();
+    let lost = lost.map(|disk| {
+        let is_lost = disk.stats.flush_error.is_some();
+        (disk.labels(&[]), u64::from(is_lost))
+    });
+    gauge(
+        encoder,
+        "flush_lost",
+        "1 if a flush failed, so that every later flush fails: completed writes may be lost",
+        None,
+        lost,
+    )?;
+    let held = disks.iter().filter_map(|disk| {
+        let held = disk.stats.held.as_ref()?;
+        Some((disk.labels(&[]), held.operations))
+    });
+    gauge(
+        encoder,
+        "held_operations",
+        "Operations that failed and wait for `vblk ctl SOCKET resume`",
+        None,
+        held,
+    )
+}
+
 /// What the throttles held.
 fn throttles(encoder: &mut DescriptorEncoder<'_>, disks: &[Disk]) -> fmt::Result {
     let throttles: Vec<_> = (disks.iter())
@@ -277,7 +334,16 @@ fn throttles(encoder: &mut DescriptorEncoder<'_>, disks: &[Disk]) -> fmt::Result
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser;
+    use virtio_blk_core::device::{Device, Options};
+    use virtio_blk_core::disk::{self, Caps, DiskError, IoQueue};
+    use virtio_blk_disks::MemoryDisk;
+    use virtio_blk_disks::stack::{Groups, Stack};
+
     use super::*;
+    use crate::cli::{Cli, Command};
 
     #[test]
     fn a_histogram_has_the_same_ends_always() {
@@ -286,5 +352,51 @@ mod tests {
         assert_eq!(buckets(&empty).len(), 25);
         assert!(buckets(&empty).iter().all(|(_, count)| *count == 0));
         assert!(ends(&empty).is_sorted());
+    }
+
+    /// A disk on which a flush failed.
+    struct Lost;
+
+    impl disk::Disk for Lost {
+        fn caps(&self) -> Caps {
+            MemoryDisk::new(1 << 20).unwrap().caps()
+        }
+
+        fn open_queue(&self, _: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+            Err(DiskError::Unsupported)
+        }
+
+        fn flush_error(&self) -> Option<DiskError> {
+            Some(DiskError::FlushLost { errno: libc::EIO })
+        }
+    }
+
+    #[test]
+    fn a_lost_flush_is_shown() {
+        let line = "vblk serve vhost-user --disk memory:1M --socket /nonexistent/s";
+        let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+        let Command::Serve(serve) = cli.command else {
+            panic!("{line}");
+        };
+        let stack = Stack::fixed(Arc::new(Lost), &[], Groups::default()).unwrap();
+        let device = Device::new(stack.disk(), Options::default()).unwrap();
+        let served = Served::new("disk".to_owned(), serve.disk(), Arc::new(stack), device);
+        let (stats, _) = Stats::of(&served, None);
+        let said = stats.flush_error.clone().unwrap();
+        assert!(said.contains("Input/output error"), "{said}");
+        let table = super::super::table::of(&stats);
+        assert!(
+            table.contains("FLUSHES FAIL: ") && table.contains(&said),
+            "{table}"
+        );
+        let all = Arc::new(vec![served]);
+        let mut registry = Registry::with_prefix("vblk");
+        registry.register_collector(Box::new(All(Arc::downgrade(&all))));
+        let mut text = String::new();
+        text::encode(&mut text, &registry).unwrap();
+        assert!(
+            text.contains("vblk_flush_lost{disk=\"disk\"} 1\n"),
+            "{text}"
+        );
     }
 }

@@ -30,10 +30,10 @@ use clap::Args;
 use serde::Serialize;
 use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
-use virtio_blk_disks::policy::PolicyEvent;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 
 use crate::cli::ServeArgs;
+use crate::journal::Journal;
 use crate::source::{Opened, Source};
 use crate::{output, report};
 use address::Address;
@@ -119,23 +119,6 @@ fn merge<T: Clone + PartialEq>(
     }
 }
 
-/// Logs what happens to operations that failed: the first that is kept, and the end of it.
-fn tell(disk: &str, event: &PolicyEvent) {
-    match event {
-        PolicyEvent::Held(operation) if operation.held == 1 => log::warn!(
-            "{disk}: {operation}; it and what fails after it is tried again by `vblk ctl SOCKET resume`"
-        ),
-        PolicyEvent::Held(operation) => log::info!("{disk}: {operation}"),
-        PolicyEvent::Resumed { operations } => {
-            log::warn!("{disk}: {operations} operations that had failed are tried again");
-        }
-        PolicyEvent::Failed { operations } => log::warn!(
-            "{disk}: a queue stops, so {operations} operations that were held have failed for good"
-        ),
-        _ => {}
-    }
-}
-
 /// Opens a disk with its layers, for these options. If the disk is a vDPA device, this comes along.
 pub fn open(
     spec: &StackSpec<Source>,
@@ -153,8 +136,6 @@ pub fn open(
         Some(_) => Stack::live(disk, &layers, groups)?,
         None => Stack::fixed(disk, &layers, groups)?,
     };
-    let name = spec.disk.to_string();
-    stack.listen_events(move |event| tell(&name, event));
     Ok((Arc::new(stack), vdpa))
 }
 
@@ -167,16 +148,23 @@ pub struct Served {
     stack: Arc<Stack>,
     /// The device.
     pub device: Arc<Device>,
+    /// What failed.
+    pub journal: Arc<Journal>,
 }
 
 impl Served {
     /// A disk of these options.
     pub fn new(name: String, args: &ServeArgs, stack: Arc<Stack>, device: Arc<Device>) -> Self {
+        let journal = Arc::new(Journal::new(name.clone()));
+        let (queues, policy) = (journal.clone(), journal.clone());
+        device.on_request_error(Box::new(move |error| queues.note(error)));
+        stack.listen_events(move |event| policy.note_policy(event));
         Self {
             name,
             source: args.disk.disk.clone(),
             stack,
             device,
+            journal,
         }
     }
 }

@@ -11,6 +11,7 @@ use virtio_blk_disks::meter::{ClassStats, OpClass, QueueStats};
 use virtio_blk_disks::stack::LayerSpec;
 
 use super::Served;
+use crate::journal::Failures;
 
 /// One kind of operation. Times in microseconds.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -106,6 +107,12 @@ pub struct Stats {
     pub dirty: Vec<Dirty>,
     /// What failed and is held. None without a layer for it.
     pub held: Option<HeldOperations>,
+    /// What failed, by operation and error, since the start.
+    #[serde(default)]
+    pub errors: Vec<Failures>,
+    /// Why no flush succeeds any more: completed writes may be lost.
+    #[serde(default)]
+    pub flush_error: Option<String>,
     /// The sector of the first lie that `verify` found.
     pub lie: Option<u64>,
 }
@@ -151,6 +158,11 @@ impl From<&QueueStats> for Queue {
 }
 
 impl Stats {
+    /// The kind of error that came last.
+    pub(super) fn last_error(&self) -> Option<&Failures> {
+        self.errors.iter().max_by(|a, b| a.at.total_cmp(&b.at))
+    }
+
     /// Looks. With what was counted `before`, the meter's part is what came since.
     pub(super) fn of(served: &Served, before: Option<&Before>) -> (Self, Before) {
         let stack = &served.stack;
@@ -204,6 +216,8 @@ impl Stats {
                 operations: policy.held(),
                 last: policy.last_held().map(|operation| operation.to_string()),
             }),
+            errors: served.journal.failures(),
+            flush_error: (served.device.disk().flush_error()).map(|error| error.to_string()),
             lie: stack
                 .verify()
                 .and_then(|verify| verify.lie())

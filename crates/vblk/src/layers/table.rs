@@ -85,6 +85,29 @@ pub(super) fn of(stats: &Stats) -> String {
             output::size(dirty.bytes)
         );
     }
+    if let Some(held) = stats.held.as_ref().filter(|held| held.operations != 0) {
+        let _ = writeln!(
+            table,
+            "  held: {} operations that failed, until `vblk ctl SOCKET resume`; the last: {}",
+            output::thousands(held.operations),
+            held.last.as_deref().unwrap_or("unknown")
+        );
+    }
+    for error in &stats.errors {
+        let _ = writeln!(
+            table,
+            "  errors: {} of the kind {}, {}",
+            output::thousands(error.count),
+            error.operation,
+            error.error
+        );
+    }
+    if let Some(error) = stats.last_error() {
+        let _ = writeln!(table, "  last error: {}", error.last);
+    }
+    if let Some(error) = &stats.flush_error {
+        let _ = writeln!(table, "  FLUSHES FAIL: {error}");
+    }
     if let Some(sector) = stats.lie {
         let _ = writeln!(
             table,

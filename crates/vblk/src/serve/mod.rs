@@ -24,6 +24,7 @@ use virtio_blk_disks::stack::{Groups, Stack};
 
 use crate::cli::{ServeArgs, ServeCommand};
 use crate::descriptors::Budget;
+use crate::journal::Journal;
 use crate::layers::{self, LayerArgs, Served, Windows};
 use crate::report::describe;
 use crate::signals;
@@ -130,11 +131,14 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
     for announce in announcements {
         announce();
     }
-    let devices = served.iter().map(|one| one.device.clone()).collect();
+    let watched = |one: &Served| (one.device.clone(), one.journal.clone());
+    let watched: Vec<Watched> = served.iter().map(watched).collect();
+    let journals: Vec<_> = served.iter().map(|one| one.journal.clone()).collect();
     let is_connected = move || connected.iter().any(|is| is());
-    let ticker = Ticker::start(devices, json, is_connected, (asks, asked))?;
+    let ticker = Ticker::start(watched, json, is_connected, (asks, asked))?;
     let result = run_all(runs, commands.len());
     drop(ticker);
+    journals.iter().for_each(|journal| journal.tell(true));
     drop(windows);
     for one in served {
         let name = one.name.clone();
@@ -194,7 +198,10 @@ enum Tick {
     End,
 }
 
-/// The thread that looks at the disks' sizes and draws the status line, until it is dropped.
+/// What the ticker looks at.
+type Watched = (Arc<Device>, Arc<Journal>);
+
+/// The thread that looks at the disks' sizes, tells of their errors, and draws the status line, until it is dropped.
 struct Ticker {
     asks: Sender<Tick>,
     thread: Option<JoinHandle<()>>,
@@ -203,7 +210,7 @@ struct Ticker {
 impl Ticker {
     /// `is_connected`: whether a driver uses a device. `asked`, of whom `asks` is the other end, is listened to.
     fn start(
-        devices: Vec<Arc<Device>>,
+        watched: Vec<Watched>,
         json: bool,
         is_connected: impl Fn() -> bool + Send + 'static,
         (asks, asked): (Sender<Tick>, Receiver<Tick>),
@@ -211,7 +218,7 @@ impl Ticker {
         let line = if json { None } else { StatusLine::new() };
         let thread = std::thread::Builder::new()
             .name("vblk-ticker".into())
-            .spawn(move || tick(&asked, &devices, is_connected, line))?;
+            .spawn(move || tick(&asked, &watched, is_connected, line))?;
         Ok(Self {
             asks,
             thread: Some(thread),
@@ -231,7 +238,7 @@ impl Drop for Ticker {
 
 fn tick(
     asked: &Receiver<Tick>,
-    devices: &[Arc<Device>],
+    watched: &[Watched],
     is_connected: impl Fn() -> bool,
     mut line: Option<StatusLine>,
 ) {
@@ -240,18 +247,15 @@ fn tick(
         if !matches!(asked, Ok(Tick::Refresh) | Err(RecvTimeoutError::Timeout)) {
             return;
         }
-        for device in devices {
-            refresh(device.disk().as_ref());
+        for (device, journal) in watched {
+            journal.tell(false);
+            if let Err(error) = device.disk().refresh() {
+                journal.note_size(&error);
+            }
         }
         if let (Some(line), Err(_)) = (&mut line, asked) {
-            let all = devices.iter().map(|device| Totals::of(device));
+            let all = watched.iter().map(|(device, _)| Totals::of(device));
             line.draw(is_connected(), all.sum());
         }
-    }
-}
-
-fn refresh(disk: &dyn Disk) {
-    if let Err(error) = disk.refresh() {
-        log::warn!("the disk's size can't be read: {error}");
     }
 }
