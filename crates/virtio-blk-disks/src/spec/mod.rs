@@ -55,6 +55,15 @@ pub enum DiskSpec {
 }
 
 impl DiskSpec {
+    /// The formats of this build: the words that can stand in front of the colon.
+    pub const FORMATS: &'static [&'static str] = &[
+        "raw",
+        #[cfg(feature = "qcow2")]
+        "qcow2",
+        "memory",
+        "null",
+    ];
+
     /// Makes the disk. It is read-only if `read_only` says so or the specification does.
     ///
     /// # Errors

@@ -238,3 +238,16 @@ fn a_format_that_was_left_out_is_named() {
     let message = refusal("qcow2:x");
     assert!(message.contains("cargo feature `qcow2`"), "{message}");
 }
+
+#[test]
+fn every_format_is_listed() {
+    for format in DiskSpec::FORMATS {
+        assert!(
+            format!("{format}:512").parse::<DiskSpec>().is_ok(),
+            "{format}"
+        );
+        // An error names all there are.
+        let said = "nothing:512".parse::<DiskSpec>().unwrap_err().to_string();
+        assert!(said.contains(format), "{said}");
+    }
+}
