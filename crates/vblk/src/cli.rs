@@ -14,30 +14,66 @@ use virtio_blk_disks::StackSpec;
 use crate::layers::{LayerArgs, ctl, layers_help, top};
 use crate::source::Source;
 
+// Lines of at most 78 columns: longer ones are wrapped on a terminal of 80, and can't be pasted any more.
 macro_rules! disk_help {
     () => {
         "\
 A DISK names its format, always:
-  raw:PATH[,OPTION…]         a file or block device
-      readonly=on|off        open it read-only (off)
-      direct=on|off          bypass the page cache (off)
-      engine=auto|io_uring|sync  how to do I/O (auto: probe, and take the best)
-      discard=on|off         pass discards to the host (on)
-      block=BYTES            logical block size that the guest sees (probed)
-      lock=on|off            lock the file against other users (on)
-      mmap=auto|off          copy cached reads from a mapping of the file (auto)
-  qcow2:PATH[,OPTION…]       a qcow2 image: readonly, engine, discard, lock as above, and
-      backing=deny|allow     open the backing file that the image names; trusted images only (deny)
-  memory:SIZE                memory, gone when vblk ends
-  null:SIZE[,zero=on|off]    stores nothing; for benchmarks
-  vdpa:/dev/vhost-vdpa-N     a vDPA block device that vhost_vdpa is bound to; it is reset first
+  raw:PATH[,OPTION…]      a file or block device
+      readonly=on|off     open it read-only (off)
+      direct=on|off       bypass the page cache (off)
+      engine=auto|io_uring|sync
+                          how to do I/O (auto: probe, and take the best)
+      discard=on|off      pass discards to the host (on)
+      block=BYTES         logical block size that the guest sees (probed)
+      lock=on|off         lock the file against other users (on)
+      mmap=auto|off       copy cached reads from a mapping of the file (auto)
+  qcow2:PATH[,OPTION…]    a qcow2 image: readonly, engine, discard, lock as
+                          above, and
+      backing=deny|allow  open the backing file that the image names; for
+                          trusted images only (deny)
+  memory:SIZE             memory, gone when vblk ends
+  null:SIZE[,zero=on|off] stores nothing; for benchmarks
+  vdpa:/dev/vhost-vdpa-N  a vDPA block device that vhost_vdpa is bound to; it
+                          is reset first
+  toml:FILE               a file that says all of it, with layers
 SIZE takes K, M, G, T (binary). A comma in PATH is written twice."
     };
 }
 
-const DISK_HELP: &str = disk_help!();
+const INFO_HELP: &str = concat!(
+    "\
+Examples:
+  vblk disk info raw:disk.img
+  vblk disk info --json qcow2:disk.qcow2
+  vblk disk info toml:disk.toml
 
-const VHOST_USER_HELP: &str = concat!(disk_help!(), "\n\n", layers_help!());
+",
+    disk_help!()
+);
+
+const FEATURES_HELP: &str = concat!(
+    "\
+Examples:
+  vblk features
+  vblk features --json --disk raw:disk.img
+
+",
+    disk_help!()
+);
+
+const VHOST_USER_HELP: &str = concat!(
+    "\
+Examples:
+  vblk serve vhost-user --disk raw:disk.img --socket /tmp/vblk.sock
+  vblk serve vhost-user --disk raw:disk.img,direct=on --queues 4 \\
+    --socket /tmp/vblk.sock --control /tmp/vblk.ctl --metrics localhost:9477
+
+",
+    disk_help!(),
+    "\n\n",
+    layers_help!()
+);
 
 const VDUSE_HELP: &str = concat!(
     "\
@@ -48,8 +84,10 @@ Examples:
   As /dev/vhost-vdpa-N for a virtual machine:
     modprobe -a vduse vhost_vdpa
     vblk serve vduse --disk raw:disk.img --name disk0 --attach vhost
-  Several disks in one process, each with its options; those in front of the first --disk are for all:
-    vblk serve vduse --attach virtio --disk raw:a.img --name a --disk raw:b.img --name b --read-only
+  Several disks in one process, each with its options; those in front of the
+  first --disk are for all:
+    vblk serve vduse --attach virtio --disk raw:a.img --name a \\
+      --disk raw:b.img --name b --read-only
   By hand, so that the disk outlives a restart of vblk:
     vblk serve vduse --disk raw:disk.img --name disk0 & vblk vdpa add disk0
     vblk vdpa del disk0; kill %1
@@ -64,27 +102,44 @@ const ROOT_EXAMPLES: &str = "\
 Examples:
   Serve an image to QEMU:
     vblk serve vhost-user --disk raw:disk.img --socket /tmp/vblk.sock
-    qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on \\
-      -machine q35,memory-backend=mem -chardev socket,id=c,path=/tmp/vblk.sock,reconnect-ms=1000 \\
+    qemu-system-x86_64 -M q35,memory-backend=mem -m 1G \\
+      -object memory-backend-memfd,id=mem,size=1G,share=on \\
+      -chardev socket,id=c,path=/tmp/vblk.sock,reconnect-ms=1000 \\
       -device vhost-user-blk-pci,chardev=c
   Serve an image to this host's kernel, as /dev/vdX:
     vblk serve vduse --disk raw:disk.img --name disk0 --attach virtio
   Several (options in front of the first --disk are for all):
-    vblk serve vhost-user --poll 0 --disk raw:a.img --socket /tmp/a --disk raw:b.img --socket /tmp/b --read-only
+    vblk serve vhost-user --poll 0 --disk raw:a.img --socket /tmp/a \\
+      --disk raw:b.img --socket /tmp/b --read-only
   Limit it, and watch and change that while it is in use:
-    vblk serve vhost-user --disk raw:disk.img,throttle=iops:2000,meter --control /tmp/c --socket /tmp/vblk.sock
-    vblk top /tmp/c
-    vblk ctl /tmp/c layers meter
+    vblk serve vhost-user --disk raw:disk.img,throttle=iops:2000,meter \\
+      --socket /tmp/vblk.sock --control /tmp/vblk.ctl
+    vblk top /tmp/vblk.ctl
+    vblk ctl /tmp/vblk.ctl stats
   Look at an image as a guest would see it:
     vblk disk info raw:disk.img
 
-Exit status: 0 done, 1 failed, 2 wrong command line, 128+N killed by a second signal N.";
+Exit status:
+  0      done; a server was stopped and has ended in order
+  1      failed; standard error says why, as its last line. A server ends with
+         it, too, if a disk did not finish within --stop-timeout after SIGTERM
+  2      the command line can't be understood
+  128+N  ended by signal N: a server by the second SIGTERM or SIGINT, a
+         command whose output nobody reads any more by SIGPIPE
+
+With --json results are objects on standard output, one a line. Standard error
+has one object a line, too:
+  {\"event\":\"error\",\"kind\":K,\"message\":M,\"errno\":N,\"status\":S}
+         why the program ends, as the last line; K is \"failed\" or \"usage\", N
+         the system's error number or null, S the exit status
+  {\"event\":\"log\",\"level\":L,\"message\":M}
+         L is \"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
 
 /// Serve disk images to virtual machines.
 #[derive(Debug, Parser)]
 #[command(name = "vblk", version, after_help = ROOT_EXAMPLES, max_term_width = 110)]
 pub struct Cli {
-    /// Print machine-readable JSON instead of text.
+    /// Print JSON instead of text: one object a line, errors and the log as well.
     #[arg(long, global = true)]
     pub json: bool,
     /// Say more on standard error (repeat for more; or set VBLK_LOG).
@@ -114,6 +169,7 @@ pub enum Command {
     #[command(after_help = top::HELP)]
     Top(top::TopArgs),
     /// List what this build and this host offer.
+    #[command(after_help = FEATURES_HELP)]
     Features(FeaturesArgs),
 }
 
@@ -244,22 +300,25 @@ pub struct VduseArgs {
 #[derive(Debug, Subcommand)]
 pub enum DiskCommand {
     /// Show capacity, block sizes and abilities as they were probed.
-    #[command(after_help = DISK_HELP)]
+    #[command(after_help = INFO_HELP)]
     Info(InfoArgs),
 }
 
 /// Options of `disk info`.
 #[derive(Debug, Args)]
 pub struct InfoArgs {
-    /// The disk; see below. It is not locked, and nothing is written.
-    #[arg(value_name = "DISK")]
-    pub disk: Source,
+    /// The disk; see below. It is neither locked nor changed, and may be in use.
+    #[arg(value_name = "DISK", value_parser = crate::disk_file::parse)]
+    pub disk: StackSpec<Source>,
 }
 
 /// Options of `features`.
 #[derive(Debug, Args)]
 pub struct FeaturesArgs {
-    /// Show what a device over this disk offers, too.
-    #[arg(long, value_name = "DISK")]
-    pub disk: Option<Source>,
+    /// Show what a device over this disk offers, too. It is neither locked nor changed.
+    #[arg(long, value_name = "DISK", value_parser = crate::disk_file::parse)]
+    pub disk: Option<StackSpec<Source>>,
 }
+
+#[cfg(test)]
+mod tests;

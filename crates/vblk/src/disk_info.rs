@@ -6,11 +6,12 @@
 use std::error::Error;
 
 use serde::Serialize;
-use virtio_blk_core::disk::{Caps, EraseLimits, SECTOR_SIZE, ZeroLimits};
+use virtio_blk_core::disk::{EraseLimits, SECTOR_SIZE, ZeroLimits};
+use virtio_blk_disks::StackSpec;
 
 use crate::cli::InfoArgs;
 use crate::output;
-use crate::source::Source;
+use crate::source::{Looked, Source};
 
 /// Limits of discard and secure erase.
 #[derive(Serialize)]
@@ -32,6 +33,12 @@ struct Zero {
 #[derive(Serialize)]
 struct Info {
     disk: String,
+    /// From the medium upwards; what else is shown is the medium's.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    layers: Vec<String>,
+    /// How I/O is done, of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<String>,
     size: String,
     bytes: u64,
     sectors: u64,
@@ -70,10 +77,13 @@ impl From<ZeroLimits> for Zero {
 }
 
 impl Info {
-    fn new(disk: String, caps: &Caps) -> Self {
+    fn new(spec: &StackSpec<Source>, looked: Looked) -> Self {
+        let Looked { caps, engine } = looked;
         let block = caps.align.guest_block;
         Self {
-            disk,
+            disk: spec.disk.to_string(),
+            layers: spec.layers.iter().map(ToString::to_string).collect(),
+            engine,
             size: output::size(caps.capacity_bytes()),
             bytes: caps.capacity_bytes(),
             sectors: caps.capacity,
@@ -96,12 +106,7 @@ impl Info {
 /// Shows what was probed of a disk. Abilities are those of the disk when it is served writable, where it
 /// can be.
 pub fn run(args: &InfoArgs, json: bool) -> Result<(), Box<dyn Error>> {
-    let mut spec = args.disk.clone();
-    if let Source::Disk(disk) = &mut spec {
-        // An image in use can be looked at, and stays as it is.
-        *disk = disk.clone().for_inspection();
-    }
-    let disk = spec.open(false).or_else(|_| spec.open(true))?.disk;
-    output::print(&Info::new(args.disk.to_string(), &disk.caps()), json)?;
+    let looked = args.disk.disk.look()?;
+    output::print(&Info::new(&args.disk, looked), json)?;
     Ok(())
 }

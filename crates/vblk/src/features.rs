@@ -4,13 +4,16 @@
 //! `vblk features`.
 
 use std::error::Error;
+use std::sync::Arc;
 
 use serde::Serialize;
 use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 use virtio_blk_disks::raw;
 
 use crate::cli::FeaturesArgs;
 use crate::output;
+use crate::source::Source;
 
 /// What this build and host offer. Field names are the JSON's.
 #[derive(Serialize)]
@@ -27,24 +30,36 @@ struct Features {
     virtio: Option<Vec<String>>,
 }
 
+/// A disk that was looked at, for a device that nobody uses.
+struct Seen(Caps);
+
+impl Disk for Seen {
+    fn caps(&self) -> Caps {
+        self.0
+    }
+
+    fn open_queue(&self, _: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        Err(DiskError::Unsupported)
+    }
+}
+
 /// Lists them.
 pub fn run(args: &FeaturesArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let virtio = match &args.disk {
         Some(spec) => {
-            let disk = spec.open(false).or_else(|_| spec.open(true))?.disk;
-            let queues = disk.caps().max_queues.min(2);
+            let caps = spec.disk.look()?.caps;
             let options = Options {
-                queues,
+                queues: caps.max_queues.min(2),
                 ..Options::default()
             };
-            Some(Device::new(disk, options)?.offered_names())
+            Some(Device::new(Arc::new(Seen(caps)), options)?.offered_names())
         }
         None => None,
     };
     let features = Features {
         version: env!("CARGO_PKG_VERSION"),
         exports: vec!["vhost-user", "vduse"],
-        disks: vec!["raw", "memory", "null", "vdpa"],
+        disks: Source::formats(),
         requests: vec![
             "in",
             "out",

@@ -5,14 +5,17 @@
 
 use std::error::Error;
 use std::fmt;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use vhost_vdpa_frontend::{SlowOptions, SlowPath, VhostVdpa};
-use virtio_blk_core::disk::Disk;
-use virtio_blk_disks::DiskSpec;
+use virtio_blk_core::disk::{Caps, Disk};
 use virtio_blk_disks::spec::SpecError;
+
+use crate::report::{self, describe};
+use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, RawDisk};
 
 /// Where the blocks are. `Display` writes what `FromStr` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +33,117 @@ pub struct Opened {
     pub vdpa: Option<SlowPath>,
 }
 
+/// What a look at a DISK shows.
+pub struct Looked {
+    /// What the disk can do if it is served writable, where it can be.
+    pub caps: Caps,
+    /// How it does its I/O, and why not better; of a file.
+    pub engine: Option<String>,
+}
+
+/// How a file's I/O is done, in words.
+fn engine(disk: &RawDisk) -> String {
+    let name = match disk.engine() {
+        Engine::Auto => "system calls, and io_uring for what has to wait",
+        Engine::IoUring => "io_uring",
+        // There are no others by now.
+        _ => "system calls",
+    };
+    match disk.engine_note() {
+        Some(why) => format!("{name} ({why})"),
+        None => name.to_owned(),
+    }
+}
+
+/// A disk's file can't be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{}; {hint}", describe(source.as_ref()))]
+pub struct OpenFailed {
+    source: Box<dyn Error>,
+    /// What to do.
+    hint: String,
+}
+
+/// The error with what can be done about it, where that is known.
+fn hinted(error: Box<dyn Error>, path: &Path) -> Box<dyn Error> {
+    let path = path.display();
+    let kind =
+        report::errno(error.as_ref()).map(|errno| io::Error::from_raw_os_error(errno).kind());
+    let hint = match kind {
+        Some(io::ErrorKind::NotFound) => {
+            format!("check the path, or make an empty raw image: truncate -s 8G {path}")
+        }
+        Some(io::ErrorKind::PermissionDenied) => format!(
+            "`ls -l {path}` shows who may use it: run as such a user, or with readonly=on to read only"
+        ),
+        Some(io::ErrorKind::ReadOnlyFilesystem) => "serve it with readonly=on".to_owned(),
+        _ => return error,
+    };
+    OpenFailed {
+        source: error,
+        hint,
+    }
+    .into()
+}
+
 impl Source {
+    /// All formats that a DISK can have.
+    pub fn formats() -> Vec<&'static str> {
+        [DiskSpec::FORMATS, &["vdpa"]].concat()
+    }
+
+    /// Looks at it without a change: files are opened for reading and without locks, also while others use them. A vDPA
+    /// device is reset and taken over, as it can't be opened otherwise; the kernel refuses that for one in use.
+    ///
+    /// # Errors
+    /// As for [`Source::open`].
+    pub fn look(&self) -> Result<Looked, Box<dyn Error>> {
+        self.try_look().map_err(|error| self.explain(error))
+    }
+
+    fn try_look(&self) -> Result<Looked, Box<dyn Error>> {
+        let caps = |caps| Looked { caps, engine: None };
+        Ok(match self {
+            Self::Disk(DiskSpec::Raw(options)) => {
+                let disk = RawDisk::open(&options.clone().inspect(true))?;
+                Looked {
+                    caps: disk.caps(),
+                    engine: Some(engine(&disk)),
+                }
+            }
+            Self::Disk(DiskSpec::Qcow2(options)) => {
+                caps(Qcow2Disk::open(&options.clone().inspect(true))?.caps())
+            }
+            _ => caps(self.open(false)?.disk.caps()),
+        })
+    }
+
+    /// The file that it stands for, if it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Disk(DiskSpec::Raw(options)) => Some(options.path()),
+            Self::Disk(DiskSpec::Qcow2(options)) => Some(options.path()),
+            _ => None,
+        }
+    }
+
     /// Opens it. A vDPA device is reset and taken over; whether it can be written is its own affair.
+    ///
+    /// # Errors
+    /// The file or device, what is wrong with it and, where that is known, what to do.
     pub fn open(&self, read_only: bool) -> Result<Opened, Box<dyn Error>> {
+        self.try_open(read_only)
+            .map_err(|error| self.explain(error))
+    }
+
+    fn explain(&self, error: Box<dyn Error>) -> Box<dyn Error> {
+        match self.file() {
+            Some(path) => hinted(error, path),
+            None => error,
+        }
+    }
+
+    fn try_open(&self, read_only: bool) -> Result<Opened, Box<dyn Error>> {
         Ok(match self {
             Self::Disk(spec) => Opened {
                 disk: spec.open(read_only)?,

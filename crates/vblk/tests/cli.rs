@@ -386,39 +386,6 @@ fn sigterm_drains_and_cleans_up() {
 }
 
 #[test]
-fn a_second_signal_ends_a_server_whose_disk_does_not_finish() {
-    let place = Place::new();
-    let disk = "memory:1M,fault=delay:3600,meter";
-    let control = &place.path("control");
-    let more = ["-v", "--control", control];
-    let mut server = Server::start(disk, &place.path("socket"), &more);
-    let mut client = Client::connect(&server.socket).unwrap();
-    let mut guest = Guest::new(&[(0, 4 << 20)]).unwrap();
-    client.set_memory(&guest).unwrap();
-    let mut queue = guest.queue(64, 4096, 0).unwrap();
-    client.start(0, &queue, 0).unwrap();
-    for sector in 0..16 {
-        let read = virtio_blk_driver::request::Request::read(sector, 512);
-        queue.driver.submit(&read).unwrap();
-    }
-    queue.publish().unwrap();
-    let started = Instant::now();
-    while json(&["--json", "ctl", control, "stats"])["total"]["depth"] != 16 {
-        assert!(started.elapsed() < PATIENCE, "the disk has no work");
-    }
-    server.signal("-TERM");
-    let mut complaints = BufReader::new(server.child.stderr.as_mut().unwrap());
-    let mut line = String::new();
-    while !line.contains("a second signal ends at once") {
-        line.clear();
-        assert_ne!(complaints.read_line(&mut line).unwrap(), 0);
-    }
-    assert!(server.child.try_wait().unwrap().is_none());
-    server.signal("-INT");
-    assert_eq!(server.end().0, Some(128 + 2));
-}
-
-#[test]
 fn a_resize_is_seen_at_sighup_and_by_itself() {
     let place = Place::new();
     let image = place.image(1 << 20);

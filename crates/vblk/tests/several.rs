@@ -140,7 +140,7 @@ fn two_disks_are_shown_and_changed_by_name() {
     assert!(reads > 0);
     assert_eq!(value(&["--disk", &b, "refresh"])["capacity"], 16 << 20);
     assert_eq!(
-        value(&["--disk", &b, "layers", "none"])["layers"],
+        value(&["--disk", &b, "layers", "none", "--drop-bitmaps"])["layers"],
         json!([])
     );
     // The other keeps its own: --metrics gave both a meter.
@@ -275,4 +275,51 @@ fn wrong_groups_are_refused() {
         assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
         assert!(said.contains(word), "{args:?}: {said}");
     }
+}
+
+/// What only one disk can have is refused by its name, and nobody else is blamed for it.
+#[test]
+fn what_two_disks_can_not_share_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (image, link, a, b) = (path("disk.img"), path("link.img"), path("a"), path("b"));
+    std::fs::File::create(&image)
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    std::fs::hard_link(&image, &link).unwrap();
+    let (disk, linked) = (format!("raw:{image}"), format!("raw:{link}"));
+    for second in [&disk, &linked] {
+        let mut served = Served::start(&[
+            "--disk", &disk, "--socket", &a, "--disk", second, "--socket", &b,
+        ]);
+        served.event("listening");
+        let (code, said) = served.end();
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("which this process serves already"), "{said}");
+        assert!(!said.contains("another process"), "{said}");
+    }
+    let refused = |args: &[&str], words: &str| {
+        let output = vblk(&[&["serve", "vhost-user"], args].concat());
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(words) && said.lines().count() == 1, "{said}");
+    };
+    refused(
+        &[
+            "--disk",
+            "memory:1M",
+            "--socket",
+            &a,
+            "--disk",
+            "memory:1M",
+            "--socket",
+            &a,
+        ],
+        "is there for two disks",
+    );
+    refused(
+        &["--disk", "memory:1M", "--socket", &a, "--control", &a],
+        "is also the --control socket",
+    );
 }

@@ -26,15 +26,20 @@ const PATIENCE: Duration = Duration::from_secs(300);
 pub const HELP: &str = concat!(
     "\
 Examples:
-  vblk ctl /run/disk0.ctl layers --add throttle=iops:2000 --add meter    limit the disk and measure it
-  vblk ctl /run/disk0.ctl layers --set throttle=iops:500                 limit it more
-  vblk ctl /run/disk0.ctl layers --remove throttle                       and no more
-  vblk ctl /run/disk0.ctl dirty backup                   what changed since the last time
-  vblk ctl /run/disk0.ctl dirty backup --take            the same, for a copy; then --commit or --abort its token
-A copy of one moment, which is good if the last command succeeds:
-  vblk ctl /run/disk0.ctl drain --hold 10
-  cp --reflink=auto disk.img copy.img
-  vblk ctl /run/disk0.ctl resume
+  What the disk did, and what failed:
+    vblk ctl /run/disk0.ctl stats
+  Limit the disk and measure it; limit it more; and no more:
+    vblk ctl /run/disk0.ctl layers --add throttle=iops:2000 --add meter
+    vblk ctl /run/disk0.ctl layers --set throttle=iops:500
+    vblk ctl /run/disk0.ctl layers --remove throttle
+  What changed since the last time; the same, for a copy (then --commit or
+  --abort its token):
+    vblk ctl /run/disk0.ctl dirty backup
+    vblk ctl /run/disk0.ctl dirty backup --take
+  A copy of one moment, which is good if the last command succeeds:
+    vblk ctl /run/disk0.ctl drain --hold 10
+    cp --reflink=auto disk.img copy.img
+    vblk ctl /run/disk0.ctl resume
 docs/backup.md has a whole incremental backup.
 
 ",

@@ -38,22 +38,35 @@ use crate::source::{Opened, Source};
 use crate::{output, report};
 use address::Address;
 
-/// The part of `--help` about layers.
+/// The part of `--help` about layers. Lines of at most 78 columns: longer ones are wrapped on a terminal of 80.
 macro_rules! layers_help {
     () => {
         "\
-After the disk may stand layers, from the medium upwards, e.g. raw:disk.img,throttle=iops:5000/burst:20000,meter
-  throttle=LIMIT[/LIMIT…][/group:NAME]   limit iops, read_iops, write_iops (operations a second), bandwidth,
-                         read_bandwidth, write_bandwidth (bytes a second: 50M); after a limit
-                         /burst:RATE[/length:SECONDS] for the time after a quiet one
-  dirty=NAME[/granularity:SIZE][/persist:FILE[/sync:on]]  mark changed blocks (64K); kept in a file they outlive
-                         kill -9, with sync:on a power cut
-  rerror=report|stop, werror=report|stop|enospc  keep reads or changes that the host failed (enospc: for want of space)
-                         until `vblk ctl resume`, as QEMU does (report)
-  meter                  count and time operations; --metrics brings it along
-  verify                 remember checksums and fail reads that lie; takes 50 bytes of memory a sector
-  fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS][/reorder:on]  misbehave, for tests
-toml:FILE stands for all of it: the disk's format, path (or size) and options, then a [[layer]] for each layer, e.g.
+After the disk may stand layers, from the medium upwards:
+  raw:disk.img,throttle=iops:5000/burst:20000,meter
+The layers:
+  throttle=LIMIT[/LIMIT…][/group:NAME]
+                          LIMIT is iops:N, read_iops:N, write_iops:N
+                          (operations a second), bandwidth:B,
+                          read_bandwidth:B, write_bandwidth:B (bytes a second,
+                          such as 50M), and /burst:RATE[/length:SECONDS] after
+                          it for the time after a quiet one; the disks of a
+                          group share its limits
+  dirty=NAME[/granularity:SIZE][/persist:FILE[/sync:on]]
+                          mark changed blocks (64K); kept in a file they
+                          outlive kill -9, with sync:on a power cut
+  rerror=report|stop, werror=report|stop|enospc
+                          keep reads or changes that the host failed (enospc:
+                          for want of space) until `vblk ctl SOCKET resume`,
+                          as QEMU does (report)
+  meter                   count and time operations; --metrics brings it along
+  verify                  remember checksums and fail reads that lie; takes
+                          50 bytes of memory a sector
+  fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS]
+        [/reorder:on]     misbehave, for tests
+
+toml:FILE stands for all of it: the disk's format, path (or size) and options,
+then a [[layer]] for each layer, such as
   format = \"raw\"
   path = \"disk.img\"
   [[layer]]

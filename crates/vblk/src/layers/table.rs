@@ -80,9 +80,14 @@ pub(super) fn of(stats: &Stats) -> String {
     for dirty in &stats.dirty {
         let _ = writeln!(
             table,
-            "  dirty {}: {}",
+            "  dirty {}: {}{}",
             dirty.bitmap,
-            output::size(dirty.bytes)
+            output::size(dirty.bytes),
+            if dirty.incomplete {
+                ", incomplete: all counts as changed"
+            } else {
+                ""
+            }
         );
     }
     if let Some(held) = stats.held.as_ref().filter(|held| held.operations != 0) {

@@ -23,15 +23,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Shown after the help of `vblk top`.
 pub const HELP: &str = "\
-`q` or Ctrl-C ends it. A server that ends or restarts meanwhile is shown as such
-and asked again.
-
 Examples:
   vblk top /run/disk0.ctl /run/disk1.ctl
   vblk top --json --interval 10 --count 6 /run/disk0.ctl
 
-With --json each disk is a line, the object that `vblk ctl --json … stats` has;
-a server that does not answer is a line with `socket` and `error`.";
+`q` or Ctrl-C ends it. A server that ends or restarts meanwhile is shown as
+such, and asked again. With --json each disk is a line, the object that
+`vblk ctl --json SOCKET stats` has; a server that does not answer is a line
+with `socket` and `error`.";
 
 /// Options of `top`.
 #[derive(Debug, Args)]

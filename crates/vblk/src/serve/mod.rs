@@ -9,9 +9,11 @@ mod listening;
 mod vduse;
 mod vhost_user;
 
+use std::collections::HashSet;
 use std::error::Error;
 use std::io;
 use std::num::NonZero;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
@@ -87,12 +89,18 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
         groups: Groups::default(),
         descriptors: Budget::new(),
     };
+    find_double(commands, &common.layers)?;
     let mut ready = Vec::new();
+    let mut opened: Vec<&ServeArgs> = Vec::new();
     for command in commands {
         let prepared = match command {
             ServeCommand::VhostUser(args) => vhost_user::prepare(args, &common),
             ServeCommand::Vduse(args) => vduse::prepare(args, &common),
         };
+        let prepared = prepared.map_err(|error| explain(error, command.disk(), &opened));
+        if prepared.is_ok() {
+            opened.push(command.disk());
+        }
         match prepared {
             Ok(one) => ready.push(one),
             Err(error) if commands.len() == 1 => return Err(error),
@@ -147,6 +155,50 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
         unended.ended(&name);
     }
     result
+}
+
+/// Finds what two disks have, or a disk and `--control`, and only one can.
+fn find_double(commands: &[ServeCommand], layers: &LayerArgs) -> Result<(), String> {
+    let places = commands.iter().map(|command| match command {
+        ServeCommand::VhostUser(args) => format!("--socket {}", args.socket),
+        ServeCommand::Vduse(args) => format!("--name {}", args.name),
+    });
+    let mut seen = HashSet::new();
+    for place in places {
+        if let Some(control) = &layers.control
+            && place == format!("--socket {}", control.display())
+        {
+            return Err(format!(
+                "{place} is also the --control socket: give each its own path"
+            ));
+        }
+        if let Some(place) = seen.replace(place) {
+            return Err(format!("{place} is there for two disks: give each its own"));
+        }
+    }
+    Ok(())
+}
+
+/// Device and number of the file that a disk is on.
+fn file_of(disk: &ServeArgs) -> Option<(u64, u64)> {
+    let meta = std::fs::metadata(disk.disk.disk.file()?).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// A disk that could not be opened because this process has it already, `opened`, says so.
+fn explain(error: Box<dyn Error>, disk: &ServeArgs, opened: &[&ServeArgs]) -> Box<dyn Error> {
+    let file = file_of(disk);
+    let other = opened
+        .iter()
+        .find(|other| file.is_some() && file_of(other) == file);
+    match other {
+        Some(other) if describe(error.as_ref()).contains(" is locked") => format!(
+            "{} is the same file as {}, which this process serves already: serve an image once, or read-only each time",
+            disk.disk.disk, other.disk.disk
+        )
+        .into(),
+        _ => error,
+    }
 }
 
 fn complain(name: &str, error: &dyn Error) {

@@ -7,19 +7,21 @@ use clap::{Args, Subcommand, ValueEnum};
 use vdpa_bus::management::{DeviceName, Driver, ManagementName};
 
 pub const HELP: &str = "\
-A vDPA device is made by a management device (VDUSE, a simulator, a network card) and used through a driver:
+A vDPA device is made by a management device (VDUSE, a simulator, a network
+card) and used through a driver:
   virtio  virtio_vdpa: a disk of this host, /dev/vdX
   vhost   vhost_vdpa: a disk for a virtual machine, /dev/vhost-vdpa-N
-Needs the modules vdpa, vduse for devices served by a process, virtio_vdpa and virtio_blk, or vhost_vdpa.
+Needs the modules vdpa, vduse for devices served by a process, virtio_vdpa and
+virtio_blk, or vhost_vdpa.
 
 Examples:
-  vblk vdpa add disk0                  # /dev/vduse/disk0 is served by now
+  vblk vdpa add disk0        # /dev/vduse/disk0 is served by now
   vblk vdpa list
   vblk vdpa bind disk0 vhost
   vblk vdpa del disk0
 
-Adding and binding a device wait for its driver; deleting and binding it wait until nobody has its
-/dev/vhost-vdpa-N open.";
+Adding and binding a device wait for its driver; deleting and binding it wait
+until nobody has its /dev/vhost-vdpa-N open.";
 
 /// What to do with vDPA devices.
 #[derive(Debug, Subcommand)]
