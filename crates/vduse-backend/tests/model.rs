@@ -8,15 +8,14 @@
 
 mod common;
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use common::{PATIENCE, Rig, StallDisk, info, newest};
+use common::{Ledger, PATIENCE, Rig, StallDisk, info, newest};
 use vduse_backend::fake::{FakeKernel, FakeRegion};
 use vduse_backend::kernel::{Attribute, Kernel, VqInfo};
 use vduse_backend::message::{Answer, Request as Ask};
-use virtio_blk_core::disk::{Caps, OpKind};
+use virtio_blk_core::disk::Caps;
 use virtio_blk_core::testdisk::{Mode, WaitKind};
 use virtio_blk_driver::request::{Request, Token};
 
@@ -38,14 +37,6 @@ impl Random {
     }
 }
 
-/// What the disk may not see any more, and what it saw all the same.
-#[derive(Default)]
-struct Ledger {
-    executed: HashSet<u64>,
-    over: HashSet<u64>,
-    wrong: Vec<u64>,
-}
-
 struct Model {
     rig: Rig,
     random: Random,
@@ -64,18 +55,7 @@ impl Model {
             ..Caps::basic(SECTORS)
         };
         let disk = StallDisk::with_caps(caps).queueing(Mode::AtFlush, WaitKind::Fd);
-        let ledger = Arc::new(Mutex::new(Ledger::default()));
-        let seen = ledger.clone();
-        disk.inner().set_fault(move |kind| {
-            if let OpKind::Write { offset, .. } = kind {
-                let mut ledger = seen.lock().unwrap();
-                ledger.executed.insert(offset / 512);
-                if ledger.over.contains(&(offset / 512)) {
-                    ledger.wrong.push(offset / 512);
-                }
-            }
-            None
-        });
+        let ledger = Ledger::of(&disk);
         let kernel = match seed % 3 {
             0 => FakeKernel::new(0, 0),
             _ => newest(),
@@ -123,9 +103,7 @@ impl Model {
                 let at = open.iter().position(|(token, _)| *token == done.token);
                 let (_, sector) = open.remove(at.expect("an answer to a request"));
                 assert!(done.is_ok(), "{done:?}");
-                let mut ledger = self.ledger.lock().unwrap();
-                assert!(ledger.executed.contains(&sector), "not executed");
-                assert!(ledger.over.insert(sector));
+                self.ledger.lock().unwrap().answered(sector);
             }
         }
     }
@@ -162,7 +140,7 @@ impl Model {
         assert_eq!(self.ask(Ask::SetStatus(0)), Some(Answer::Ok));
         let mut ledger = self.ledger.lock().unwrap();
         for (_, sector) in self.open.iter_mut().flat_map(|open| open.drain(..)) {
-            ledger.over.insert(sector);
+            ledger.cancelled(sector);
         }
     }
 
@@ -297,8 +275,7 @@ impl Model {
             assert!(Instant::now() < deadline, "lost: {:?}", self.open);
             std::thread::yield_now();
         }
-        let wrong = &self.ledger.lock().unwrap().wrong;
-        assert!(wrong.is_empty(), "executed when it was over: {wrong:?}");
+        self.ledger.lock().unwrap().check();
     }
 }
 

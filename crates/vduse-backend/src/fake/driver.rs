@@ -65,6 +65,14 @@ impl Pending {
         }
     }
 
+    /// Whether [`Pending::wait`] returns at once.
+    pub fn is_over(&self) -> bool {
+        let over = |device: &mut FakeDevice| {
+            device.broken || device.answers.contains_key(&self.message.id)
+        };
+        self.driver.with(over).unwrap_or(true)
+    }
+
     /// The sender was killed: the message is dropped.
     pub fn kill(self) {
         self.driver.with(|device| {
@@ -119,8 +127,13 @@ impl FakeDriver {
         if ![0, 1, 3].into_iter().all(ok) {
             return false;
         }
-        self.with(|device| device.driver_features = features);
+        self.set_driver_features(features);
         ok(11)
+    }
+
+    /// Sets the features that the driver acknowledges. The server is told with FEATURES_OK.
+    pub fn set_driver_features(&self, features: u64) {
+        self.with(|device| device.driver_features = features);
     }
 
     /// Sets DRIVER_OK. Answers whether the server agreed.

@@ -5,6 +5,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -188,6 +189,49 @@ impl IoQueue for StallQueue {
 
     fn cancel(&mut self, token: virtio_blk_core::disk::Token) {
         self.inner.cancel(token);
+    }
+}
+
+/// Which writes the disk executed, by sector, and which of them when it was over with them.
+#[derive(Default)]
+pub struct Ledger {
+    executed: HashSet<u64>,
+    over: HashSet<u64>,
+    wrong: Vec<u64>,
+}
+
+impl Ledger {
+    /// Of a disk whose sectors are written once each.
+    pub fn of(disk: &StallDisk) -> Arc<Mutex<Self>> {
+        let ledger = Arc::new(Mutex::new(Self::default()));
+        let seen = ledger.clone();
+        disk.inner().set_fault(move |kind| {
+            if let OpKind::Write { offset, .. } = kind {
+                let (mut ledger, sector) = (seen.lock().unwrap(), offset / 512);
+                ledger.executed.insert(sector);
+                if ledger.over.contains(&sector) {
+                    ledger.wrong.push(sector);
+                }
+            }
+            None
+        });
+        ledger
+    }
+
+    /// The write was answered with success, for the first time.
+    pub fn answered(&mut self, sector: u64) {
+        assert!(self.executed.contains(&sector), "{sector}: not executed");
+        assert!(self.over.insert(sector), "{sector}: answered twice");
+    }
+
+    /// A reset cancelled the write.
+    pub fn cancelled(&mut self, sector: u64) {
+        self.over.insert(sector);
+    }
+
+    /// None was executed when it was over with it.
+    pub fn check(&self) {
+        assert!(self.wrong.is_empty(), "executed again: {:?}", self.wrong);
     }
 }
 
@@ -384,6 +428,17 @@ impl Rig {
             }
             other => panic!("queue {queue}: {other:?}"),
         }
+    }
+
+    /// Whether the server has ended by itself.
+    pub fn has_ended(&self) -> bool {
+        let server = self.server.as_ref();
+        server.is_none_or(|server| server.thread.is_finished())
+    }
+
+    /// How the server ended, if there was one.
+    pub fn result(&mut self) -> Option<Result<Outcome, ServerError>> {
+        Some(self.server.take()?.thread.join().unwrap())
     }
 
     /// The server ends by itself.
