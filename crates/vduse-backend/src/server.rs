@@ -150,10 +150,10 @@ impl Shared {
 pub struct ServerHandle(Arc<Shared>);
 
 impl ServerHandle {
-    /// Makes [`Server::run`] return, after the requests that were taken are finished. What is held back (by a limit, a
-    /// pause, a policy for errors) is let go of. What the disk has not finished after a fifth of the kernel's
-    /// `msg_timeout` (at most 6 seconds) is left to the next server, as after a kill; the disk gets as much time again
-    /// to let go of it, then `run` returns all the same: see [`Outcome::Unfinished`]. Returns at once.
+    /// Makes [`Server::run`] return: once the disk has let go of the requests that were taken, and after a fifth of the
+    /// kernel's `msg_timeout` (at most 6 seconds) all the same, see [`Outcome::Unfinished`]. What was not returned to the
+    /// driver by then is left to the next server, as after a kill, also what a layer holds back (a limit, a pause, a
+    /// policy for errors). Returns at once.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
         self.0.ring();
@@ -239,13 +239,13 @@ impl Server {
         self.taken_over
     }
 
-    /// Serves until [`ServerHandle::stop`], which has a bound. [`Outcome`] says what became of the device: if no
-    /// request is in flight any more and it is not attached, it was removed.
+    /// Serves until [`ServerHandle::stop`], which has a bound. [`Outcome`] says what became of the device: one that is
+    /// not attached was removed.
     ///
     /// # Errors
-    /// The kernel gave the device up, or its file does not do what it should. Requests in flight were
-    /// finished, or are in the record for the next server. Returns within the same bound; what the disk did not let
-    /// go of by then stays behind as with [`Outcome::Unfinished`].
+    /// The kernel gave the device up, or its file does not do what it should. Requests in flight are in the record for
+    /// the next server. Returns within the same bound; what the disk did not let go of by then stays behind as with
+    /// [`Outcome::Unfinished`].
     pub fn run(mut self) -> Result<Outcome, ServerError> {
         if self.taken_over {
             self.session.resume();

@@ -14,11 +14,12 @@ use common::{NAME, QUEUE_SIZE, Rig, StallDisk, newest};
 use vduse_backend::kernel::{Attribute, Kernel};
 use vduse_backend::message::{Answer, Request as Ask};
 use vduse_backend::{Outcome, ServerError};
-use virtio_blk_core::disk::Disk;
-use virtio_blk_core::testdisk::Mode;
+use virtio_blk_core::disk::{Disk, DiskError, OpKind};
+use virtio_blk_core::testdisk::{Mode, WaitKind};
+use virtio_blk_disks::policy::{ErrorPolicy, OnError, PolicyDisk};
 use virtio_blk_disks::switch::SwitchDisk;
 use virtio_blk_disks::throttle::{Limits, Rate, ThrottleDisk, ThrottleGroup};
-use virtio_blk_driver::request::Request;
+use virtio_blk_driver::request::{Request, Token};
 
 /// What the servers here get for a message: a fifth of `msg_timeout`.
 const BUDGET: Duration = Duration::from_secs(1);
@@ -63,7 +64,7 @@ fn throttled() -> (StallDisk, Arc<dyn Disk>) {
 /// A name, and what stops a queue and finishes what was taken.
 type StopBy = (&'static str, fn(&mut Rig));
 
-fn stops() -> [StopBy; 4] {
+fn stops() -> [StopBy; 3] {
     [
         ("state", |rig| {
             rig.told(0);
@@ -74,9 +75,6 @@ fn stops() -> [StopBy; 4] {
                 index: 0,
                 ready: false,
             });
-        }),
-        ("stop", |rig| {
-            assert_eq!(rig.stop().unwrap(), Outcome::Attached)
         }),
     ]
 }
@@ -108,6 +106,120 @@ fn a_throttle_with_a_full_queue_delays_no_reset() {
     assert_eq!(answered(&mut rig), 0, "{before} before");
     rig.start();
     assert!(rig.ask(0, &Request::read(0, 512)).is_ok());
+}
+
+/// The next server has no limits.
+#[test]
+fn a_throttle_with_a_full_queue_delays_no_end() {
+    let (disk, top) = throttled();
+    let mut rig = Rig::layered(top, disk.clone(), 1);
+    rig.start();
+    fill(&mut rig);
+    let begin = Instant::now();
+    assert_eq!(rig.stop().unwrap(), Outcome::Attached);
+    assert!(begin.elapsed() < BUDGET, "{:?}", begin.elapsed());
+    let before = 1 + answered(&mut rig);
+    assert!(before < FULL);
+    rig.top = Arc::new(disk);
+    rig.succeed();
+    for _ in before..FULL {
+        assert!(rig.answer(0).is_ok());
+    }
+    rig.check();
+}
+
+/// A disk without room for writes, whose failures are held.
+fn full() -> (Arc<PolicyDisk>, Rig) {
+    let disk = StallDisk::new().queueing(Mode::AtFlush, WaitKind::Fd);
+    disk.inner().set_fault(|kind| match kind {
+        OpKind::Write { .. } => Some(DiskError::from_errno(libc::ENOSPC)),
+        _ => None,
+    });
+    let policy = ErrorPolicy {
+        read: OnError::Stop,
+        write: OnError::Stop,
+    };
+    let below: Arc<dyn Disk> = Arc::new(disk.clone());
+    let top = Arc::new(PolicyDisk::new(below, policy));
+    (top.clone(), Rig::layered(top, disk, 1))
+}
+
+fn hold_a_write(top: &PolicyDisk, rig: &mut Rig) -> Token {
+    rig.start();
+    let token = rig.submit(0, &Request::write(3, &[3; 512]));
+    let deadline = Instant::now() + common::PATIENCE;
+    while top.held() != 1 {
+        assert!(Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    token
+}
+
+#[test]
+fn failures_that_are_held_are_told_at_a_stop() {
+    for (name, stop) in stops() {
+        let (top, mut rig) = full();
+        let token = hold_a_write(&top, &mut rig);
+        let begin = Instant::now();
+        stop(&mut rig);
+        assert!(begin.elapsed() < BUDGET, "{name}: {:?}", begin.elapsed());
+        let done = rig.queues[0].poll().unwrap().unwrap();
+        assert_eq!((done.token, done.is_ok()), (token, false), "{name}");
+    }
+}
+
+#[test]
+fn failures_that_are_held_are_cancelled_by_a_reset() {
+    let (top, mut rig) = full();
+    hold_a_write(&top, &mut rig);
+    let begin = Instant::now();
+    rig.ok(Ask::SetStatus(0));
+    assert!(begin.elapsed() < BUDGET, "{:?}", begin.elapsed());
+    assert!(rig.queues[0].poll().unwrap().is_none());
+    assert_eq!(top.held(), 0);
+    rig.disk.inner().set_fault(|_| None);
+    rig.start();
+    rig.check();
+    assert_eq!(rig.disk.inner().content(3 * 512, 512), [0; 512]);
+}
+
+#[test]
+fn failures_that_are_held_go_to_the_next_server() {
+    for end in [Rig::die, |rig: &mut Rig| {
+        rig.stop().unwrap();
+    }] {
+        let (top, mut rig) = full();
+        let token = hold_a_write(&top, &mut rig);
+        let begin = Instant::now();
+        end(&mut rig);
+        assert!(begin.elapsed() < BUDGET, "{:?}", begin.elapsed());
+        assert!(rig.queues[0].poll().unwrap().is_none());
+        // There is room again.
+        rig.disk.inner().set_fault(|_| None);
+        rig.succeed();
+        let done = rig.answer(0);
+        assert_eq!((done.token, done.is_ok()), (token, true));
+        assert_eq!(rig.disk.inner().content(3 * 512, 512), [3; 512]);
+        rig.check();
+    }
+}
+
+#[test]
+fn a_hold_delays_no_end() {
+    let disk = StallDisk::new();
+    let top = Arc::new(SwitchDisk::new(Arc::new(disk.clone())).unwrap());
+    let mut rig = Rig::layered(top.clone(), disk, 1);
+    rig.start();
+    top.hold(Instant::now() + Duration::from_secs(3600));
+    let token = rig.submit(0, &Request::write(0, &[1; 512]));
+    rig.wait_taken(0, 1);
+    let begin = Instant::now();
+    assert_eq!(rig.stop().unwrap(), Outcome::Attached);
+    assert!(begin.elapsed() < BUDGET, "{:?}", begin.elapsed());
+    top.resume().unwrap();
+    rig.succeed();
+    let done = rig.answer(0);
+    assert_eq!((done.token, done.is_ok()), (token, true));
 }
 
 #[test]

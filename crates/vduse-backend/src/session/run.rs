@@ -369,12 +369,14 @@ impl Session {
         }
     }
 
-    /// Begins to finish what was taken; nothing starts any more. [`Session::is_finished`] says when that is done, or
-    /// its time over.
+    /// Begins to hand everything over to the next server; nothing starts any more. [`Session::is_finished`] says when
+    /// that is done, or its time over.
     pub(crate) fn finish(&mut self) {
         self.finish_by = Some(self.deadline());
         for queue in &mut self.queues {
-            queue.begin_stop(Stop::Drain, &self.wake);
+            // What can be executed by the next server need not be waited for, and what a policy for errors holds back
+            // must not fail.
+            queue.begin_stop(Stop::HandOver, &self.wake);
         }
     }
 
@@ -387,11 +389,13 @@ impl Session {
         now >= deadline || !self.needs_medium() && self.medium.wait(now).is_some()
     }
 
-    /// The end. What did not finish is handed over to the next server; what does not let go in time either is left
-    /// behind, with what it works with: memory mapped, the device's file open. Returns the record, and whether nothing
-    /// was left behind.
+    /// The end. What the disk does not let go of in time is left behind, with what it works with: memory mapped, the
+    /// device's file open. Returns the record, and whether nothing was left behind.
     pub(crate) fn end(mut self) -> (State, bool) {
-        let deadline = self.deadline();
+        let deadline = match self.finish_by {
+            Some(at) => at,
+            None => self.deadline(),
+        };
         let mut stopped = self.stop_all(Stop::HandOver, deadline);
         self.abandoned
             .retain(|worker| !worker.wait_stopped(deadline));
