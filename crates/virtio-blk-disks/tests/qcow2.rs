@@ -758,7 +758,7 @@ fn an_image_is_handed_over() {
     two.deactivate().unwrap();
     let told = sizes(&two);
     let message = two.open_queue(1).err().unwrap().to_string();
-    assert!(message.contains("not in use"), "{message}");
+    assert!(message.contains("must be activated"), "{message}");
     assert!(two.resize(1 << 30).is_err());
     let mut model = vec![0; SIZE];
     for turn in 0..4_usize {
@@ -893,4 +893,75 @@ fn a_limited_disk_below_is_waited_for_and_let_go() {
     // At the limit it is more than a second for each.
     let time = begun.elapsed();
     assert!(time < Duration::from_secs(4), "{time:?}");
+}
+
+/// With `lock=handover`, two servers of one file: each has it alone, and sees what the other wrote.
+#[test]
+fn the_lock_of_an_image_goes_with_its_use() {
+    let directory = directory();
+    let (base, image) = (path(&directory, "base.img"), path(&directory, "disk.qcow2"));
+    let mut model = vec![3; SIZE];
+    std::fs::write(&base, &model).unwrap();
+    let setup = "cluster_size=4k,backing_file=base.img,backing_fmt=raw";
+    qemu::create(&image, setup, SIZE);
+    let text = format!("qcow2:{},lock=handover,backing=allow", image.display());
+    let spec: DiskSpec = text.parse().unwrap();
+    assert_eq!(spec.to_string(), text);
+    let denied: DiskSpec = format!("qcow2:{},lock=handover", image.display())
+        .parse()
+        .unwrap();
+    let error = denied.open(false).err().unwrap().to_string();
+    assert!(error.contains("backing=allow"), "{error}");
+    let two = [spec.open(false).unwrap(), spec.open(false).unwrap()];
+    let name = image.to_str().unwrap();
+    let is_locked = || !qemu::run(&["info", name]).status.success();
+    assert!(!is_locked());
+    for turn in 0..4_usize {
+        let (active, other) = (&two[turn % 2], &two[1 - turn % 2]);
+        assert!(active.open_queue(1).is_err(), "not active");
+        active.activate().unwrap();
+        let mut queue = active.open_queue(4).unwrap();
+        assert_eq!(active.caps().capacity_bytes(), model.len() as u64);
+        assert!(
+            read(&mut *queue, 0, model.len()).unwrap() == model,
+            "{turn}"
+        );
+        let at = turn * 5 * BLOCK;
+        write(&mut *queue, at as u64, vec![turn as u8 + 10; 8192]).unwrap();
+        model[at..at + 8192].fill(turn as u8 + 10);
+        if turn == 1 {
+            active.resize(2 * SIZE as u64).unwrap();
+            model.resize(2 * SIZE, 0);
+        }
+        let message = active.deactivate().unwrap_err().to_string();
+        assert!(message.contains("a queue"), "{message}");
+        drop(queue);
+        if turn == 0 {
+            assert!(is_locked());
+            let error = other.activate().unwrap_err().to_string();
+            assert!(
+                error.contains("locked") && error.contains("this process"),
+                "{error}"
+            );
+        }
+        // The other one waits for it.
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| other.activate());
+            active.deactivate().unwrap();
+            waiting.join().unwrap().unwrap();
+        });
+        assert!(
+            read(&mut *other.open_queue(1).unwrap(), at as u64, 512).unwrap()
+                == [turn as u8 + 10; 512]
+        );
+        other.deactivate().unwrap();
+    }
+    assert!(!is_locked());
+    qemu::check(&image);
+    qemu::compare(&image, &model);
+    // Another image in its place is not taken for it.
+    qemu::create(&image, "cluster_size=64k", 4 * SIZE);
+    let error = two[0].activate().unwrap_err().to_string();
+    assert!(error.contains("another image"), "{error}");
+    assert!(!is_locked() && two[0].open_queue(1).is_err());
 }

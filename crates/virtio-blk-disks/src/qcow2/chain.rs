@@ -21,7 +21,7 @@ use super::order::Order;
 use super::storage::{ImageFile, Writable};
 use super::tables::Tables;
 use crate::raw;
-use crate::{Engine, RawOptions};
+use crate::{Engine, Lock, RawOptions};
 
 /// Most images on top of each other.
 const MAX_CHAIN: usize = 64;
@@ -65,6 +65,25 @@ pub(super) fn open_on(host: Arc<dyn Host>, options: &Qcow2Options) -> Result<Ope
     Chain::default().image(host, options.path(), options, options.is_writable())
 }
 
+/// Reads only the header of an image, which somebody else may be using: without a lock, and without a look at what
+/// lies elsewhere and may change in this moment.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(super) fn header(options: &Qcow2Options) -> Result<Header, OpenError> {
+    let path = options.path();
+    let look = options.clone().inspect(true);
+    let host = Chain::default().file(path, &look, false)?;
+    let header = Header::read(&*host, i64::MAX as u64, path)?;
+    match &header.backing {
+        Some((backing, _)) if !options.backing => Err(OpenError::BackingDenied {
+            path: path.to_owned(),
+            backing: backing.clone(),
+        }),
+        _ => Ok(header),
+    }
+}
+
 impl Chain {
     fn file(
         &mut self,
@@ -80,6 +99,7 @@ impl Chain {
         let raw = RawOptions::new(path)
             .read_only(!writable)
             .inspect(options.inspect)
+            .lock(options.lock)
             .engine(engine);
         #[cfg(feature = "inject")]
         let raw = match &options.inject {
@@ -106,7 +126,7 @@ impl Chain {
             ));
         }
         // Only now: a file that is its own backing file is not in use by somebody else.
-        if options.lock && !options.inspect {
+        if options.lock != Lock::Off && !options.inspect {
             raw::lock_file(&file, &raw)?;
         }
         self.files.push(id);

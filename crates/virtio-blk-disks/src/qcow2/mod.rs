@@ -36,6 +36,7 @@ use virtio_blk_core::disk::{
     ZeroLimits,
 };
 
+use crate::Lock;
 use control::Control;
 pub use error::OpenError;
 use frozen::Frozen;
@@ -100,8 +101,13 @@ impl Qcow2Disk {
     /// # Errors
     /// Each names the file and says what to change, see [`OpenError`].
     pub fn open(options: &Qcow2Options) -> Result<Self, OpenError> {
+        if options.lock == Lock::Handover && !options.inspect {
+            let header = chain::header(options)?;
+            return Self::new(&header, None, None, options);
+        }
         let opened = open(None, options)?;
-        Self::new(opened, None, options)
+        let header = opened.header.clone();
+        Self::new(&header, Some(opened), None, options)
     }
 
     /// Opens an image that another disk holds, from its first byte on. Of the options, the path is only a name, and
@@ -122,26 +128,28 @@ impl Qcow2Disk {
             ));
         }
         let opened = open(Some(&disk), options)?;
-        Self::new(opened, Some(disk), options)
+        let header = opened.header.clone();
+        Self::new(&header, Some(opened), Some(disk), options)
     }
 
     fn new(
-        opened: chain::Opened,
+        header: &header::Header,
+        opened: Option<chain::Opened>,
         below: Option<Arc<dyn Disk>>,
         options: &Qcow2Options,
     ) -> Result<Self, OpenError> {
-        let caps = caps(&opened.header, options.read_only);
+        let caps = caps(header, options.read_only);
         caps.validate()
             .map_err(|error| OpenError::damaged(options.path(), error.to_string()))?;
-        let control = Arc::new(Control::new(opened.header.size));
-        let open = Open::new(opened, &control, options);
+        let control = Arc::new(Control::new(header.size));
+        let open = opened.map(|opened| Open::new(opened, &control, options));
         Ok(Self {
             options: options.clone(),
             below,
             caps,
             control,
             turn: Mutex::default(),
-            open: Mutex::new(Some(open)),
+            open: Mutex::new(open),
             failed: OnceLock::new(),
         })
     }
@@ -156,7 +164,8 @@ impl Qcow2Disk {
 
     /// Whether the image is closed while no queue is open, and read anew before the next.
     fn hands_over(&self) -> bool {
-        self.below.is_some()
+        let by_lock = self.options.lock == Lock::Handover && !self.options.inspect;
+        self.below.is_some() || by_lock
     }
 
     /// Opens the image anew. Only its size may differ from what a driver was told.
@@ -182,7 +191,7 @@ impl Qcow2Disk {
 
     fn inactive(&self) -> DiskError {
         DiskError::Config(format!(
-            "{} is not in use now: no queue has been started",
+            "{} is not in use: it must be activated before its first queue starts",
             self.options.path.display()
         ))
     }

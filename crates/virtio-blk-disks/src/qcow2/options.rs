@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Engine;
 #[cfg(feature = "inject")]
 use crate::inject::Injector;
+use crate::{Engine, Lock};
 
 /// How a qcow2 image is to be used as a disk: what [`super::Qcow2Disk::open`] takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub struct Qcow2Options {
     pub(crate) backing: bool,
     pub(crate) engine: Engine,
     pub(crate) discard: bool,
-    pub(crate) lock: bool,
+    pub(crate) lock: Lock,
     pub(crate) inspect: bool,
     #[cfg(feature = "inject")]
     pub(crate) inject: Option<Injector>,
@@ -32,7 +32,7 @@ impl Qcow2Options {
             backing: false,
             engine: Engine::Auto,
             discard: true,
-            lock: true,
+            lock: Lock::On,
             inspect: false,
             #[cfg(feature = "inject")]
             inject: None,
@@ -69,11 +69,14 @@ impl Qcow2Options {
         self
     }
 
-    /// Whether the files are locked against other users: the image for itself, or shared if read-only;
-    /// backing files always shared (default: yes).
+    /// When the files are locked against other users: the image for itself, or shared if read-only; backing files
+    /// always shared (default: [`Lock::On`], which `true` stands for; `false` for [`Lock::Off`]).
+    ///
+    /// With [`Lock::Handover`] the tables are read when the disk is activated, and all that is kept of them is in the
+    /// file, stable, before the lock is let go.
     #[must_use]
-    pub fn lock(mut self, yes: bool) -> Self {
-        self.lock = yes;
+    pub fn lock(mut self, when: impl Into<Lock>) -> Self {
+        self.lock = when.into();
         self
     }
 

@@ -66,12 +66,11 @@ pub(crate) fn open_file(options: &RawOptions) -> Result<File, OpenError> {
 /// Locks a file, shared if the options say that it is read-only.
 #[cfg(feature = "qcow2")]
 pub(crate) fn lock_file(file: &File, options: &RawOptions) -> Result<(), OpenError> {
-    lock::lock(
-        file,
-        !options.read_only,
-        lock::OPEN_PATIENCE,
-        options.path(),
-    )
+    let patience = match options.lock {
+        Lock::Handover => lock::HANDOVER_PATIENCE,
+        Lock::On | Lock::Off => lock::OPEN_PATIENCE,
+    };
+    lock::lock(file, !options.read_only, patience, options.path())
 }
 
 /// The size in bytes of a file that may be a block device.

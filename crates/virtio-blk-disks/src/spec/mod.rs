@@ -6,7 +6,7 @@
 //! | disk | syntax |
 //! |---|---|
 //! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off\|handover][,mmap=auto\|off]` |
-//! | qcow2 image | `qcow2:PATH[,readonly=on\|off][,backing=deny\|allow][,engine=auto\|io_uring\|sync][,discard=on\|off][,lock=on\|off]` (feature `qcow2`) |
+//! | qcow2 image | `qcow2:PATH[,readonly=on\|off][,backing=deny\|allow][,engine=auto\|io_uring\|sync][,discard=on\|off][,lock=on\|off\|handover]` (feature `qcow2`) |
 //! | memory | `memory:SIZE` |
 //! | nothing | `null:SIZE[,zero=on\|off]` |
 //!
@@ -186,11 +186,13 @@ impl fmt::Display for DiskSpec {
                 for (name, value, default) in [
                     ("readonly", options.read_only, usual.read_only),
                     ("discard", options.discard, usual.discard),
-                    ("lock", options.lock, usual.lock),
                 ] {
                     if value != default {
                         write!(f, ",{name}={}", on_off(value))?;
                     }
+                }
+                if options.lock != usual.lock {
+                    write!(f, ",lock={}", lock(options.lock))?;
                 }
                 if options.backing {
                     write!(f, ",backing=allow")?;

@@ -206,7 +206,7 @@ fn qcow2(rest: &str) -> Result<DiskSpec, SpecError> {
         match name {
             "readonly" => image.read_only = switch("readonly", value)?,
             "discard" => image.discard = switch("discard", value)?,
-            "lock" => image.lock = switch("lock", value)?,
+            "lock" => image.lock = lock(value)?,
             "engine" => image.engine = engine(value)?,
             "backing" => {
                 image.backing = match value {

@@ -212,7 +212,12 @@ fn qcow2_has_options_of_its_own() {
         .backing(true)
         .engine(Engine::Sync);
     assert_eq!(parse(all).unwrap(), DiskSpec::Qcow2(options));
-    for text in [all, "qcow2:x", "qcow2:/a:b,engine=io_uring"] {
+    for text in [
+        all,
+        "qcow2:x",
+        "qcow2:/a:b,engine=io_uring",
+        "qcow2:x,lock=handover",
+    ] {
         assert_eq!(parse(text).unwrap().to_string(), text);
     }
     assert_eq!(
