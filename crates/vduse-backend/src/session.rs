@@ -243,31 +243,15 @@ impl Session {
     }
 
     fn update_iotlb(&mut self, deadline: Instant) -> Answer {
-        if self.queues.iter().all(Queue::is_idle) && self.abandoned.is_empty() {
-            self.stale = true;
+        self.stale = true;
+        if !self.uses_memory() {
             self.start_wanted();
             return Answer::Ok;
         }
-        let bounce = self.bounce_size();
-        let removed = match self.memory.walk(self.file.as_ref(), bounce) {
-            Ok(removed) => removed,
-            Err(error) => {
-                log::error!("the driver's memory can't be used: {error}");
-                return Answer::Failed;
-            }
-        };
-        for queue in &self.queues {
-            queue.remap();
+        match self.renew_memory(deadline) {
+            true => Answer::Ok,
+            false => Answer::Failed,
         }
-        match removed.settle(deadline) {
-            Ok(false) => {}
-            Ok(true) => log::warn!("requests in flight lost memory that the driver took away"),
-            Err(error) => {
-                log::error!("memory that the driver took away can't be released: {error}");
-                return Answer::Failed;
-            }
-        }
-        Answer::Ok
     }
 
     fn reset(&mut self, deadline: Instant) -> Answer {

@@ -8,12 +8,14 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use common::{Ledger, PATIENCE, Rig, info};
 use vduse_backend::Outcome;
+use vduse_backend::fake::FakeRegion;
 use vduse_backend::kernel::VqInfo;
 use vduse_backend::message::{Answer, Request as Ask};
 use virtio_blk_driver::request::Request;
@@ -202,5 +204,46 @@ fn each_call_fails_once_when_a_device_is_made_and_removed() {
         rig.bus.set_regions(vec![rig.region()]);
         rig.start();
         rig.check();
+    }
+}
+
+/// Memory that was taken away is not used any more, although looking at what is left failed at first.
+#[test]
+fn each_call_fails_once_when_memory_is_taken_away() {
+    const AT: u64 = 0x10_0000;
+    for call in 0..12 {
+        let mut vmm = Vmm::new();
+        let file = common::memfd(4096);
+        let more = FakeRegion {
+            file: Arc::new(file.try_clone().unwrap().into()),
+            first: AT,
+            last: AT + 4095,
+            ..vmm.rig.region()
+        };
+        let regions = vec![vmm.rig.region(), more];
+        vmm.rig.bus.set_regions(regions);
+        vmm.rig.disk.inner().set_content(0, &[0xdd; 512]);
+        vmm.rig.start();
+        let read = |vmm: &mut Vmm| {
+            let token = vmm.rig.read_into(AT);
+            let done = vmm.rig.answer(0);
+            assert_eq!(done.token, token);
+            let mut found = [0; 512];
+            file.read_exact_at(&mut found, 0).unwrap();
+            file.write_all_at(&[0x77; 512], 0).unwrap();
+            (done.is_ok(), found[0])
+        };
+        assert_eq!(read(&mut vmm), (true, 0xdd));
+        vmm.rig.bus.set_regions(vec![vmm.rig.region()]);
+        vmm.rig.kernel.fail_after(call, ERRORS[call as usize % 2]);
+        // Refused or not: the kernel has taken it away.
+        vmm.ask(Ask::UpdateIotlb {
+            first: 0,
+            last: u64::MAX,
+        });
+        vmm.ask(Ask::SetGroupAsid { group: 0, asid: 0 });
+        vmm.revive();
+        assert_eq!(read(&mut vmm), (false, 0x77), "call {call}");
+        vmm.rig.check();
     }
 }

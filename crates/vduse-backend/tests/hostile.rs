@@ -196,19 +196,7 @@ fn memory_that_vanishes_stops_the_device_until_a_reset() {
     };
     rig.map(vec![region, rig.region()]);
     gone.set_len(0).unwrap();
-    // A descriptor that points to it.
-    let table = rig.queues[0].state().desc_table;
-    let token = rig.queues[0].submit(&Request::read(0, 512)).unwrap();
-    let mut desc = [0u8; 16];
-    let data = rig.queues[0].data(token).unwrap().addr.0;
-    let entries = (0..32).map(|n| GuestAddress(table + 16 * n));
-    let at = entries.into_iter().find(|at| {
-        rig.guest.read_slice(&mut desc, *at).unwrap();
-        u64::from_le_bytes(desc[..8].try_into().unwrap()) == data
-    });
-    rig.guest.write_obj(0x10_0000u64, at.unwrap()).unwrap();
-    rig.queues[0].publish().unwrap();
-    rig.bus.kick(0);
+    let token = rig.read_into(0x10_0000);
     let done = rig.answer(0);
     assert_eq!(done.token, token);
     // What comes next is not served: nothing that the driver says can be relied on.

@@ -239,6 +239,37 @@ impl Session {
         }
     }
 
+    /// Whether anything runs on the address space, or hangs on it.
+    pub(super) fn uses_memory(&self) -> bool {
+        !self.queues.iter().all(Queue::is_idle) || !self.abandoned.is_empty()
+    }
+
+    /// Takes the address space over while queues run. Returns whether what was taken away is not used any more.
+    pub(super) fn renew_memory(&mut self, deadline: Instant) -> bool {
+        let bounce = self.bounce_size();
+        let removed = match self.memory.walk(self.file.as_ref(), bounce) {
+            Ok(removed) => removed,
+            // The queues must not stay on what there was.
+            Err(error) => {
+                self.try_again(format!("the driver's memory can't be used: {error}"));
+                return false;
+            }
+        };
+        self.stale = false;
+        for queue in &self.queues {
+            queue.remap();
+        }
+        match removed.settle(deadline) {
+            Ok(false) => {}
+            Ok(true) => log::warn!("requests in flight lost memory that the driver took away"),
+            Err(error) => {
+                log::error!("memory that the driver took away can't be released: {error}");
+                return false;
+            }
+        }
+        true
+    }
+
     /// Stops all queues. Returns whether they stand still.
     pub(super) fn stop_all(&mut self, mode: Stop, deadline: Instant) -> bool {
         for queue in &mut self.queues {
@@ -268,8 +299,7 @@ impl Session {
     /// Lets go of the disk if nothing uses it any more, and waits for that. Returns whether what it held in memory is
     /// stable, as far as is known by `deadline`.
     pub(super) fn release_medium(&mut self, deadline: Instant) -> bool {
-        let idle = self.queues.iter().all(Queue::is_idle);
-        if !idle || !self.abandoned.is_empty() {
+        if self.uses_memory() {
             return true;
         }
         self.medium.want(false);
@@ -325,6 +355,10 @@ impl Session {
         }
         self.retry_irqs();
         self.start_wanted();
+        if self.stale && self.queues.iter().any(|queue| !queue.is_idle()) {
+            let deadline = self.deadline();
+            self.renew_memory(deadline);
+        }
         if !self.needs_medium() {
             self.medium.want(false);
         }

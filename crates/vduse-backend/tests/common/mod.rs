@@ -499,6 +499,20 @@ impl Rig {
         token
     }
 
+    /// Reads sector 0 to a place of its own, on the first queue.
+    pub fn read_into(&mut self, to: u64) -> Token {
+        let table = self.queues[0].state().desc_table;
+        let token = self.queues[0].submit(&Request::read(0, 512)).unwrap();
+        let data = self.queues[0].data(token).unwrap().addr.0;
+        let mut entries = (0..u64::from(QUEUE_SIZE)).map(|n| GuestAddress(table + 16 * n));
+        let at = entries.find(|at| self.guest.read_obj::<u64>(*at).unwrap() == data);
+        self.guest.write_obj(to, at.unwrap()).unwrap();
+        if self.queues[0].publish().unwrap() {
+            self.bus.kick(0);
+        }
+        token
+    }
+
     /// Waits for the next answer on a queue.
     pub fn answer(&mut self, queue: usize) -> Done {
         let deadline = Instant::now() + PATIENCE;
