@@ -36,6 +36,7 @@ mount /dev/vda /mnt
 dd if=/dev/urandom of=/mnt/first bs=64k count=16 2>/dev/null
 
 step "limited to 200 operations a second while it is in use"
+ctl dirty backup --new >/dev/null
 ctl layers dirty=backup,throttle=iops:200,meter | grep -q '"settled":true' || fail "not settled"
 before=$(operations)
 # Hundredths of a second, as busybox has no finer clock.
@@ -48,14 +49,13 @@ echo "$((after - before)) operations in $millis ms, $(number released </tmp/stat
 # At most what the limit gives in that time, what a late timer may make up for, and flushes, which are not held back.
 [ $((after - before)) -le $((millis / 5 + millis / 250 + 30)) ] || fail "more than the limit allows"
 [ "$(number released </tmp/stats)" -gt 50 ] || fail "nothing was held back"
-ctl layers dirty=backup,meter >/dev/null
+ctl layers --remove throttle >/dev/null
 
 step "one moment of it, while a writer goes on"
 dd if=/dev/zero of=/mnt/writer bs=64k count=400 oflag=direct 2>/dev/null &
 writer=$!
 ctl drain --hold 30 | grep -q '"drained":true' || fail "no drain"
-ctl dirty backup --save /tmp/backup.marks >/dev/null
-ctl dirty backup --take >/tmp/taken
+ctl dirty backup --take --save /tmp/backup.marks >/tmp/taken
 cp /tmp/disk.qcow2 /tmp/copy.qcow2
 ctl resume >/dev/null
 wait $writer

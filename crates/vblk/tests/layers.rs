@@ -485,11 +485,30 @@ fn a_drained_disk_waits_and_a_raw_file_grows() {
     assert_eq!(grown["capacity"], 16 << 20);
     assert_eq!(served.ctl(&["stats"])["capacity"], 16 << 20);
     assert_eq!(std::fs::metadata(&path).unwrap().len(), 16 << 20);
-    let said = served.refused(&["resize", "8M"]);
-    assert!(said.contains("16777216"), "{said}");
-    let memory = Served::start("memory:1M", &[]);
-    let said = memory.refused(&["resize", "2M"]);
-    assert!(said.contains("memory:1M is no raw file"), "{said}");
+    // Through the open file, wherever its name leads by now.
+    let moved = dir.path().join("moved.img");
+    std::fs::rename(&path, &moved).unwrap();
+    std::fs::write(&path, [0; 512]).unwrap();
+    served.ctl(&["resize", "17M"]);
+    assert_eq!(std::fs::metadata(&moved).unwrap().len(), 17 << 20);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 512);
+    for (size, word) in [("8M", "17825792"), ("512", "17825792")] {
+        let said = served.refused(&["resize", size]);
+        assert!(said.contains(word) && said.lines().count() == 1, "{said}");
+    }
+    let wide = format!("raw:{},block=4096", moved.display());
+    drop(served);
+    let served = Served::start(&wide, &[]);
+    let said = served.refused(&["resize", "17826304"]);
+    assert!(said.contains("4096"), "{said}");
+    drop(served);
+    let served = Served::start(&format!("raw:{},readonly=on", moved.display()), &[]);
+    let said = served.refused(&["resize", "18M"]);
+    assert!(said.contains("read-only"), "{said}");
+    assert_eq!(std::fs::metadata(&moved).unwrap().len(), 17 << 20);
+    let null = Served::start("null:1M", &[]);
+    let said = null.refused(&["resize", "2M"]);
+    assert!(said.contains("null:1M can't be made larger"), "{said}");
 }
 
 #[test]

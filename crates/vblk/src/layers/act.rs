@@ -4,16 +4,14 @@
 //! What a control socket does to a served disk.
 
 use std::error::Error;
-use std::fs::File;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use virtio_blk_disks::DiskSpec;
+use virtio_blk_core::disk::DiskError;
 use virtio_blk_disks::stack::Stack;
 use virtio_blk_disks::switch::HoldError;
 
 use super::Served;
-use crate::source::Source;
 
 /// How long a drain may take: on a busy host a single flush takes seconds.
 const DRAIN: Duration = Duration::from_secs(60);
@@ -86,30 +84,22 @@ pub(super) fn refresh(served: &Served) -> Answer {
     Ok(json!({"capacity": served.device.capacity() * 512}))
 }
 
-/// Grows a raw file.
+/// Grows the disk, through the handle that it is open by: its name may lead elsewhere by now.
 pub(super) fn resize(served: &Served, bytes: u64) -> Answer {
-    let help = "grow it with its own tools, then `refresh`";
-    let Source::Disk(DiskSpec::Raw(raw)) = &served.source else {
-        return Err(format!("{} is no raw file: {help}", served.source).into());
-    };
-    let path = raw.path().display();
-    let named = |error: std::io::Error| format!("{path}: {error}");
-    let file = File::options()
-        .write(true)
-        .open(raw.path())
-        .map_err(named)?;
-    let now = file.metadata().map_err(named)?;
-    if !now.is_file() {
-        return Err(format!("{path} is no raw file: {help}").into());
-    }
-    if !bytes.is_multiple_of(512) || bytes < now.len() {
+    let disk = served.device.disk();
+    let now = served.device.capacity() * 512;
+    if bytes < now {
         return Err(format!(
-            "{bytes} bytes: give a multiple of 512, at least the {} that {path} has; whoever wants to lose what \
-             lies behind truncates it, then `refresh`",
-            now.len()
+            "{bytes} bytes: the disk has {now}; to lose what lies behind, truncate its file and then `refresh`"
         )
         .into());
     }
-    file.set_len(bytes).map_err(named)?;
-    refresh(served)
+    disk.resize(bytes).map_err(|error| match error {
+        DiskError::Unsupported => format!(
+            "{} can't be made larger while it is served: end the server, and use the tools for its format",
+            served.source
+        ),
+        error => error.to_string(),
+    })?;
+    Ok(json!({"capacity": served.device.capacity() * 512}))
 }

@@ -31,7 +31,7 @@ pub enum Request {
     Disks {},
     /// Looks at the size of the disk again.
     Refresh {},
-    /// Grows a raw file.
+    /// Grows the disk.
     Resize {
         /// To this size.
         bytes: u64,

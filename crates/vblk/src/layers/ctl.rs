@@ -70,7 +70,7 @@ enum CtlCommand {
     Layers(LayersArgs),
     /// Look at the size of the disk again.
     Refresh,
-    /// Grow a raw file while it is in use; its driver is told.
+    /// Grow the disk while it is in use: a raw file or a qcow2 image; its driver is told.
     Resize {
         /// The new size, such as 16G.
         #[arg(value_name = "SIZE", value_parser = bytes)]
