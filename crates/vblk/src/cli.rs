@@ -26,7 +26,10 @@ A DISK names its format, always:
                           how to do I/O (auto: probe, and take the best)
       discard=on|off      pass discards to the host (on)
       block=BYTES         logical block size that the guest sees (probed)
-      lock=on|off         lock the file against other users (on)
+      lock=on|off|handover
+                          lock the file against other users (on); handover:
+                          only while a driver uses the disk, so that a guest
+                          can migrate between two servers of it
       mmap=auto|off       copy cached reads from a mapping of the file (auto)
   qcow2:PATH[,OPTION…]    a qcow2 image: readonly, engine, discard, lock as
                           above, and

@@ -75,6 +75,8 @@ fn another_socket_is_told_from_a_control_socket() {
     assert_refused(&refused, &["no control socket", "it said nothing"]);
     let refused = vblk(&["top", socket.to_str().unwrap()]);
     assert_refused(&refused, &["no control socket"]);
+    let file = vblk(&["ctl", "/dev/null", "stats"]);
+    assert_refused(&file, &["/dev/null is not a socket", "--control"]);
     drop(client);
     server.signal(libc::SIGTERM);
     let (status, log) = server.end();

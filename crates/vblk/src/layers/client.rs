@@ -3,7 +3,9 @@
 
 //! The other end of a control socket.
 
+use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +29,12 @@ pub enum ClientError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// It is a file of another kind.
+    #[error("{} is not a socket: give the --control socket of a running `vblk serve`", .path.display())]
+    NotASocket {
+        /// The file.
+        path: PathBuf,
     },
     /// It is some other socket.
     #[error(
@@ -85,9 +93,13 @@ pub(super) struct Client {
 impl Client {
     /// Connects, and makes sure that it is a control socket that listens. The server may take `patience` for an answer.
     pub(super) fn connect(path: &Path, patience: Duration) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path).map_err(|source| ClientError::Connect {
-            path: path.to_owned(),
-            source,
+        let stream = UnixStream::connect(path).map_err(|source| {
+            let path = path.to_owned();
+            // The system says only that nobody listens.
+            match fs::metadata(&path) {
+                Ok(meta) if !meta.file_type().is_socket() => ClientError::NotASocket { path },
+                _ => ClientError::Connect { path, source },
+            }
         })?;
         let mut this = Self {
             path: path.to_owned(),
