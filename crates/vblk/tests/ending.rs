@@ -83,6 +83,21 @@ fn a_disk_that_never_answers_is_named_and_left() {
 }
 
 #[test]
+fn a_server_that_left_its_disk_at_work_has_not_done_well() {
+    let (server, thread) = hanging(&["--stop-timeout", "3600"]);
+    server.signal(libc::SIGTERM);
+    assert!(libc::WIFEXITED(wait(thread)));
+    let (status, said) = server.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let last: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let message = last["message"].as_str().unwrap();
+    assert!(
+        message.contains("has not finished what 1 of its queues"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_second_signal_ends_a_server_whose_disk_does_not_finish() {
     let (mut server, thread) = hanging(&["--stop-timeout", "3600"]);
     server.signal(libc::SIGTERM);

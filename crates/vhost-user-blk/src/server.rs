@@ -109,6 +109,11 @@ impl ServerHandle {
         }
     }
 
+    /// Queues whose requests the disk has not finished although their stop's time was over.
+    pub fn unfinished(&self) -> usize {
+        self.0.stops.stuck()
+    }
+
     /// Whether a client is connected.
     pub fn is_connected(&self) -> bool {
         self.0.client().is_some()

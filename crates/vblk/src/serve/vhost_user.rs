@@ -81,6 +81,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     let totals = device.clone();
     let run = move || {
         let result = server.run();
+        let unfinished = handle.unfinished();
         drop(server);
         if json {
             let ended = Ended {
@@ -92,7 +93,14 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
             };
             output::tell(&ended);
         }
-        Ok(result?)
+        result?;
+        match unfinished {
+            0 => Ok(()),
+            queues => Err(format!(
+                "the disk has not finished what {queues} of its queues were given: the next server executes it again"
+            )
+            .into()),
+        }
     };
     Ok(Ready {
         served: Served::new(name, serve, stack, device),
