@@ -172,7 +172,8 @@ impl Injector {
     }
 
     /// Keeps what is stable of the file at `path` from now on: all that it holds now, and what syncs that succeed
-    /// add. For small files: their content is in memory twice. Only one file of a disk is followed.
+    /// add. For small files: their content is in memory twice. Only one file of a disk is followed. Syncs of it are no
+    /// longer made, which makes a run quick.
     ///
     /// # Errors
     /// The file can't be opened or read.
@@ -228,12 +229,14 @@ pub(crate) struct Ticket {
     errno: Option<i32>,
     /// What was written before the call, for a sync.
     clock: u64,
+    /// It succeeds without being made: a sync, where what is stable is kept here.
+    pretended: bool,
 }
 
 impl Ticket {
     /// Whether the call is not to be made.
-    pub const fn fails(&self) -> bool {
-        self.errno.is_some()
+    pub const fn is_spared(&self) -> bool {
+        self.errno.is_some() || self.pretended
     }
 }
 
@@ -278,19 +281,22 @@ impl Hook {
     /// Before a call.
     pub fn begin(&self, made: Made) -> Ticket {
         let mut state = self.injector.state();
-        let mut errno = state.count(made.kind);
-        let mut clock = 0;
+        let errno = state.count(made.kind);
+        let (mut clock, mut pretended) = (0, false);
         if let Some(cache) = &mut state.cache {
             clock = cache.clock();
-            if made.kind == Call::Sync && errno.is_some() && cache.is(self.file) {
+            let sync = made.kind == Call::Sync && cache.is(self.file);
+            pretended = sync;
+            if sync && errno.is_some() {
                 cache.lose(clock);
             }
         }
-        drop(state);
-        if (made.kind == Call::Sync || made.stable) && errno.is_none() {
-            errno = self.write_back_error();
+        Ticket {
+            made,
+            errno,
+            clock,
+            pretended,
         }
-        Ticket { made, errno, clock }
     }
 
     /// After a call, with its outcome in the kernel's form. Returns the outcome to be told.
@@ -303,7 +309,7 @@ impl Hook {
             if let Some(cache) = state.cache.as_mut().filter(|cache| cache.is(self.file)) {
                 match made.kind {
                     // Made all the same, so its effect is there.
-                    _ if ticket.fails() => {}
+                    _ if ticket.errno.is_some() => {}
                     Call::Write if outcome > 0 => cache.wrote(made.offset, outcome as u64),
                     Call::Allocate | Call::Erase => cache.wrote(made.offset, made.len),
                     _ if lost => cache.lose(ticket.clock),
@@ -340,13 +346,20 @@ impl Hook {
         if let Some(errno) = failure {
             state.write_back = (state.write_back.0 + 1, errno);
         }
+        drop(state);
+        // The kernel looks when all is written, so a failure on the way counts.
+        if (made.kind == Call::Sync || made.stable)
+            && let Some(errno) = self.write_back_error()
+        {
+            return -errno;
+        }
         outcome
     }
 
     /// A call that is waited for.
     pub fn around(&self, made: Made, call: impl FnOnce() -> i32) -> i32 {
         let ticket = self.begin(made);
-        let outcome = if ticket.fails() { 0 } else { call() };
+        let outcome = if ticket.is_spared() { 0 } else { call() };
         self.end(ticket, outcome)
     }
 }

@@ -4,6 +4,8 @@
 //! What the tests of all disks share: running operations on a queue, and a model to compare with.
 #![allow(dead_code)] // Each test binary uses a part of it.
 
+pub mod faults;
+
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};

@@ -198,7 +198,7 @@ impl Ready {
     fn new(entry: squeue::Entry, call: &Call<'_>, file: &HostFile) -> Self {
         let ticket = file.hook.as_ref().map(|hook| hook.begin(call.made()));
         let entry = match ticket {
-            Some(ticket) if ticket.fails() => opcode::Nop::new().build(),
+            Some(ticket) if ticket.is_spared() => opcode::Nop::new().build(),
             _ => entry,
         };
         Self { entry, ticket }
@@ -326,7 +326,11 @@ impl RingQueue {
     /// The outcome of a job's call, unless a test exchanges it.
     #[cfg(feature = "inject")]
     fn outcome(&mut self, data: u64, result: i32) -> i32 {
-        match (self.tickets.remove(&data).flatten(), &self.medium.file.hook) {
+        let file = match &self.flush {
+            Some(file) if data == SYNC => file,
+            _ => &self.medium.file,
+        };
+        match (self.tickets.remove(&data).flatten(), &file.hook) {
             (Some(ticket), Some(hook)) => hook.end(ticket, result),
             _ => result,
         }
