@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         command
     };
     // What an earlier run left would count.
-    execute(&mut llvm_cov(&["clean", "--workspace", "--profraw-only"]))?;
+    execute(&mut llvm_cov(&["clean", "--profraw-only"]))?;
     execute(
         command("./tests.sh", [""; 0])
             .env("PATH", tool_path())
