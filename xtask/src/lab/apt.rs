@@ -7,10 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::error::{Context, Error, Result};
+use super::error::{Context, Result};
 use super::packages::{Package, parse_simulation};
 use super::process::output;
-use super::sources::{Archive, system_codename};
+use super::sources::Archive;
 
 /// apt with lists, cache and installed set of its own in one directory.
 pub struct Apt {
@@ -97,50 +97,4 @@ fn private(program: &str, directory: &Path) -> Command {
         .env("LC_ALL", "C")
         .env("DEBIAN_FRONTEND", "noninteractive");
     command
-}
-
-/// Installs packages on this system from `suite`, by its own mirror, without adding the suite to the
-/// system's sources.
-///
-/// # Errors
-/// [`Error::Missing`] with the commands to type if this is not root on Debian; what apt says otherwise.
-pub fn install_on_host(directory: &Path, suite: &str, names: &[&str], why: &str) -> Result<()> {
-    // SAFETY: a system call without arguments or effects.
-    let root = unsafe { libc::geteuid() } == 0;
-    let Some(codename) = system_codename() else {
-        return Err(Error::Missing {
-            what: why.to_owned(),
-            hint: format!("install {} (version 10 or newer)", names.join(" and ")),
-        });
-    };
-    let apt = Apt {
-        directory: directory.to_owned(),
-    };
-    let archive = Archive::of_this_system();
-    let updates = format!("{codename}-updates");
-    let mut suites = vec![codename.as_str(), updates.as_str()];
-    if !suites.contains(&suite) {
-        suites.push(suite);
-    }
-    apt.lay_out(&archive.sources_file(&suites))?;
-    let mut update = private("apt-get", directory);
-    update.arg("update");
-    let mut install = private("apt-get", directory);
-    install
-        .args(["install", "--yes", "--no-install-recommends"])
-        .arg(format!("--target-release={suite}"))
-        .args(names);
-    if !root {
-        return Err(Error::Missing {
-            what: why.to_owned(),
-            hint: format!(
-                "as root, run this again or:\n  {}\n  {}",
-                super::process::shown(&update),
-                super::process::shown(&install)
-            ),
-        });
-    }
-    output(&mut update)?;
-    output(&mut install)?;
-    Ok(())
 }

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufWriter};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ use super::cpio;
 use super::error::{Context, Error, Result};
 use super::modules::{canonical, depends, modules_dep};
 use super::packages::{Package, is_kernel, is_tool_or_library};
-use super::process::output;
+use super::plan::{digest, resolve, unpack};
 use super::tools::copy_tools;
 
 /// Where the tools in the guest come from. Independent of the kernel's suite and of the host.
@@ -81,7 +80,10 @@ impl Base {
     /// # Errors
     /// What apt or dpkg says.
     pub fn prepare(lab: &Path, suite: &str, update: bool) -> Result<Self> {
-        let plan = plan(lab, suite, update)?;
+        let suites = suites(suite);
+        let wish = digest(&(suite, TOOL_PACKAGES, KERNEL_META));
+        let name = format!("{suite}-{wish:016x}");
+        let plan = resolve(lab, &name, &suites, update, |apt| packages_of(apt, suite))?;
         let directory = lab
             .join("base")
             .join(format!("{:016x}", digest(&(&plan, MODULES, LAYOUT))));
@@ -98,7 +100,7 @@ impl Base {
                 fs::remove_dir_all(&directory).on("remove", &directory)?;
             }
             let sysroot = directory.join("packages");
-            unpack(lab, suite, &plan, &sysroot)?;
+            unpack(lab, &suites, &plan, &sysroot)?;
             base.build(&sysroot)?;
             fs::remove_dir_all(&sysroot).on("remove", &sysroot)?;
             fs::write(&done, "").on("write", &done)?;
@@ -152,23 +154,6 @@ impl Base {
         fs::create_dir_all(&into).on("create", &into)?;
         copy_modules(&kernel.modules, &sysroot.join("bin/busybox"), &into)
     }
-}
-
-fn unpack(lab: &Path, suite: &str, plan: &[Package], into: &Path) -> Result<()> {
-    let packages = lab.join("packages");
-    if plan
-        .iter()
-        .any(|package| !packages.join(package.file_name()).exists())
-    {
-        let apt = Apt::update(&lab.join("apt"), &suites(suite))?;
-        apt.download(plan, &packages)?;
-    }
-    fs::create_dir_all(into).on("create", into)?;
-    for package in plan {
-        let file = packages.join(package.file_name());
-        output(Command::new("dpkg-deb").arg("-x").arg(file).arg(into))?;
-    }
-    Ok(())
 }
 
 /// A kernel in unpacked packages.
@@ -288,27 +273,6 @@ fn suites(kernel: &str) -> Vec<&str> {
     suites
 }
 
-/// The packages to use: as noted by an earlier run, or as resolved now.
-fn plan(lab: &Path, suite: &str, update: bool) -> Result<Vec<Package>> {
-    let wish = digest(&(suite, TOOL_PACKAGES, KERNEL_META));
-    let file = lab.join(format!("plan-{suite}-{wish:016x}"));
-    if !update && let Ok(text) = fs::read_to_string(&file) {
-        return Ok(text.lines().filter_map(Package::parse).collect());
-    }
-    eprintln!("lab: looking for packages in {TOOLS_SUITE} and {suite}");
-    let apt = Apt::update(&lab.join("apt"), &suites(suite))?;
-    let mut packages = packages_of(&apt, suite)?;
-    packages.sort();
-    packages.dedup();
-    let text: String = packages
-        .iter()
-        .map(|package| format!("{package}\n"))
-        .collect();
-    apt.download(&packages, &lab.join("packages"))?;
-    fs::write(&file, text).on("write", &file)?;
-    Ok(packages)
-}
-
 fn packages_of(apt: &Apt, suite: &str) -> Result<Vec<Package>> {
     let tools = apt.closure(TOOLS_SUITE, &TOOL_PACKAGES)?;
     let kernel = apt.closure(suite, &[KERNEL_META])?;
@@ -319,10 +283,4 @@ fn packages_of(apt: &Apt, suite: &str) -> Result<Vec<Package>> {
         .into_iter()
         .filter(|p| is_kernel(p) && p.name != KERNEL_META);
     Ok(tools.chain(kernel).collect())
-}
-
-fn digest(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
 }

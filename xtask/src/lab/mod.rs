@@ -6,10 +6,12 @@
 mod apt;
 mod base;
 mod cpio;
+mod emulator;
 mod error;
 mod image;
 mod modules;
 mod packages;
+mod plan;
 mod process;
 mod qemu;
 mod script;
@@ -22,11 +24,13 @@ mod vm;
 
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use base::Base;
+use emulator::Emulator;
 pub use error::Error;
 use error::{Context, Result};
 use qemu::Clock;
@@ -57,6 +61,9 @@ pub struct Args {
     /// QEMU's accelerator
     #[arg(long, value_name = "ACCEL", default_value = "tcg,thread=multi")]
     accel: String,
+    /// Another QEMU than the lab's own, 10 or newer
+    #[arg(long, value_name = "PROGRAM")]
+    qemu: Option<String>,
     /// Let the guest's clock count instructions, a nanosecond each: its figures don't depend on what else
     /// this machine does. The guest has one thread of execution, whatever its number of CPUs
     #[arg(long, conflicts_with = "accel")]
@@ -94,13 +101,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let target = target.canonicalize().on("find", &target)?;
     let lab = target.join("lab");
     fs::create_dir_all(&lab).on("create", &lab)?;
-    qemu::ensure(&lab)?;
+    let emulator = match &args.qemu {
+        Some(program) => Emulator::Program(program.clone()),
+        None => Emulator::prepare(&lab, args.update)?,
+    };
     let base = Base::prepare(&lab, &args.kernel, args.update)?;
     let mut bench = Bench {
         args,
         root,
         target,
         lab,
+        emulator,
         base,
         server: None,
     };
@@ -162,6 +173,7 @@ struct Bench<'a> {
     root: PathBuf,
     target: PathBuf,
     lab: PathBuf,
+    emulator: Emulator,
     base: Base,
     /// Known once the first script with a disk has asked for it.
     server: Option<Kind>,
@@ -223,6 +235,7 @@ impl Bench<'_> {
         let log = run.join("output.log");
         let vm = Vm::start(
             &script.machine,
+            &self.emulator,
             self.args.clock(),
             &paths,
             &log,
@@ -274,6 +287,7 @@ impl Bench<'_> {
             .arg(&self.target);
         let mut directory = self.target.clone();
         if let Some(target) = target {
+            need_target(target)?;
             command.args(["--target", target]);
             command.env(
                 "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
@@ -291,5 +305,30 @@ impl Bench<'_> {
         }
         process::output(&mut command)?;
         Ok(directory.join(example.unwrap_or(package)))
+    }
+}
+
+/// Makes sure that the toolchain which runs this can build for `target`; rustup adds what is missing.
+///
+/// # Errors
+/// [`Error::Missing`] without rustup; what rustup says otherwise.
+fn need_target(target: &str) -> Result<()> {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--print", "target-libdir", "--target", target]);
+    let libraries = process::output(&mut rustc)?;
+    if Path::new(libraries.trim()).exists() {
+        return Ok(());
+    }
+    eprintln!("lab: adding the target {target}");
+    let mut rustup = Command::new("rustup");
+    rustup.args(["target", "add", target]);
+    match process::output(&mut rustup) {
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err(Error::Missing {
+                what: format!("the toolchain has no libraries for {target}"),
+                hint: "install those of your Rust".to_owned(),
+            })
+        }
+        done => done.map(drop),
     }
 }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The emulator: whether it is there, how it is started, and its control connection.
+//! The emulator's command line, and its control connection.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,62 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use super::apt::install_on_host;
+use super::emulator::Emulator;
 use super::error::{Context, Error, Result};
-use super::process::output;
 use super::script::Machine;
-use super::sources::system_codename;
-
-const PROGRAM: &str = "qemu-system-x86_64";
-/// Older ones corrupt flags in nested guests and know no `reconnect-ms`.
-const OLDEST: u32 = 10;
-
-/// Makes sure that a usable QEMU is there; installs it where this is root on Debian.
-///
-/// # Errors
-/// [`Error::Missing`] that says how to install it.
-pub fn ensure(lab: &Path) -> Result<()> {
-    let found = major_version();
-    if found.is_some_and(|version| version >= OLDEST) {
-        return Ok(());
-    }
-    let why = match found {
-        Some(version) => format!("QEMU is version {version}, {OLDEST} is needed"),
-        None => format!("no {PROGRAM}"),
-    };
-    eprintln!("lab: {why}");
-    let codename = system_codename().unwrap_or_default();
-    // Debian 12 has 7.2; later releases have a good one themselves.
-    let suite = if codename == "bookworm" {
-        "bookworm-backports"
-    } else {
-        &codename
-    };
-    // One version of both: another qemu-system beside it would take qemu-storage-daemon away.
-    install_on_host(
-        &lab.join("host-apt"),
-        suite,
-        &["qemu-system-x86", "qemu-utils"],
-        &why,
-    )?;
-    match major_version() {
-        Some(version) if version >= OLDEST => Ok(()),
-        _ => Err(Error::Missing {
-            what: format!("{suite} has no QEMU {OLDEST}"),
-            hint: "install a newer one by hand".to_owned(),
-        }),
-    }
-}
-
-fn major_version() -> Option<u32> {
-    parse_version(&output(Command::new(PROGRAM).arg("--version")).ok()?)
-}
-
-/// The major version in the answer to `--version`.
-pub fn parse_version(text: &str) -> Option<u32> {
-    let rest = text.strip_prefix("QEMU emulator version ")?;
-    rest.split('.').next()?.parse().ok()
-}
 
 /// The files and sockets of one machine.
 pub struct Paths<'a> {
@@ -88,7 +35,12 @@ pub enum Clock<'a> {
 }
 
 /// The command line of the machine.
-pub fn command(machine: &Machine, clock: Clock<'_>, paths: &Paths<'_>) -> Command {
+pub fn command(
+    emulator: &Emulator,
+    machine: &Machine,
+    clock: Clock<'_>,
+    paths: &Paths<'_>,
+) -> Command {
     let mut append =
         "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off"
             .to_owned();
@@ -102,7 +54,7 @@ pub fn command(machine: &Machine, clock: Clock<'_>, paths: &Paths<'_>) -> Comman
         // Instructions of CPUs that run at the same time have no order.
         Clock::Instructions => "tcg,thread=single",
     };
-    let mut command = Command::new(PROGRAM);
+    let mut command = emulator.command();
     if let Clock::Instructions = clock {
         command.args(["-icount", "shift=0,sleep=off"]);
     }

@@ -14,7 +14,6 @@ use super::cpio::Writer;
 use super::error::Error;
 use super::modules::{canonical, depends, load_order, modules_dep};
 use super::packages::{Package, is_kernel, is_tool_or_library, parse_simulation};
-use super::qemu::parse_version;
 use super::script::{Disk, Machine, parse};
 use super::sources::{Archive, debian_codename, from_deb822, from_lines};
 use super::tools::needed_libraries;
@@ -339,16 +338,6 @@ fn scripts_are_valid_shell() {
             }
         }
     }
-}
-
-#[test]
-fn qemus_version_is_read() {
-    assert_eq!(
-        parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2)\n"),
-        Some(10)
-    );
-    assert_eq!(parse_version("QEMU emulator version 7.2.1\n"), Some(7));
-    assert_eq!(parse_version("something else"), None);
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub fn on_host(tree: &Path, program: &str) -> Result<Command> {
 }
 
 /// The dynamic loader below `root`, told to look for libraries there too.
-fn loader(root: &Path) -> Command {
+pub fn loader(root: &Path) -> Command {
     let paths: Vec<String> = LIBRARY_DIRECTORIES
         .iter()
         .map(|directory| root.join(directory).display().to_string())

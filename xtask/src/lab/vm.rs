@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::emulator::Emulator;
 use super::error::{Context, Error, Result};
 use super::process::{self, tail};
 use super::qemu::{self, Monitor, Paths};
@@ -60,6 +61,7 @@ impl<'a> Vm<'a> {
     /// QEMU can't be started or ends at once; its own words are in the error.
     pub fn start(
         machine: &'a Machine,
+        emulator: &Emulator,
         clock: qemu::Clock<'_>,
         paths: &Paths<'_>,
         log: &Path,
@@ -70,7 +72,7 @@ impl<'a> Vm<'a> {
             UnixListener::bind(&path).on("listen on", &path)
         };
         let (qmp, log_listener, host_listener) = (listen("qmp")?, listen("log")?, listen("host")?);
-        let mut command = qemu::command(machine, clock, paths);
+        let mut command = qemu::command(emulator, machine, clock, paths);
         let mut child = process::spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()))?;
         let monitor = match connect(&qmp, &paths.sockets.join("qmp"), &mut child) {
             Ok(monitor) => monitor,
