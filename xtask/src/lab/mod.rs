@@ -9,6 +9,7 @@ mod cpio;
 mod emulator;
 mod error;
 mod image;
+mod migrate;
 mod modules;
 mod packages;
 mod plan;
@@ -185,13 +186,12 @@ impl Bench<'_> {
             Some(_) => Some(self.server()?),
             None => None,
         };
-        if script
-            .machine
-            .disk
-            .as_ref()
-            .is_some_and(|disk| disk.crashes)
-            && kind == Some(Kind::Qsd)
-        {
+        let disk = script.machine.disk.as_ref();
+        if disk.is_some_and(|disk| disk.migrates) && !matches!(kind, Some(Kind::Vblk(_))) {
+            println!("two servers of one image: only vblk is told how to share it");
+            return Ok(0);
+        }
+        if disk.is_some_and(|disk| disk.crashes) && kind == Some(Kind::Qsd) {
             println!("qemu-storage-daemon keeps no record of requests in flight: nothing to show");
             return Ok(0);
         }
@@ -218,26 +218,28 @@ impl Bench<'_> {
         let initramfs = run.join("initramfs");
         let root_on_disk = script.machine.disk.as_ref().is_some_and(|disk| disk.root);
         image::initramfs(&self.base, &overlay, root_on_disk, &initramfs)?;
+        let socket = sockets.path().join("disk");
         let mut server = None;
         if let (Some(disk), Some(kind)) = (&script.machine.disk, kind) {
             let file = run.join("disk.img");
             image::disk(&self.base, disk, &overlay, &run.join("tree"), &file)?;
-            let socket = sockets.path().join("disk");
             let log = run.join("server.log");
-            server = Some(Server::start(kind, &file, &socket, disk.queues, &log)?);
+            server = Some(Server::start(kind, &file, &socket, disk, &log)?);
         }
         let paths = qemu::Paths {
             kernel: &self.base.kernel,
             initramfs: &initramfs,
             console: &run.join("console.log"),
             sockets: sockets.path(),
+            disk: &socket,
+            incoming: None,
         };
         let log = run.join("output.log");
         let vm = Vm::start(
             &script.machine,
             &self.emulator,
             self.args.clock(),
-            &paths,
+            paths,
             &log,
             server.as_mut(),
         )?;

@@ -3,17 +3,21 @@
 
 //! The emulator's command line, and its control connection.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::emulator::Emulator;
 use super::error::{Context, Error, Result};
 use super::script::Machine;
 
 /// The files and sockets of one machine.
+#[derive(Clone, Copy)]
 pub struct Paths<'a> {
     /// The kernel image.
     pub kernel: &'a Path,
@@ -21,8 +25,12 @@ pub struct Paths<'a> {
     pub initramfs: &'a Path,
     /// Where the kernel's console goes.
     pub console: &'a Path,
-    /// The directory of the sockets: `log`, `host`, `qmp` (we listen), `disk` (the server listens).
+    /// The directory of the sockets on which we listen: `log`, `host`, `qmp`.
     pub sockets: &'a Path,
+    /// The socket of the disk's server.
+    pub disk: &'a Path,
+    /// The socket on which it waits for a guest that moves in, instead of booting one.
+    pub incoming: Option<&'a Path>,
 }
 
 /// What drives the guest's clock.
@@ -107,19 +115,30 @@ pub fn command(
         command
             .args([
                 "-chardev",
-                &format!("socket,id=disk,path={},reconnect-ms=100", socket("disk")),
+                &format!(
+                    "socket,id=disk,path={},reconnect-ms=100",
+                    paths.disk.display()
+                ),
             ])
             .args([
                 "-device",
                 &format!("vhost-user-blk-pci,chardev=disk,num-queues={}", disk.queues),
             ]);
     }
+    if let Some(socket) = paths.incoming {
+        command.args(["-incoming", &format!("unix:{}", socket.display())]);
+    }
     command
 }
+
+/// How long QEMU may take to answer, and a guest to move.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// QEMU's control connection.
 pub struct Monitor {
     stream: BufReader<UnixStream>,
+    /// Messages that came before an answer.
+    events: VecDeque<Value>,
 }
 
 impl Monitor {
@@ -130,11 +149,10 @@ impl Monitor {
     pub fn accept(listener: &UnixListener, path: &Path) -> Result<Self> {
         let (stream, _) = listener.accept().on("accept on", path)?;
         stream.set_nonblocking(false).on("set up", path)?;
-        stream
-            .set_read_timeout(Some(Duration::from_secs(10)))
-            .on("set up", path)?;
+        stream.set_read_timeout(Some(PATIENCE)).on("set up", path)?;
         let mut monitor = Self {
             stream: BufReader::new(stream),
+            events: VecDeque::new(),
         };
         monitor.execute("{\"execute\":\"qmp_capabilities\"}")?;
         Ok(monitor)
@@ -149,27 +167,56 @@ impl Monitor {
         let action = if allow { "reset" } else { "shutdown" };
         self.execute(&format!(
             "{{\"execute\":\"set-action\",\"arguments\":{{\"reboot\":\"{action}\"}}}}"
-        ))
+        ))?;
+        Ok(())
     }
 
-    fn execute(&mut self, command: &str) -> Result<()> {
+    /// Executes a command and returns what it returns.
+    ///
+    /// # Errors
+    /// QEMU refuses or is gone.
+    pub fn execute(&mut self, command: &str) -> Result<Value> {
         let failed = |what: String| Error::Vm {
             what: format!("QEMU's monitor, asked {command}: {what}"),
         };
         writeln!(self.stream.get_mut(), "{command}").map_err(|e| failed(e.to_string()))?;
         loop {
-            let mut line = String::new();
-            let length = self
-                .stream
-                .read_line(&mut line)
-                .map_err(|e| failed(e.to_string()))?;
-            if length == 0 || line.starts_with("{\"error\"") {
-                return Err(failed(line));
-            }
+            let mut message = self.message().map_err(&failed)?;
             // The greeting and events come in between.
-            if line.starts_with("{\"return\"") {
-                return Ok(());
+            if let Some(value) = message.get_mut("return") {
+                return Ok(value.take());
             }
+            if message.get("error").is_some() {
+                return Err(failed(message.to_string()));
+            }
+            self.events.push_back(message);
+        }
+    }
+
+    /// Waits for the next event of this name, and returns its data. Earlier ones of other names are dropped.
+    ///
+    /// # Errors
+    /// It does not come within [`PATIENCE`], or QEMU is gone.
+    pub fn event(&mut self, name: &str) -> Result<Value> {
+        loop {
+            let mut message = match self.events.pop_front() {
+                Some(message) => message,
+                None => self.message().map_err(|what| Error::Vm {
+                    what: format!("QEMU's monitor, waiting for {name}: {what}"),
+                })?,
+            };
+            if message["event"] == name {
+                return Ok(message["data"].take());
+            }
+        }
+    }
+
+    fn message(&mut self) -> std::result::Result<Value, String> {
+        let mut line = String::new();
+        match self.stream.read_line(&mut line) {
+            Ok(0) => Err("it is gone".to_owned()),
+            Ok(_) => serde_json::from_str(&line).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
         }
     }
 }

@@ -58,6 +58,8 @@ pub struct Disk {
     pub root: bool,
     /// Whether the script kills the server, so that the server must keep track of requests in flight.
     pub crashes: bool,
+    /// Whether the guest moves between servers of the image.
+    pub migrates: bool,
 }
 
 impl Default for Machine {
@@ -158,19 +160,21 @@ fn set(machine: &mut Machine, word: &str) -> std::result::Result<(), String> {
                 queues: 1,
                 root: false,
                 crashes: false,
+                migrates: false,
             });
         }
         _ => {
             let disk = machine
                 .disk
                 .as_mut()
-                .filter(|_| ["queues", "root", "crashes"].contains(&key));
+                .filter(|_| ["queues", "root", "crashes", "migrates"].contains(&key));
             let disk =
                 disk.ok_or_else(|| format!("{word}: unknown, or it must follow disk=MIB"))?;
             match (key, value) {
                 ("queues", _) => disk.queues = number()?,
                 ("root", "yes") => disk.root = true,
                 ("crashes", "yes") => disk.crashes = true,
+                ("migrates", "yes") => disk.migrates = true,
                 _ => return Err(format!("{word}: only `yes` is possible")),
             }
         }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{Context, Error, Result};
 use super::process;
+use super::script::Disk;
 
 /// The serial number each server is told to report.
 pub const SERIAL: &str = "lab-disk-0001";
@@ -40,14 +41,18 @@ impl Kind {
         }
     }
 
-    fn command(&self, image: &Path, socket: &Path, queues: u32) -> Command {
+    fn command(&self, image: &Path, socket: &Path, disk: &Disk) -> Command {
+        let queues = disk.queues;
         let (image, socket) = (image.display(), socket.display());
         match self {
             Self::Vblk(program) => {
                 let mut command = Command::new(program);
                 command
                     .args(["serve", "vhost-user", "--serial", SERIAL])
-                    .arg(format!("--disk=raw:{image}"))
+                    .arg(format!(
+                        "--disk=raw:{image}{}",
+                        if disk.migrates { ",lock=handover" } else { "" }
+                    ))
                     .arg(format!("--socket={socket}"))
                     .arg(format!("--queues={queues}"));
                 command
@@ -83,7 +88,7 @@ pub struct Server {
     image: PathBuf,
     socket: PathBuf,
     log: PathBuf,
-    queues: u32,
+    disk: Disk,
     child: Child,
 }
 
@@ -92,19 +97,27 @@ impl Server {
     ///
     /// # Errors
     /// It can't be started, ends, or doesn't listen in time.
-    pub fn start(kind: Kind, image: &Path, socket: &Path, queues: u32, log: &Path) -> Result<Self> {
+    pub fn start(kind: Kind, image: &Path, socket: &Path, disk: &Disk, log: &Path) -> Result<Self> {
         File::create(log).on("create", log)?;
-        let child = launch(&kind, image, socket, queues, log)?;
+        let child = launch(&kind, image, socket, disk, log)?;
         let mut server = Self {
             kind,
             image: image.to_owned(),
             socket: socket.to_owned(),
             log: log.to_owned(),
-            queues,
+            disk: disk.clone(),
             child,
         };
         server.wait_until_listening(None)?;
         Ok(server)
+    }
+
+    /// Starts another server of the same image, beside this one, that listens on `socket`.
+    ///
+    /// # Errors
+    /// As [`Server::start`].
+    pub fn beside(&self, socket: &Path, log: &Path) -> Result<Self> {
+        Self::start(self.kind.clone(), &self.image, socket, &self.disk, log)
     }
 
     /// Ends the server without warning (SIGKILL) and starts it again on the same image and socket.
@@ -187,13 +200,7 @@ impl Server {
     }
 
     fn relaunch(&mut self, old_socket: Option<u64>) -> Result<()> {
-        self.child = launch(
-            &self.kind,
-            &self.image,
-            &self.socket,
-            self.queues,
-            &self.log,
-        )?;
+        self.child = launch(&self.kind, &self.image, &self.socket, &self.disk, &self.log)?;
         self.wait_until_listening(old_socket)
     }
 
@@ -268,10 +275,10 @@ impl Drop for Server {
     }
 }
 
-fn launch(kind: &Kind, image: &Path, socket: &Path, queues: u32, log: &Path) -> Result<Child> {
+fn launch(kind: &Kind, image: &Path, socket: &Path, disk: &Disk, log: &Path) -> Result<Child> {
     let log_file = OpenOptions::new().append(true).open(log).on("open", log)?;
     let output = log_file.try_clone().on("open", log)?;
-    let mut command = kind.command(image, socket, queues);
+    let mut command = kind.command(image, socket, disk);
     command
         .stdin(Stdio::piped())
         .stdout(output)

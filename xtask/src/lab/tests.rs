@@ -293,6 +293,7 @@ fn a_header_describes_the_machine() {
             queues: 4,
             root: true,
             crashes: false,
+            migrates: false,
         }),
     };
     assert_eq!(machine, expected);

@@ -20,6 +20,8 @@ use super::script::Machine;
 use super::server::Server;
 
 const TICK: Duration = Duration::from_millis(20);
+/// How long a machine may take to open its sockets.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What QEMU 10.0 says when it aborts, now and then, with several emulated CPUs on a busy host, for its own
 /// virtio-serial as well as for vhost-user-blk; nothing that a guest or a disk server does leads there.
@@ -42,13 +44,18 @@ enum Event {
 
 /// A machine that runs one script.
 pub struct Vm<'a> {
-    machine: &'a Machine,
-    child: Child,
-    monitor: Monitor,
+    pub(super) launch: Launch<'a>,
+    pub(super) child: Child,
+    pub(super) monitor: Monitor,
     events: Receiver<Event>,
-    replies: Option<UnixStream>,
-    server: Option<&'a mut Server>,
-    console: PathBuf,
+    /// The guest's command connection.
+    pub(super) replies: Option<UnixStream>,
+    /// Connections for the script's output that have not ended.
+    logs: u32,
+    pub(super) server: Option<&'a mut Server>,
+    pub(super) console: PathBuf,
+    /// Moves to another machine that were tried.
+    pub(super) moves: u32,
     boots: u32,
     reboot_announced: bool,
     status: Option<u8>,
@@ -61,50 +68,62 @@ impl<'a> Vm<'a> {
     /// QEMU can't be started or ends at once; its own words are in the error.
     pub fn start(
         machine: &'a Machine,
-        emulator: &Emulator,
-        clock: qemu::Clock<'_>,
-        paths: &Paths<'_>,
+        emulator: &'a Emulator,
+        clock: qemu::Clock<'a>,
+        paths: Paths<'a>,
         log: &Path,
         server: Option<&'a mut Server>,
     ) -> Result<Self> {
+        let (sender, events) = channel();
         let listen = |name: &str| {
             let path = paths.sockets.join(name);
             UnixListener::bind(&path).on("listen on", &path)
         };
-        let (qmp, log_listener, host_listener) = (listen("qmp")?, listen("log")?, listen("host")?);
-        let mut command = qemu::command(emulator, machine, clock, paths);
-        let mut child = process::spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()))?;
-        let monitor = match connect(&qmp, &paths.sockets.join("qmp"), &mut child) {
-            Ok(monitor) => monitor,
-            Err(error) => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return Err(error);
-            }
-        };
-        let (sender, events) = channel();
-        let file = File::create(log).on("create", log)?;
-        let log_sender = sender.clone();
-        thread::spawn(move || {
-            // A failure here shows as missing output; the run itself goes on.
-            let _ = copy_log(&log_listener, file);
-            let _ = log_sender.send(Event::LogEnded);
-        });
-        thread::spawn(move || {
-            let _ = receive_requests(&host_listener, &sender);
-        });
-        Ok(Self {
+        let launch = Launch {
             machine,
+            emulator,
+            clock,
+            paths,
+            qmp: listen("qmp")?,
+            log: listen("log")?,
+            host: listen("host")?,
+            output: File::create(log).on("create", log)?,
+            sender,
+        };
+        let (child, monitor) = launch.start(paths)?;
+        Ok(Self {
+            launch,
             child,
             monitor,
             events,
             replies: None,
+            logs: 1,
             server,
             console: paths.console.to_owned(),
+            moves: 0,
             boots: 0,
             reboot_announced: false,
             status: None,
         })
+    }
+
+    /// Waits for the command connection of a machine that was started beside this one.
+    ///
+    /// # Errors
+    /// The guest asks for something meanwhile, or it does not come.
+    pub(super) fn next_connection(&mut self) -> Result<UnixStream> {
+        self.logs += 1;
+        loop {
+            match self.events.recv_timeout(PATIENCE) {
+                Ok(Event::Connected(stream)) => return Ok(stream),
+                Ok(Event::LogEnded) => self.logs -= 1,
+                Ok(Event::Request(_)) | Err(_) => {
+                    return Err(Error::Vm {
+                        what: "a second machine did not connect".to_owned(),
+                    });
+                }
+            }
+        }
     }
 
     /// Serves the guest until QEMU ends and returns the script's status.
@@ -113,18 +132,18 @@ impl<'a> Vm<'a> {
     /// The deadline, a guest that ended without a status, a disk server that died, with the last lines of
     /// the kernel's console; [`Error::Emulator`], after which another try is fair.
     pub fn finish(mut self) -> Result<u8> {
-        let deadline = Instant::now() + self.machine.timeout;
+        let deadline = Instant::now() + self.launch.machine.timeout;
         let result = self.serve(deadline);
         let _ = self.child.kill();
         let _ = self.child.wait();
         // What the script printed last must be out before the verdict is.
         let end = Instant::now() + Duration::from_secs(2);
-        while let Ok(event) = self
-            .events
-            .recv_timeout(end.saturating_duration_since(Instant::now()))
-        {
-            if matches!(event, Event::LogEnded) {
-                break;
+        while self.logs > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.events.recv_timeout(left) {
+                Ok(Event::LogEnded) => self.logs -= 1,
+                Ok(_) => {}
+                Err(_) => break,
             }
         }
         result.map_err(|error| match error {
@@ -143,9 +162,9 @@ impl<'a> Vm<'a> {
             match self.events.recv_timeout(TICK) {
                 Ok(Event::Connected(stream)) => self.replies = Some(stream),
                 Ok(Event::Request(line)) => self.answer(&line)?,
-                Ok(Event::LogEnded) | Err(RecvTimeoutError::Timeout) => {}
-                // Both threads ended with QEMU; it is waited for below.
-                Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
+                Ok(Event::LogEnded) => self.logs -= 1,
+                // The sender is ours.
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
             }
             if let Some(server) = &mut self.server {
                 server.check()?;
@@ -164,7 +183,7 @@ impl<'a> Vm<'a> {
             }
             if Instant::now() > deadline {
                 return Err(Error::Vm {
-                    what: format!("not done after {} s", self.machine.timeout.as_secs()),
+                    what: format!("not done after {} s", self.launch.machine.timeout.as_secs()),
                 });
             }
         }
@@ -227,7 +246,12 @@ impl<'a> Vm<'a> {
             ("allocated", Some(server)) => Ok(server.allocated()?.to_string()),
             ("crash", Some(server)) => server.crash().map(|()| String::new()),
             ("restart", Some(server)) => server.restart().map(|()| String::new()),
-            ("resize" | "allocated" | "crash" | "restart", None) => {
+            ("migrate", Some(_)) => match argument {
+                "" => self.migrate().map(|()| String::new()),
+                "dies" => self.migrate_in_vain().map(|()| String::new()),
+                _ => refuse("only `dies` is possible"),
+            },
+            ("resize" | "allocated" | "crash" | "restart" | "migrate", None) => {
                 refuse("the script's header asks for no disk")
             }
             _ => refuse("unknown"),
@@ -235,9 +259,55 @@ impl<'a> Vm<'a> {
     }
 }
 
+/// What machines are started from: the first, and those that its guest moves to.
+pub(super) struct Launch<'a> {
+    machine: &'a Machine,
+    emulator: &'a Emulator,
+    clock: qemu::Clock<'a>,
+    pub(super) paths: Paths<'a>,
+    qmp: UnixListener,
+    log: UnixListener,
+    host: UnixListener,
+    /// Where the script's output goes, beside standard output.
+    output: File,
+    sender: Sender<Event>,
+}
+
+impl Launch<'_> {
+    /// Starts a machine.
+    ///
+    /// # Errors
+    /// QEMU can't be started or ends at once; its own words are in the error.
+    pub(super) fn start(&self, paths: Paths<'_>) -> Result<(Child, Monitor)> {
+        let mut command = qemu::command(self.emulator, self.machine, self.clock, &paths);
+        let mut child = process::spawn(command.stdin(Stdio::null()).stderr(Stdio::piped()))?;
+        let monitor = match connect(&self.qmp, &paths.sockets.join("qmp"), &mut child) {
+            Ok(monitor) => monitor,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
+        let clone = |listener: &UnixListener| listener.try_clone().on("copy", paths.sockets);
+        let (log, host) = (clone(&self.log)?, clone(&self.host)?);
+        let output = self.output.try_clone().on("copy", paths.sockets)?;
+        let (log_sender, sender) = (self.sender.clone(), self.sender.clone());
+        thread::spawn(move || {
+            // A failure here shows as missing output; the run itself goes on.
+            let _ = copy_log(&log, output);
+            let _ = log_sender.send(Event::LogEnded);
+        });
+        thread::spawn(move || {
+            let _ = receive_requests(&host, &sender);
+        });
+        Ok((child, monitor))
+    }
+}
+
 fn connect(listener: &UnixListener, path: &Path, child: &mut Child) -> Result<Monitor> {
     listener.set_nonblocking(true).on("set up", path)?;
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + PATIENCE;
     loop {
         match Monitor::accept(listener, path) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {}
