@@ -342,7 +342,6 @@ impl Killed {
     fn at_each_write(&self, mut state: Vec<u8>, each: usize, mut found: impl FnMut(Vec<u8>)) {
         let writes = self.writes.lock().unwrap().clone();
         assert!(!writes.is_empty());
-        let size = self.disk.caps().capacity_bytes() as usize;
         for (number, (offset, data)) in writes.iter().enumerate() {
             state[*offset as usize..][..data.len()].copy_from_slice(data);
             if number % each != 0 {
@@ -353,6 +352,7 @@ impl Killed {
             let options = Qcow2Options::new(&self.path).backing(self.backing);
             let disk = Qcow2Disk::over(memory(&state), &options)
                 .unwrap_or_else(|error| panic!("{about}: {error}"));
+            let size = disk.caps().capacity_bytes() as usize;
             found(read(&mut *disk.open_queue(1).unwrap(), 0, size).unwrap());
         }
     }
@@ -523,4 +523,63 @@ fn a_kill_among_overwrites_of_compressed_clusters() {
             assert!(is_legal, "cluster {cluster}: {:x?}", &data[..8]);
         }
     });
+}
+
+#[test]
+fn a_kill_in_the_middle_of_growth() {
+    let image = Killed::new("cluster_size=512", 64 * KIB, None);
+    let mut queue = image.disk.open_queue(4).unwrap();
+    let mut model = vec![0; 64 << 10];
+    model[..20 << 10].fill(0xaa);
+    write(&mut *queue, 0, vec![0xaa; 20 << 10]).unwrap();
+    flush(&mut *queue).unwrap();
+    let state = image.state();
+    // Twice: the second L1 table may lie where the first was.
+    for size in [8 << 20, 32 << 20] {
+        image.disk.resize(size).unwrap();
+        write(&mut *queue, size - 512, vec![0xbb; 512]).unwrap();
+    }
+    let mut sizes = Vec::new();
+    image.at_each_write(state, 1, |found| {
+        sizes.push(found.len());
+        assert!(found[..64 << 10] == model);
+        let added = found[64 << 10..].chunks(512);
+        let (at_end, rest): (Vec<_>, Vec<_>) = added.enumerate().partition(|(number, _)| {
+            let end = (number + 1) * 512 + (64 << 10);
+            [8 << 20, 32 << 20].contains(&end)
+        });
+        assert!(rest.iter().all(|(_, sector)| *sector == [0; 512]));
+        assert!(
+            at_end
+                .iter()
+                .all(|(_, sector)| [0, 0xbb].contains(&sector[0]))
+        );
+    });
+    assert!(sizes.is_sorted());
+    sizes.dedup();
+    assert_eq!(sizes, [64 << 10, 8 << 20, 32 << 20]);
+}
+
+/// What could not be made stable when a disk is handed over is told, and the disk is not used again.
+#[test]
+fn a_failure_at_a_hand_over_is_told_and_stays() {
+    let directory = directory();
+    let path = directory.path().join("disk.qcow2");
+    let bytes = image(&path, "cluster_size=4k", 64 * KIB);
+    let plan = FaultPlan::new(1).rule(Rule::errno(libc::EIO).kind(Kind::Flush).times(1));
+    let faulty = Arc::new(FaultDisk::<dyn Disk>::new(memory(&bytes), plan));
+    faulty.arm(false);
+    let disk = Qcow2Disk::over(faulty.clone(), &Qcow2Options::new(&path)).unwrap();
+    write(&mut *disk.open_queue(1).unwrap(), 0, vec![1; 4096]).unwrap();
+    faulty.arm(true);
+    let lost = |error: Option<DiskError>| {
+        let error = error.unwrap();
+        let is_lost = matches!(error, DiskError::FlushLost { errno: libc::EIO });
+        assert!(is_lost, "{error}");
+    };
+    lost(disk.deactivate().err());
+    lost(disk.flush_error());
+    lost(disk.activate().err());
+    assert!(disk.open_queue(1).is_err());
+    disk.deactivate().unwrap();
 }
