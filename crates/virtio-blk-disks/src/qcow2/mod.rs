@@ -62,8 +62,14 @@ const PHYSICAL: u32 = 4096;
 ///
 /// An image grows: with a limit on the size of files (`RLIMIT_FSIZE`), the process must ignore `SIGXFSZ`.
 ///
-/// A panic of the library is caught: the operation fails, and so does every later one; nothing more is
-/// written.
+/// The first failure in reading, writing or syncing tables freezes the image: every later change and flush fails and
+/// says why ([`Disk::flush_error`] too, and listeners get [`DiskEvent::MediaError`]), nothing more is written, and reads
+/// go on. Open it anew then: what was flushed is there. A write to a cluster that nothing refers to yet may fail, for
+/// want of space for example, without that.
+///
+/// A panic of the library is caught and freezes the image; then reads fail as well.
+///
+/// [`DiskEvent::MediaError`]: virtio_blk_core::disk::DiskEvent::MediaError
 pub struct Qcow2Disk {
     options: Qcow2Options,
     /// What the image lies on, if it is no file.
@@ -304,6 +310,8 @@ impl Disk for Qcow2Disk {
         }
     }
 
+    /// With [`Lock::Handover`], and over another disk, opens the image anew; waits up to 5 seconds for the lock of each
+    /// of its files.
     fn activate(&self) -> Result<(), DiskError> {
         let _turn = self.turn();
         if let Some(failed) = self.failed.get() {
@@ -323,11 +331,11 @@ impl Disk for Qcow2Disk {
         Ok(())
     }
 
+    /// Where [`Disk::activate`] opens the image anew, makes everything stable and closes it. Refused while a queue is open.
     fn deactivate(&self) -> Result<(), DiskError> {
         let _turn = self.turn();
         if !self.hands_over() {
-            let image = self.state().as_ref().map(|open| open.image.clone());
-            return image.map_or(Ok(()), |image| image.flush());
+            return Ok(());
         }
         let mut state = self.state();
         let shared = |open: &mut Open| Arc::strong_count(&open.image) > 1;
