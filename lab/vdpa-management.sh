@@ -86,7 +86,7 @@ exec 4<>/dev/vhost-vdpa-0
 # Not by its own copy of the open file.
 vblk vdpa bind disk0 virtio 4>&- 2>/tmp/said &
 waiting=$!
-sleep 1 4>&-
+eventually 20 test -s /tmp/said 4>&-
 kill -0 $waiting || fail "it didn't wait"
 expect "what it says" "$(cat /tmp/said)" "[WARN ] waiting until /dev/vhost-vdpa-0 is closed by dash ($$)"
 exec 4>&-

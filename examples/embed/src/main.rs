@@ -77,7 +77,8 @@ fn main() -> Outcome<()> {
         "a driver that did it right is let in"
     );
 
-    // At DRIVER_OK the VMM starts the queue. Its interrupt would be an irqfd; here it counts.
+    // At DRIVER_OK the VMM takes the disk into use and starts the queue. Its interrupt would be an irqfd; here it counts.
+    device.disk().activate()?;
     let interrupts = Arc::new(AtomicU64::new(0));
     let count = interrupts.clone();
     let setup = QueueSetup::new(memory, move || {
@@ -102,6 +103,7 @@ fn main() -> Outcome<()> {
     let kicks = machine.kicks;
     let counters = machine.queue.counters().clone();
     let stopped = machine.queue.stop(Stop::Drain);
+    device.disk().deactivate()?;
     println!(
         "stopped   at index {} with {} in flight, after {kicks} kicks and {} interrupts",
         stopped.state.next_avail,
