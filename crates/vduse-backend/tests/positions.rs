@@ -14,7 +14,7 @@ use vduse_backend::fake::{FakeKernel, FakeRegion};
 use vduse_backend::kernel::VqInfo;
 use vduse_backend::message::{Answer, Request as Ask};
 use virtio_blk_core::disk::OpKind;
-use virtio_blk_core::testdisk::Mode;
+use virtio_blk_core::testdisk::{Mode, WaitKind};
 use virtio_blk_driver::request::Request;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -146,6 +146,30 @@ fn what_was_told_of_one_queue_stays_true_while_others_are_asked() {
     // It only looked: all go on.
     assert_eq!(rig.answer(0).token, token);
     assert!(rig.answer(1).is_ok());
+    rig.check();
+}
+
+/// What was told holds under the next server, while a queue that was not asked goes on with what was in flight.
+#[test]
+fn what_was_told_stays_true_under_the_next_server() {
+    let disk = StallDisk::new().queueing(Mode::AtFlush, WaitKind::Fd);
+    let mut rig = Rig::with(FakeKernel::new(0, 0), disk, 2);
+    rig.start();
+    rig.check();
+    let told = rig.told(0);
+    let token = rig.queues[0].submit(&Request::write(3, &[7; 512])).unwrap();
+    rig.queues[0].publish().unwrap();
+    rig.disk.inner().set_mode(Mode::Held);
+    let other = rig.submit(1, &Request::write(4, &[8; 512]));
+    while rig.disk.inner().held() == 0 {
+        std::thread::yield_now();
+    }
+    rig.die();
+    rig.disk.inner().set_mode(Mode::AtFlush);
+    rig.succeed();
+    assert_eq!(rig.answer(1).token, other);
+    assert_eq!(rig.told(0), told);
+    assert_eq!(rig.answer(0).token, token);
     rig.check();
 }
 
