@@ -56,7 +56,7 @@ pub(crate) struct Removed(Vec<Arc<Mapping>>);
 
 impl Removed {
     /// Waits until nobody uses them any more, or takes them away at `deadline`: late accesses by address
-    /// reach nothing then. Answers whether that was needed.
+    /// reach nothing then. Returns whether that was needed.
     pub(crate) fn settle(mut self, deadline: Instant) -> io::Result<bool> {
         loop {
             self.0.retain(|mapping| Arc::strong_count(mapping) > 1);

@@ -260,7 +260,7 @@ impl Queue {
         if sound && stopped.in_flight.is_empty() {
             state.set_place(index, Place::Stopped(stopped.state.next_avail));
         }
-        // One that broke goes on after a reset, not before.
+        // One that broke starts again after a reset, not before.
         if stopped.error.is_some() {
             self.wish = Wish::Rest;
         }

@@ -108,7 +108,7 @@ pub struct ServerOptions {
     /// Whether a queue's thread runs on the CPUs on which the driver takes the queue's interrupts: neither has to
     /// wake another CPU up then. virtio-vdpa gives each queue its CPUs, where there are several queues.
     pub pin: bool,
-    /// Where the record is kept that lets a restarted server go on. Must not outlive a boot.
+    /// Where the record is kept that lets a restarted server continue. Must not outlive a boot.
     pub state_dir: PathBuf,
     /// Bytes of the bounce buffer of virtio-vdpa (Linux 6.12: 1 MiB to 1 GiB, 64 MiB by default).
     pub bounce_size: Option<u64>,

@@ -6,11 +6,11 @@
 //! Nothing here waits for the disk longer than [`Session::budget`] says. What can't stop by then:
 //! - at a reset is cut off from the driver's memory, interrupts and record, and ends on its own; queues
 //!   start again only after that, so that no late write overtakes a newer one;
-//! - at GET_VQ_STATE and SUSPEND makes the message fail, and the queue goes on once it has stopped;
+//! - at GET_VQ_STATE and SUSPEND makes the message fail, and the queue starts again once it has stopped;
 //! - at SET_VQ_READY keeps its queue from being started until it has stopped.
 //!
 //! Whatever a message changes is in the record before the kernel learns of it, so that a server that takes the device
-//! over goes on from what the kernel and the VMM were told.
+//! over continues from what the kernel and the VMM were told.
 
 mod run;
 
@@ -56,11 +56,11 @@ pub(crate) struct Session {
     gate: Gate,
     /// Queues that could not stop in time at a reset.
     abandoned: Vec<Worker>,
-    /// The address space changed while there was nobody to take it over, or was never looked at.
+    /// The address space changed and was not looked at since, or never was.
     stale: bool,
     /// Gets the kicks of queues whose state was told.
     kicked: EventFd,
-    /// When queues go on whose state was told.
+    /// When queues start again whose state was told.
     held_until: Option<Instant>,
     /// When to try again what failed.
     retry_at: Option<Instant>,
@@ -182,7 +182,7 @@ impl Session {
         if answer == Answer::Failed {
             log::warn!("refused: {request:x?}");
         }
-        // Whoever asks for one queue after the other may take longer for each than the hold lasts.
+        // A VMM asks for one queue after the other, which may take longer for each than the hold lasts.
         self.extend_hold();
         answer
     }
@@ -286,7 +286,7 @@ impl Session {
 
     fn get_vq_state(&mut self, index: u32, deadline: Instant) -> Answer {
         let wake = self.wake.clone();
-        self.start_cut_off(deadline);
+        self.start_unfinished(deadline);
         let Some((number, queue)) = self.queue(index) else {
             return Answer::Failed;
         };
@@ -309,7 +309,7 @@ impl Session {
                 return Answer::Failed;
             }
         };
-        // Whoever goes on from the told state may do so on this medium.
+        // The VMM may continue from the told state with another server of this medium.
         if !self.release_medium(deadline) {
             self.start_wanted();
             return Answer::Failed;
@@ -335,7 +335,7 @@ impl Session {
             }
             return Answer::Ok;
         }
-        self.start_cut_off(deadline);
+        self.start_unfinished(deadline);
         self.rest(number);
         if self.wait_stopped(number, deadline) {
             self.release_medium(deadline);
@@ -351,8 +351,8 @@ impl Session {
         if !self.status.is_live() {
             return Answer::Ok;
         }
-        // Whoever goes on from here may do so on this medium.
-        if !self.start_cut_off(deadline)
+        // The VMM may continue with another server of this medium.
+        if !self.start_unfinished(deadline)
             || !self.stop_all(Stop::Drain, deadline)
             || !self.release_medium(deadline)
         {

@@ -61,7 +61,7 @@ fn control_error(source: io::Error) -> ServerError {
     }
 }
 
-/// Chooses version and features. Answers the version.
+/// Chooses version and features. Returns the version.
 fn negotiate(control: &dyn Control) -> Result<u64, ServerError> {
     let version = match control.set_api_version(API_VERSION) {
         Ok(()) => API_VERSION,

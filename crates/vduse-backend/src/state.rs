@@ -349,12 +349,12 @@ impl State {
         self.set_flag(SUSPENDED, true);
     }
 
-    /// Whether a queue's state was told: no queue starts until whoever asked is done with it.
+    /// Whether a queue's state was told: no queue starts until the VMM is done with it.
     pub(crate) fn is_held(&self) -> bool {
         self.flag(HELD)
     }
 
-    /// Notes that a queue's state is told, or that the queues go on.
+    /// Notes that a queue's state is told, or that the queues may start again.
     pub(crate) fn set_held(&self, held: bool) {
         self.set_flag(HELD, held);
     }

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Starting and stopping queues, apart from any message: taking a device over, what failed and is tried again, queues
-//! that go on after their state was told, and the end.
+//! that start again after their state was told, and the end.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::kernel::VqInfo;
 use crate::queue::{Context, Queue, Wish, Worker};
 use crate::state::{Place, State};
 
-/// Queues whose state was told go on after this time, all together, if there is no message and no kick.
+/// Queues whose state was told start again after this time, all together, if there is no message and no kick.
 const HOLD: Duration = Duration::from_millis(500);
 /// Between two tries of what failed for a reason that may pass.
 const RETRY: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_millis(1);
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Session {
-    /// Goes on where a server that died has left off.
+    /// Continues where a server that died has left off.
     pub(crate) fn resume(&mut self) {
         let (status, accepted) = (self.state.status(), self.state.accepted());
         if status == 0 {
@@ -123,11 +123,11 @@ impl Session {
     /// Whether a queue should start now. A hold is for queues whose state was told; one that an earlier server left with
     /// requests in flight is none of those.
     fn is_due(&self, index: u16, queue: &Queue) -> bool {
-        queue.is_waiting() && (self.held_until.is_none() || self.is_cut_off(index))
+        queue.is_waiting() && (self.held_until.is_none() || self.is_unfinished(index))
     }
 
     /// Whether an earlier server may have left requests of this queue in flight, which is not running.
-    fn is_cut_off(&self, index: u16) -> bool {
+    fn is_unfinished(&self, index: u16) -> bool {
         matches!(self.state.place(index), Place::Started { .. })
     }
 
@@ -139,10 +139,10 @@ impl Session {
 
     /// Has queues started that an earlier server left with requests in flight: before these are finished, no queue is
     /// drained. Returns whether there are none any more that wait.
-    pub(super) fn start_cut_off(&mut self, deadline: Instant) -> bool {
+    pub(super) fn start_unfinished(&mut self, deadline: Instant) -> bool {
         let waits = |session: &Self| {
             let mut queues = (0..).zip(&session.queues);
-            queues.any(|(index, queue)| queue.is_waiting() && session.is_cut_off(index))
+            queues.any(|(index, queue)| queue.is_waiting() && session.is_unfinished(index))
         };
         if !self.may_start() || !waits(self) {
             return true;
@@ -316,7 +316,7 @@ impl Session {
         }
     }
 
-    /// The state of a queue is told: nothing starts until it is clear that whoever asked goes on with this device.
+    /// The state of a queue is told: nothing starts until it is clear that the VMM continues with this device.
     pub(super) fn hold(&mut self, index: u16) {
         self.state.set_held(true);
         // Kicks of before.
@@ -334,7 +334,7 @@ impl Session {
         }
     }
 
-    /// Queues whose state was told may go on.
+    /// Queues whose state was told may start again.
     pub(super) fn unhold(&mut self) {
         self.held_until = None;
         self.state.set_held(false);
