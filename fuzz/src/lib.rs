@@ -12,5 +12,6 @@ pub mod qcow2;
 pub mod ring;
 pub mod ring_vs_queue;
 pub mod seeds;
+pub mod vhost_user;
 
 pub use codec::Encode;

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use crate::{Encode, device, qcow2, ring, ring_vs_queue};
+use crate::{Encode, device, qcow2, ring, ring_vs_queue, vhost_user};
 
 /// A seed: target, name and bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
@@ -18,6 +18,7 @@ pub fn all() -> Vec<Seed> {
     append(&mut list, "ring_vs_queue", ring_vs_queue::seeds::all());
     append(&mut list, "device", device::seeds::all());
     append(&mut list, "qcow2", qcow2::seeds::all());
+    append(&mut list, "vhost_user", vhost_user::seeds::all());
     list
 }
 
@@ -89,6 +90,11 @@ mod tests {
     }
 
     #[test]
+    fn vhost_user_seeds_mean_what_they_say_and_pass() {
+        round_trip(vhost_user::seeds::all(), vhost_user::run);
+    }
+
+    #[test]
     fn the_files_are_up_to_date() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
         let mut known = BTreeSet::new();
@@ -131,6 +137,7 @@ mod tests {
             ring_vs_queue::run(&decode(&bytes));
             device::run(&decode(&bytes));
             qcow2::run(&decode(&bytes));
+            vhost_user::run(&decode(&bytes));
         }
     }
 }

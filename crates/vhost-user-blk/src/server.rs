@@ -135,6 +135,8 @@ pub struct Server {
     channel: Arc<ConfigChannel>,
     told: Arc<Told>,
     medium: Arc<Medium>,
+    /// Locked while a client is served. Whether the one before was turned away.
+    turned_away: Mutex<bool>,
 }
 
 impl Server {
@@ -200,6 +202,7 @@ impl Server {
             }),
             channel,
             told,
+            turned_away: Mutex::new(false),
         })
     }
 
@@ -218,6 +221,11 @@ impl Server {
     ) -> Self {
         self.memory = Some(Arc::new(listener));
         self
+    }
+
+    /// The device that is served.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
     }
 
     /// A handle to stop this server.
@@ -241,7 +249,6 @@ impl Server {
     /// Clients can't be accepted any more. What goes wrong with one client ends that client's session,
     /// is logged, and the next one is served.
     pub fn run(&self) -> Result<(), ServerError> {
-        let mut told = false;
         while !self.shared.stopping.load(Ordering::Acquire) {
             let mut fds = [
                 PollFd::new(&self.listener, PollFlags::IN),
@@ -252,21 +259,7 @@ impl Server {
                 Err(error) => return Err(ServerError::Accept(error.into())),
             }
             match self.listener.socket().accept() {
-                Ok((stream, _)) => match self.shared.stops.stuck() {
-                    0 => {
-                        told = false;
-                        self.serve(stream);
-                    }
-                    stuck => {
-                        let again = std::mem::replace(&mut told, true);
-                        let level = if again { Level::Debug } else { Level::Warn };
-                        log::log!(
-                            level,
-                            "client turned away: the disk still has requests of {stuck} queues of an earlier \
-                             client"
-                        );
-                    }
-                },
+                Ok((stream, _)) => self.serve(stream),
                 Err(error) if is_of_that_client(&error) => {}
                 Err(error) if is_shortage(&error) => {
                     log::warn!("no client can be accepted, trying again: {error}");
@@ -295,7 +288,21 @@ impl Server {
         unsafe { BorrowedFd::borrow_raw(self.shared.wake.as_raw_fd()) }
     }
 
-    fn serve(&self, stream: UnixStream) {
+    /// Serves one client, on a connection that was made by other means (a pair of sockets, for a VMM in the same
+    /// process), until it hangs up or [`ServerHandle::stop`]. [`Server::run`] does this for each client that
+    /// it accepts; a client that comes while another one is served waits.
+    pub fn serve(&self, stream: UnixStream) {
+        let mut turned_away = (self.turned_away.lock()).unwrap_or_else(PoisonError::into_inner);
+        let stuck = self.shared.stops.stuck();
+        if stuck != 0 {
+            let again = std::mem::replace(&mut *turned_away, true);
+            let level = if again { Level::Debug } else { Level::Warn };
+            return log::log!(
+                level,
+                "client turned away: the disk still has requests of {stuck} queues of an earlier client"
+            );
+        }
+        *turned_away = false;
         let control = stream
             .set_nonblocking(false)
             .and_then(|()| Ok((stream.try_clone()?, stream.try_clone()?)));
