@@ -9,7 +9,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr::null_mut;
@@ -85,6 +85,18 @@ fn another_socket_is_told_from_a_control_socket() {
         !log.contains("\"warn\"") && !log.contains("\"error\""),
         "{log}"
     );
+}
+
+#[test]
+fn a_server_that_takes_no_connections_is_not_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control");
+    let listener = UnixListener::bind(&path).unwrap();
+    // SAFETY: plain listen(2) on a socket that listens, for room of its choice.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let _one = UnixStream::connect(&path).unwrap();
+    let refused = vblk(&["ctl", path.to_str().unwrap(), "stats"]);
+    assert_refused(&refused, &["takes no more connections"]);
 }
 
 #[test]
@@ -209,7 +221,7 @@ fn is_as_usual(terminal: &File) -> bool {
     // SAFETY: all bytes zero are a value of the type.
     let mut modes: libc::termios = unsafe { std::mem::zeroed() };
     // SAFETY: plain tcgetattr(3) on a descriptor that is open.
-    let got = unsafe { libc::tcgetattr(std::os::fd::AsRawFd::as_raw_fd(terminal), &mut modes) };
+    let got = unsafe { libc::tcgetattr(terminal.as_raw_fd(), &mut modes) };
     assert_eq!(got, 0);
     modes.c_lflag & (libc::ICANON | libc::ECHO) == libc::ICANON | libc::ECHO
 }

@@ -10,6 +10,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use serde_json::Value;
 
 use super::control::Request;
@@ -82,6 +84,26 @@ pub enum ClientError {
     Refused(String),
 }
 
+/// Connects without waiting: a server that takes no connections any more, as one that was stopped, has no room for more
+/// at some time.
+fn connect_now(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => {}
+        Err(Errno::AGAIN) => {
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "its server takes no more connections",
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
 /// Asks a server.
 pub(super) struct Client {
     path: PathBuf,
@@ -93,7 +115,7 @@ pub(super) struct Client {
 impl Client {
     /// Connects, and makes sure that it is a control socket that listens. The server may take `patience` for an answer.
     pub(super) fn connect(path: &Path, patience: Duration) -> Result<Self, ClientError> {
-        let stream = UnixStream::connect(path).map_err(|source| {
+        let stream = connect_now(path).map_err(|source| {
             let path = path.to_owned();
             // The system says only that nobody listens.
             match fs::metadata(&path) {
