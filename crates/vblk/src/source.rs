@@ -102,19 +102,33 @@ impl Source {
     }
 
     fn try_look(&self) -> Result<Looked, Box<dyn Error>> {
+        // What can't be written can perhaps be read: files of odd sizes, devices that the host set read-only.
+        self.look_as(false)
+            .or_else(|error| self.look_as(true).map_err(|_| error))
+    }
+
+    fn look_as(&self, read_only: bool) -> Result<Looked, Box<dyn Error>> {
         let caps = |caps| Looked { caps, engine: None };
         Ok(match self {
             Self::Disk(DiskSpec::Raw(options)) => {
-                let disk = RawDisk::open(&options.clone().inspect(true))?;
+                let mut options = options.clone().inspect(true);
+                if read_only {
+                    options = options.read_only(true);
+                }
+                let disk = RawDisk::open(&options)?;
                 Looked {
                     caps: disk.caps(),
                     engine: Some(engine(&disk)),
                 }
             }
             Self::Disk(DiskSpec::Qcow2(options)) => {
-                caps(Qcow2Disk::open(&options.clone().inspect(true))?.caps())
+                let mut options = options.clone().inspect(true);
+                if read_only {
+                    options = options.read_only(true);
+                }
+                caps(Qcow2Disk::open(&options)?.caps())
             }
-            _ => caps(self.open(false)?.disk.caps()),
+            _ => caps(self.open(read_only)?.disk.caps()),
         })
     }
 
