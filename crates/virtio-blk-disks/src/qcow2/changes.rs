@@ -83,10 +83,11 @@ impl Changes {
         self.untouched.store(false, Ordering::Release);
         if self.bitmaps > 0 {
             log::warn!(
-                "the persistent dirty bitmaps of the image ({}) are inconsistent from now on: its first write has come, \
-                 and they are not kept up to date here. Take a full backup next, and remove them with \
-                 `qemu-img bitmap --remove`",
-                self.bitmaps
+                "the persistent dirty bitmaps in {path} ({}) are inconsistent from its first write on, which has come: \
+                 nobody keeps them up to date here. The next backup has to be a full one; \
+                 `qemu-img check -r leaks {path}` frees what they take, once the image is closed",
+                self.bitmaps,
+                path = self.frozen.path().display()
             );
         }
         Ok(())

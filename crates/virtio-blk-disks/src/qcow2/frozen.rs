@@ -4,7 +4,7 @@
 //! The end of all changes of an image.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use virtio_blk_core::disk::DiskError;
@@ -38,6 +38,11 @@ impl Frozen {
             path,
             cause: OnceLock::new(),
         }
+    }
+
+    /// The image.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     fn set(&self, cause: Cause) {
