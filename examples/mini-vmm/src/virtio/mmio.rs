@@ -154,10 +154,7 @@ impl MmioBlock {
         match register {
             reg::DEVICE_FEATURES_SEL => self.device_features_sel = value,
             reg::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
-            reg::DRIVER_FEATURES if self.driver_features_sel < 2 => {
-                let upper = self.driver_features_sel == 1;
-                set_half(&mut self.block.driver_features, upper, value);
-            }
+            reg::DRIVER_FEATURES => self.block.acknowledge(self.driver_features_sel, value),
             reg::QUEUE_SEL => self.queue_sel = value,
             reg::QUEUE_READY if value & 1 == 1 => self.block.enable_queue(index),
             reg::QUEUE_READY => self.block.reset_queue(index),

@@ -56,6 +56,8 @@ pub struct Block {
     status: StatusRegister,
     /// As the driver wrote them; they count from FEATURES_OK on.
     pub driver_features: u64,
+    /// The driver acknowledged features beyond the first 64, which no device offers.
+    unknown_features: bool,
     queues: Vec<Queue>,
     /// Set by a queue that broke, on its thread.
     broken: Arc<AtomicBool>,
@@ -98,6 +100,7 @@ impl Block {
             interrupt,
             status: StatusRegister::default(),
             driver_features: 0,
+            unknown_features: false,
             broken: Arc::default(),
             paused: false,
             dma: true,
@@ -130,10 +133,22 @@ impl Block {
         }
     }
 
+    /// The driver acknowledges 32 features: the first, those after them, and so on.
+    pub fn acknowledge(&mut self, select: u32, features: u32) {
+        match select {
+            0 | 1 => set_half(&mut self.driver_features, select == 1, features),
+            _ => self.unknown_features |= features != 0,
+        }
+    }
+
     // ANCHOR: status
     /// The driver writes the status register.
     pub fn set_status(&mut self, value: u8) {
         if value != 0 && self.is_resetting() {
+            return;
+        }
+        if value & status::FEATURES_OK != 0 && self.unknown_features {
+            // Refused, as all that was not offered (2.2.2).
             return;
         }
         let change = match &self.backend {
@@ -257,6 +272,7 @@ impl Block {
         }
         self.resetting = false;
         self.driver_features = 0;
+        self.unknown_features = false;
         self.broken.store(false, Ordering::Release);
         if let Backend::Own(device) = &self.backend {
             self.status = StatusRegister::default();

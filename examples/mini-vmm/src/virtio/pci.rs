@@ -283,10 +283,9 @@ impl PciBlock {
         match (offset, data.len()) {
             (0, 4) => self.device_features_sel = value as u32,
             (8, 4) => self.driver_features_sel = value as u32,
-            (12, 4) if self.driver_features_sel < 2 => {
-                let upper = self.driver_features_sel == 1;
-                set_half(&mut self.block.driver_features, upper, value as u32);
-            }
+            (12, 4) => self
+                .block
+                .acknowledge(self.driver_features_sel, value as u32),
             (16, 2) => {
                 let mut vectors = lock(&self.interrupt.vectors);
                 vectors.config = vectors.known(value as u16);

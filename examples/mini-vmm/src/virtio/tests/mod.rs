@@ -90,7 +90,7 @@ trait Registers {
     fn block(&mut self) -> &mut Block;
     fn status(&mut self) -> u8;
     fn set_status(&mut self, value: u8);
-    fn set_features(&mut self, features: u64);
+    fn set_features(&mut self, features: u128);
     fn enable(&mut self, index: u16, queue: &QueueState);
     fn reset_queue(&mut self, index: u16);
     /// The ready and the reset register of a queue.
@@ -114,8 +114,8 @@ impl Registers for PciBlock {
         self.write_bar(20, &[value]);
     }
 
-    fn set_features(&mut self, features: u64) {
-        for half in 0..2u32 {
+    fn set_features(&mut self, features: u128) {
+        for half in 0..4u32 {
             self.write_bar(8, &half.to_le_bytes());
             self.write_bar(12, &((features >> (32 * half)) as u32).to_le_bytes());
         }
@@ -177,8 +177,8 @@ impl Registers for MmioBlock {
         self.set(0x70, value.into());
     }
 
-    fn set_features(&mut self, features: u64) {
-        for half in 0..2 {
+    fn set_features(&mut self, features: u128) {
+        for half in 0..4 {
             self.set(0x24, half);
             self.set(0x20, (features >> (32 * half)) as u32);
         }
@@ -320,7 +320,8 @@ impl<R: Registers> Guest<R> {
         self.registers.set_status(status::ACKNOWLEDGE);
         self.registers
             .set_status(status::ACKNOWLEDGE | status::DRIVER);
-        self.registers.set_features(features | feature::VERSION_1);
+        self.registers
+            .set_features(u128::from(features | feature::VERSION_1));
         self.registers.set_status(0xb);
         assert_eq!(self.registers.status(), 0xb, "the features are taken");
     }

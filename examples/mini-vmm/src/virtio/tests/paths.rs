@@ -32,6 +32,30 @@ pub fn vdpa(disk: Arc<dyn Disk>, slow: bool, memory: Memory) -> Backend {
     Backend::Vdpa(VdpaDisk::new(Arc::new(source), memory, Arc::new(())).unwrap())
 }
 
+/// A driver that takes a feature beyond those which the device offers.
+fn refuses<R: Registers>(guest: &mut Guest<R>, features: u128) {
+    guest.registers.set_status(0);
+    guest.registers.set_status(3);
+    guest.registers.set_features(features | 1 << 32);
+    guest.registers.set_status(0xb);
+    assert_eq!(guest.registers.status() & status::FEATURES_OK, 0);
+    // After a reset it may do better.
+    guest.start(0, 1);
+    guest.submit(0, 1);
+    guest.answer(0);
+}
+
+#[test]
+fn features_that_were_not_offered_are_refused() {
+    for bit in [5, 39, 63, 64, 100, 127] {
+        refuses(&mut Guest::pci(|_| own(memory_disk(), 1)), 1 << bit);
+        for path in PATHS {
+            let make = |memory| vdpa(memory_disk(), path, memory);
+            refuses(&mut Guest::mmio(make), 1 << bit);
+        }
+    }
+}
+
 /// A driver that enables two queues and takes `features`.
 fn serves_both<R: Registers>(guest: &mut Guest<R>, features: u64) {
     guest.start(features, 2);
