@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
+use std::net::Shutdown;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -14,6 +17,7 @@ use super::cpio::Writer;
 use super::error::Error;
 use super::modules::{canonical, depends, load_order, modules_dep};
 use super::packages::{Package, is_kernel, is_tool_or_library, parse_simulation};
+use super::qemu::Monitor;
 use super::script::{Disk, Machine, parse};
 use super::sources::{Archive, debian_codename, from_deb822, from_lines};
 use super::tools::needed_libraries;
@@ -298,6 +302,43 @@ fn a_header_describes_the_machine() {
     };
     assert_eq!(machine, expected);
     assert_eq!(parse("# about: x\n").unwrap().1, Machine::default());
+    let disk = |header: &str| {
+        parse(&format!("# about: x\n# lab: {header}\n"))
+            .unwrap()
+            .1
+            .disk
+    };
+    assert!(disk("disk=1 migrates=yes").unwrap().migrates);
+    assert!(disk("disk=1 crashes=yes").unwrap().crashes);
+}
+
+#[test]
+fn the_monitor_keeps_events_that_come_before_an_answer() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("qmp");
+    let listener = UnixListener::bind(&path).unwrap();
+    let qemu = UnixStream::connect(&path).unwrap();
+    // All it says, whatever it is asked.
+    writeln!(&qemu, r#"{{"QMP":{{}}}}"#).unwrap();
+    for line in [
+        r#"{"return":{}}"#,
+        r#"{"event":"MIGRATION","data":{"status":"active"}}"#,
+        r#"{"event":"STOP"}"#,
+        r#"{"return":{"running":false}}"#,
+        r#"{"event":"MIGRATION","data":{"status":"completed"}}"#,
+        r#"{"error":{"desc":"no"}}"#,
+    ] {
+        writeln!(&qemu, "{line}").unwrap();
+    }
+    qemu.shutdown(Shutdown::Write).unwrap();
+    let mut monitor = Monitor::accept(&listener, &path).unwrap();
+    assert_eq!(monitor.execute("status").unwrap()["running"], false);
+    for status in ["active", "completed"] {
+        assert_eq!(monitor.event("MIGRATION").unwrap()["status"], status);
+    }
+    let refused = monitor.execute("more").unwrap_err().to_string();
+    assert!(refused.contains("no"), "{refused}");
+    assert!(monitor.event("STOP").is_err(), "it is gone");
 }
 
 #[test]
