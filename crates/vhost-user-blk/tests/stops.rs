@@ -18,9 +18,13 @@ use vblk_testing::frontend::{Client, InFlight, Queue};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_user_blk::STOP_TIME;
+use virtio_blk_core::disk::DiskError;
 use virtio_blk_core::testdisk::{Mode, WaitKind};
+use virtio_blk_disks::PolicyDisk;
+use virtio_blk_disks::policy::{ErrorPolicy, OnError};
 use virtio_blk_disks::stack::{Groups, StackSpec};
 use virtio_blk_driver::request::Request;
+use virtio_blk_driver::wire::S_IOERR;
 use vm_memory::{Bytes, GuestAddress};
 
 /// The bound of servers here.
@@ -235,6 +239,62 @@ fn a_throttle_with_full_queues() {
 #[test]
 fn a_stack_that_is_held_for_an_hour() {
     over_layers_that_hold("memory:1M", true);
+}
+
+/// Writes that failed and are kept to be tried again.
+#[test]
+fn what_a_policy_for_errors_holds() {
+    for what in [What::GetVringBase, What::Reset, What::Leave, What::Server] {
+        println!("{what:?}");
+        let inner = test_disk();
+        inner.set_fault(|kind| kind.is_write().then(|| DiskError::from_errno(libc::ENOSPC)));
+        let policy = ErrorPolicy {
+            write: OnError::Stop,
+            ..ErrorPolicy::default()
+        };
+        let disk = Arc::new(PolicyDisk::new(Arc::new(inner.clone()), policy));
+        let mut served = Served::new(disk.clone());
+        // It never gets stuck.
+        let unused = StuckDisk::new(inner.clone(), At::Submit);
+        let (mut running, area) = busy(&served, &unused, 4);
+        wait_for("the writes to be kept", || disk.held() == 12);
+        let started = Instant::now();
+        assert_eq!(
+            stop(what, &mut served, &mut running),
+            matches!(what, What::GetVringBase | What::Reset)
+        );
+        assert!(started.elapsed() < STOP_TIME);
+        let queue = &mut running.queues[0];
+        match what {
+            // They fail.
+            What::GetVringBase => {
+                for _ in 0..4 {
+                    let done = queue.driver.poll().unwrap().unwrap();
+                    assert_eq!(done.status, S_IOERR);
+                }
+                assert!(heads_in_flight(&area).is_empty());
+            }
+            // They are forgotten.
+            What::Reset => {
+                assert!(queue.driver.poll().unwrap().is_none());
+                assert!(heads_in_flight(&area).is_empty());
+            }
+            // They wait for the next server.
+            _ => {
+                assert!(queue.driver.poll().unwrap().is_none());
+                assert_eq!(heads_in_flight(&area).len(), 4);
+                inner.set_fault(|_| None);
+                drop(served);
+                let served = Served::new(Arc::new(inner));
+                resume(&served.socket(), &mut running, &area);
+                for queue in &mut running.queues {
+                    for _ in 0..4 {
+                        assert!(queue.answer().unwrap().is_ok());
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A reset cancels what can be cancelled.
