@@ -241,8 +241,11 @@ impl Machine {
             return Err(Error::Control(format!("no disk {number} on PCI")));
         };
         self.board.pci.set(*slot, None);
-        if let Some(disk) = self.disks.remove(&number) {
-            disk.with(Block::pause)?;
+        if let Some(disk) = self.disks.remove(&number)
+            && let Err(error) = disk.with(Block::pause)
+        {
+            // It is gone for the guest in any case, and with this for us.
+            log::warn!("disk {number} was pulled at work: {error}");
         }
         Ok(())
     }
