@@ -223,7 +223,7 @@ impl Medium {
     /// Whether an operation on a buffer of `len` bytes may be tried.
     ///
     /// # Errors
-    /// `ReadOnly`, `OutOfRange`, `Misaligned`, `Unsupported` or `FlushLost`.
+    /// `ReadOnly`, `OutOfRange`, `Misaligned` or `Unsupported`.
     #[inline]
     pub fn admit(&self, kind: &OpKind, len: usize) -> Result<(), DiskError> {
         Bounds {
@@ -233,18 +233,9 @@ impl Medium {
         }
         .check(kind, len)?;
         let offered = match kind {
-            OpKind::Read { .. } | OpKind::Write { fua: false, .. } => true,
-            OpKind::Write { .. } | OpKind::Flush => {
-                self.durability.check()?;
-                true
-            }
+            OpKind::Read { .. } | OpKind::Write { .. } | OpKind::Flush => true,
             OpKind::Discard { .. } => self.caps.discard.is_some(),
-            OpKind::WriteZeroes { fua, .. } => {
-                if *fua {
-                    self.durability.check()?;
-                }
-                self.caps.write_zeroes.is_some()
-            }
+            OpKind::WriteZeroes { .. } => self.caps.write_zeroes.is_some(),
             OpKind::SecureErase { .. } => self.caps.secure_erase.is_some(),
             _ => false,
         };

@@ -286,8 +286,9 @@ impl RingQueue {
     }
 
     /// Starts a flush for all jobs that need one, if none is on its way.
+    #[cold]
     fn start_sync(&mut self) -> Result<(), DiskError> {
-        if self.to_sync.is_empty() || !self.syncing.is_empty() {
+        if !self.syncing.is_empty() {
             return Ok(());
         }
         let Some(file) = &self.flush else {
@@ -447,7 +448,9 @@ impl RingQueue {
                 Driven::Wait => self.waiting.push_back(number),
             }
         }
-        self.start_sync()?;
+        if !self.to_sync.is_empty() {
+            self.start_sync()?;
+        }
         self.enter()
     }
 }
@@ -494,7 +497,9 @@ impl IoQueue for RingQueue {
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {
-        self.start_sync()?;
+        if !self.to_sync.is_empty() {
+            self.start_sync()?;
+        }
         self.enter()
     }
 

@@ -189,6 +189,11 @@ impl Job {
             _ if len == 0 => Stage::Done(Ok(())),
             stage => stage,
         };
+        // After a failed flush nothing can be promised to be stable any more.
+        let stage = match medium.durability.check() {
+            Err(lost) if fua && !matches!(stage, Stage::Done(_)) => Stage::Done(Err(lost)),
+            _ => stage,
+        };
         Self {
             op,
             cancelled: false,
