@@ -134,3 +134,37 @@ fn refresh_sees_that_a_device_grew() {
     assert_eq!(disk.caps().capacity, capacity);
     assert_eq!(*events.lock().unwrap(), [DiskEvent::Resized { capacity }]);
 }
+
+#[test]
+fn a_device_that_the_host_set_read_only_is_refused_with_the_cure() {
+    let directory = directory();
+    let path = image(directory.path(), BLOCKS as usize * BLOCK);
+    let Some(device) = Loop::new(&path, 512) else {
+        return;
+    };
+    let set = |how| {
+        let status = Command::new("blockdev").arg(how).arg(&device.0).status();
+        assert!(status.unwrap().success());
+    };
+    set("--setro");
+    for options in [
+        RawOptions::new(&device.0),
+        RawOptions::new(&device.0).inspect(true),
+    ] {
+        let message = RawDisk::open(&options).unwrap_err().to_string();
+        for part in ["readonly=on", "--setrw", device.0.to_str().unwrap()] {
+            assert!(message.contains(part), "{message}");
+        }
+        let disk = RawDisk::open(&options.read_only(true)).unwrap();
+        let mut queue = disk.open_queue(1).unwrap();
+        read(&mut *queue, 0, BLOCK).unwrap();
+    }
+    set("--setrw");
+    let disk = RawDisk::open(&RawOptions::new(&device.0)).unwrap();
+    let error = disk.resize(1 << 30).unwrap_err().to_string();
+    assert!(error.contains("block device"), "{error}");
+    let mut queue = disk.open_queue(1).unwrap();
+    run(&mut *queue, OpKind::Flush, IoBuf::new())
+        .result
+        .unwrap();
+}
