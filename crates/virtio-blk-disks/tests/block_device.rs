@@ -7,6 +7,7 @@
 mod common;
 
 use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -167,4 +168,82 @@ fn a_device_that_the_host_set_read_only_is_refused_with_the_cure() {
     run(&mut *queue, OpKind::Flush, IoBuf::new())
         .result
         .unwrap();
+}
+
+/// A file system in memory of a few bytes, at a directory. Unmounted on drop.
+struct Small<'a>(&'a Path);
+
+impl<'a> Small<'a> {
+    /// `None`, with a word about it, where that is not possible.
+    fn new(directory: &'a Path, bytes: usize) -> Option<Self> {
+        let status = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "small"])
+            .arg(directory)
+            .status();
+        if matches!(&status, Ok(status) if status.success()) {
+            return Some(Self(directory));
+        }
+        eprintln!("nothing can be mounted here, nothing tested: {status:?}");
+        None
+    }
+}
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
+}
+
+/// The kernel's own way with a write-back that fails: the loop device's file is in a file system that is full.
+#[test]
+fn a_real_write_back_that_fails_fails_the_flushes_of_all_queues() {
+    const SIZE: usize = 16 << 20;
+    for engine in [Engine::Sync, Engine::Auto, Engine::IoUring] {
+        let directory = directory();
+        let Some(_small) = Small::new(directory.path(), SIZE / 8) else {
+            return;
+        };
+        let path = directory.path().join("sparse.img");
+        std::fs::File::create(&path)
+            .unwrap()
+            .set_len(SIZE as u64)
+            .unwrap();
+        let Some(device) = Loop::new(&path, 512) else {
+            return;
+        };
+        let options = RawOptions::new(&device.0).engine(engine);
+        let disk = RawDisk::open(&options).unwrap();
+        let mut queues: Vec<_> = (0..3).map(|_| disk.open_queue(4).unwrap()).collect();
+        let flush = |queue: &mut dyn virtio_blk_core::disk::IoQueue| {
+            run(queue, OpKind::Flush, IoBuf::new()).result
+        };
+        flush(&mut *queues[1]).unwrap();
+        let witnesses = [(); 3].map(|()| std::fs::File::open(&device.0).unwrap());
+        for offset in (0..SIZE as u64).step_by(1 << 20) {
+            // The page cache takes it all.
+            common::write(&mut *queues[0], offset, vec![7; 1 << 20]).unwrap();
+        }
+        // Not by the queue that wrote, and with descriptions that have not been told.
+        for queue in queues.iter_mut().rev() {
+            for _ in 0..2 {
+                let result = flush(&mut **queue);
+                assert!(result.is_err(), "{engine:?}");
+            }
+        }
+        // That is how the kernel tells: each description, once, and also who only asks.
+        let asks = |file: &std::fs::File| {
+            let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE;
+            // SAFETY: the descriptor is open; no memory is involved.
+            unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 1, flags) }
+        };
+        for witness in &witnesses[..2] {
+            assert!(witness.sync_data().is_err());
+            witness.sync_data().unwrap();
+        }
+        assert_eq!((asks(&witnesses[2]), asks(&witnesses[2])), (-1, 0));
+        let late = disk.open_queue(4).unwrap();
+        queues.push(late);
+        assert!(flush(&mut **queues.last_mut().unwrap()).is_err());
+        assert!(disk.flush_error().is_some());
+    }
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 
 use common::{directory, image, read, run, write};
 use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, IoBuf, OpKind};
+use virtio_blk_disks::inject::{Call, Injector, Plan};
 use virtio_blk_disks::raw::{Holder, OpenError};
 use virtio_blk_disks::{DiskSpec, Lock, RawDisk, RawOptions};
 
@@ -266,4 +267,32 @@ fn who_waits_for_a_handover_in_vain_says_so_and_can_try_again() {
     );
     file.set_len(1024).unwrap();
     RawDisk::open(&RawOptions::new(&path)).unwrap();
+}
+
+#[test]
+fn a_handover_that_could_not_make_all_stable_says_so_and_lets_go() {
+    let directory = directory();
+    let path = image(directory.path(), MIB);
+    let injector = Injector::new();
+    let options = RawOptions::new(&path).lock(Lock::Handover);
+    let disk = RawDisk::open(&options.clone().inject(&injector)).unwrap();
+    disk.activate().unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    write(&mut *queue, 0, vec![7; 4096]).unwrap();
+    drop(queue);
+    injector.arm(Plan::new(1, &[Call::Sync], libc::EIO));
+    let error = disk.deactivate().unwrap_err();
+    assert_eq!(error.errno(), Some(libc::EIO));
+    let next = RawDisk::open(&options).unwrap();
+    next.activate().unwrap();
+    next.deactivate().unwrap();
+    // It stays lost for the one that lost it.
+    disk.activate().unwrap();
+    assert!(disk.flush_error().is_some());
+    disk.deactivate().unwrap_err();
+    // Readers have nothing to make stable.
+    let reader = RawDisk::open(&options.read_only(true).inject(&injector)).unwrap();
+    injector.arm(Plan::new(1, &[Call::Sync], libc::EIO).for_good());
+    reader.activate().unwrap();
+    reader.deactivate().unwrap();
 }

@@ -206,9 +206,13 @@ impl Disk for RawDisk {
         if !std::mem::take(&mut *active) {
             return Ok(());
         }
-        let stable = match self.medium.durability.sync(&self.medium.file) {
+        let outcome = if handover.writer {
+            self.medium.durability.sync(&self.medium.file)
+        } else {
+            0
+        };
+        let stable = match outcome {
             0 => Ok(()),
-            _ if !handover.writer => Ok(()),
             errno => Err(DiskError::from_errno(-errno)),
         };
         lock::unlock(self.medium.file.file());
