@@ -15,7 +15,7 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use vhost::vhost_user::{Error, Result};
 use virtio_blk_core::device::Device;
 use virtio_blk_core::memory::HostMemory;
-use virtio_blk_core::runner::{InFlightArea, InFlightLog, Stop};
+use virtio_blk_core::runner::{InFlightArea, Stop};
 use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 
 use crate::config_channel::ConfigChannel;
@@ -68,12 +68,6 @@ pub(crate) struct SessionContext {
     pub(crate) stops: Arc<Stops>,
 }
 
-/// The in-flight area, and the size of queues that it has room for.
-struct KeptArea {
-    area: InFlightArea,
-    queue_size: u16,
-}
-
 /// The state of the protocol with one client. Dropping it stops all queues as far as the disk finishes in
 /// time: drained, or with requests left in the in-flight area for the next server if the client has one.
 pub(crate) struct Session {
@@ -89,7 +83,7 @@ pub(crate) struct Session {
     table: MemoryTable,
     log: Arc<DirtyLog>,
     alarm: Alarm,
-    in_flight: Option<KeptArea>,
+    in_flight: Option<InFlightArea>,
     /// The cache mode of an earlier server, until the features are known.
     kept_cache_mode: Option<u8>,
     vrings: Vec<Vring>,
@@ -160,7 +154,7 @@ impl Session {
         let context = VringContext {
             device: &self.device,
             table: &self.table,
-            in_flight: self.in_flight.as_ref().map(|kept| &kept.area),
+            in_flight: self.in_flight.as_ref(),
             poll: self.poll,
             medium: &self.medium,
             deadline: self.stops.deadline(),
@@ -219,7 +213,7 @@ impl Session {
 
     /// Leaves the driver's cache mode to whoever serves it after this process.
     fn keep_cache_mode(&self) {
-        if let Some(KeptArea { area, .. }) = &self.in_flight {
+        if let Some(area) = &self.in_flight {
             area.keep_cache_mode(self.device.config().writeback);
         }
     }
@@ -282,10 +276,9 @@ impl Session {
 
     /// Takes out of the in-flight area what it names of queue `index`: requests of a ring that is no more.
     fn discard_in_flight(&self, index: u16) {
-        if let Some(KeptArea { area, queue_size }) = &self.in_flight
-            && let Ok((mut log, heads)) = area.queue(index, *queue_size, 0)
-        {
-            log.returned(&heads, 0);
+        if let Some(area) = &self.in_flight {
+            // A queue that the area does not have is not in it.
+            let _ = area.discard(index);
         }
     }
 

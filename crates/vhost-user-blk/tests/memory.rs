@@ -193,9 +193,14 @@ fn exactly_the_pages_written_are_logged_while_it_is_on() {
     queue.read(0, 4096).unwrap();
     assert_eq!(dirty(&log), BTreeSet::new(), "off");
 
+    let used = queue.driver.ring().layout().used().0;
+    // After its last answer a queue asks for a kick, in the used ring.
+    let beside = |log: &std::fs::File| -> BTreeSet<u64> {
+        let pages = dirty(log).into_iter();
+        pages.filter(|page| *page != used / 4096).collect()
+    };
     for _ in 0..3 {
         client.set_features(features | LOG_ALL).unwrap();
-        let used = queue.driver.ring().layout().used().0;
         let done = queue.run(&Request::read(0, 3 * 4096)).unwrap();
         let data = queue.driver.data(done.token).unwrap();
         let first = data.addr.0 / 4096;
@@ -212,14 +217,14 @@ fn exactly_the_pages_written_are_logged_while_it_is_on() {
 
         client.set_features(features).unwrap();
         queue.read(0, 4096).unwrap();
-        assert_eq!(dirty(&log), BTreeSet::new(), "off again");
+        assert_eq!(beside(&log), BTreeSet::new(), "off again");
     }
     // Another log takes over; one that is too short for all pages takes what it has room for.
     let short = memory_file(1).unwrap();
     client.set_features(features | LOG_ALL).unwrap();
     set_log(&mut client, &short, 1);
     queue.read(0, 4096).unwrap();
-    assert_eq!(dirty(&log), BTreeSet::new());
+    assert_eq!(beside(&log), BTreeSet::new());
     assert_eq!(dirty(&short), BTreeSet::new());
 }
 

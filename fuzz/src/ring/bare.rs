@@ -102,10 +102,10 @@ impl<M: GuestMemory + Send + Sync + 'static> Bare<M> {
                 self.result(result);
             }
             4 => {
-                let result = self.ring.enable_kicks();
+                let result = self.ring.enable_kicks(&self.map);
                 self.result(result);
             }
-            5 => self.ring.disable_kicks(),
+            5 => self.ring.disable_kicks(&self.map),
             6 => {
                 let result = self
                     .ring

@@ -114,7 +114,7 @@ impl<'a, A: GuestMemory + Send + Sync + 'static, B: GuestMemory> Pair<'a, A, B> 
             }
             Step::Enable => self.enable(),
             Step::Disable => {
-                self.ring.disable_kicks();
+                self.ring.disable_kicks(&self.map);
                 self.queue.disable_notification(&*self.theirs.mem).unwrap();
             }
             Step::Restart => self.restart(),
@@ -242,7 +242,7 @@ impl<'a, A: GuestMemory + Send + Sync + 'static, B: GuestMemory> Pair<'a, A, B> 
     }
 
     fn enable(&mut self) {
-        let mine = self.ring.enable_kicks().unwrap();
+        let mine = self.ring.enable_kicks(&self.map).unwrap();
         let theirs = self.queue.enable_notification(&*self.theirs.mem).unwrap();
         assert_eq!(mine, theirs, "more is available");
     }

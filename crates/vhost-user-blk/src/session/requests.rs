@@ -13,7 +13,7 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_blk_core::runner::Stop;
 
-use super::{KeptArea, LOG_ALL, PROTOCOL_BITS, Session, failed, offered};
+use super::{LOG_ALL, PROTOCOL_BITS, Session, failed, offered};
 use crate::event;
 use crate::inflight;
 use crate::memory::MAX_SLOTS;
@@ -241,10 +241,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         let (area, file, size) =
             inflight::create(wanted.num_queues, wanted.queue_size, &self.alarm).map_err(failed)?;
         self.told.keep_in(&self.device, &area);
-        self.in_flight = Some(KeptArea {
-            area,
-            queue_size: wanted.queue_size,
-        });
+        self.in_flight = Some(area);
         self.keep_cache_mode();
         let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
         Ok((reply, file))
@@ -269,10 +266,7 @@ impl VhostUserBackendReqHandlerMut for Session {
         })?;
         // With the record the device has taken it over.
         self.kept_cache_mode = opened.cache_mode().filter(|_| !told);
-        self.in_flight = Some(KeptArea {
-            area: opened,
-            queue_size: area.queue_size,
-        });
+        self.in_flight = Some(opened);
         Ok(())
     }
 

@@ -39,7 +39,8 @@ pub enum StartError {
 impl Device {
     /// Starts queue `index` at `state`, which is validated together with the heads to replay: sizes,
     /// alignment, mapping. The result takes nothing from the ring before its first
-    /// [`QueueRunner::service`]. Where the queue was used before, the driver is notified once.
+    /// [`QueueRunner::service`]. The driver is notified once, as an earlier owner of the queue may have ended
+    /// before it could.
     ///
     /// # Errors
     /// [`StartError`]; nothing of the guest's was touched. The disk was only asked for a data path if the

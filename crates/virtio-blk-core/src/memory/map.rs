@@ -309,11 +309,16 @@ impl<M: DeviceMemory> GuestMap<M> {
     /// passed over. Costs nothing where the memory tracks nothing.
     #[inline]
     pub fn mark_dirty(&self, addr: u64, len: usize) {
-        if Self::TRACKS_DIRTY
-            && (self.tracking.as_ref()).is_none_or(|tracking| tracking.load(Ordering::Acquire))
-        {
+        if self.is_tracking() {
             self.mark_tracked(addr, len);
         }
+    }
+
+    /// Whether writes are tracked now.
+    #[inline]
+    pub(crate) fn is_tracking(&self) -> bool {
+        Self::TRACKS_DIRTY
+            && (self.tracking.as_ref()).is_none_or(|tracking| tracking.load(Ordering::Acquire))
     }
 
     fn mark_tracked(&self, addr: u64, len: usize) {

@@ -190,13 +190,18 @@ pub trait Ring: Send {
     ///
     /// # Errors
     /// The latched [`RingError`].
-    fn enable_kicks(&mut self) -> Result<bool, RingError>;
+    fn enable_kicks<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<bool, RingError>;
 
     /// Whether [`Ring::pop`] would find something; nothing the driver sees changes.
     fn has_available(&self) -> bool;
 
     /// Tells the driver that notifications are not needed for now. A hint: they may still come.
-    fn disable_kicks(&mut self);
+    fn disable_kicks<M: DeviceMemory>(&mut self, map: &GuestMap<M>);
+
+    /// Leaves the ring as its next owner needs it, at the end of this one's work: the driver notifies for the
+    /// next buffer, also where that owner never says that it wants to be. Nothing is written to a ring that
+    /// is latched.
+    fn leave<M: DeviceMemory>(&mut self, map: &GuestMap<M>);
 
     /// Resolves the ring again after the memory map changed.
     ///

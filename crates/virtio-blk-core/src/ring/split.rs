@@ -161,6 +161,8 @@ impl SplitRing {
         }
         let event_idx = features & feature::RING_EVENT_IDX != 0;
         let areas = Areas::resolve(map, state, event_idx)?;
+        // An earlier owner may have died between a store and its mark.
+        map.mark_dirty(areas.used.guest_addr(0), used_len(state.size, event_idx));
         Ok(Self {
             areas,
             origin: QueueState {
@@ -412,6 +414,24 @@ impl SplitRing {
         Ok(count)
     }
 
+    /// Tells a driver with EVENT_IDX that a kick is wanted for the next buffer.
+    #[inline(always)]
+    fn ask_for_kick<M: DeviceMemory>(&self, map: &GuestMap<M>) {
+        if self.event_idx {
+            let event = ENTRIES + 8 * usize::from(self.size);
+            let used = &self.areas.used;
+            used.store_u16(event, self.next_avail.0, Ordering::Relaxed);
+            map.mark_dirty(used.guest_addr(event), 2);
+        }
+    }
+
+    #[inline(always)]
+    fn store_flags<M: DeviceMemory>(&self, map: &GuestMap<M>, flags: u16) {
+        let used = &self.areas.used;
+        used.store_u16(FLAGS, flags, Ordering::Relaxed);
+        map.mark_dirty(used.guest_addr(FLAGS), 2);
+    }
+
     /// Marks what `publish` stored as dirty: entries from `from` on, and the index.
     fn mark_published<M: DeviceMemory>(&self, map: &GuestMap<M>, from: Wrapping<u16>) {
         let count = usize::from((self.next_used - from).0);
@@ -456,6 +476,11 @@ pub(super) fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u64
     [half(low), half(high)]
 }
 
+/// Bytes of the used ring.
+fn used_len(size: u16, event_idx: bool) -> usize {
+    ENTRIES + 8 * usize::from(size) + if event_idx { 2 } else { 0 }
+}
+
 impl Areas {
     fn resolve<M: DeviceMemory>(
         map: &GuestMap<M>,
@@ -464,6 +489,7 @@ impl Areas {
     ) -> Result<Self, RingError> {
         let size = usize::from(state.size);
         let event = if event_idx { 2 } else { 0 };
+        let used = used_len(state.size, event_idx);
         let area = |what, addr: u64, len, access, align: usize| {
             if !addr.is_multiple_of(align as u64) {
                 return Err(RingError::Misaligned {
@@ -493,7 +519,7 @@ impl Areas {
             used: area(
                 "used ring",
                 state.used_ring,
-                ENTRIES + 8 * size + event,
+                used,
                 Permissions::ReadWrite,
                 4,
             )?,
@@ -537,9 +563,14 @@ impl Ring for SplitRing {
         if old == new {
             return Ok(false);
         }
+        let tracking = map.is_tracking();
+        if tracking {
+            // Also before, for the case that this process dies in between.
+            self.mark_published(map, old);
+        }
         self.areas.used.store_u16(IDX, new.0, Ordering::Release);
         self.published = new;
-        if map.tracks_dirty() {
+        if tracking {
             self.mark_published(map, old);
         }
         // The index must be visible before the driver's wish is read, or a driver that goes to sleep
@@ -564,17 +595,12 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn enable_kicks(&mut self) -> Result<bool, RingError> {
+    fn enable_kicks<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<bool, RingError> {
         self.check()?;
-        if self.event_idx {
-            let event = ENTRIES + 8 * usize::from(self.size);
-            self.areas
-                .used
-                .store_u16(event, self.next_avail.0, Ordering::Relaxed);
-        }
+        self.ask_for_kick(map);
         if !self.kicks_enabled {
             self.kicks_enabled = true;
-            self.areas.used.store_u16(FLAGS, 0, Ordering::Relaxed);
+            self.store_flags(map, 0);
         }
         // As in `publish`, with the roles exchanged.
         fence(Ordering::SeqCst);
@@ -592,13 +618,18 @@ impl Ring for SplitRing {
     }
 
     #[inline]
-    fn disable_kicks(&mut self) {
+    fn disable_kicks<M: DeviceMemory>(&mut self, map: &GuestMap<M>) {
         // With EVENT_IDX the stale event index says it, and flags must stay 0 (2.7.10.1).
         if self.kicks_enabled && !self.event_idx && self.latched.is_none() {
             self.kicks_enabled = false;
-            self.areas
-                .used
-                .store_u16(FLAGS, USED_F_NO_NOTIFY, Ordering::Relaxed);
+            self.store_flags(map, USED_F_NO_NOTIFY);
+        }
+    }
+
+    fn leave<M: DeviceMemory>(&mut self, map: &GuestMap<M>) {
+        if self.latched.is_none() {
+            self.ask_for_kick(map);
+            self.store_flags(map, 0);
         }
     }
 

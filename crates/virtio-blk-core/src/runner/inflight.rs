@@ -33,8 +33,10 @@ const DESC_NUM: usize = 10;
 const LAST_BATCH_HEAD: usize = 12;
 const USED_IDX: usize = 14;
 
-/// The version of the layout; 0 is an area nobody used yet.
+/// The version of the layout.
 const LAYOUT: u16 = 1;
+/// In its place: nobody used the area yet, or what it says counts for nothing.
+const UNUSED: u16 = 0;
 
 /// Bytes of our own part behind the queues'.
 const TRAILER: usize = CACHE_MODE + 2 * GuestAbi::MAX_BYTES;
@@ -237,6 +239,33 @@ impl InFlightArea {
         field::<AtomicU64>(&self.memory, offset).map_or(0, |field| field.load(Ordering::Acquire))
     }
 
+    /// Forgets what queue `index` had in flight: to be called when a queue's requests are discarded (a reset,
+    /// a ring at other addresses), as nobody waits for them any more. The first store says so for all of them,
+    /// so that a process that dies on the way leaves all or none. The queue is stopped, and its log dropped.
+    ///
+    /// # Errors
+    /// The area has no such queue.
+    pub fn discard(&self, index: u16) -> Result<(), InFlightError> {
+        if index >= self.queues {
+            return Err(InFlightError::Queue {
+                queues: self.queues,
+                queue_size: self.queue_size,
+                index,
+                size: self.queue_size,
+            });
+        }
+        let part = part_size(self.queue_size) * usize::from(index);
+        if let Some(version) = field::<AtomicU16>(&self.memory, part + VERSION) {
+            version.store(UNUSED, Ordering::Release);
+        }
+        for head in 0..self.queue_size {
+            if let Some(taken) = field::<AtomicU8>(&self.memory, part + SplitLog::entry(head)) {
+                taken.store(0, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
     /// The log of queue `index` with `size` descriptors, whose ring shows `used_idx`, and the heads that
     /// were taken and not returned, oldest first.
     ///
@@ -260,6 +289,7 @@ impl InFlightArea {
             memory: self.memory.clone(),
             base: part_size(self.queue_size) * usize::from(index),
             size,
+            capacity: self.queue_size,
             counter: 0,
         };
         let version = log.load::<AtomicU16>(VERSION);
@@ -277,6 +307,8 @@ pub struct SplitLog {
     memory: HostMemory,
     base: usize,
     size: u16,
+    /// The most descriptors that the area has room for.
+    capacity: u16,
     /// The order of the next request.
     counter: u64,
 }
@@ -320,7 +352,10 @@ impl SplitLog {
 
     /// Completes a batch that was cut off, and lists what is in flight.
     fn recover(&mut self, used_idx: u16) -> Vec<u16> {
-        if self.load::<AtomicU16>(VERSION) == 0 {
+        if self.load::<AtomicU16>(VERSION) == UNUSED {
+            for head in 0..self.capacity {
+                self.set_in_flight(head, false);
+            }
             self.store::<AtomicU16>(USED_IDX, used_idx);
             self.store::<AtomicU16>(VERSION, LAYOUT);
         }

@@ -179,11 +179,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
             scratch: Vec::new(),
             spare_ranges: Vec::new(),
         };
-        if state.next_used != 0 || state.next_avail != 0 {
-            // The earlier owner may have ended between its last used entry and the interrupt.
-            runner.counters.interrupts.add(1);
-            (runner.notify)();
-        }
+        // The earlier owner may have ended between its last used entry and the interrupt; that there was none
+        // can't be told from the indices, which wrap.
+        runner.counters.interrupts.add(1);
+        (runner.notify)();
         Ok(runner)
     }
 
@@ -230,7 +229,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             });
         }
         if self.replay.len() != 0
-            || self.intake && (taken >= budget.max(1) || self.ring.enable_kicks()?)
+            || self.intake && (taken >= budget.max(1) || self.ring.enable_kicks(&self.map)?)
         {
             return Ok(Service::More);
         }
@@ -266,7 +265,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             taken = self.take_again(budget)?;
         }
         if self.intake {
-            self.ring.disable_kicks();
+            self.ring.disable_kicks(&self.map);
             while taken < budget && self.stalled.is_empty() {
                 match self.ring.take_next(&self.map, &mut self.chain)? {
                     Taken::Nothing => break,

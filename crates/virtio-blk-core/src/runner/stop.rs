@@ -10,6 +10,7 @@ use virtio_queue::QueueState;
 use super::{QueueError, QueueRunner, Service, wait};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
+use crate::ring::Ring;
 
 /// How to stop a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,13 +35,32 @@ pub struct Stopped {
 }
 
 impl<M: DeviceMemory> QueueRunner<M> {
-    /// Ends the queue's work. No guest memory is touched after it returns. Blocks until the disk is done
+    /// Ends the queue's work. No guest memory is touched after it returns. The ring of a sound queue is left
+    /// so that the driver kicks for the next buffer, whoever serves it then. Blocks until the disk is done
     /// with every buffer (`Drain`: with every request).
     pub fn stop(mut self, mode: Stop) -> Stopped {
         match mode {
-            Stop::Drain => self.drain(),
-            Stop::HandOver => self.cancel_all(),
+            Stop::Drain => {
+                self.drain();
+                self.ring.leave(&self.map);
+            }
+            Stop::HandOver => {
+                // Not after the disk was waited for: the driver may use the memory for something else then.
+                self.ring.leave(&self.map);
+                self.cancel_all();
+            }
         }
+        self.end()
+    }
+
+    /// As [`Stop::HandOver`], for a ring that nobody waits for any more: nothing is written to it.
+    #[cfg(feature = "thread")]
+    pub(super) fn abandon(mut self) -> Stopped {
+        self.cancel_all();
+        self.end()
+    }
+
+    fn end(mut self) -> Stopped {
         // Dropping the disk's queue waits until no buffer is used any more.
         self.io = None;
         let in_flight = self

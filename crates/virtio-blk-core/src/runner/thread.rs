@@ -41,6 +41,8 @@ struct Control<M: DeviceMemory> {
     /// `None` once the thread is gone.
     calls: Mutex<Option<Vec<Call<M>>>>,
     stop: Mutex<Option<Stop>>,
+    /// Nobody waits for the thread: the ring's memory may belong to something else already.
+    detached: AtomicBool,
     left: Mutex<Left>,
     leaving: Condvar,
 }
@@ -84,6 +86,7 @@ impl<M: DeviceMemory> QueueThread<M> {
             pending: AtomicBool::new(false),
             calls: Mutex::new(Some(Vec::new())),
             stop: Mutex::new(None),
+            detached: AtomicBool::new(false),
             left: Mutex::new(Left {
                 gone: false,
                 tell: None,
@@ -184,8 +187,10 @@ impl<M: DeviceMemory> QueueThread<M> {
 
     /// Stops the queue with [`Stop::HandOver`] and does not wait for it: for a disk that lets go of its
     /// buffers too late, or never. The thread ends by itself once the disk has; memory and log of the queue
-    /// stay mapped until then.
+    /// stay mapped until then. Nothing is written to the ring any more, apart from what a pass that runs
+    /// inside the disk finishes.
     pub fn detach(mut self) {
+        self.control.detached.store(true, Ordering::Release);
         *lock(&self.control.stop) = Some(Stop::HandOver);
         self.control.signal();
         // Dropping the handle does not wait, other than dropping this.
@@ -262,6 +267,9 @@ impl<M: DeviceMemory> Worker<M> {
                 // The lock is not held while the queue stops: who asks again must not wait for that.
                 let stop = lock(&self.control.stop).take();
                 match stop {
+                    Some(Stop::HandOver) if self.control.detached.load(Ordering::Acquire) => {
+                        return self.runner.abandon();
+                    }
                     Some(Stop::HandOver) => return self.runner.stop(Stop::HandOver),
                     // Not inside `stop`: it can still be cut short.
                     Some(Stop::Drain) => {

@@ -53,10 +53,10 @@ fn item_15_the_driver_s_part_of_the_ring_is_left_alone() {
         for n in 0..1000 {
             rig.offer();
             rig.offer();
-            rig.ring.disable_kicks();
+            rig.ring.disable_kicks(&rig.map);
             let first = rig.take();
             rig.use_up(first, n % 8);
-            rig.ring.enable_kicks().unwrap();
+            rig.ring.enable_kicks(&rig.map).unwrap();
             let second = rig.take();
             rig.use_up(second, 0);
             rig.audit();
@@ -91,8 +91,8 @@ fn item_23_an_index_that_jumps_stops_the_ring_for_good() {
             rig.ring.push(head, 1);
             assert_eq!(rig.ring.publish(&rig.map), Err(error));
             assert_eq!(rig.pop(), Err(error));
-            assert_eq!(rig.ring.enable_kicks(), Err(error));
-            rig.ring.disable_kicks();
+            assert_eq!(rig.ring.enable_kicks(&rig.map), Err(error));
+            rig.ring.disable_kicks(&rig.map);
             assert!(!rig.ring.has_available());
             assert_eq!(rig.ring.remap(&rig.map), Err(error));
             let resumed = rig.ring.resume(&rig.map, 9, &mut Chain::new());

@@ -80,9 +80,9 @@ fn nothing_published_is_nothing_to_tell() {
 fn item_21_used_flags_stay_zero_with_event_idx() {
     let mut rig = rig(true, 0);
     for _ in 0..4 {
-        rig.ring.disable_kicks();
+        rig.ring.disable_kicks(&rig.map);
         assert_eq!(used_flags(&rig), 0);
-        assert_eq!(rig.ring.enable_kicks(), Ok(false));
+        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
         assert_eq!(used_flags(&rig), 0);
     }
 }
@@ -94,8 +94,8 @@ fn a_flag_that_an_earlier_device_left_is_cleared() {
         let at = rig.driver.layout().used();
         rig.mem.store_u16(at, 1, Ordering::Relaxed).unwrap();
         rig.ring = SplitRing::new(&rig.map, &rig.driver.state(), features(event_idx)).unwrap();
-        rig.ring.disable_kicks();
-        assert_eq!(rig.ring.enable_kicks(), Ok(false));
+        rig.ring.disable_kicks(&rig.map);
+        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
         assert_eq!(used_flags(&rig), 0);
     }
 }
@@ -104,21 +104,21 @@ fn a_flag_that_an_earlier_device_left_is_cleared() {
 fn item_22_kicks_are_asked_for_and_looked_for_once_more() {
     for event_idx in [false, true] {
         let mut rig = rig(event_idx, 65_535);
-        assert_eq!(rig.ring.enable_kicks(), Ok(false));
+        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
         rig.offer();
         assert!(rig.driver.needs_kick(&*rig.mem).unwrap());
         // It came before it was asked for.
-        assert_eq!(rig.ring.enable_kicks(), Ok(true));
+        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(true));
         let head = rig.take();
-        rig.ring.disable_kicks();
+        rig.ring.disable_kicks(&rig.map);
         rig.use_up(head, 0);
         rig.offer();
         assert!(!rig.driver.needs_kick(&*rig.mem).unwrap());
-        assert_eq!(rig.ring.enable_kicks(), Ok(true));
+        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(true));
         rig.take();
         // A kick for nothing.
         assert_eq!(rig.pop(), Ok(Popped::Empty));
-        assert_eq!(rig.ring.enable_kicks(), Ok(false));
+        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
         rig.offer();
         assert!(rig.driver.needs_kick(&*rig.mem).unwrap());
     }

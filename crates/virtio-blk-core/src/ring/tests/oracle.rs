@@ -125,7 +125,7 @@ fn run(event_idx: bool, start: u16, steps: &[Step]) {
     let mut ours = rig(event_idx, start);
     let mut theirs = Theirs::new(rig(event_idx, start));
     // virtio-queue assumes kicks to be enabled at the start.
-    assert_eq!(ours.ring.enable_kicks(), Ok(false));
+    assert_eq!(ours.ring.enable_kicks(&ours.map), Ok(false));
     let mut taken: VecDeque<(u16, u32)> = VecDeque::new();
     for step in steps {
         match step {
@@ -188,12 +188,12 @@ fn run(event_idx: bool, start: u16, steps: &[Step]) {
                 }
             }
             Step::EnableKicks => {
-                let more = ours.ring.enable_kicks().unwrap();
+                let more = ours.ring.enable_kicks(&ours.map).unwrap();
                 let theirs_too = theirs.queue.enable_notification(&*theirs.rig.mem).unwrap();
                 assert_eq!(more, theirs_too);
             }
             Step::DisableKicks => {
-                ours.ring.disable_kicks();
+                ours.ring.disable_kicks(&ours.map);
                 theirs.queue.disable_notification(&*theirs.rig.mem).unwrap();
             }
             Step::Interrupts(after) => {

@@ -236,3 +236,28 @@ fn a_hostile_record_is_refused() {
     store(CACHE_MODE + 8, u64::MAX);
     assert!(matches!(area.guest_abi(), Err(AbiError::Malformed(_))));
 }
+
+#[test]
+fn what_is_discarded_is_not_replayed() {
+    let (area, _) = area();
+    for size in [8, 4] {
+        let (mut log, heads) = area.queue(1, 8, 7).unwrap();
+        assert_eq!(heads, [0; 0]);
+        let (mut other, _) = area.queue(0, 8, 0).unwrap();
+        other.taken(5);
+        for head in [7, 3, 0] {
+            log.taken(head);
+        }
+        log.returning(&[3], 8);
+        area.discard(1).unwrap();
+        // The next ring, perhaps a smaller one, begins anew; the other queue is as it was.
+        assert_eq!(reopen(&area, size, 0).1, [0; 0]);
+        assert_eq!(area.queue(0, 8, 0).unwrap().1, [5]);
+    }
+    assert_eq!(
+        reopen(&area, 8, 0).1,
+        [0; 0],
+        "nothing is left beyond a smaller ring"
+    );
+    assert!(area.discard(2).is_err());
+}

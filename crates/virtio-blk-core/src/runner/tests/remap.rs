@@ -4,6 +4,7 @@
 //! Memory that changes below a running queue, and pages that must be copied again.
 
 use std::sync::Weak;
+use std::sync::atomic::AtomicBool;
 
 use virtio_blk_driver::Segment as Piece;
 use virtio_blk_driver::request::In;
@@ -301,4 +302,87 @@ fn pages_are_dirty_when_they_were_written_and_not_before() {
     clean();
     rig.settle();
     assert!(dirty().contains(&(input.0 + 2 * 4096)));
+}
+
+#[test]
+fn whatever_is_written_to_the_used_ring_is_marked() {
+    type Tracked = GuestMemoryMmap<AtomicBitmap>;
+    const PAGE: u64 = 4096;
+    const LEN: usize = 1 << 20;
+    for event_idx in [false, true] {
+        let mem = Arc::new(Tracked::from_ranges(&[(GuestAddress(0), LEN)]).unwrap());
+        let options = Options {
+            queue_size: 1024,
+            ..Options::default()
+        };
+        let disk = disk(Mode::Inline, WaitKind::Inline);
+        let device = Device::new(Arc::new(disk), options).unwrap();
+        let without = if event_idx {
+            0
+        } else {
+            feature::RING_EVENT_IDX
+        };
+        device.accept(device.offered() & !without).unwrap();
+        // Flags and index in the first of three pages, `avail_event` in the last.
+        let used = 0x20 * PAGE;
+        let state = QueueState {
+            max_size: 1024,
+            size: 1024,
+            ready: true,
+            desc_table: 0x8 * PAGE,
+            avail_ring: 0x10 * PAGE,
+            used_ring: used,
+            next_avail: 0,
+            next_used: 0,
+            event_idx_enabled: event_idx,
+        };
+        let tracking = Arc::new(AtomicBool::new(true));
+        let mut setup = QueueSetup::new(mem.clone(), || {});
+        setup.tracking = Some(tracking.clone());
+        let take_dirty = || -> Vec<u64> {
+            let region = mem.iter().next().unwrap();
+            let pages = (0..LEN as u64 / PAGE).filter(|page| {
+                let at = (page * PAGE) as usize;
+                region.bitmap().dirty_at(at)
+            });
+            let pages = pages.collect();
+            region.bitmap().reset();
+            pages
+        };
+        mem.iter().for_each(|region| region.bitmap().reset());
+        let mut runner = device.start_queue(0, setup, &state).unwrap();
+        // What an earlier owner wrote without getting to its mark.
+        assert_eq!(take_dirty(), [0x20, 0x21, 0x22]);
+        let event = if event_idx { vec![0x22] } else { vec![] };
+        let flags = if event_idx { vec![] } else { vec![0x20] };
+        runner.service(16);
+        let first = [vec![0x20], event.clone()].concat();
+        assert_eq!(take_dirty(), first, "flags are written once in any case");
+        runner.service(16);
+        assert_eq!(take_dirty(), [flags, event.clone()].concat());
+        // A flush.
+        let put = |at: u64, bytes: &[u8]| mem.write_slice(bytes, GuestAddress(at)).unwrap();
+        use virtio_blk_driver::wire::{Descriptor, T_FLUSH, header};
+        put(0x40 * PAGE, &header(T_FLUSH, 0, 0));
+        let at = |page| GuestAddress(page * PAGE);
+        put(
+            0x8 * PAGE,
+            &Descriptor::readable(at(0x40), 16).then(1).to_bytes(),
+        );
+        put(
+            0x8 * PAGE + 16,
+            &Descriptor::writable(at(0x41), 1).to_bytes(),
+        );
+        put(0x10 * PAGE + 2, &1u16.to_le_bytes());
+        take_dirty();
+        runner.service(16);
+        let expected = [vec![0x20], event, vec![0x41]].concat();
+        assert_eq!(take_dirty(), expected);
+        tracking.store(false, Ordering::Relaxed);
+        runner.service(16);
+        assert_eq!(take_dirty(), [0; 0]);
+        tracking.store(true, Ordering::Relaxed);
+        runner.stop(Stop::Drain);
+        assert_eq!(take_dirty(), first, "what is left for the next owner");
+    }
 }

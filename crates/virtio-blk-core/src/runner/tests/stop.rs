@@ -402,3 +402,53 @@ fn used_entries_become_visible_in_pieces_of_a_long_batch() {
     assert!(lines.lock().unwrap().iter().all(|&n| n <= PUBLISH_EVERY));
     assert_eq!(rig.answers().len(), 16);
 }
+
+/// An owner that goes on without ever saying whether it wants kicks, as some devices do: what the one before
+/// left in the ring must not keep the driver from kicking.
+#[test]
+fn a_stopped_queue_leaves_a_ring_whose_driver_kicks() {
+    for event_idx in [false, true] {
+        for mode in [Stop::Drain, Stop::HandOver] {
+            let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+            let disk = disk(Mode::AtFlush, WaitKind::Fd);
+            let mut rig = Rig::with(&Arc::new(mem), &mut space, disk, event_idx, 65_530);
+            for sector in 0..8 {
+                rig.queue(&Request::read(sector, 512));
+            }
+            // In the midst of a batch, when no kick is wanted.
+            assert_eq!(rig.runner.service(4), Service::More);
+            let flags = vm_memory::GuestAddress(rig.driver.state().used_ring);
+            let flags = || vm_memory::Bytes::read_obj::<u16>(&*rig.mem, flags).unwrap();
+            assert_eq!(flags(), 0, "never touched so far");
+            rig.runner.set_intake(true);
+            while rig.runner.service(64) != Service::Idle || rig.runner.in_flight() != 0 {}
+            rig.driver
+                .submit(&Request::read(9, 512).indirect(true))
+                .unwrap();
+            assert!(rig.driver.publish().unwrap(), "an idle queue wants a kick");
+            rig.driver
+                .submit(&Request::read(10, 512).indirect(true))
+                .unwrap();
+            rig.driver.publish().unwrap();
+            assert_eq!(rig.runner.service(1), Service::More);
+            assert_eq!(flags(), u16::from(!event_idx), "a busy one does not");
+            let state = rig.runner.stop(mode).state;
+            assert_eq!(flags(), 0);
+            // What was there when it stopped is found by the next owner's first scan, up to there; the one
+            // after it is announced by a kick.
+            rig.driver
+                .submit(&Request::read(11, 512).indirect(true))
+                .unwrap();
+            let kick = rig.driver.publish().unwrap();
+            assert_eq!(
+                kick, !event_idx,
+                "with an index it is wanted for the next that is taken"
+            );
+            let at = vm_memory::GuestAddress(rig.driver.state().used_ring + 4 + 8 * 32);
+            if event_idx {
+                let event: u16 = vm_memory::Bytes::read_obj(&*rig.mem, at).unwrap();
+                assert_eq!(event, state.next_avail);
+            }
+        }
+    }
+}
