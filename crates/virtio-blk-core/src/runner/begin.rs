@@ -279,11 +279,35 @@ impl<M: DeviceMemory> QueueRunner<M> {
         slot.at(&first);
         slot.buf.clear();
         self.spare_ranges = std::mem::replace(&mut slot.ranges, rest);
-        self.submit(Op {
+        let op = Op {
             token,
             kind: first.op(kind, fua),
             buf: IoBuf::new(),
-        });
+        };
+        if let Some(op) = self.paced(op) {
+            self.submit(op);
+        }
+    }
+
+    /// The operation on a range, if this pass may begin it; else it waits for the next.
+    #[cold]
+    pub(super) fn paced(&mut self, op: Op) -> Option<Op> {
+        let (_, len) = op.kind.range(0).unwrap_or_default();
+        if self.pace.spend(len) {
+            return Some(op);
+        }
+        self.stalled.push(op);
+        None
+    }
+
+    /// After an operation that the disk finished inside `submit`: the driver need not wait for the rest of the
+    /// pass if that takes time.
+    #[cold]
+    fn show_finished(&mut self) {
+        if self.pace.is_due() {
+            // If this fails, the ring is latched, and its next call says so.
+            let _ = self.publish();
+        }
     }
 
     /// Gives an operation to the disk, and what follows from it. `false` if there was no room: it waits
@@ -297,8 +321,14 @@ impl<M: DeviceMemory> QueueRunner<M> {
             };
             match answer {
                 Submit::Done(completion) => match self.complete(completion) {
-                    Some(next) => op = next,
-                    None => return true,
+                    Some(next) => match self.paced(next) {
+                        Some(next) => op = next,
+                        None => return false,
+                    },
+                    None => {
+                        self.show_finished();
+                        return true;
+                    }
                 },
                 Submit::Queued => {
                     self.unflushed = true;

@@ -13,10 +13,12 @@
 //! requests that were finished in the same pass and not yet published are lost with it.
 
 mod begin;
+mod broken;
 mod complete;
 mod counters;
 mod inflight;
 mod log;
+mod pace;
 mod refuse;
 mod report;
 mod setup;
@@ -37,6 +39,7 @@ use virtio_queue::QueueState;
 pub use counters::{Counter, Counters};
 pub use inflight::{InFlightArea, InFlightError, SplitLog};
 pub use log::InFlightLog;
+use pace::Pace;
 pub use report::{ErrorCause, ErrorListener, RequestError};
 pub(crate) use report::{ErrorListeners, Reports};
 pub use setup::{Notify, QueueSetup};
@@ -63,8 +66,9 @@ pub enum Service {
     More,
     /// As `Idle`, but call again at this instant at the latest.
     WaitUntil(Instant),
-    /// The queue is broken ([`QueueRunner::error`]) and does nothing any more. The transport sets
-    /// DEVICE_NEEDS_RESET.
+    /// The queue is broken ([`QueueRunner::error`]) and takes and returns nothing any more. The transport sets
+    /// DEVICE_NEEDS_RESET. Call again when the disk's [`Wait`] fires, until [`QueueRunner::in_flight`] is 0: then a
+    /// stop does not wait.
     Fatal,
 }
 
@@ -106,8 +110,9 @@ pub struct QueueRunner<M: DeviceMemory> {
     counters: Arc<Counters>,
     reports: Reports,
     slab: Slab,
-    /// Operations that the disk had no room for, in reverse order of submission.
+    /// Operations that the disk had no room for, or the pass no work left, in reverse order of submission.
     stalled: Vec<Op>,
+    pace: Pace,
     /// The disk finishes everything inside `submit`: there is nothing to reap.
     inline: bool,
     /// Operations were submitted since the last `flush_batch`.
@@ -167,6 +172,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             reports: parts.reports,
             slab: Slab::new(state.size),
             stalled: Vec::new(),
+            pace: Pace::default(),
             inline,
             unflushed: false,
             returning: Vec::new(),
@@ -186,17 +192,23 @@ impl<M: DeviceMemory> QueueRunner<M> {
         Ok(runner)
     }
 
-    /// Takes up to `budget` new requests (one with much data counts once more for each 64 KiB), finishes
-    /// what the disk is done with, publishes and notifies. Never blocks, apart from what a synchronous
-    /// disk does inside a request.
+    /// Finishes what the disk is done with, takes up to `budget` new requests (one with much data counts once
+    /// more for each 64 KiB), publishes and notifies. The ranges of discards and the like count as well, each
+    /// with its bytes on the medium; what is left of them is for the next call. Never blocks, apart from what a
+    /// synchronous disk does inside a request.
+    ///
+    /// What is finished becomes visible to the driver before new requests are taken and before they are
+    /// started; of a disk that works inside the call, after 16 of them, or sooner if they take time.
     ///
     /// The first call after a start scans the ring without waiting for a kick. Once it answered `Idle`
     /// the driver has been asked to kick for the next buffer, unless the intake is closed or the disk has
     /// no room: then the disk's [`Wait`] fires before there is anything to do for a kick.
     pub fn service(&mut self, budget: usize) -> Service {
         if self.error.is_some() {
+            self.go_on_broken();
             return Service::Fatal;
         }
+        self.pace.begin(budget);
         match self.try_service(budget) {
             Ok(next) => next,
             Err(error) => {
@@ -222,7 +234,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.publish_now()?;
         if !self.stalled.is_empty() {
             // With nothing in flight no event would bring us back.
-            return Ok(if self.with_disk() == 0 {
+            return Ok(if self.with_disk() == 0 || self.pace.is_held() {
                 Service::More
             } else {
                 self.idle()
@@ -239,10 +251,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// Goes on with what is in flight.
     fn go_on(&mut self) -> Result<(), QueueError> {
         self.reap()?;
-        if self.with_disk() == 0 && !self.stalled.is_empty() {
+        // With nothing at the disk no completion makes room, and what waited for this pass needs none.
+        if !self.stalled.is_empty() && (self.pace.take_held() || self.with_disk() == 0) {
             self.submit_stalled()?;
         }
-        Ok(())
+        // Not after what is new was taken and started.
+        self.publish_now()
     }
 
     fn idle(&self) -> Service {
@@ -287,6 +301,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
         self.check_ring()?;
         if self.slab.len() != 0 {
+            // Starting a batch may take long.
+            self.publish_now()?;
             self.flush_batch()?;
             if self.with_disk() != 0 {
                 self.reap()?;
@@ -372,7 +388,9 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let result = io.reap(&mut done);
         let freed = !done.is_empty();
         for completion in done.drain(..) {
-            if let Some(next) = self.complete(completion) {
+            if let Some(next) = self.complete(completion)
+                && let Some(next) = self.paced(next)
+            {
                 self.submit(next);
             }
         }
@@ -386,6 +404,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     fn submit_stalled(&mut self) -> Result<(), QueueError> {
         while let Some(op) = self.stalled.pop() {
+            let Some(op) = self.paced(op) else { break };
             if !self.submit(op) {
                 break;
             }
@@ -457,8 +476,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.intake = open;
     }
 
-    /// Requests taken and not yet returned to the driver.
+    /// Requests taken and not yet returned to the driver. Of a broken queue: those that the disk still has,
+    /// which [`QueueRunner::service`] collects.
     pub fn in_flight(&self) -> usize {
+        if self.error.is_some() {
+            return self.slab.len();
+        }
         self.ring.in_flight()
     }
 
@@ -468,7 +491,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.ring.state()
     }
 
-    /// How to learn that the disk finished something. `Inline` also once the queue is broken.
+    /// How to learn that the disk finished something. `Inline` also once the disk's queue is broken.
     pub fn wait(&self) -> Wait<'_> {
         self.io.as_ref().map_or(Wait::Inline, |io| io.wait())
     }
@@ -477,11 +500,11 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// while the disk has something, as only collecting tells whether it is done. Cheap, and without an
     /// effect the driver could see.
     pub fn has_work(&mut self) -> bool {
-        if self.error.is_some() {
-            return false;
-        }
         if self.with_disk() != 0 && !self.inline {
             return true;
+        }
+        if self.error.is_some() {
+            return false;
         }
         self.intake && self.ring.has_available()
     }
@@ -520,6 +543,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if self.error.is_none() {
             self.reports.tell(ErrorCause::Queue(&error));
             self.error = Some(error);
+            self.let_go();
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct Stopped {
     /// Where to go on. Counts the heads in `in_flight` as taken. Of no use after a broken ring.
     pub state: QueueState,
     /// Heads taken and not returned, in the order in which they were taken. Empty after a drain of a
-    /// sound queue.
+    /// sound queue; of a broken one, those that the disk still had.
     pub in_flight: Vec<u16>,
     /// Why the queue was broken, if it was.
     pub error: Option<QueueError>,
@@ -94,7 +94,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.begin_drain();
         while !self.is_drained() {
             match self.service(usize::from(u16::MAX)) {
-                Service::Fatal => break,
+                Service::Fatal if self.in_flight() == 0 => break,
+                Service::Fatal => self.wait_for_disk(None),
                 Service::More => {}
                 Service::WaitUntil(at) => self.wait_for_disk(Some(at)),
                 // The call may have returned the last request.

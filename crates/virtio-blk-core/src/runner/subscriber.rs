@@ -89,7 +89,13 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
                 if let (Some(tell), Some(error)) = (self.on_fatal.take(), runner.error()) {
                     tell(error);
                 }
-                return false;
+                if runner.in_flight() == 0 {
+                    return false;
+                }
+                // What the disk still has is collected.
+                if polled {
+                    let _ = self.again.write(1);
+                }
             }
         }
         true

@@ -280,7 +280,8 @@ impl<M: DeviceMemory> Worker<M> {
                 }
             }
             let next = self.runner.service(BUDGET);
-            if draining && (next == Service::Fatal || self.runner.is_drained()) {
+            let at_rest = next == Service::Fatal && self.runner.in_flight() == 0;
+            if draining && (at_rest || self.runner.is_drained()) {
                 return self.runner.stop(Stop::Drain);
             }
             match next {
@@ -289,10 +290,10 @@ impl<M: DeviceMemory> Worker<M> {
                 Service::WaitUntil(at) => self.sleep(Some(at)),
                 Service::Fatal => {
                     if let (Some(tell), Some(error)) = (self.on_fatal.take(), self.runner.error()) {
-                        self.unwatch_queue();
+                        self.unwatch(self.kick.as_raw_fd());
                         tell(error);
                     }
-                    self.wait(None);
+                    self.wait_broken();
                 }
             }
         }
@@ -313,15 +314,22 @@ impl<M: DeviceMemory> Worker<M> {
         let _ = self.epoll.wait(poll_timeout(until), &mut events);
     }
 
-    /// From now on only the control side counts.
-    fn unwatch_queue(&self) {
-        for fd in [Some(self.kick.as_raw_fd()), self.disk]
-            .into_iter()
-            .flatten()
-        {
-            // The disk's queue may be closed already, and its descriptor with it.
-            let _ = (self.epoll).ctl(ControlOperation::Delete, fd, EpollEvent::default());
+    /// Waits for the disk to finish what a broken queue gave it; then only the control side counts.
+    fn wait_broken(&mut self) {
+        if self.runner.in_flight() == 0 {
+            if let Some(disk) = self.disk.take() {
+                self.unwatch(disk);
+            }
+            self.wait(None);
+        } else {
+            let polled = matches!(self.runner.wait(), Wait::Poll);
+            self.wait(polled.then(Instant::now));
         }
+    }
+
+    fn unwatch(&self, fd: RawFd) {
+        // The disk's queue may be closed already, and its descriptor with it.
+        let _ = (self.epoll).ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 
     /// Looks for new work for a while, counted from the last time there was any. Answers whether to go on

@@ -7,6 +7,7 @@ mod disks;
 mod errors;
 mod hostile;
 mod notify;
+mod pace;
 mod race;
 mod remap;
 mod requests;
