@@ -370,7 +370,7 @@ fn take_step(session: &mut Session, device: &Device, things: &mut Things, step: 
         }
         Step::Reset {} => client.say(RESET_DEVICE, &[], &[]),
         Step::InFlight { queues, exponent } => {
-            let shape = u64::from(*queues) % 5 | (1 << (exponent % 6)) << 16;
+            let shape = (u64::from(*queues) % 5) | ((1 << (exponent % 6)) << 16);
             client.settle();
             client.say(GET_INFLIGHT_FD, &[0, 0, shape], &[]);
             if let Some(reply) = client.reply(GET_INFLIGHT_FD)
