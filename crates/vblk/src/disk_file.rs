@@ -179,12 +179,17 @@ fn layer(table: &Spanned<DeValue<'_>>) -> Result<LayerSpec, Wrong> {
     for entry in Entry::all(table).filter(|entry| !["type", "name"].contains(&entry.key)) {
         let item = match entry.value {
             DeValue::Table(parts) => limit(&entry, parts)?,
+            // A path, which has slashes.
+            _ if entry.key == "persist" => format!("{}:{}", entry.key, entry.plain()?),
             _ => format!("{}:{}", entry.key, entry.word()?),
         };
         let named = items.iter().take(usize::from(name.is_some())).cloned();
         let alone: Vec<String> = named.chain([item.clone()]).collect();
-        let tried: Result<LayerSpec, _> = written(&alone).parse();
-        tried.map_err(|why| entry.wrong(why))?;
+        // `sync` says nothing without `persist`.
+        if entry.key != "sync" {
+            let tried: Result<LayerSpec, _> = written(&alone).parse();
+            tried.map_err(|why| entry.wrong(why))?;
+        }
         items.push(item);
     }
     let whole: Result<LayerSpec, _> = written(&items).parse();

@@ -599,18 +599,65 @@ fn what_the_host_fails_is_held_until_it_is_mended() {
     assert!(said.contains("no request is held"), "{said}");
 }
 
+/// Ends a server with SIGTERM, which must not take as long as its layers would hold requests back.
+fn ends_at_once(mut served: Served) {
+    let begin = std::time::Instant::now();
+    let pid = served.child.id().try_into().unwrap();
+    // SAFETY: plain kill(2), of a child that has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert!(served.child.wait().unwrap().success());
+    let took = begin.elapsed();
+    assert!(took < std::time::Duration::from_secs(10), "{took:?}");
+}
+
 #[test]
 fn a_server_ends_with_operations_held() {
-    let mut served = Served::start("memory:1M,fault=errors:1000,werror=stop", &[]);
+    let served = Served::start("memory:1M,fault=errors:1000,werror=stop", &[]);
     let disk = ClientDisk::connect(&served.socket(), 1).unwrap();
     let mut queue = disk.open_queue(4).unwrap();
     write_sector(&mut *queue, 3, 7);
     queue.flush_batch().unwrap();
     while served.ctl(&["stats"])["held"]["operations"] != 1 {}
-    let pid = served.child.id().try_into().unwrap();
-    // SAFETY: plain kill(2), of a child that has not been waited for.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-    assert!(served.child.wait().unwrap().success());
+    ends_at_once(served);
+}
+
+#[test]
+fn a_server_ends_under_a_throttle_and_under_a_hold() {
+    for hold in [false, true] {
+        let served = Served::start("memory:1M,throttle=iops:1", &[]);
+        let disk = ClientDisk::connect(&served.socket(), 1).unwrap();
+        let mut queue = disk.open_queue(64).unwrap();
+        if hold {
+            served.ctl(&["drain", "--hold", "3600"]);
+        }
+        for sector in 0..60 {
+            write_sector(&mut *queue, sector, 7);
+        }
+        queue.flush_batch().unwrap();
+        // What waits in the throttle, or in front of it.
+        while !hold && served.ctl(&["stats"])["throttles"][0]["waiting"] == 0 {}
+        ends_at_once(served);
+    }
+}
+
+#[test]
+fn the_file_of_a_bitmap_and_policies_stand_in_a_file_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.toml");
+    let bitmap = dir.path().join("backup.bitmap");
+    let text = format!(
+        "format='memory'\nsize='1M'\n[[layer]]\ntype='dirty'\nname='backup'\npersist='{}'\nsync=true\n\
+         [[layer]]\ntype='errors'\nwerror='enospc'\nrerror='stop'\n",
+        bitmap.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let served = Served::start(&format!("toml:{}", path.display()), &[]);
+    let layers = serde_json::json!([
+        format!("dirty=backup/sync:on/persist:{}", bitmap.display()),
+        "errors=rerror:stop/werror:enospc"
+    ]);
+    assert_eq!(served.ctl(&["layers"])["layers"], layers);
+    assert!(bitmap.exists());
 }
 
 #[test]

@@ -12,7 +12,7 @@ use crate::command::{Error, need_program};
 
 /// What is counted: what it is called, and the options of `request-cost`. Rows that write are compared with the
 /// first that does.
-const STACKS: [(&str, &[&str]); 13] = [
+const STACKS: [(&str, &[&str]); 14] = [
     ("the disk alone, no stack", &["--bare"]),
     ("the same, writes", &["--bare", "--write"]),
     ("a stack without layers", &[]),
@@ -28,6 +28,7 @@ const STACKS: [(&str, &[&str]); 13] = [
     ),
     ("`dirty=a`", &["--layers=dirty=a"]),
     ("`dirty=a`, writes", &["--layers=dirty=a", "--write"]),
+    ("`werror=stop`", &["--layers=werror=stop"]),
     ("`meter`", &["--layers=meter"]),
     (
         "`fault=seed:1`, nothing planned",

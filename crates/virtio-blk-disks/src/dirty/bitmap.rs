@@ -67,6 +67,7 @@ pub(super) fn words_for(size: u64, granularity: u64) -> Result<usize, BitmapErro
 }
 
 /// The bits from block `first` to `last` in the word `index`, which holds some of them.
+#[inline]
 pub(super) fn mask(index: u64, first: u64, last: u64) -> u64 {
     let low = first.max(index * BITS) - index * BITS;
     let high = last.min(index * BITS + BITS - 1) - index * BITS;
@@ -157,6 +158,7 @@ impl DirtyBitmap {
 
     /// Marks the blocks of `len` bytes from `offset` on. To be called after the change: who marks before
     /// it may have the mark taken before the change is there.
+    #[inline]
     pub fn mark(&self, offset: u64, len: u64) {
         let Some(last) = len.checked_sub(1).map(|span| offset.saturating_add(span)) else {
             return;

@@ -20,12 +20,14 @@ pub(super) struct Marker {
     pub(super) bitmaps: Arc<ArcSwap<Bitmaps>>,
 }
 
+#[inline]
 fn changed(kind: &OpKind, data_len: usize) -> Range {
     kind.range(data_len as u64).filter(|_| kind.is_write())
 }
 
 impl Marker {
     /// Marks what an operation changed that has ended.
+    #[inline]
     fn mark(&self, range: Range) {
         if let Some((offset, len)) = range {
             for (_, bitmap) in self.bitmaps.load().iter() {

@@ -242,9 +242,6 @@ impl SwitchQueue {
 
     /// Gives the disk in force what was cancelled for the move, or waited.
     fn give_again(&mut self) -> Result<(), DiskError> {
-        if self.again.is_empty() {
-            return Ok(());
-        }
         if self.pace == Pace::Released {
             self.shared.breach();
         }
@@ -317,15 +314,12 @@ impl IoQueue for SwitchQueue {
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
         self.silence();
         let mut result = self.collect();
-        let follows = match self.pace {
-            Pace::Through => self.is_behind(),
-            Pace::Draining => true,
-            Pace::Released => false,
-        };
-        if result.is_ok() && follows {
+        if result.is_ok()
+            && (self.pace == Pace::Draining || self.is_behind() && self.pace == Pace::Through)
+        {
             result = self.follow();
         }
-        if result.is_ok() && self.pace != Pace::Draining {
+        if !self.again.is_empty() && result.is_ok() && self.pace != Pace::Draining {
             result = self.give_again();
         }
         let count = self.done.len();
