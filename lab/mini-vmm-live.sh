@@ -50,10 +50,14 @@ in_flight() {
     }
     eventually 60 busy "$1"
     # Reads and writes in flight, as the kernel counts them.
-    flying=$(tr -s ' ' '+' </sys/block/$1/inflight)
-    flying=$((${flying#+}))
+    flies() {
+        flying=$(tr -s ' ' '+' </sys/block/$1/inflight)
+        flying=$((${flying#+}))
+        [ $flying -gt 0 ]
+    }
+    # On a busy host there are moments without, whatever the disk.
+    case $1 in vdc) flies "$1" || true ;; *) eventually 60 flies "$1" ;; esac
     echo "NESTED $1: $flying in flight"
-    case $1 in vdc) ;; *) [ $flying -gt 0 ] || fail "nothing in flight on $1" ;; esac
 }
 
 case $boots in
