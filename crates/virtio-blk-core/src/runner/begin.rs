@@ -221,11 +221,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
             _ => self.chain.writable_len(),
         };
         std::mem::swap(&mut slot.buf, &mut self.now);
+        let segments = slot.buf.segments().len();
         let buf = match job {
             // Checked before the guest sees it, so read into private memory first.
             Job::Lifetime => IoBuf::zeroed(Lifetime::SIZE),
             _ => std::mem::take(&mut slot.buf),
         };
+        self.slab.note_segments(token, segments);
         self.submit(Op { token, kind, buf });
     }
 

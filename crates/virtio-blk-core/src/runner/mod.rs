@@ -232,7 +232,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             self.counters.batches.add(1);
         }
         self.publish_now()?;
-        if !self.stalled.is_empty() {
+        if !self.has_room() {
             // With nothing in flight no event would bring us back.
             return Ok(if self.with_disk() == 0 || self.pace.is_held() {
                 Service::More
@@ -270,7 +270,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Takes new chains until the budget, the ring or the disk's room is used up. Answers how many.
     fn take(&mut self, budget: usize) -> Result<usize, QueueError> {
-        if !self.stalled.is_empty() {
+        if !self.has_room() {
             return Ok(0);
         }
         self.rules.capacity = self.live.capacity();
@@ -280,7 +280,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
         if self.intake {
             self.ring.disable_kicks(&self.map);
-            while taken < budget && self.stalled.is_empty() {
+            while taken < budget && self.has_room() {
                 match self.ring.take_next(&self.map, &mut self.chain)? {
                     Taken::Nothing => break,
                     Taken::Usual(usual) => {
@@ -316,7 +316,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     fn take_again(&mut self, budget: usize) -> Result<usize, QueueError> {
         let mut taken = 0;
         while taken < budget
-            && self.stalled.is_empty()
+            && self.has_room()
             && let Some(head) = self.replay.next()
         {
             match self.ring.resume(&self.map, head, &mut self.chain)? {
@@ -351,6 +351,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
             return self.publish();
         }
         Ok(())
+    }
+
+    /// Whether another request may be taken: the disk had room for all before, and what is in flight does not
+    /// need much memory.
+    #[inline(always)]
+    fn has_room(&self) -> bool {
+        self.stalled.is_empty() && !self.slab.is_crowded()
     }
 
     /// Operations the disk has: every request in flight has one, with the disk or waiting for room.

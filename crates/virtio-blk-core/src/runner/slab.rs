@@ -14,6 +14,14 @@ use crate::spec::RequestType;
 /// The part of a token that says which slot; the rest is the slot's generation.
 const INDEX: u64 = 0xffff_ffff;
 
+/// A request with more segments of data than this is long. Drivers make up to about 1,000.
+const LONG: usize = 1024;
+
+/// Long requests in flight together have at most about this many segments: while there are as many, no request
+/// is taken. A chain may have 32,768 segments, in a table that many chains share, so that a driver could make
+/// this side keep half a megabyte for each descriptor of its ring.
+const MAX_LONG_SEGMENTS: usize = 64 * 1024;
+
 /// What a request in flight is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Job {
@@ -85,6 +93,8 @@ pub(super) struct Slot {
     pub(super) dirty: Vec<Segment>,
     /// Ranges not yet submitted, in reverse order.
     pub(super) ranges: Vec<Range>,
+    /// Segments of the data, if they are so many that they count against [`MAX_LONG_SEGMENTS`]; else 0.
+    long: usize,
 }
 
 // SAFETY: `status.host` is only used while `keep` holds its memory mapped, from whatever thread runs the
@@ -159,6 +169,8 @@ pub(super) struct Slab {
     slots: Vec<Slot>,
     free: Vec<u32>,
     sequence: u64,
+    /// Sum of all [`Slot::long`].
+    long: usize,
 }
 
 impl Slab {
@@ -182,11 +194,45 @@ impl Slab {
             buf: IoBuf::new(),
             dirty: Vec::new(),
             ranges: Vec::new(),
+            long: 0,
         };
         Self {
             slots: (0..size).map(|_| slot()).collect(),
             free: (0..u32::from(size)).rev().collect(),
             sequence: 0,
+            long: 0,
+        }
+    }
+
+    /// Notes that the request of `slot` has `segments` segments of data.
+    #[inline(always)]
+    pub(super) fn note_segments(&mut self, token: Token, segments: usize) {
+        if segments > LONG {
+            self.note_long(token, segments);
+        }
+    }
+
+    #[cold]
+    fn note_long(&mut self, token: Token, segments: usize) {
+        if let Some(slot) = self.get(token) {
+            slot.long = segments;
+            self.long += segments;
+        }
+    }
+
+    /// Whether requests in flight have so many segments that no more requests are to be taken.
+    #[inline(always)]
+    pub(super) fn is_crowded(&self) -> bool {
+        self.long >= MAX_LONG_SEGMENTS
+    }
+
+    /// Frees the lists of a request with many segments.
+    #[cold]
+    fn release_long(&mut self, index: usize) {
+        if let Some(slot) = self.slots.get_mut(index) {
+            self.long -= std::mem::take(&mut slot.long);
+            slot.release_memory();
+            slot.dirty = Vec::new();
         }
     }
 
@@ -217,6 +263,9 @@ impl Slab {
         if let Some(slot) = self.slots.get_mut(index(token)) {
             slot.busy = false;
             self.free.push(index(token) as u32);
+            if slot.long != 0 {
+                self.release_long(index(token));
+            }
         }
     }
 

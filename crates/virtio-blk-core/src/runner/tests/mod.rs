@@ -6,6 +6,7 @@
 mod disks;
 mod errors;
 mod hostile;
+mod long;
 mod notify;
 mod pace;
 mod race;
