@@ -212,11 +212,12 @@ impl GuestAbi {
         let has = |bit| self.features & bit != 0;
         let erase = |limits: Option<EraseLimits>, bit| match limits {
             Some(l) => has(bit) && l.max_sectors != 0 && l.max_segments != 0 && l.alignment != 0,
-            None => true,
+            None => !has(bit),
         };
-        let zeroes = self.write_zeroes.is_none_or(|l| {
-            has(feature::WRITE_ZEROES) && l.max_sectors != 0 && l.max_segments != 0
-        });
+        let zeroes = match self.write_zeroes {
+            Some(l) => has(feature::WRITE_ZEROES) && l.max_sectors != 0 && l.max_segments != 0,
+            None => !has(feature::WRITE_ZEROES),
+        };
         let size = self.queue_size;
         let what = if !has(feature::VERSION_1) {
             "features without VERSION_1"
@@ -230,7 +231,7 @@ impl GuestAbi {
             || !erase(self.secure_erase, feature::SECURE_ERASE)
             || !zeroes
         {
-            "limits of 0, or of features that are not offered"
+            "limits of 0, of features that are not offered, or features without their limits"
         } else {
             return Ok(());
         };

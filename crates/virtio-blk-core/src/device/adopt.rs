@@ -201,7 +201,8 @@ impl Device {
     pub(super) fn shown_caps(&self) -> Caps {
         let abi = lock(&self.shown).abi;
         Caps {
-            read_only: abi.features & RO != 0,
+            // Also where the bit is masked.
+            read_only: self.caps.read_only || abi.features & RO != 0,
             discard: abi.discard,
             write_zeroes: abi.write_zeroes,
             secure_erase: abi.secure_erase,

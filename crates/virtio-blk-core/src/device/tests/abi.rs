@@ -350,6 +350,45 @@ fn a_disk_that_grew_is_told_and_one_that_may_be_written_stays_read_only() {
 }
 
 #[test]
+fn a_disk_that_may_not_be_written_stays_so_without_the_bit_that_says_it() {
+    let by_disk = Caps {
+        read_only: true,
+        ..full()
+    };
+    for (caps, read_only) in [(by_disk, false), (full(), true)] {
+        let options = Options {
+            read_only,
+            masked_features: feature::RO,
+            ..options()
+        };
+        let device = device(caps, options);
+        assert_eq!(device.offered() & feature::RO, 0);
+        assert!(device.shown_caps().read_only);
+        device.adopt(&device.guest_abi()).unwrap();
+        assert!(device.shown_caps().read_only);
+    }
+}
+
+#[test]
+fn features_come_with_their_limits() {
+    for bit in [
+        feature::DISCARD,
+        feature::WRITE_ZEROES,
+        feature::SECURE_ERASE,
+    ] {
+        let mut abi = told();
+        match bit {
+            feature::DISCARD => abi.discard = None,
+            feature::WRITE_ZEROES => abi.write_zeroes = None,
+            _ => abi.secure_erase = None,
+        }
+        assert!(abi.features & bit != 0);
+        let error = GuestAbi::from_bytes(&abi.to_bytes()).unwrap_err();
+        assert!(matches!(error, AbiError::Malformed(_)), "{error}");
+    }
+}
+
+#[test]
 fn the_cache_mode_is_taken_over_once() {
     let mut told = told();
     told.writeback = false;
