@@ -65,7 +65,8 @@ fn messages_wait_while_it_is_off() {
         guest.registers.write_config(4, &OFF);
         disk.resize(disk.caps().capacity + 8).unwrap();
         if let Backend::Own(_) = &guest.registers.block.backend {
-            assert_eq!(guest.pending(), 1 << config);
+            // Beside what each start of a queue signals.
+            assert_eq!(guest.pending() & 1 << config, 1 << config);
         }
         assert!(!guest.raised(config));
         guest.registers.write_config(4, &ON);
