@@ -53,7 +53,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.end()
     }
 
-    /// As [`Stop::HandOver`], for a ring that nobody waits for any more: nothing is written to it.
+    /// Leaves the ring as the next owner needs it.
+    #[cfg(feature = "thread")]
+    pub(super) fn leave(&mut self) {
+        self.ring.leave(&self.map);
+    }
+
+    /// As [`Stop::HandOver`], without a write to the ring.
     #[cfg(feature = "thread")]
     pub(super) fn abandon(mut self) -> Stopped {
         self.cancel_all();

@@ -18,6 +18,10 @@ use super::{OnFatal, QueueRunner, Service, Stop, Stopped};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
 
+/// How long a thread that is let go of may take to say that it writes nothing any more. One that is not inside a
+/// call of the disk says so at once.
+const LET_GO: Duration = Duration::from_millis(200);
+
 /// New requests taken per pass, before control calls get their turn.
 const BUDGET: usize = 256;
 
@@ -50,6 +54,8 @@ struct Control<M: DeviceMemory> {
 /// Whether the thread has done its work.
 struct Left {
     gone: bool,
+    /// Nothing is written to the ring any more.
+    quiet: bool,
     /// Told when it goes.
     tell: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -89,6 +95,7 @@ impl<M: DeviceMemory> QueueThread<M> {
             detached: AtomicBool::new(false),
             left: Mutex::new(Left {
                 gone: false,
+                quiet: false,
                 tell: None,
             }),
             leaving: Condvar::new(),
@@ -168,8 +175,12 @@ impl<M: DeviceMemory> QueueThread<M> {
     /// Waits until `deadline` for the end of a stop that was begun. Then [`QueueThread::stop`] does not
     /// block. Answers whether it came.
     pub fn wait_stopped(&self, deadline: Instant) -> bool {
+        self.wait_left(deadline, |left| left.gone)
+    }
+
+    fn wait_left(&self, deadline: Instant, is_so: impl Fn(&Left) -> bool) -> bool {
         let mut left = lock(&self.control.left);
-        while !left.gone {
+        while !is_so(&left) {
             let now = Instant::now();
             if now >= deadline {
                 return false;
@@ -187,12 +198,13 @@ impl<M: DeviceMemory> QueueThread<M> {
 
     /// Stops the queue with [`Stop::HandOver`] and does not wait for it: for a disk that lets go of its
     /// buffers too late, or never. The thread ends by itself once the disk has; memory and log of the queue
-    /// stay mapped until then. Nothing is written to the ring any more, apart from what a pass that runs
-    /// inside the disk finishes.
+    /// stay mapped until then. Once this returns, nothing is written to the ring any more, apart from what a
+    /// pass finishes that has been inside a call of the disk for 200 ms.
     pub fn detach(mut self) {
         self.control.detached.store(true, Ordering::Release);
         *lock(&self.control.stop) = Some(Stop::HandOver);
         self.control.signal();
+        self.wait_left(Instant::now() + LET_GO, |left| left.quiet || left.gone);
         // Dropping the handle does not wait, other than dropping this.
         self.thread = None;
     }
@@ -267,10 +279,14 @@ impl<M: DeviceMemory> Worker<M> {
                 // The lock is not held while the queue stops: who asks again must not wait for that.
                 let stop = lock(&self.control.stop).take();
                 match stop {
-                    Some(Stop::HandOver) if self.control.detached.load(Ordering::Acquire) => {
+                    Some(Stop::HandOver) => {
+                        if !self.control.detached.load(Ordering::Acquire) {
+                            self.runner.leave();
+                        }
+                        lock(&self.control.left).quiet = true;
+                        self.control.leaving.notify_all();
                         return self.runner.abandon();
                     }
-                    Some(Stop::HandOver) => return self.runner.stop(Stop::HandOver),
                     // Not inside `stop`: it can still be cut short.
                     Some(Stop::Drain) => {
                         self.runner.begin_drain();
