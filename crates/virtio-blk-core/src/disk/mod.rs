@@ -163,6 +163,14 @@ pub enum Wait<'a> {
 /// back. Dropping the queue blocks until the medium no longer touches any buffer (by cancelling or by
 /// waiting), then drops the operations without completing them.
 ///
+/// **Stops have a bound.** A transport must answer a stop, a reset or a vanished client in a stated time,
+/// so an implementer must not make it wait for what it holds back by its own choice:
+/// [`IoQueue::release_held`] lets go of that, [`IoQueue::cancel`] ends what can be ended, and neither call
+/// waits. What the medium itself does not finish can't be hurried: dropping the queue then blocks, and the
+/// transport leaves that to a thread it does not wait for
+/// ([`QueueThread::detach`](crate::runner::QueueThread::detach)). The buffers stay mapped until the queue is
+/// dropped, however late.
+///
 /// **Hostile operations.** Offsets, lengths and alignment come from a guest. The caller has checked
 /// that `offset + len` lies inside the capacity it last saw; an implementer must still answer an
 /// operation outside its medium with [`DiskError::OutOfRange`] (a disk may shrink), a write to a

@@ -172,8 +172,10 @@ impl<M: DeviceMemory> QueueThread<M> {
         self.control.signal();
     }
 
-    /// Waits until `deadline` for the end of a stop that was begun. Then [`QueueThread::stop`] does not
-    /// block. Answers whether it came.
+    /// Waits until `deadline` for the end of a stop that was begun, and returns whether it came. If it did,
+    /// [`QueueThread::stop`] does not block. If it did not, the disk still works on the queue's requests:
+    /// the caller either waits on, or cuts a drain short with [`Stop::HandOver`], or lets go of the thread
+    /// with [`QueueThread::detach`]. The driver's memory stays mapped as long as the thread lives.
     pub fn wait_stopped(&self, deadline: Instant) -> bool {
         self.wait_left(deadline, |left| left.gone)
     }
