@@ -42,7 +42,7 @@ pub fn write(text: &str) -> Result<(), OutputError> {
 /// Prints `value`, an object, as text or as JSON.
 ///
 /// # Errors
-/// As for [`write`].
+/// As for [`write()`].
 pub fn print(value: &impl Serialize, json: bool) -> Result<(), OutputError> {
     let value = serde_json::to_value(value).map_err(io::Error::from)?;
     let mut lines = String::new();
