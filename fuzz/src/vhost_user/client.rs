@@ -89,6 +89,7 @@ impl Client {
                     bytes = bytes.get(sent..).unwrap_or_default();
                     fds = &[];
                 }
+                Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => self.wait(PollFlags::IN | PollFlags::OUT),
                 Err(_) => self.is_over = true,
             }
@@ -103,7 +104,11 @@ impl Client {
             tv_sec: PATIENCE.as_secs().cast_signed(),
             tv_nsec: 0,
         };
-        let events = poll(&mut fds, Some(&patience)).expect("a socket");
+        // libFuzzer's clock sends signals. Who waits looks again.
+        let events = match poll(&mut fds, Some(&patience)) {
+            Err(rustix::io::Errno::INTR) => return,
+            events => events.expect("a socket"),
+        };
         assert_ne!(events, 0, "the server neither takes nor says anything");
     }
 
@@ -115,6 +120,7 @@ impl Client {
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let parts = &mut [IoSliceMut::new(&mut bytes)];
             match recvmsg(&self.stream, parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return,
                 Ok(message) if message.bytes != 0 => {
                     let got = message.bytes;
