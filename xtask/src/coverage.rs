@@ -92,6 +92,8 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             .env("CARGO_TEST", "cargo llvm-cov test --no-report"),
     )?;
     let mut report = llvm_cov(&["report", "--json", "--summary-only"]);
+    // Tests kill processes, some of them while they write what they covered: that of the others counts.
+    report.args(["--failure-mode", "all"]);
     if !config.exclude_path.is_empty() {
         report.args(["--ignore-filename-regex", &config.exclude_path]);
     }
