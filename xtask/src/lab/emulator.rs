@@ -12,9 +12,10 @@ use super::packages::is_tool_or_library;
 use super::plan::{digest, resolve, unpack};
 use super::tools::loader;
 
-/// Where it comes from, independent of the host and of the kernel in the guest, and where its libraries are: 10.0.
-/// On 11.1, of trixie-backports, a virtual CPU that ran a nested guest never took an interrupt again.
-const SUITES: [&str; 2] = ["trixie", "trixie-updates"];
+/// Where it comes from, independent of the host and of the kernel in the guest, and where its libraries are: 10.0.2.
+/// On 11.1.3, of trixie-backports, a virtual CPU that ran a nested guest took no interrupt any more; on 10.0.13, of
+/// trixie, the firmware makes larger rings than QEMU asks in-flight areas for.
+const SUITES: [&str; 3] = ["bookworm-backports", "bookworm", "bookworm-updates"];
 const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
 const PROGRAM: &str = "usr/bin/qemu-system-x86_64";
 /// What it loads into guests.
@@ -60,7 +61,7 @@ impl Emulator {
         match self {
             Self::Program(program) => Command::new(program),
             Self::Unpacked(directory) => {
-                let mut command = loader(&directory.join("usr"));
+                let mut command = loader(directory);
                 command.arg(directory.join(PROGRAM));
                 for firmware in FIRMWARE {
                     command.arg("-L").arg(directory.join(firmware));
