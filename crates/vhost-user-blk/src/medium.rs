@@ -4,6 +4,7 @@
 //! When the disk is in use: from before the first queue starts until after the last has stopped, so that two
 //! servers of one medium can hand it over in a migration.
 
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +31,8 @@ type Left = Result<(), DiskError>;
 #[derive(Debug)]
 enum State {
     Idle,
+    /// What it kept when it was used last may be lost: said to each who asks, until it is in use again.
+    Lost(String),
     Active,
     /// A thread lets go of it.
     Leaving(Receiver<Left>),
@@ -67,51 +70,69 @@ impl Medium {
             }
             *state = State::Idle;
         }
-        if let State::Idle = *state {
+        if let State::Idle | State::Lost(_) = *state {
             self.disk.activate().map_err(MediumError::Activate)?;
             *state = State::Active;
         }
         Ok(())
     }
 
-    /// Lets go of the disk, if it is in use; no queue of it is open. Waits until `deadline`.
+    /// Lets go of the disk, if it is in use; no queue of it is open. Waits until `deadline`. If it was let go of
+    /// before, returns what came of that: QEMU disables its queues, and ignores whether that failed, before it
+    /// asks for the first one's state.
     ///
     /// # Errors
     /// What the disk kept could not be made stable, or not in time.
     pub(crate) fn leave(&self, deadline: Instant) -> Result<(), MediumError> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if !matches!(*state, State::Active) {
-            return Ok(());
-        }
-        let (done, wait) = sync_channel(1);
-        let disk = self.disk.clone();
-        let leave = move || {
-            // Nobody may be there any more to hear it.
-            let _ = done.send(disk.deactivate());
-        };
-        // It may take for ever: the disk is asked to write.
-        let thread = std::thread::Builder::new().name("vblk-leave".to_owned());
-        if let Err(error) = thread.spawn(leave) {
-            log::warn!("no thread to leave the disk on, so it is waited for: {error}");
-            *state = State::Idle;
-            return self.disk.deactivate().map_err(MediumError::Deactivate);
-        }
-        match wait.recv_timeout(left_until(deadline)) {
-            Ok(result) => {
-                *state = State::Idle;
-                result.map_err(MediumError::Deactivate)
+        let wait = match std::mem::replace(&mut *state, State::Idle) {
+            State::Idle => return Ok(()),
+            State::Lost(why) => {
+                *state = State::Lost(why.clone());
+                return Err(MediumError::Deactivate(DiskError::Config(why)));
             }
+            State::Leaving(wait) => wait,
+            State::Active => match self.begin_leave() {
+                Ok(wait) => wait,
+                Err(error) => {
+                    log::warn!("no thread to leave the disk on, so it is waited for: {error}");
+                    return Self::left(&mut state, self.disk.deactivate());
+                }
+            },
+        };
+        match wait.recv_timeout(left_until(deadline)) {
+            Ok(result) => Self::left(&mut state, result),
             Err(RecvTimeoutError::Disconnected) => {
-                *state = State::Idle;
-                Err(MediumError::Deactivate(DiskError::Config(
-                    "its thread panicked".to_owned(),
-                )))
+                let panicked = DiskError::Config("its thread panicked".to_owned());
+                Self::left(&mut state, Err(panicked))
             }
             Err(RecvTimeoutError::Timeout) => {
                 *state = State::Leaving(wait);
                 Err(MediumError::Slow(self.time))
             }
         }
+    }
+
+    /// Lets go of the disk on a thread: it may take for ever, as the disk is asked to write.
+    fn begin_leave(&self) -> io::Result<Receiver<Left>> {
+        let (done, wait) = sync_channel(1);
+        let disk = self.disk.clone();
+        let leave = move || {
+            // Nobody may be there any more to hear it.
+            let _ = done.send(disk.deactivate());
+        };
+        let thread = std::thread::Builder::new().name("vblk-leave".to_owned());
+        thread.spawn(leave)?;
+        Ok(wait)
+    }
+
+    /// Notes how the disk was left.
+    fn left(state: &mut State, result: Left) -> Result<(), MediumError> {
+        *state = match &result {
+            Ok(()) => State::Idle,
+            Err(error) => State::Lost(error.to_string()),
+        };
+        result.map_err(MediumError::Deactivate)
     }
 }
 

@@ -196,6 +196,15 @@ fn a_disk_that_can_not_be_left_in_order() {
     disk.set(|state| state.broken = false);
     served.assert_serves();
     served.wait_idle();
+    // QEMU disables the queues first, and does not look at the answer.
+    let mut running = served.running(1);
+    disk.set(|state| state.broken = true);
+    let _ = running.client.frontend().set_vring_enable(0, false);
+    assert!(running.client.stop(0).is_err());
+    served.wait_idle();
+    disk.set(|state| state.broken = false);
+    served.assert_serves();
+    served.wait_idle();
     // It takes too long.
     let mut running = served.running(1);
     disk.set(|state| state.slow = true);
