@@ -93,7 +93,8 @@ impl DirtyBitmap {
             state: Mutex::new(State {
                 id: RandomState::new().build_hasher().finish(),
                 generation: 0,
-                takes: 0,
+                // Beside an id that a restart keeps, so that a token of before names no take of after it.
+                takes: RandomState::new().build_hasher().finish(),
                 incomplete: None,
                 taken: None,
             }),
@@ -319,7 +320,7 @@ impl DirtyBitmap {
         let mut words = Vec::new();
         self.each_word(|word| words.push(word.swap(0, Ordering::AcqRel)));
         let incomplete = state.incomplete.take();
-        state.takes += 1;
+        state.takes = state.takes.wrapping_add(1);
         let token = TakeToken {
             id: state.id,
             number: state.takes,

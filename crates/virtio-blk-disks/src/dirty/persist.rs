@@ -188,20 +188,13 @@ impl Persist {
     fn write_ahead(&self, spans: &[Span]) -> io::Result<()> {
         let mut writer = self.writer();
         for span in spans {
+            // Nobody may rely on a mark before it is written. After a failure the file may have more than is relied on.
+            let marked = |index: u64| mask(index, span.first, span.last);
+            self.write_words(span.words(), marked)?;
             for index in span.words() {
                 if let Some(word) = at(&self.filed, index) {
-                    word.fetch_or(mask(index, span.first, span.last), Ordering::SeqCst);
+                    word.fetch_or(marked(index), Ordering::SeqCst);
                 }
-            }
-            let written = self.write_words(span.words());
-            if written.is_err() {
-                // Nobody may rely on them. That others were there is found out again.
-                for index in span.words() {
-                    if let Some(word) = at(&self.filed, index) {
-                        word.fetch_and(!mask(index, span.first, span.last), Ordering::SeqCst);
-                    }
-                }
-                return written;
             }
         }
         if !self.used.synced {
@@ -225,17 +218,18 @@ impl Persist {
         Ok(())
     }
 
-    /// Writes words as they are in `filed`. The writer's lock is held.
-    fn write_words(&self, range: RangeInclusive<u64>) -> io::Result<()> {
+    /// Writes words as they are in `filed`, with more marks by the number of the word. The writer's lock is held.
+    fn write_words(&self, range: RangeInclusive<u64>, more: impl Fn(u64) -> u64) -> io::Result<()> {
         let count = (range.end() - range.start()).saturating_add(1);
         let first = usize::try_from(*range.start()).unwrap_or(usize::MAX);
         let count = usize::try_from(count).unwrap_or(usize::MAX);
         let end = first.saturating_add(count).min(self.filed.len());
         let words = self.filed.get(first..end).unwrap_or_default();
         for (chunk, begin) in words.chunks(CHUNK).zip((first..).step_by(CHUNK)) {
-            let words = chunk
-                .iter()
-                .map(|word| word.load(Ordering::SeqCst).to_le_bytes());
+            let words = chunk.iter().zip(begin as u64..).map(|(word, index)| {
+                let word = word.load(Ordering::SeqCst) | more(index);
+                word.to_le_bytes()
+            });
             let bytes: Vec<u8> = words.flatten().collect();
             self.file
                 .write_all_at(&bytes, (WORDS_AT + begin * 8) as u64)?;
@@ -315,7 +309,7 @@ impl Persist {
             word.fetch_or(self.bitmap.word(*index) & extra, Ordering::SeqCst);
         }
         if let (Some((first, ..)), Some((last, ..))) = (removed.first(), removed.last()) {
-            self.write_words(*first..=*last)?;
+            self.write_words(*first..=*last, |_| 0)?;
         }
         let mut words = span.words().filter_map(|index| at(&self.filed, index));
         if !region.stable.load(Ordering::SeqCst)
