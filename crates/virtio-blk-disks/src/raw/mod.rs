@@ -150,6 +150,13 @@ impl RawDisk {
     pub fn path(&self) -> &Path {
         &self.medium.path
     }
+
+    fn inactive(&self) -> DiskError {
+        DiskError::Config(format!(
+            "{} is not in use: with lock=handover a disk must be activated before its first queue starts",
+            self.medium.path.display()
+        ))
+    }
 }
 
 impl Disk for RawDisk {
@@ -161,10 +168,7 @@ impl Disk for RawDisk {
         if let Some(handover) = &self.handover
             && !*handover.active()
         {
-            return Err(DiskError::Config(format!(
-                "{} is not in use: with lock=handover a disk must be activated before its first queue starts",
-                self.medium.path.display()
-            )));
+            return Err(self.inactive());
         }
         self.plan.open_queue(&self.medium, depth)
     }
@@ -220,6 +224,11 @@ impl Disk for RawDisk {
     }
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        // Whoever has the lock may change the size meanwhile. It is not let go of before the end.
+        let active = self.handover.as_ref().map(Handover::active);
+        if active.as_deref() == Some(&false) {
+            return Err(self.inactive());
+        }
         self.medium.resize(bytes)
     }
 
