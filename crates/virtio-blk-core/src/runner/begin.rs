@@ -221,7 +221,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
             _ => self.chain.writable_len(),
         };
         std::mem::swap(&mut slot.buf, &mut self.now);
-        let segments = slot.buf.segments().len();
+        // The host's segments may be merged, those of the guest that are kept for the dirty log are not.
+        let segments = slot.buf.segments().len().max(slot.dirty.len());
         let buf = match job {
             // Checked before the guest sees it, so read into private memory first.
             Job::Lifetime => IoBuf::zeroed(Lifetime::SIZE),
