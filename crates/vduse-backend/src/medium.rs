@@ -135,6 +135,10 @@ fn work(shared: &Finishing) {
         let mut state = shared.lock();
         state.active = wanted && done.is_ok();
         if let Err(error) = done {
+            if !wanted {
+                // Whoever asks next may not be told.
+                log::error!("the disk can't be left in order, what it kept may be lost: {error}");
+            }
             if state.wanted == wanted {
                 state.wanted = false;
                 state.error = Some(error);
