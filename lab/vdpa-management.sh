@@ -83,7 +83,8 @@ bound vhost_vdpa /dev/vhost-vdpa-0
 
 step "unbinding waits for the user of the device"
 exec 4<>/dev/vhost-vdpa-0
-# Not by its own copy of the open file.
+# Not by its own copy of the open file. What others said before must not be taken for its word.
+rm -f /tmp/said
 vblk vdpa bind disk0 virtio 4>&- 2>/tmp/said &
 waiting=$!
 eventually 20 test -s /tmp/said 4>&-
