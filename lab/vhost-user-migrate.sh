@@ -24,7 +24,9 @@ work() {
     while [ ! -e /tmp/enough ]; do
         verify /dev/vda --offset=64M --rw=randrw --size=2M --numjobs=2 --offset_increment=2M --iodepth=16
         passes=$((passes + 1))
-        echo $passes >/tmp/passes
+        # Never empty for who reads it.
+        echo $passes >/tmp/passes.new
+        mv /tmp/passes.new /tmp/passes
     done
 }
 work &
