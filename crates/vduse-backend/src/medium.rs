@@ -136,7 +136,7 @@ fn work(shared: &Finishing) {
         state.active = wanted && done.is_ok();
         if let Err(error) = done {
             if !wanted {
-                // Whoever asks next may not be told.
+                // The message that asks next may not report it.
                 log::error!("the disk can't be left in order, what it kept may be lost: {error}");
             }
             if state.wanted == wanted {
