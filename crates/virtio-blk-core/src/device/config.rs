@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The configuration space (checklist 7 to 9, 40, 44, 54, 56, 60).
+//! The configuration space (virtio 1.4, 2.5.2, 5.2.4 and 5.2.5.2).
 
 use std::sync::atomic::Ordering;
 

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What is offered and what may be acknowledged (checklist 1 to 3, 14, 39, 61).
+//! What is offered and what may be acknowledged (virtio 1.4, 2.2.2, 5.2.5.2 and 6.2).
 
 use std::sync::atomic::Ordering;
 
@@ -41,7 +41,7 @@ pub(super) fn offer(caps: &Caps, options: &Options) -> u64 {
     when(caps.lifetime, LIFETIME);
     offer = (offer | options.transport_features) & !(options.masked_features & !VERSION_1);
     if offer & FLUSH == 0 {
-        // Its prerequisite (checklist 2, 39).
+        // Its prerequisite (virtio 1.4, 5.2.5.2).
         offer &= !CONFIG_WCE;
     }
     offer
@@ -95,7 +95,7 @@ impl Device {
         self.live.writeback.store(writeback, Ordering::Relaxed);
     }
 
-    /// `writeback` as it stands right after negotiation (checklist 40).
+    /// `writeback` as it stands right after negotiation (virtio 1.4, 5.2.5.2).
     pub(super) fn initial_writeback(&self) -> bool {
         let accepted = self.accepted();
         let through = accepted & CONFIG_WCE != 0 && accepted & FLUSH == 0;

@@ -8,7 +8,8 @@
 //! 1. shows [`Device::offered`] (plus its own bits, given in [`Options::transport_features`]),
 //! 2. passes on what the driver acknowledges with [`Device::accept`], reads and writes of the
 //!    configuration space, and resets,
-//! 3. starts each enabled queue with [`Device::start_queue`] at DRIVER_OK (not before: checklist 4), and
+//! 3. starts each enabled queue with [`Device::start_queue`] at DRIVER_OK (not before: virtio 1.4,
+//!    2.1.2), and
 //! 4. tells the driver when its config listener is called.
 //!
 //! [`StatusRegister`] does the bookkeeping of the status byte for transports that have one.
@@ -166,8 +167,8 @@ impl Device {
         self.errors.add(listener);
     }
 
-    /// Forgets what was negotiated, as a device reset does (checklist 5). The transport has stopped all
-    /// queues.
+    /// Forgets what was negotiated, as a device reset does (virtio 1.4, 2.4.1). The transport has
+    /// stopped all queues.
     pub fn reset(&self) {
         self.accepted.store(0, Ordering::Release);
         lock(&self.shown).writeback = None;

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The status register (virtio 1.4, 2.1; checklist 1 to 6).
+//! The status register (virtio 1.4, 2.1 and 2.2.2).
 
 use super::Device;
 use crate::spec::status::{DEVICE_NEEDS_RESET, DRIVER_OK, FEATURES_OK};
@@ -59,8 +59,8 @@ impl StatusRegister {
         change
     }
 
-    /// Sets DEVICE_NEEDS_RESET. Answers whether the driver must be told by a config change notification
-    /// (it must once DRIVER_OK was set: checklist 6).
+    /// Sets DEVICE_NEEDS_RESET. Returns whether the driver must be told by a configuration change
+    /// notification: it must once DRIVER_OK is set (virtio 1.4, 2.1.2).
     pub fn need_reset(&mut self) -> bool {
         let first = self.0 & DEVICE_NEEDS_RESET == 0;
         self.0 |= DEVICE_NEEDS_RESET;

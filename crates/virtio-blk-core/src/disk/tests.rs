@@ -138,7 +138,7 @@ fn contains_is_free_of_overflow() {
 }
 
 #[test]
-fn item_57_lifetime_never_carries_reserved_values() {
+fn lifetime_never_carries_reserved_values() {
     let good = Lifetime {
         pre_eol_info: 3,
         device_lifetime_est_typ_a: 11,

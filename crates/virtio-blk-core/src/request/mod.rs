@@ -4,9 +4,9 @@
 //! Validation of requests: from a header and lengths in private memory to something that can be
 //! executed, or the status to answer. Pure functions: nothing here touches guest memory or a disk.
 //!
-//! Order of the checks (numbers: the project's checklist of virtio 1.4, 5.2): framing (26), read-only
-//! (35), unknown or not negotiated (29, 55, 64), lengths (31, 46), flags (47, 48), limits and range
-//! (32, 49, 50).
+//! The specification (virtio 1.4, 5.2.6.2) names the status of each fault, but not which counts where a
+//! request has several. The order here: framing, read-only device, unknown or not negotiated type, lengths,
+//! flags of segments, limits and ranges. `docs/conformance.md` lists each rule with its tests.
 
 mod range;
 

@@ -80,7 +80,7 @@ pub fn parse_ranges(
     let (segments, []) = bytes.as_chunks::<SEGMENT_SIZE>() else {
         return Err(RequestStatus::IoErr);
     };
-    // An unknown flag in any segment outranks a bad range in any other (checklist 47, 49).
+    // An unknown flag in any segment outranks a bad range in any other (virtio 1.4, 5.2.6.2).
     if segments
         .iter()
         .any(|s| RangeSegment::from_bytes(s).flags & !kind.known_flags() != 0)

@@ -251,7 +251,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let mut ranges = std::mem::take(&mut self.spare_ranges);
         ranges.clear();
         let parsed = parse_ranges(kind, &self.scratch, &self.rules, &mut ranges);
-        // A range of nothing needs no operation (checklist 50).
+        // An empty range needs no operation.
         ranges.retain(|range| range.len != 0);
         ranges.reverse();
         let fua = self.write_through();
@@ -346,7 +346,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     /// Answers a request that was refused before it reached the disk. Data the driver expects to be
-    /// written reads as zeroes, so that the status lies inside the used length (checklist 20).
+    /// written reads as zeroes, so that the status lies inside the used length (virtio 1.4, 2.7.8.2).
     #[cold]
     fn refuse(&mut self, status: StatusByte, wire: RequestType, refused: RequestStatus) {
         let mut written = 0;

@@ -11,7 +11,7 @@ use crate::ring::Segment;
 use crate::spec::{RequestStatus, RequestType};
 
 /// The used length after `written` bytes of `writable` data with the status behind them: never more than
-/// was written from the first byte on without a gap (checklist 19).
+/// was written from the first byte on without a gap (virtio 1.4, 2.7.8.2).
 #[inline]
 pub(super) const fn used_len(written: u32, writable: u32) -> u32 {
     written + (written == writable) as u32
@@ -173,7 +173,7 @@ fn conclude<M: DeviceMemory>(
     }
 }
 
-/// Copies lifetime information to the guest unless it holds values that are reserved (checklist 57).
+/// Copies lifetime information to the guest unless it holds reserved values (virtio 1.4, 5.2.6).
 fn copy_lifetime(from: &IoBuf, to: &IoBuf) -> RequestStatus {
     let mut bytes = [0; Lifetime::SIZE];
     let whole = from.copy_out(0, &mut bytes) == bytes.len();

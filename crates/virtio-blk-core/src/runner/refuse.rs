@@ -25,7 +25,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     /// Refuses the chain whose head is in `chain`: with IOERR where the driver looks for a status; without
-    /// one where it can't look for any (checklist 25); else the ring is latched.
+    /// one where the chain has no writable byte, so that the driver can't look for any; else latches the ring.
     #[cold]
     pub(super) fn refuse_chain(&mut self, error: ChainError) {
         let head = self.chain.head();

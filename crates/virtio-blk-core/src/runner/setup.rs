@@ -48,7 +48,7 @@ impl<M: DeviceMemory> QueueSetup<M> {
     }
 }
 
-/// How writes become stable (checklist 39 to 45).
+/// How writes become stable (virtio 1.4, 5.2.5.2 and 5.2.6.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteCache {
     /// No volatile cache below, or the driver flushes: writes need nothing.

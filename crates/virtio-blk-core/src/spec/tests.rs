@@ -41,7 +41,7 @@ fn config_fields_sit_where_the_specification_puts_them() {
 }
 
 #[test]
-fn item_34_no_bit_of_the_type_is_masked() {
+fn no_bit_of_the_type_is_masked() {
     for value in 0..64 {
         assert_eq!(RequestType::from_wire(value).to_wire(), value);
         let barrier = value | 0x8000_0000;

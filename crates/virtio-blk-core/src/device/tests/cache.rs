@@ -88,7 +88,7 @@ impl Queue {
 }
 
 #[test]
-fn item_38_45_a_disk_without_a_cache_needs_nothing() {
+fn a_disk_without_a_cache_gets_plain_writes() {
     let caps = Caps {
         flush: false,
         ..full()
@@ -97,7 +97,7 @@ fn item_38_45_a_disk_without_a_cache_needs_nothing() {
 }
 
 #[test]
-fn item_45_a_flush_that_is_not_offered_leaves_writes_stable_anyway() {
+fn writes_are_stable_where_flush_is_not_offered() {
     let options = Options {
         masked_features: FLUSH,
         ..Options::default()
@@ -106,7 +106,7 @@ fn item_45_a_flush_that_is_not_offered_leaves_writes_stable_anyway() {
 }
 
 #[test]
-fn item_41_a_driver_that_can_not_flush_gets_stable_writes() {
+fn a_driver_that_can_not_flush_gets_stable_writes() {
     let mut queue = queue(full(), Options::default(), FLUSH | CONFIG_WCE);
     assert!(queue.through());
     // Nor can it change that.
@@ -120,12 +120,12 @@ fn item_41_a_driver_that_can_not_flush_gets_stable_writes() {
 }
 
 #[test]
-fn item_43_a_driver_that_flushes_gets_a_cache() {
+fn a_driver_that_flushes_gets_a_write_back_cache() {
     assert!(!queue(full(), Options::default(), CONFIG_WCE).through());
 }
 
 #[test]
-fn item_42_44_a_driver_that_switches_gets_what_it_set() {
+fn a_write_takes_the_cache_mode_of_its_submission() {
     let mut queue = queue(full(), Options::default(), 0);
     assert_eq!(queue.device.config().writeback, 1);
     assert!(!queue.through());
@@ -139,7 +139,7 @@ fn item_42_44_a_driver_that_switches_gets_what_it_set() {
 }
 
 #[test]
-fn item_40_without_flush_the_switch_starts_at_write_through() {
+fn without_flush_the_switch_starts_at_write_through() {
     let mut queue = queue(full(), Options::default(), FLUSH);
     assert_eq!(queue.device.config().writeback, 0);
     assert!(queue.through());
@@ -154,7 +154,7 @@ fn item_40_without_flush_the_switch_starts_at_write_through() {
 }
 
 #[test]
-fn item_09_32_a_resize_reaches_a_running_queue() {
+fn a_resize_reaches_a_running_queue() {
     let mut queue = queue(full(), Options::default(), 0);
     let mut status = |sector| {
         queue.driver.submit(&Request::read(sector, 512)).unwrap();

@@ -16,7 +16,7 @@ fn bytes(device: &Device) -> [u8; SIZE] {
 }
 
 #[test]
-fn item_07_all_fields_of_offered_features_are_there_before_negotiation() {
+fn fields_of_offered_features_are_readable_before_negotiation() {
     let device = device(
         full(),
         Options {
@@ -48,7 +48,7 @@ fn item_07_all_fields_of_offered_features_are_there_before_negotiation() {
 }
 
 #[test]
-fn item_07_fields_of_features_that_are_not_offered_are_zero() {
+fn fields_of_features_that_are_not_offered_are_zero() {
     let options = Options {
         queues: 5,
         masked_features: u64::MAX,
@@ -63,7 +63,7 @@ fn item_07_fields_of_features_that_are_not_offered_are_zero() {
 }
 
 #[test]
-fn item_40_44_reserved_bytes_are_zero() {
+fn reserved_bytes_are_zero() {
     let bytes = bytes(&device(full(), Options::default()));
     for at in [33, 57, 58, 59].into_iter().chain(72..SIZE) {
         assert_eq!(bytes[at], 0, "byte {at}");
@@ -71,7 +71,7 @@ fn item_40_44_reserved_bytes_are_zero() {
 }
 
 #[test]
-fn item_07_reads_of_any_width_at_any_offset_agree() {
+fn reads_of_any_width_at_any_offset_agree() {
     let device = device(full(), Options::default());
     let whole = bytes(&device);
     for offset in 0..SIZE + 8 {
@@ -92,7 +92,7 @@ fn item_07_reads_of_any_width_at_any_offset_agree() {
 }
 
 #[test]
-fn item_54_may_unmap_says_whether_a_write_zeroes_can_deallocate() {
+fn may_unmap_says_whether_a_write_zeroes_can_deallocate() {
     for may_unmap in [false, true] {
         let mut caps = full();
         if let Some(limits) = &mut caps.write_zeroes {
@@ -104,7 +104,7 @@ fn item_54_may_unmap_says_whether_a_write_zeroes_can_deallocate() {
 }
 
 #[test]
-fn item_56_no_limit_of_an_offered_erasure_is_zero() {
+fn no_limit_of_an_offered_erasure_is_zero() {
     // A disk that would lead to one is refused.
     for spoil in [
         |l: &mut EraseLimits| l.max_sectors = 0,
@@ -121,7 +121,7 @@ fn item_56_no_limit_of_an_offered_erasure_is_zero() {
 }
 
 #[test]
-fn item_46_announced_segments_are_those_that_are_served() {
+fn announced_segments_are_those_that_are_served() {
     let mut caps = full();
     if let Some(limits) = &mut caps.discard {
         limits.max_segments = u32::MAX;
@@ -131,7 +131,7 @@ fn item_46_announced_segments_are_those_that_are_served() {
 }
 
 #[test]
-fn item_60_topology_and_block_size_are_the_disks() {
+fn topology_and_block_size_are_those_of_the_disk() {
     let mut caps = Caps::basic(4096);
     caps.align.guest_block = 4096;
     caps.topology = Topology {
@@ -154,7 +154,7 @@ fn item_60_topology_and_block_size_are_the_disks() {
 }
 
 #[test]
-fn item_58_seg_max_leaves_room_for_header_and_status() {
+fn seg_max_leaves_room_for_header_and_status() {
     for (queue_size, seg_max) in [(4, 2), (64, 62), (128, 126), (1024, 126), (32768, 126)] {
         let options = Options {
             queue_size,
@@ -199,7 +199,7 @@ fn seg_max_is_a_value_of_its_own() {
 }
 
 #[test]
-fn item_44_writes_reach_the_cache_mode_only() {
+fn only_writeback_is_writable_and_only_with_zero_or_one() {
     let device = device(full(), Options::default());
     // Not before it is negotiated.
     assert!(device.write_config(32, &[0]).is_err());
@@ -243,7 +243,7 @@ fn item_44_writes_reach_the_cache_mode_only() {
 }
 
 #[test]
-fn item_09_a_resize_is_told_and_counted() {
+fn a_resize_sends_a_notification_and_a_new_generation() {
     let disk = TestDisk::new(full());
     let device = Device::new(Arc::new(disk.clone()), Options::default()).unwrap();
     let told = Arc::new(AtomicU32::new(0));
@@ -272,7 +272,7 @@ fn item_09_a_resize_is_told_and_counted() {
 }
 
 #[test]
-fn item_09_the_disk_says_how_large_it_is_whatever_an_event_says() {
+fn the_capacity_after_an_event_is_read_from_the_disk() {
     let disk = TestDisk::new(full());
     let device = Device::new(Arc::new(disk.clone()), Options::default()).unwrap();
     // An event that was overtaken.
@@ -300,7 +300,7 @@ fn a_device_that_is_gone_is_not_told() {
 
 /// A reader that sees the same generation before and after has read one value, and not two halves.
 #[test]
-fn item_08_reads_between_equal_generations_are_consistent() {
+fn reads_between_equal_generations_are_consistent() {
     let low = 2048;
     // Differs in both halves of the field.
     let high = (1 << 32) + 4096;

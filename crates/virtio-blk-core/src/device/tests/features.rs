@@ -12,7 +12,7 @@ fn offered(caps: Caps, options: Options) -> u64 {
 }
 
 #[test]
-fn item_01_version_1_is_offered_whatever_is_asked() {
+fn version_1_is_offered_whatever_is_asked() {
     let options = Options {
         masked_features: u64::MAX,
         ..Options::default()
@@ -21,7 +21,7 @@ fn item_01_version_1_is_offered_whatever_is_asked() {
 }
 
 #[test]
-fn item_03_only_what_the_disk_can_do_is_offered() {
+fn only_what_the_disk_can_do_is_offered() {
     let plain = Caps::basic(8);
     assert_eq!(offered(plain, Options::default()), ALWAYS);
     let everything = ALWAYS | FLUSH | CONFIG_WCE | DISCARD | WRITE_ZEROES | SECURE_ERASE | LIFETIME;
@@ -75,7 +75,7 @@ fn item_03_only_what_the_disk_can_do_is_offered() {
 }
 
 #[test]
-fn item_14_61_legacy_and_zoned_bits_are_not_offered() {
+fn legacy_and_zoned_bits_are_not_offered() {
     let bits = offered(full(), Options::default());
     let legacy = 1 | 1 << 7 | 1 << 24 | 1 << 27;
     assert_eq!(bits & (legacy | ZONED), 0);
@@ -86,7 +86,7 @@ fn item_14_61_legacy_and_zoned_bits_are_not_offered() {
 }
 
 #[test]
-fn item_35_a_read_only_disk_offers_no_erasure() {
+fn a_read_only_disk_offers_no_erasure() {
     let erasing = DISCARD | WRITE_ZEROES | SECURE_ERASE;
     let read_only = Caps {
         read_only: true,
@@ -105,7 +105,7 @@ fn item_35_a_read_only_disk_offers_no_erasure() {
 }
 
 #[test]
-fn item_39_config_wce_comes_with_flush_only() {
+fn config_wce_comes_with_flush_only() {
     let without_flush = Caps {
         flush: false,
         ..full()
@@ -133,7 +133,7 @@ fn item_39_config_wce_comes_with_flush_only() {
 }
 
 #[test]
-fn item_59_several_queues_are_offered_as_such() {
+fn several_queues_are_offered_as_such() {
     for (queues, bit) in [(1, 0), (2, MQ), (64, MQ)] {
         let options = Options {
             queues,
@@ -158,7 +158,7 @@ fn transports_add_and_hide_bits() {
 }
 
 #[test]
-fn item_02_any_subset_is_accepted_and_nothing_else() {
+fn any_subset_is_accepted_and_nothing_else() {
     let device = device(full(), Options::default());
     let offered = device.offered();
     assert_eq!(device.accepted(), 0);
@@ -184,7 +184,7 @@ fn item_02_any_subset_is_accepted_and_nothing_else() {
 }
 
 #[test]
-fn item_01_drivers_before_1_0_are_refused() {
+fn drivers_before_1_0_are_refused() {
     let device = device(full(), Options::default());
     let legacy = device.offered() & !VERSION_1;
     for features in [0, legacy] {
@@ -194,7 +194,7 @@ fn item_01_drivers_before_1_0_are_refused() {
 }
 
 #[test]
-fn item_02_05_a_reset_forgets_and_the_same_set_is_accepted_again() {
+fn a_reset_forgets_and_the_same_set_is_accepted_again() {
     let device = device(full(), Options::default());
     device.accept(device.offered()).unwrap();
     device.reset();

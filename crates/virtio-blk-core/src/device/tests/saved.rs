@@ -141,7 +141,7 @@ fn the_cache_mode_comes_back_only_where_the_driver_can_set_it() {
 }
 
 #[test]
-fn item_09_a_capacity_that_differs_is_told() {
+fn a_restored_device_notifies_a_capacity_that_differs() {
     let old = device(full(), Options::default());
     old.accept(old.offered()).unwrap();
     let state = old.save(vec![]);

@@ -39,7 +39,7 @@ fn start(
 }
 
 #[test]
-fn item_04_a_queue_starts_only_after_negotiation() {
+fn a_queue_starts_only_after_negotiation() {
     let device = device(full(), Options::default());
     let (mem, state) = memory();
     assert!(matches!(
@@ -56,7 +56,7 @@ fn item_04_a_queue_starts_only_after_negotiation() {
 }
 
 #[test]
-fn item_59_there_are_as_many_queues_as_there_should_be() {
+fn num_queues_queues_exist_and_no_more() {
     let options = Options {
         queues: 3,
         ..Options::default()

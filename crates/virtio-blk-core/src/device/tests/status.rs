@@ -21,7 +21,7 @@ fn negotiated(device: &Device) -> StatusRegister {
 }
 
 #[test]
-fn item_04_queues_start_at_driver_ok() {
+fn queues_start_at_driver_ok() {
     let device = device(full(), Options::default());
     let mut status = negotiated(&device);
     assert_eq!(device.accepted(), device.offered());
@@ -34,7 +34,7 @@ fn item_04_queues_start_at_driver_ok() {
 }
 
 #[test]
-fn item_04_driver_ok_needs_features_ok() {
+fn driver_ok_needs_features_ok() {
     let device = device(full(), Options::default());
     let mut status = StatusRegister::default();
     let change = status.write(ACKNOWLEDGE | DRIVER | DRIVER_OK, 0, &device);
@@ -45,7 +45,7 @@ fn item_04_driver_ok_needs_features_ok() {
 }
 
 #[test]
-fn item_01_02_refused_features_do_not_show_features_ok() {
+fn refused_features_do_not_show_features_ok() {
     let device = device(full(), Options::default());
     let mut status = StatusRegister::default();
     for features in [0, device.offered() | feature::ZONED] {
@@ -66,7 +66,7 @@ fn item_01_02_refused_features_do_not_show_features_ok() {
 }
 
 #[test]
-fn item_05_a_reset_reads_zero_at_once() {
+fn a_reset_reads_as_zero_at_once() {
     let device = device(full(), Options::default());
     let mut status = negotiated(&device);
     status.write(15, 0, &device);
@@ -90,7 +90,7 @@ fn bits_stay_once_they_are_set() {
 }
 
 #[test]
-fn item_06_a_needed_reset_shows_and_is_told_once_the_driver_is_ready() {
+fn a_needed_reset_shows_and_is_told_once_the_driver_is_ready() {
     let device = device(full(), Options::default());
     let mut status = negotiated(&device);
     status.write(15, 0, &device);

@@ -76,14 +76,14 @@ const ERASING: [(RequestType, RangeKind); 3] = [
 ];
 
 #[test]
-fn item_28_statuses_have_the_wire_values() {
+fn statuses_have_the_wire_values() {
     assert_eq!(RequestStatus::Ok as u8, 0);
     assert_eq!(RequestStatus::IoErr as u8, 1);
     assert_eq!(RequestStatus::Unsupp as u8, 2);
 }
 
 #[test]
-fn item_29_unknown_types_are_unsupported() {
+fn unknown_types_are_unsupported() {
     let rules = rules(8);
     for kind in [2, 3, 5, 6, 7, 9, 12, 15, 27, u32::MAX] {
         let kind = RequestType::from_wire(kind);
@@ -94,7 +94,7 @@ fn item_29_unknown_types_are_unsupported() {
 }
 
 #[test]
-fn item_30_sector_is_ignored_where_it_means_nothing() {
+fn sector_is_ignored_where_it_means_nothing() {
     let rules = rules(8);
     let far = u64::MAX;
     assert_eq!(
@@ -118,7 +118,7 @@ fn item_30_sector_is_ignored_where_it_means_nothing() {
 }
 
 #[test]
-fn item_31_lengths_are_whole_sectors() {
+fn lengths_are_whole_sectors() {
     let rules = rules(8);
     for len in [1, 100, 511, 513, 1023, u32::MAX] {
         assert_eq!(ask(RequestType::In, 0, 0, len, &rules), Err(IoErr), "{len}");
@@ -162,7 +162,7 @@ fn each_stream_counts_for_its_own_direction_only() {
 }
 
 #[test]
-fn item_32_the_end_of_the_disk() {
+fn transfers_end_within_the_capacity() {
     for (kind, at) in [(RequestType::In, 0), (RequestType::Out, 1)] {
         let go = |capacity, sector, len: u32| {
             let (r, w) = if at == 0 { (0, len) } else { (len, 0) };
@@ -195,7 +195,7 @@ fn item_32_the_end_of_the_disk() {
 }
 
 #[test]
-fn item_33_blocks_do_not_change_units_and_are_whole() {
+fn blocks_do_not_change_units_and_are_whole() {
     let mut caps = caps(64);
     caps.align.guest_block = 4096;
     let rules = Rules::new(&caps, u64::MAX);
@@ -232,7 +232,7 @@ fn item_33_blocks_do_not_change_units_and_are_whole() {
 }
 
 #[test]
-fn item_34_reserved_is_ignored_and_barrier_is_not_masked() {
+fn reserved_is_ignored_and_barrier_is_not_masked() {
     let mut bytes = RequestHeader {
         kind: RequestType::In,
         sector: 3,
@@ -246,7 +246,7 @@ fn item_34_reserved_is_ignored_and_barrier_is_not_masked() {
 }
 
 #[test]
-fn item_35_read_only_refuses_every_change_and_nothing_else() {
+fn read_only_refuses_every_change_and_nothing_else() {
     let mut caps = caps(8);
     caps.read_only = true;
     // Whether the driver acknowledged RO makes no difference.
@@ -264,7 +264,7 @@ fn item_35_read_only_refuses_every_change_and_nothing_else() {
 }
 
 #[test]
-fn item_36_get_id_takes_any_length_up_to_the_serial() {
+fn get_id_takes_any_length_up_to_twenty_bytes() {
     let rules = rules(8);
     for (writable, len) in [(0, 0), (1, 1), (19, 19), (20, 20), (21, 20), (u32::MAX, 20)] {
         assert_eq!(
@@ -276,7 +276,7 @@ fn item_36_get_id_takes_any_length_up_to_the_serial() {
 }
 
 #[test]
-fn item_37_38_flush_is_always_served() {
+fn flush_is_served_whether_negotiated_or_not() {
     let mut plain = Caps::basic(8);
     for read_only in [false, true] {
         plain.read_only = read_only;
@@ -290,7 +290,7 @@ fn item_37_38_flush_is_always_served() {
 }
 
 #[test]
-fn item_55_what_was_not_negotiated_is_unsupported() {
+fn what_was_not_negotiated_is_unsupported() {
     let caps = caps(8);
     let all = u64::MAX;
     for (bit, (wire, kind)) in [
@@ -335,7 +335,7 @@ fn item_55_what_was_not_negotiated_is_unsupported() {
 }
 
 #[test]
-fn item_57_lifetime_needs_its_six_bytes() {
+fn lifetime_needs_its_six_bytes() {
     let rules = rules(8);
     for (writable, expected) in [
         (0, Err(IoErr)),
@@ -351,7 +351,7 @@ fn item_57_lifetime_needs_its_six_bytes() {
 }
 
 #[test]
-fn item_58_bigger_requests_than_any_limit_are_served() {
+fn bigger_requests_than_any_limit_are_served() {
     // No limit on the length but the disk's end: the largest whole number of sectors below 4 GiB.
     let len = u32::MAX - 511;
     assert!(ask(RequestType::In, 0, 0, len, &rules(1 << 24)).is_ok());
@@ -359,7 +359,7 @@ fn item_58_bigger_requests_than_any_limit_are_served() {
 }
 
 #[test]
-fn item_64_zone_commands_are_unsupported() {
+fn zone_commands_are_unsupported() {
     for kind in [15, 16, 18, 20, 22, 24, 26] {
         let kind = RequestType::from_wire(kind);
         // Whatever the driver claims to have negotiated.

@@ -6,7 +6,7 @@
 use super::*;
 
 #[test]
-fn item_46_segments_come_whole_and_not_too_many() {
+fn segments_come_whole_and_not_too_many() {
     let rules = rules(8);
     for (wire, kind) in ERASING {
         let (most, _) = kind.limits(&rules).unwrap();
@@ -24,7 +24,7 @@ fn item_46_segments_come_whole_and_not_too_many() {
 }
 
 #[test]
-fn item_46_what_is_copied_is_bounded_whatever_the_disk_allows() {
+fn what_is_copied_is_bounded_whatever_the_disk_allows() {
     let mut caps = caps(8);
     if let Some(limits) = &mut caps.discard {
         limits.max_segments = u32::MAX;
@@ -36,7 +36,7 @@ fn item_46_what_is_copied_is_bounded_whatever_the_disk_allows() {
 }
 
 #[test]
-fn item_47_48_unknown_flags_are_unsupported() {
+fn unknown_flags_are_unsupported() {
     let rules = rules(8);
     for (_, kind) in ERASING {
         for bit in 0..32 {
@@ -53,7 +53,7 @@ fn item_47_48_unknown_flags_are_unsupported() {
 }
 
 #[test]
-fn item_49_all_segments_are_checked_and_flags_outrank_ranges() {
+fn all_segments_are_checked_and_flags_outrank_ranges() {
     let rules = rules(8);
     for (_, kind) in ERASING {
         // A good one before a bad one does not count.
@@ -79,7 +79,7 @@ fn item_49_all_segments_are_checked_and_flags_outrank_ranges() {
 }
 
 #[test]
-fn item_49_ranges_are_free_of_overflow() {
+fn ranges_past_the_end_fail_without_overflow() {
     let rules = rules(8);
     for (_, kind) in ERASING {
         for (sector, count) in [
@@ -102,7 +102,7 @@ fn item_49_ranges_are_free_of_overflow() {
 }
 
 #[test]
-fn item_50_limits_are_per_segment_and_empty_segments_are_fine() {
+fn limits_are_per_segment_and_empty_segments_succeed() {
     let rules = rules(1000);
     for (_, kind) in ERASING {
         let (_, most) = kind.limits(&rules).unwrap();
@@ -121,7 +121,7 @@ fn item_50_limits_are_per_segment_and_empty_segments_are_fine() {
 }
 
 #[test]
-fn item_52_53_ranges_become_the_right_operations() {
+fn discard_and_write_zeroes_become_their_operations() {
     let range = Range {
         offset: 512,
         len: 1024,

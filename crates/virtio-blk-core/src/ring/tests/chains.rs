@@ -111,7 +111,7 @@ fn lens(list: &[u32]) -> Vec<Segment> {
 }
 
 #[test]
-fn item_16_chains_are_two_streams_without_empty_pieces() {
+fn chains_are_two_streams_without_empty_pieces() {
     for (list, readable, writable) in [
         (vec![w(1)], vec![], vec![1]),
         (vec![r(1)], vec![1], vec![]),
@@ -151,7 +151,7 @@ fn item_16_chains_are_two_streams_without_empty_pieces() {
 }
 
 #[test]
-fn item_18_malformed_direct_chains() {
+fn malformed_direct_chains() {
     let far = u32::MAX / 2 + 1;
     for (list, error) in [
         (vec![r(1).then(0)], ChainError::TooLong),
@@ -188,7 +188,7 @@ fn table(ring: &mut HostileRing<'_>, list: &[Descriptor]) -> Descriptor {
 }
 
 #[test]
-fn item_17_indirect_tables() {
+fn indirect_tables() {
     // Alone, with the write flag, and behind direct descriptors.
     for flags in [0, DESC_F_WRITE] {
         let got = found(SIZE, true, |ring| {
@@ -210,7 +210,7 @@ fn item_17_indirect_tables() {
 }
 
 #[test]
-fn item_18_malformed_indirect_tables() {
+fn malformed_indirect_tables() {
     let go = |write: &dyn Fn(&mut HostileRing<'_>) -> Vec<Descriptor>| found(SIZE, true, write);
     let with_len = |len: u32| {
         found(SIZE, true, |ring| {
@@ -260,7 +260,7 @@ fn item_18_malformed_indirect_tables() {
 }
 
 #[test]
-fn item_18_58_tables_are_limited_by_safety_and_not_by_the_queue() {
+fn tables_are_limited_by_safety_and_not_by_the_queue() {
     let long = |direct: u16, count: u32| {
         found(SIZE, true, |ring| {
             let table = table(ring, &vec![w(1); count as usize]);

@@ -22,7 +22,7 @@ fn used_ring(rig: &Rig) -> Vec<u8> {
 }
 
 #[test]
-fn item_19_used_entries_show_only_when_they_are_published() {
+fn used_entries_show_only_when_they_are_published() {
     let mut rig = rig(true, 65_534);
     for round in 0..5u32 {
         let heads: Vec<_> = (0..3).map(|_| rig.offer()).collect();
@@ -47,7 +47,7 @@ fn item_19_used_entries_show_only_when_they_are_published() {
 }
 
 #[test]
-fn item_15_the_driver_s_part_of_the_ring_is_left_alone() {
+fn the_driver_s_part_of_the_ring_is_left_alone() {
     for event_idx in [false, true] {
         let mut rig = rig(event_idx, 65_000);
         for n in 0..1000 {
@@ -66,7 +66,7 @@ fn item_15_the_driver_s_part_of_the_ring_is_left_alone() {
 }
 
 #[test]
-fn item_23_an_index_that_jumps_stops_the_ring_for_good() {
+fn an_index_that_jumps_stops_the_ring_for_good() {
     for start in [0, 3, 65_530] {
         for jump in [SIZE + 1, SIZE + 2, 1000, 32768, 65535] {
             let mut rig = rig(true, start);
@@ -105,7 +105,7 @@ fn item_23_an_index_that_jumps_stops_the_ring_for_good() {
 }
 
 #[test]
-fn item_23_a_full_ring_is_no_jump() {
+fn a_full_ring_is_no_jump() {
     let mut rig = rig(true, 65_530);
     for _ in 0..SIZE {
         rig.offer();

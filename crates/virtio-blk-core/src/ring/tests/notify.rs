@@ -24,7 +24,7 @@ fn set_used_event(rig: &Rig, event: u16) {
 }
 
 #[test]
-fn item_21_without_event_idx_the_flag_decides() {
+fn without_event_idx_the_flag_decides() {
     let mut rig = rig(false, 0);
     for (flags, expected) in [(0, true), (1, false), (0xfffe, true), (0xffff, false)] {
         // What would mean something with EVENT_IDX means nothing.
@@ -40,7 +40,7 @@ fn item_21_without_event_idx_the_flag_decides() {
 }
 
 #[test]
-fn item_21_with_event_idx_the_index_decides() {
+fn with_event_idx_the_index_decides() {
     for start in [0, 65_533] {
         for count in 1..=4u16 {
             for distance in 0..8u16 {
@@ -77,7 +77,7 @@ fn nothing_published_is_nothing_to_tell() {
 }
 
 #[test]
-fn item_21_used_flags_stay_zero_with_event_idx() {
+fn used_flags_stay_zero_with_event_idx() {
     let mut rig = rig(true, 0);
     for _ in 0..4 {
         rig.ring.disable_kicks(&rig.map);
@@ -101,7 +101,7 @@ fn a_flag_that_an_earlier_device_left_is_cleared() {
 }
 
 #[test]
-fn item_22_kicks_are_asked_for_and_looked_for_once_more() {
+fn kicks_are_asked_for_and_looked_for_once_more() {
     for event_idx in [false, true] {
         let mut rig = rig(event_idx, 65_535);
         assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
@@ -127,7 +127,7 @@ fn item_22_kicks_are_asked_for_and_looked_for_once_more() {
 proptest! {
     /// Batches of any size, against a driver that asks for an interrupt after any number.
     #[test]
-    fn item_21_every_interrupt_that_is_due_is_sent(
+    fn every_interrupt_that_is_due_is_sent(
         start: u16,
         rounds in prop::collection::vec((1..=8u16, 0..6u16, any::<bool>()), 1..40),
     ) {

@@ -29,7 +29,7 @@ fn ranges(count: u64) -> Vec<WireRange> {
 }
 
 #[test]
-fn item_59_completions_go_back_in_the_order_they_come() {
+fn completions_go_back_in_the_order_they_come() {
     on_each_memory!(MEMORY, |mem, space| {
         let disk = disk(Mode::Held, WaitKind::Fd);
         let mut rig = Rig::new(&mem, &mut space, disk);
@@ -106,7 +106,7 @@ fn every_batch_is_flushed_and_an_empty_one_is_not() {
 }
 
 #[test]
-fn item_51_a_failed_range_ends_its_request_and_no_other() {
+fn a_failed_range_ends_its_request_and_no_other() {
     let mut rig = rig(Mode::Held, WaitKind::Fd);
     rig.disk.set_fault(|kind| match kind {
         OpKind::Discard { offset: 2048, .. } => Some(DiskError::from_errno(libc::EIO)),
@@ -131,7 +131,7 @@ fn item_51_a_failed_range_ends_its_request_and_no_other() {
 
 /// A synchronous disk answers the ranges of one request without a stack frame for each.
 #[test]
-fn item_46_many_ranges_take_no_stack() {
+fn many_ranges_take_no_stack() {
     let test = || {
         let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
         let erase = EraseLimits {

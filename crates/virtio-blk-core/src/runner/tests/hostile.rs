@@ -107,7 +107,7 @@ fn play_all<M: GuestMemory + Send + Sync + 'static>(
 const LEN: usize = 128 * 1024;
 
 #[test]
-fn item_18_23_25_26_malformed_queues_in_plain_memory() {
+fn malformed_queues_in_plain_memory() {
     play_all(
         || testmem::single(LEN).unwrap(),
         Mode::Inline,
@@ -116,7 +116,7 @@ fn item_18_23_25_26_malformed_queues_in_plain_memory() {
 }
 
 #[test]
-fn item_18_23_25_26_malformed_queues_on_the_short_way() {
+fn malformed_queues_with_inline_execution() {
     for fragmented in [false, true] {
         if fragmented {
             let make = || testmem::fragmented_naive(LEN, 9).unwrap();
@@ -129,7 +129,7 @@ fn item_18_23_25_26_malformed_queues_on_the_short_way() {
 }
 
 #[test]
-fn item_18_23_25_26_malformed_queues_in_several_regions() {
+fn malformed_queues_in_several_regions() {
     play_all(
         || testmem::gapped(LEN).unwrap(),
         Mode::AtFlush,
@@ -138,7 +138,7 @@ fn item_18_23_25_26_malformed_queues_in_several_regions() {
 }
 
 #[test]
-fn item_18_23_25_26_malformed_queues_behind_an_iommu() {
+fn malformed_queues_behind_an_iommu() {
     play_all(
         || testmem::fragmented(LEN, 7).unwrap(),
         Mode::Inline,
@@ -147,7 +147,7 @@ fn item_18_23_25_26_malformed_queues_behind_an_iommu() {
 }
 
 #[test]
-fn item_18_23_25_26_malformed_queues_behind_a_careless_iommu() {
+fn malformed_queues_behind_a_careless_iommu() {
     play_all(
         || testmem::fragmented_naive(LEN, 8).unwrap(),
         Mode::AtFlush,

@@ -9,7 +9,7 @@ use virtio_blk_driver::request::Framing;
 use super::*;
 
 #[test]
-fn item_04_05_a_queue_that_is_not_serviced_does_nothing() {
+fn a_queue_that_is_not_serviced_does_nothing() {
     let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
     let mut rig = Rig::new(
         &Arc::new(mem),
@@ -42,7 +42,7 @@ fn every_start_tells_the_driver_once() {
 }
 
 #[test]
-fn item_21_the_driver_is_told_when_it_asked_for_it() {
+fn the_driver_is_told_when_it_asked_for_it() {
     for event_idx in [false, true] {
         for (mode, wait) in [
             (Mode::Inline, WaitKind::Inline),
@@ -74,7 +74,7 @@ fn item_21_the_driver_is_told_when_it_asked_for_it() {
 }
 
 #[test]
-fn item_21_a_driver_that_wants_no_interrupt_gets_none() {
+fn a_driver_that_wants_no_interrupt_gets_none() {
     for event_idx in [false, true] {
         on_each_memory!(MEMORY, |mem, space| {
             let disk = disk(Mode::AtFlush, WaitKind::Fd);
@@ -92,7 +92,7 @@ fn item_21_a_driver_that_wants_no_interrupt_gets_none() {
 }
 
 #[test]
-fn item_22_kicks_are_needed_when_the_device_rests_and_only_then() {
+fn kicks_are_needed_when_the_device_rests_and_only_then() {
     for event_idx in [false, true] {
         on_each_memory!(MEMORY, |mem, space| {
             let disk = disk(Mode::Held, WaitKind::Fd);

@@ -205,7 +205,7 @@ fn between_strips() -> (Arc<Plain>, Space, *mut u8) {
 }
 
 #[test]
-fn item_24_rewriting_plain_memory_leaves_the_rest_of_the_host_alone() {
+fn racing_rewrites_of_plain_memory_leave_the_host_alone() {
     for (seed, kind) in KINDS.into_iter().enumerate() {
         let (mem, space, base) = between_strips();
         race(&mem, space, kind, seed as u64);
@@ -218,7 +218,7 @@ fn item_24_rewriting_plain_memory_leaves_the_rest_of_the_host_alone() {
 }
 
 #[test]
-fn item_24_rewriting_several_regions() {
+fn racing_rewrites_of_several_regions_leave_the_host_alone() {
     for (seed, kind) in KINDS.into_iter().enumerate() {
         let (mem, space) = testmem::gapped(LEN).unwrap();
         race(&Arc::new(mem), space, kind, 10 + seed as u64);
@@ -226,7 +226,7 @@ fn item_24_rewriting_several_regions() {
 }
 
 #[test]
-fn item_24_rewriting_behind_an_iommu_reaches_only_what_is_mapped() {
+fn racing_rewrites_behind_an_iommu_reach_only_mapped_memory() {
     for (seed, kind) in KINDS.into_iter().enumerate() {
         let (mem, mut space) = testmem::fragmented_naive(LEN, 5).unwrap();
         // Every second page of the first ones is out of reach or can't be written. Their neighbours are
@@ -295,7 +295,7 @@ fn rewriting_the_available_ring_stops_the_queue_at_worst() {
 
 /// A header is looked at once: what the device checked is what it does.
 #[test]
-fn item_24_a_request_is_what_it_was_when_it_was_taken() {
+fn a_request_is_what_it_was_when_it_was_taken() {
     let (mem, space) = testmem::single(LEN).unwrap();
     let mem = Arc::new(mem);
     let mut ring = HostileRing::new(&*mem, space, SIZE, 0, true).unwrap();

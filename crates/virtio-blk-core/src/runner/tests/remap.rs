@@ -88,7 +88,7 @@ fn read_into(pieces: &[Piece]) -> Request<'_> {
 }
 
 #[test]
-fn item_81_old_memory_lives_exactly_as_long_as_requests_use_it() {
+fn old_memory_lives_exactly_as_long_as_requests_use_it() {
     let mut plug = hotplug(Mode::Held, WaitKind::Fd);
     let pieces = [Piece::new(EXTRA, 512)];
     for _ in 0..3 {
@@ -169,7 +169,7 @@ fn a_ring_that_is_not_mapped_any_more_stops_the_queue() {
 }
 
 #[test]
-fn item_81_a_translation_that_changes_moves_new_requests_only() {
+fn a_translation_that_changes_moves_new_requests_only() {
     let (mem, mut space) = testmem::fragmented(MEMORY, 3).unwrap();
     let mem = Arc::new(mem);
     let data = space.take(4096, 4096).unwrap();

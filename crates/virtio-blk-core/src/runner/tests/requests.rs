@@ -119,7 +119,7 @@ fn everything<M: GuestMemory + Send + Sync + 'static>(
 }
 
 #[test]
-fn item_16_17_20_27_every_request_in_every_framing() {
+fn every_request_in_every_framing() {
     for (mode, wait) in KINDS {
         for event_idx in [false, true] {
             on_each_memory!(MEMORY, |mem, space| {
@@ -138,7 +138,7 @@ fn item_16_17_20_27_every_request_in_every_framing() {
 
 /// A failed read says that it wrote all of its zeroes, so that the status lies inside the length.
 #[test]
-fn item_20_failed_reads_are_zero_filled() {
+fn failed_reads_are_zero_filled() {
     for (mode, wait) in KINDS {
         on_each_memory!(MEMORY, |mem, space| {
             let disk = disk(mode, wait);
@@ -165,7 +165,7 @@ fn item_20_failed_reads_are_zero_filled() {
 }
 
 #[test]
-fn item_19_failed_writes_and_erasures_report_the_status_only() {
+fn failed_writes_and_erasures_report_the_status_byte_only() {
     for (mode, wait) in KINDS {
         failed_writes_and_erasures(mode, wait);
     }
@@ -203,7 +203,7 @@ fn failed_writes_and_erasures(mode: Mode, wait: WaitKind) {
 }
 
 #[test]
-fn item_31_32_nothing_of_a_bad_transfer_reaches_the_disk() {
+fn nothing_of_a_bad_transfer_reaches_the_disk() {
     on_each_memory!(MEMORY, |mem, space| {
         let mut rig = Rig::new(&mem, &mut space, disk(Mode::Inline, WaitKind::Inline));
         for (sector, len) in [
@@ -226,7 +226,7 @@ fn item_31_32_nothing_of_a_bad_transfer_reaches_the_disk() {
 }
 
 #[test]
-fn item_19_26_a_write_with_room_to_write_in_reports_nothing_it_did_not_write() {
+fn a_write_with_extra_writable_room_reports_the_status_byte_only() {
     on_each_memory!(MEMORY, |mem, space| {
         let mut rig = Rig::new(&mem, &mut space, disk(Mode::Inline, WaitKind::Inline));
         // 100 writable bytes before the status, which the device has no data for.
@@ -245,7 +245,7 @@ fn item_19_26_a_write_with_room_to_write_in_reports_nothing_it_did_not_write() {
 }
 
 #[test]
-fn item_26_short_headers_fail() {
+fn short_headers_fail() {
     on_each_memory!(MEMORY, |mem, space| {
         let mut rig = Rig::new(&mem, &mut space, disk(Mode::Inline, WaitKind::Inline));
         for header_len in 0..16 {
@@ -261,7 +261,7 @@ fn item_26_short_headers_fail() {
 }
 
 #[test]
-fn item_36_the_serial_number_is_cut_to_the_buffer() {
+fn the_serial_number_is_cut_to_the_buffer() {
     on_each_memory!(MEMORY, |mem, space| {
         let mut rig = Rig::new(&mem, &mut space, disk(Mode::Inline, WaitKind::Inline));
         for len in [0u32, 1, 10, 19, 20] {
@@ -279,7 +279,7 @@ fn item_36_the_serial_number_is_cut_to_the_buffer() {
 }
 
 #[test]
-fn item_36_a_serial_number_of_twenty_bytes_has_no_end() {
+fn a_serial_number_of_twenty_bytes_has_no_end() {
     let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
     let mem = Arc::new(mem);
     let disk = disk(Mode::Inline, WaitKind::Inline);
@@ -295,7 +295,7 @@ fn item_36_a_serial_number_of_twenty_bytes_has_no_end() {
 }
 
 #[test]
-fn item_57_reserved_lifetime_values_do_not_reach_the_driver() {
+fn reserved_lifetime_values_do_not_reach_the_driver() {
     on_each_memory!(MEMORY, |mem, space| {
         for (mode, wait) in KINDS {
             let mut space = space.clone();
@@ -321,7 +321,7 @@ fn item_57_reserved_lifetime_values_do_not_reach_the_driver() {
 }
 
 #[test]
-fn item_47_49_a_bad_segment_stops_the_whole_request() {
+fn a_bad_segment_stops_the_whole_request() {
     on_each_memory!(MEMORY, |mem, space| {
         let mut rig = Rig::new(&mem, &mut space, disk(Mode::Inline, WaitKind::Inline));
         for (bad, status) in [
@@ -360,7 +360,7 @@ fn item_47_49_a_bad_segment_stops_the_whole_request() {
 
 /// Ranges run one after another, in order, and their flags reach the disk.
 #[test]
-fn item_46_53_ranges_run_in_order() {
+fn ranges_of_a_request_run_in_order() {
     for (mode, wait) in KINDS {
         on_each_memory!(MEMORY, |mem, space| {
             let mut rig = Rig::new(&mem, &mut space, disk(mode, wait));
@@ -388,7 +388,7 @@ fn item_46_53_ranges_run_in_order() {
 
 /// Many small pieces, far apart, as a driver's scatter list makes them.
 #[test]
-fn item_16_58_more_segments_than_the_ring_has_descriptors() {
+fn more_segments_than_the_ring_has_descriptors() {
     on_each_memory!(MEMORY * 2, |mem, space| {
         let disk = disk(Mode::AtFlush, WaitKind::Fd);
         let config = RingConfig {

@@ -32,7 +32,7 @@ const RANGES: [WireRange; 2] = [
 ];
 
 #[test]
-fn item_82_a_drain_returns_everything_that_was_taken() {
+fn a_drain_completes_everything_that_was_taken() {
     for (mode, wait) in [
         (Mode::Inline, WaitKind::Inline),
         (Mode::AtFlush, WaitKind::Fd),

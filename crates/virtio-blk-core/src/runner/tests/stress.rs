@@ -39,7 +39,7 @@ pub(super) fn ping_pong(mut apart: Apart) {
 
 #[cfg(feature = "thread")]
 #[test]
-fn item_22_no_wake_up_is_lost_between_two_threads() {
+fn no_wake_up_is_lost_between_two_threads() {
     use std::time::Duration;
     for event_idx in [false, true] {
         for (mode, wait) in [

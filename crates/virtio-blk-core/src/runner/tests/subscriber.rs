@@ -214,7 +214,7 @@ fn a_polled_disk_is_polled_although_it_has_a_deadline() {
 }
 
 #[test]
-fn item_22_no_wake_up_is_lost_in_a_loop() {
+fn no_wake_up_is_lost_in_a_loop() {
     for event_idx in [false, true] {
         for (mode, wait) in [
             (Mode::Inline, WaitKind::Inline),
