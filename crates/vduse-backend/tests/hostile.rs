@@ -206,7 +206,8 @@ fn memory_that_vanishes_stops_the_device_until_a_reset() {
     rig.check();
 }
 
-/// Checklist 84, and what makes another daemon abort at the reset that follows.
+/// A chain without a writable byte is returned with length 0 and does not stall its queue; libvduse aborts
+/// at the reset that follows.
 #[test]
 fn malformed_requests_stall_nothing_and_a_reset_follows() {
     use virtio_blk_driver::ring::Chain;

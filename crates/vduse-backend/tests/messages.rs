@@ -32,7 +32,7 @@ fn a_device_lives_and_dies() {
     }
 }
 
-/// Checklist 80.
+/// SET_STATUS 0 with requests in flight: the kernel gets its reply, and the device can be set up again.
 #[test]
 fn a_reset_with_requests_in_flight_is_answered_and_the_device_works_again() {
     let mut rig = Rig::new(2);
@@ -111,7 +111,7 @@ fn a_write_from_before_a_reset_never_writes_newer_memory() {
     assert_eq!(found, [0xdd; 512]);
 }
 
-/// Checklist 82.
+/// GET_VQ_STATE is replied to after the queue has drained, so that the index is final.
 #[test]
 fn a_queues_state_is_told_after_a_drain() {
     let mut rig = Rig::new(2);
@@ -152,7 +152,7 @@ fn a_state_that_can_not_be_told_in_time_is_refused() {
     rig.check();
 }
 
-/// Checklist 83.
+/// SUSPEND completes what was taken; no further request is taken until the next DRIVER_OK.
 #[test]
 fn suspending_drains_and_nothing_is_taken_afterwards() {
     let mut rig = Rig::new(2);
@@ -186,7 +186,7 @@ fn a_suspend_that_can_not_be_done_in_time_is_refused_and_the_device_goes_on() {
     rig.check();
 }
 
-/// Checklist 81.
+/// UPDATE_IOTLB under load: requests in flight keep the mappings that they use.
 #[test]
 fn memory_is_added_and_taken_away_under_requests() {
     let mut rig = Rig::new(1);

@@ -36,7 +36,7 @@ fn a_stopped_server_leaves_an_attached_device_to_the_next() {
     rig.check();
 }
 
-/// Checklist 85: what was in flight is executed again, in order, and what was answered is not.
+/// What was in flight is executed again, in order; what was completed is not.
 #[test]
 fn requests_in_flight_go_to_the_successor() {
     let mut rig = Rig::with(FakeKernel::new(0, 0), StallDisk::held(), 2);
@@ -71,7 +71,7 @@ fn requests_in_flight_go_to_the_successor() {
     rig.check();
 }
 
-/// Checklist 85: the size is compared and pushed.
+/// The size is compared with the one that was shown, and pushed to the kernel.
 #[test]
 fn a_successor_shows_the_present_size() {
     let mut rig = Rig::new(1);
