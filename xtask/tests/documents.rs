@@ -1,0 +1,196 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The documents of the repository name things that exist: tests, files, rules by their number.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rules in `docs/conformance.md`.
+const RULES: usize = 85;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// All files below `dir` whose name has one of the `endings`, by their path from the root.
+fn files(dir: &str, endings: &[&str], found: &mut Vec<String>) {
+    for entry in fs::read_dir(root().join(dir)).unwrap() {
+        let entry = entry.unwrap();
+        let name = entry.file_name().into_string().unwrap();
+        let path = match dir {
+            "" => name.clone(),
+            _ => format!("{dir}/{name}"),
+        };
+        if entry.file_type().unwrap().is_dir() {
+            let built = name == "target" || name == "corpus" || name.starts_with('.');
+            if !built {
+                files(&path, endings, found);
+            }
+        } else if endings.iter().any(|ending| name.ends_with(ending)) {
+            found.push(path);
+        }
+    }
+}
+
+fn all(endings: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    files("", endings, &mut found);
+    found.sort();
+    found
+}
+
+/// What stands between pairs of backticks.
+fn code_spans(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// Whether `source` has a test function of this name.
+fn has_test(source: &str, name: &str) -> bool {
+    let Some((before, _)) = source.split_once(&format!("fn {name}(")) else {
+        return false;
+    };
+    before
+        .lines()
+        .rev()
+        .map(str::trim)
+        .take_while(|line| line.is_empty() || line.starts_with('#') || line.starts_with("//"))
+        .any(|line| line == "#[test]")
+}
+
+/// A rule of `docs/conformance.md`: its number, and the files it lists with the tests of each.
+struct Rule<'a> {
+    number: usize,
+    tests: Vec<(PathBuf, Vec<&'a str>)>,
+}
+
+fn rules(text: &str) -> Vec<Rule<'_>> {
+    let mut rules = Vec::new();
+    for rule in text.split("\n- **").skip(1) {
+        let (number, rest) = rule.split_once("**").unwrap();
+        // The last rule of a group ends where the next heading begins.
+        let rest = rest.split("\n#").next().unwrap();
+        let mut tests = Vec::new();
+        for line in rest.split("\n  - ").skip(1) {
+            let spans = code_spans(line);
+            match spans.split_first() {
+                Some((file, names)) if file.ends_with(".rs") => {
+                    let below = if file.starts_with("examples/") {
+                        ""
+                    } else {
+                        "crates"
+                    };
+                    tests.push((root().join(below).join(file), names.to_vec()));
+                }
+                _ => assert!(
+                    line.starts_with("Section ") || line.starts_with("Kernel: "),
+                    "{number}: neither source nor tests: {line}"
+                ),
+            }
+        }
+        assert!(
+            rest.contains("\n  - Section ") || rest.contains("\n  - Kernel: "),
+            "{number} has no source"
+        );
+        rules.push(Rule {
+            number: number.parse().unwrap(),
+            tests,
+        });
+    }
+    rules
+}
+
+#[test]
+fn each_rule_of_conformance_has_tests_that_exist() {
+    let text = read("docs/conformance.md");
+    let rules = rules(&text);
+    let numbers: Vec<_> = rules.iter().map(|rule| rule.number).collect();
+    assert_eq!(numbers, (1..=RULES).collect::<Vec<_>>());
+    for Rule { number, tests } in &rules {
+        assert!(!tests.is_empty(), "{number} has no test");
+        for (file, names) in tests {
+            let source = fs::read_to_string(file)
+                .unwrap_or_else(|error| panic!("{number}: {}: {error}", file.display()));
+            assert!(!names.is_empty(), "{number}: no test of {}", file.display());
+            for name in names {
+                assert!(
+                    has_test(&source, name),
+                    "{number}: {} has no test {name}",
+                    file.display()
+                );
+            }
+        }
+    }
+}
+
+/// Code cites the specification; who cites a rule by its number cites one that is there.
+#[test]
+fn no_source_names_a_rule_that_is_not_there() {
+    let this = "xtask/tests/documents.rs";
+    for path in all(&[".rs", ".md", ".sh", ".toml"]) {
+        if path == this {
+            continue;
+        }
+        let text = read(&path);
+        for (at, line) in text.lines().enumerate() {
+            let place = format!("{path}:{}", at + 1);
+            let lower = line.to_lowercase();
+            assert!(!lower.contains("checklist"), "{place}: which?");
+            assert!(!lower.contains("fn item_"), "{place}: say what it shows");
+            for cited in lower.split("conformance.md, ").skip(1) {
+                let digits: String = cited.chars().take_while(char::is_ascii_digit).collect();
+                if let Ok(number) = digits.parse::<usize>() {
+                    assert!(
+                        (1..=RULES).contains(&number),
+                        "{place}: there is no {number}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Links between documents, and files of the repository that they name by their path from the root.
+#[test]
+fn documents_name_files_that_exist() {
+    let of_ours = ["crates/", "examples/", "docs/", "lab/", "fuzz/", "xtask/"];
+    let mut missing = Vec::new();
+    for path in all(&[".md"]) {
+        let text = read(&path);
+        let near = root().join(&path).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#', ' ']).next().unwrap();
+            if !target.contains("://") && !near.join(target).exists() {
+                missing.push(format!("{path}: {target}"));
+            }
+        }
+        for span in code_spans(&text) {
+            let plain =
+                !span.contains("NAME") && !span.contains([' ', '*', '…', '{', '<', ':', '\n']);
+            if plain && of_ours.iter().any(|dir| span.starts_with(dir)) {
+                let file = span.split('#').next().unwrap();
+                // A crate's README may name an example of the crate.
+                if !root().join(file).exists() && !near.join(file).exists() {
+                    missing.push(format!("{path}: {span}"));
+                }
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// The documents speak of the repository alone.
+#[test]
+fn documents_name_no_place_of_one_machine() {
+    for path in all(&[".md"]) {
+        let text = read(&path);
+        for foreign in ["/work/", "../shared", "/root/", "/home/"] {
+            assert!(!text.contains(foreign), "{path} names {foreign}");
+        }
+    }
+}
