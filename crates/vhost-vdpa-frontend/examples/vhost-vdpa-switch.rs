@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 use guest::{Gate, Guest, Memory, disk_bytes};
 use vdpa_bus::{Callback, VdpaDevice, backend_feature};
 use vhost_vdpa_frontend::{
-    Method, Path, PathSwitch, Report, SwitchOptions, SwitchParts, SwitchStep, ThreadHost,
-    VhostVdpa, Vmm,
+    Path, PathSwitch, QuiesceMethod, SwitchOptions, SwitchParts, SwitchReport, SwitchStep,
+    ThreadExecutor, VhostVdpa, Vmm,
 };
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -79,13 +79,13 @@ impl Machine {
         let parts = SwitchParts {
             device,
             memory: memory.clone(),
-            host: Box::new(ThreadHost::new(Duration::ZERO)),
+            executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
             vmm: Arc::new(Vcpus(guest.gate.clone())),
             layers: None,
         };
         let options = SwitchOptions {
-            quiesce: PATIENCE,
-            drain: PATIENCE,
+            quiesce_timeout: PATIENCE,
+            drain_timeout: PATIENCE,
             ..SwitchOptions::default()
         };
         let machine = Self {
@@ -290,14 +290,16 @@ fn moves(machine: &mut Machine, count: u32) {
          up to {} requests in flight, {answered} answers checked",
         reports.len(),
         start.elapsed().as_secs_f32(),
-        by(Method::Suspend),
-        by(Method::PausedVcpus),
-        by(Method::Drain),
+        by(QuiesceMethod::Suspend),
+        by(QuiesceMethod::PausedVcpus),
+        by(QuiesceMethod::Drain),
         most.unwrap_or(0)
     );
     for (name, from) in [("fast to slow", Path::Fast), ("slow to fast", Path::Slow)] {
         let some = reports.iter().filter(|report| report.from == from);
-        let mut pauses: Vec<_> = some.map(|report: &Report| report.phases.pause()).collect();
+        let mut pauses: Vec<_> = some
+            .map(|report: &SwitchReport| report.phases.pause())
+            .collect();
         pauses.sort_unstable();
         println!("{name}: p50 {:?}", pauses[pauses.len() / 2]);
     }

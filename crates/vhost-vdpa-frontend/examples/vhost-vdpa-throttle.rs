@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A guest that checks every answer, on a `/dev/vhost-vdpa-N` with a throttle on its slow path: while there is a limit
-//! its requests take the slow path, as `Policy::Auto` learns from the layers, and the fast one again without it. The
+//! its requests take the slow path, as `SwitchPolicy::Auto` learns from the layers, and the fast one again without it. The
 //! lab's `vdpa-throttle` runs it.
 //!
 //!     vhost-vdpa-throttle NODE QUEUES IOPS SECONDS
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use guest::{Gate, Guest};
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{
-    Path, PathSwitch, Policy, SwitchOptions, SwitchParts, ThreadHost, VhostVdpa, Vmm,
+    Path, PathSwitch, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, VhostVdpa, Vmm,
 };
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
 use virtio_blk_disks::throttle::{Limits, Rate};
@@ -84,7 +84,7 @@ fn main() {
     let parts = SwitchParts {
         device,
         memory: GuestMemoryAtomic::new((*guest.memory).clone()),
-        host: Box::new(ThreadHost::new(Duration::ZERO)),
+        executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
         vmm: Arc::new(Vcpus(guest.gate.clone())),
         layers: Some(Box::new(move |slow| {
             let stack = Stack::fixed(slow, &throttle(None), Groups::default()).unwrap();
@@ -92,16 +92,16 @@ fn main() {
         })),
     };
     let options = SwitchOptions {
-        policy: Policy::Auto,
-        quiesce: Duration::from_secs(60),
-        drain: Duration::from_secs(60),
+        policy: SwitchPolicy::Auto,
+        quiesce_timeout: Duration::from_secs(60),
+        drain_timeout: Duration::from_secs(60),
         ..SwitchOptions::default()
     };
     let switch = Arc::new(PathSwitch::new(parts, options).unwrap());
     let stack = cell.get().unwrap();
     // The path follows the layers: all that is needed between the two.
     let follower = switch.clone();
-    stack.listen(move |sees| follower.follow("layers", sees).unwrap());
+    stack.listen(move |sees| follower.set_interception("layers", sees).unwrap());
 
     for status in [0, 1, 3] {
         switch.set_status(status).unwrap();

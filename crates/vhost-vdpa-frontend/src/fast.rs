@@ -11,12 +11,12 @@ use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions}
 use virtio_blk_core::spec::{feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bring_up;
-use crate::device_map::DeviceMap;
 use crate::dirty::{self, Coverage, Seen};
 use crate::error::{PathError, Step};
-use crate::guest::{self, Drained, Guest, GuestQueue, SavedGuest};
+use crate::guest::{self, Guest, GuestQueue, QueuePositions, SavedGuest};
+use crate::iotlb_sync::IotlbSync;
 use crate::lock;
+use crate::virtio_init;
 
 /// A vDPA device of any class, given to a guest.
 ///
@@ -27,7 +27,7 @@ use crate::lock;
 /// ACCESS_PLATFORM is hidden from the guest and negotiated with the device: I/O addresses are guest physical ones.
 pub struct FastPath {
     device: Arc<dyn VdpaDevice>,
-    map: DeviceMap,
+    map: IotlbSync,
     inner: Mutex<Inner>,
 }
 
@@ -40,7 +40,7 @@ struct Inner {
 
 /// How the device stands while it is paused.
 struct Paused {
-    states: Drained,
+    states: QueuePositions,
     /// It can be resumed; else it is started anew.
     suspended: bool,
 }
@@ -53,7 +53,7 @@ impl FastPath {
     pub fn new(device: Arc<dyn VdpaDevice>) -> Result<Self, PathError> {
         device.reset().step("reset")?;
         Ok(Self {
-            map: DeviceMap::new(device.clone()),
+            map: IotlbSync::new(device.clone()),
             inner: Mutex::new(Inner {
                 guest: Guest::new(device.nvqs()),
                 paused: None,
@@ -130,7 +130,7 @@ impl FastPath {
     fn negotiate(&self, guest: &Guest) -> Result<(), PathError> {
         self.device.reset().step("reset")?;
         let own = self.device.get_device_features() & feature::ACCESS_PLATFORM;
-        bring_up::negotiate(self.device.as_ref(), guest.features | own)
+        virtio_init::negotiate(self.device.as_ref(), guest.features | own)
     }
 
     /// Reads the configuration space.
@@ -228,13 +228,13 @@ impl FastPath {
         let (device, guest) = (self.device.as_ref(), &inner.guest);
         let deadline = Instant::now() + timeout;
         let suspends = device.get_backend_features() & backend_feature::SUSPEND != 0;
-        let halted = if suspends {
+        let quiesced = if suspends {
             guest::suspend(device, guest, deadline, &mut 0)
         } else {
             guest::drain(device, guest, deadline)
                 .and_then(|states| guest::reset(device).map(|()| states).map_err(Into::into))
         };
-        match halted {
+        match quiesced {
             Ok(states) => {
                 inner.paused = Some(Paused {
                     states,
@@ -242,11 +242,11 @@ impl FastPath {
                 });
                 Ok(())
             }
-            Err(halt) => {
-                if !halt.stuck {
-                    guest::go_on(device, guest)?;
+            Err(error) => {
+                if !error.stuck {
+                    guest::rebind_and_kick(device, guest)?;
                 }
-                Err(halt.why)
+                Err(error.why)
             }
         }
     }
@@ -263,7 +263,7 @@ impl FastPath {
         let device = self.device.as_ref();
         if paused.suspended && device.get_backend_features() & backend_feature::RESUME != 0 {
             device.resume().step("RESUME")?;
-            guest::go_on(device, &inner.guest)?;
+            guest::rebind_and_kick(device, &inner.guest)?;
         } else {
             guest::bind_kicks(device, &inner.guest, false)?;
             self.negotiate(&inner.guest)?;

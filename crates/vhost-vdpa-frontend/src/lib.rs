@@ -2,15 +2,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
 
-mod bring_up;
-mod device_map;
 mod dirty;
 mod error;
 mod fast;
 mod guest;
+mod iotlb_sync;
 mod slow;
 mod switch;
 pub mod vhost;
+mod virtio_init;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,10 +18,11 @@ pub use dirty::Coverage;
 pub use error::PathError;
 pub use fast::FastPath;
 pub use guest::{GuestQueue, SavedGuest, SavedGuestQueue};
-pub use slow::{SlowOptions, SlowPath, Wake};
+pub use slow::{CompletionMode, SlowOptions, SlowPath};
 pub use switch::{
-    Interception, Layers, Method, OnFailure, Path, PathSwitch, Phases, Policy, QueueHost, Report,
-    SwitchError, SwitchOptions, SwitchParts, SwitchStep, ThreadHost, Vmm,
+    Interception, Layers, OnFailure, Path, PathSwitch, QueueExecutor, QuiesceMethod, SwitchError,
+    SwitchOptions, SwitchParts, SwitchPhases, SwitchPolicy, SwitchReport, SwitchStep,
+    ThreadExecutor, Vmm,
 };
 pub use vhost::{Doorbell, VhostVdpa};
 

@@ -14,7 +14,8 @@ use common::bench::{Bench, Setup, Switch, bench, delays, other, progress};
 use common::device::{Profile, TestDevice};
 use vdpa_bus::Callback;
 use vhost_vdpa_frontend::{
-    Path, PathError, Policy, SavedGuest, SwitchOptions, SwitchParts, SwitchStep, ThreadHost,
+    Path, PathError, SavedGuest, SwitchOptions, SwitchParts, SwitchPolicy, SwitchStep,
+    ThreadExecutor,
 };
 use virtio_blk_disks::fault::FaultPlan;
 
@@ -65,7 +66,7 @@ fn successor(bench: &Bench) -> Switch {
     let parts = SwitchParts {
         device: TestDevice::new(bench.medium.clone(), Profile::default()),
         memory: bench.memory.clone(),
-        host: Box::new(ThreadHost::new(Duration::ZERO)),
+        executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
         vmm: bench.vcpus.clone(),
         layers: None,
     };
@@ -173,7 +174,7 @@ fn a_need_that_comes_or_goes_in_a_pause_decides_on_the_path_after_it() {
     let mut bench = device(
         true,
         SwitchOptions {
-            policy: Policy::Auto,
+            policy: SwitchPolicy::Auto,
             ..SwitchOptions::default()
         },
     );
@@ -190,7 +191,7 @@ fn a_need_that_comes_or_goes_in_a_pause_decides_on_the_path_after_it() {
         progress(total);
         switch.pause().unwrap();
         drop(need);
-        switch.settle().unwrap();
+        switch.apply_policy().unwrap();
         switch.resume().unwrap();
         assert_eq!(switch.path(), Path::Fast);
         progress(total);
@@ -203,7 +204,7 @@ fn requests_that_do_not_end_leave_it_running() {
     let mut bench = bench(Setup {
         plan: Some(FaultPlan::new(5).delay_time(slow)),
         options: SwitchOptions {
-            drain: Duration::from_millis(1),
+            drain_timeout: Duration::from_millis(1),
             ..SwitchOptions::default()
         },
         ..Setup::default()

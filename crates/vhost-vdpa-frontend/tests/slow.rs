@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::device::{Profile, TestDevice};
 use common::flaky::Flaky;
 use vdpa_bus::VdpaDevice;
-use vhost_vdpa_frontend::{PathError, SlowOptions, SlowPath, Wake};
+use vhost_vdpa_frontend::{CompletionMode, PathError, SlowOptions, SlowPath};
 use virtio_blk_core::disk::{
     Completion, Disk, DiskError, DiskEvent, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
@@ -111,7 +111,7 @@ fn options_of_all_kinds() -> Vec<(Profile, SlowOptions)> {
     ] {
         for triggers_only in [false, true] {
             for options in [SlowOptions::default(), small.clone()] {
-                for wake in [Wake::Event, Wake::Poll] {
+                for completion_mode in [CompletionMode::Event, CompletionMode::Poll] {
                     let profile = Profile {
                         features,
                         triggers_only,
@@ -121,7 +121,7 @@ fn options_of_all_kinds() -> Vec<(Profile, SlowOptions)> {
                     kinds.push((
                         profile,
                         SlowOptions {
-                            wake,
+                            completion_mode,
                             ..options.clone()
                         },
                     ));
@@ -539,7 +539,7 @@ fn a_device_that_answers_nothing_is_given_up_in_time() {
     let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
     let options = SlowOptions {
         timeout: Some(Duration::from_millis(20)),
-        wake: Wake::Poll,
+        completion_mode: CompletionMode::Poll,
         ..SlowOptions::default()
     };
     let path = SlowPath::new(TestDevice::new(Arc::new(disk), Profile::default()), options).unwrap();

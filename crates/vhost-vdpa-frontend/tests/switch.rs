@@ -13,7 +13,7 @@ use common::bench::{Bench, Setup, bench, delays, other, progress};
 use common::device::Profile;
 use common::guest::SIZE;
 use sim_backend::Faults;
-use vhost_vdpa_frontend::{Method, Path, SlowOptions, SwitchOptions, SwitchStep};
+use vhost_vdpa_frontend::{Path, QuiesceMethod, SlowOptions, SwitchOptions, SwitchStep};
 use virtio_blk_core::spec::feature;
 
 #[test]
@@ -29,13 +29,13 @@ fn a_guest_runs_on_both_paths() {
             assert!(!device.device.is_mapped(1 << 46));
             let report = switch.switch_to(Path::Slow).unwrap().unwrap();
             assert_eq!((report.from, report.to), (Path::Fast, Path::Slow));
-            assert_eq!(report.method, Some(Method::Suspend));
+            assert_eq!(report.method, Some(QuiesceMethod::Suspend));
             assert!(report.attempts >= 1);
             assert!(device.device.is_mapped(1 << 46));
             progress(total);
             assert_eq!(switch.switch_to(Path::Slow).unwrap(), None);
             let report = switch.switch_to(Path::Fast).unwrap().unwrap();
-            assert_eq!(report.method, Some(Method::Drain));
+            assert_eq!(report.method, Some(QuiesceMethod::Drain));
             assert!(!device.device.is_mapped(1 << 46));
             progress(total);
         });
@@ -222,7 +222,7 @@ fn a_device_without_suspend_needs_paused_vcpus() {
     vcpus.able.store(true, Ordering::SeqCst);
     bench.run(|switch, _, total| {
         let report = switch.switch_to(Path::Slow).unwrap().unwrap();
-        assert_eq!(report.method, Some(Method::PausedVcpus));
+        assert_eq!(report.method, Some(QuiesceMethod::PausedVcpus));
         assert!(report.phases.vcpus_paused <= report.phases.pause());
         progress(total);
     });

@@ -163,7 +163,7 @@ fn a_device_that_is_stuck_asks_for_a_reset() {
         ..Profile::default()
     };
     let options = SwitchOptions {
-        quiesce: Duration::from_millis(50),
+        quiesce_timeout: Duration::from_millis(50),
         ..SwitchOptions::default()
     };
     let mut bench = bench(Setup {

@@ -14,7 +14,7 @@ use common::bench::{Bench, Setup, Switch, advances, bench, delays, other, progre
 use common::device::Profile;
 use common::guest::PLUGGED;
 use vdpa_bus::Callback;
-use vhost_vdpa_frontend::{Path, PathError, Policy, SwitchOptions};
+use vhost_vdpa_frontend::{Path, PathError, SwitchOptions, SwitchPolicy};
 use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, Submit, Wait};
 use virtio_blk_disks::meter::OpClass;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
@@ -99,7 +99,7 @@ fn memory_that_was_plugged_in_is_used() {
 #[test]
 fn auto_follows_who_needs_to_see_requests() {
     let options = SwitchOptions {
-        policy: Policy::Auto,
+        policy: SwitchPolicy::Auto,
         ..SwitchOptions::default()
     };
     let mut bench = bench(Setup {
@@ -107,17 +107,17 @@ fn auto_follows_who_needs_to_see_requests() {
         ..Setup::default()
     });
     bench.run(|switch, _, total| {
-        assert_eq!(switch.settle().unwrap(), None);
+        assert_eq!(switch.apply_policy().unwrap(), None);
         let throttle = switch.intercept("throttle").unwrap();
         let mirror = switch.intercept("mirror").unwrap();
         assert_eq!(switch.path(), Path::Slow);
         progress(total);
         drop(throttle);
-        assert_eq!(switch.settle().unwrap(), None);
+        assert_eq!(switch.apply_policy().unwrap(), None);
         assert!(switch.switch_to(Path::Fast).is_err());
         assert_eq!(switch.reasons(), ["mirror"]);
         drop(mirror);
-        assert_eq!(switch.settle().unwrap().unwrap().to, Path::Fast);
+        assert_eq!(switch.apply_policy().unwrap().unwrap().to, Path::Fast);
         progress(total);
     });
     // A driver that is loaded meanwhile starts slow.
@@ -126,7 +126,7 @@ fn auto_follows_who_needs_to_see_requests() {
     assert_eq!(bench.switch.path(), Path::Slow);
     bench.run(|_, _, total| progress(total));
     drop(need);
-    assert_eq!(bench.switch.settle().unwrap().unwrap().to, Path::Fast);
+    assert_eq!(bench.switch.apply_policy().unwrap().unwrap().to, Path::Fast);
 }
 
 /// A VMM whose layers come and go, as `vblk ctl` has them.
@@ -140,7 +140,7 @@ fn auto_follows_a_stack_of_layers() {
         },
         guest_queues: Some(4),
         options: SwitchOptions {
-            policy: Policy::Auto,
+            policy: SwitchPolicy::Auto,
             ..SwitchOptions::default()
         },
         layers: Some(Box::new(move |disk| {
@@ -165,7 +165,7 @@ fn auto_follows_a_stack_of_layers() {
     let follower = Arc::downgrade(&bench.switch);
     stack.listen(move |sees| {
         let switch = follower.upgrade().unwrap();
-        switch.follow("layers", sees).unwrap();
+        switch.set_interception("layers", sees).unwrap();
     });
     bench.run(|switch, _, total| {
         let change = |text: &[&str]| stack.change(&layers(text)).unwrap();

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 use sim_backend::{BlkSim, Options as SimOptions};
-use vhost_vdpa_frontend::{SlowOptions, SlowPath, Wake};
+use vhost_vdpa_frontend::{CompletionMode, SlowOptions, SlowPath};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::{DeviceMemory, HostMemory};
@@ -84,7 +84,11 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         null
     } else {
         let options = SlowOptions {
-            wake: if cli.poll { Wake::Poll } else { Wake::Event },
+            completion_mode: if cli.poll {
+                CompletionMode::Poll
+            } else {
+                CompletionMode::Event
+            },
             ..SlowOptions::default()
         };
         let path = SlowPath::new(sim.clone(), options)?;

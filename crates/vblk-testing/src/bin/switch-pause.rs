@@ -19,7 +19,9 @@ use clap::Parser;
 use serde::Serialize;
 use sim_backend::{BlkSim, Options};
 use vdpa_bus::{Callback, VqAddress};
-use vhost_vdpa_frontend::{GuestQueue, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadHost};
+use vhost_vdpa_frontend::{
+    GuestQueue, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor,
+};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Request};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
@@ -55,7 +57,7 @@ struct Cli {
 
 /// What was seen.
 #[derive(Serialize)]
-struct Report {
+struct SwitchReport {
     queues: u16,
     in_flight: u16,
     moves: usize,
@@ -253,7 +255,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
     let parts = SwitchParts {
         device,
         memory,
-        host: Box::new(ThreadHost::new(Duration::ZERO)),
+        executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
         vmm: Arc::new(()),
         layers: None,
     };
@@ -307,7 +309,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
     if cli.json {
         println!("{}", serde_json::to_string(&moved)?);
     } else {
-        let Report {
+        let SwitchReport {
             to_slow,
             to_fast,
             fast,
@@ -322,7 +324,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
 }
 
 /// The pauses, and the VMM's work.
-fn measure<M>(cli: Cli, switch: &PathSwitch<M>, answered: &AtomicU64) -> Result<Report, Fail>
+fn measure<M>(cli: Cli, switch: &PathSwitch<M>, answered: &AtomicU64) -> Result<SwitchReport, Fail>
 where
     M: virtio_blk_core::memory::DeviceMemory + Clone,
 {
@@ -344,7 +346,7 @@ where
         }
     }
     let [to_slow, to_fast] = pauses.map(Pauses::of);
-    Ok(Report {
+    Ok(SwitchReport {
         queues: cli.queues,
         in_flight: cli.in_flight,
         moves: cli.moves,

@@ -14,13 +14,16 @@ use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::spec::{feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
-pub(crate) use quiesce::{Drained, Halt, bind_kicks, calm, drain, go_on, reset, suspend};
+pub(crate) use quiesce::{
+    QueuePositions, QuiesceError, bind_kicks, drain, rebind_and_kick, reset, suspend,
+    wait_while_completing,
+};
 pub(crate) use ring::RingView;
 pub use saved::{SavedGuest, SavedGuestQueue};
 
 use crate::PathError;
-use crate::bring_up::{self, Ring};
 use crate::error::Step;
+use crate::virtio_init::{self, Ring};
 
 /// A queue as the guest set it up. Addresses are guest physical.
 #[derive(Clone, Debug)]
@@ -48,11 +51,11 @@ pub(crate) struct Guest {
     /// How it hears of configuration changes.
     pub(crate) config: Option<Callback>,
     /// What it wrote into the configuration space, to be written again after a reset: offset and bytes.
-    pub(crate) written: Vec<(usize, Vec<u8>)>,
+    pub(crate) config_writes: Vec<(usize, Vec<u8>)>,
 }
 
 /// Writes of the guest's into the configuration space that are kept at most: a block device has one field.
-const MAX_WRITTEN: usize = 16;
+const MAX_CONFIG_WRITES: usize = 16;
 
 impl Guest {
     pub(crate) fn new(queues: u16) -> Self {
@@ -62,7 +65,7 @@ impl Guest {
             queues: vec![None; queues.into()],
             memory: IotlbTable::new(),
             config: None,
-            written: Vec::new(),
+            config_writes: Vec::new(),
         }
     }
 
@@ -71,7 +74,7 @@ impl Guest {
         self.features = 0;
         self.status = 0;
         self.queues.fill(None);
-        self.written.clear();
+        self.config_writes.clear();
     }
 
     /// Whether its driver runs.
@@ -156,22 +159,22 @@ impl Guest {
         device
             .set_config(offset, bytes)
             .step("writing the configuration")?;
-        self.note_write(offset, bytes);
+        self.record_config_write(offset, bytes);
         Ok(())
     }
 
     /// Notes a write into the configuration space.
-    pub(crate) fn note_write(&mut self, offset: usize, bytes: &[u8]) {
-        self.written
+    pub(crate) fn record_config_write(&mut self, offset: usize, bytes: &[u8]) {
+        self.config_writes
             .retain(|(at, old)| (*at, old.len()) != (offset, bytes.len()));
-        if self.written.len() < MAX_WRITTEN {
-            self.written.push((offset, bytes.to_vec()));
+        if self.config_writes.len() < MAX_CONFIG_WRITES {
+            self.config_writes.push((offset, bytes.to_vec()));
         }
     }
 
     /// Writes again what the guest wrote, on a device that was reset and negotiated since.
-    pub(crate) fn write_again(&self, device: &dyn VdpaDevice) -> Result<(), PathError> {
-        for (offset, bytes) in &self.written {
+    pub(crate) fn replay_config_writes(&self, device: &dyn VdpaDevice) -> Result<(), PathError> {
+        for (offset, bytes) in &self.config_writes {
             device
                 .set_config(*offset, bytes)
                 .step("writing the configuration again")?;
@@ -179,13 +182,13 @@ impl Guest {
         Ok(())
     }
 
-    /// Puts the guest's rings onto a device that [`bring_up::negotiate`] left, at `states`.
+    /// Puts the guest's rings onto a device that [`virtio_init::negotiate`] left, at `states`.
     pub(crate) fn start(
         &self,
         device: &dyn VdpaDevice,
         states: &[(u16, VqState)],
     ) -> Result<(), PathError> {
-        self.write_again(device)?;
+        self.replay_config_writes(device)?;
         let mut rings = Vec::new();
         for (index, queue) in self.enabled() {
             let state = states
@@ -201,7 +204,7 @@ impl Guest {
                 callback: Some(queue.call.clone()),
             });
         }
-        bring_up::start(device, &rings, self.config.clone())
+        virtio_init::start(device, &rings, self.config.clone())
     }
 
     /// Where a ring starts after a reset.

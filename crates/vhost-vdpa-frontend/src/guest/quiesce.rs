@@ -17,22 +17,22 @@ use crate::PathError;
 use crate::error::Step;
 
 /// How long to wait between two looks.
-const LOOK: Duration = Duration::from_micros(20);
+const POLL_INTERVAL: Duration = Duration::from_micros(20);
 /// How long a device that was resumed, as it was not drained, runs on before the next attempt.
-const RETRY: Duration = Duration::from_micros(200);
+const RETRY_DELAY: Duration = Duration::from_micros(200);
 
 /// Where each queue stands. Nothing is in flight.
-pub(crate) type Drained = Vec<(u16, VqState)>;
+pub(crate) type QueuePositions = Vec<(u16, VqState)>;
 
 /// Why a device was not stopped.
 #[derive(Debug)]
-pub(crate) struct Halt {
+pub(crate) struct QuiesceError {
     pub(crate) why: PathError,
     /// It is suspended and can't be resumed; requests are in flight. Else it runs, without kicks.
     pub(crate) stuck: bool,
 }
 
-impl From<PathError> for Halt {
+impl From<PathError> for QuiesceError {
     fn from(why: PathError) -> Self {
         Self { why, stuck: false }
     }
@@ -57,7 +57,7 @@ pub(crate) fn bind_kicks(
 }
 
 /// Binds the kicks again, and kicks: the kernel may have lost one that it saw while it was being suspended.
-pub(crate) fn go_on(device: &dyn VdpaDevice, guest: &Guest) -> Result<(), PathError> {
+pub(crate) fn rebind_and_kick(device: &dyn VdpaDevice, guest: &Guest) -> Result<(), PathError> {
     bind_kicks(device, guest, true)?;
     for (index, _) in guest.enabled() {
         device.kick_vq(index);
@@ -71,7 +71,7 @@ pub(crate) fn suspend(
     guest: &Guest,
     deadline: Instant,
     attempts: &mut u32,
-) -> Result<Drained, Halt> {
+) -> Result<QueuePositions, QuiesceError> {
     // A packed ring has no index to compare with: what SUSPEND promises must do.
     let packed = guest.features & feature::RING_PACKED != 0;
     let views = if packed { Vec::new() } else { guest.rings()? };
@@ -82,25 +82,25 @@ pub(crate) fn suspend(
         device.suspend().step("SUSPEND")?;
         let states = match states(device, guest) {
             Ok(states) => states,
-            Err(why) => return Err(back(device, can_resume, why)),
+            Err(why) => return Err(resume_after(device, can_resume, why)),
         };
         // What was fetched before the suspension may still end.
         let patience = if can_resume {
-            Instant::now() + RETRY
+            Instant::now() + RETRY_DELAY
         } else {
             deadline
         };
         loop {
             match drained(&views, &states) {
                 Ok(true) => return Ok(states),
-                Ok(false) if Instant::now() < patience => std::thread::sleep(LOOK),
+                Ok(false) if Instant::now() < patience => std::thread::sleep(POLL_INTERVAL),
                 Ok(false) => break,
-                Err(why) => return Err(back(device, can_resume, why)),
+                Err(why) => return Err(resume_after(device, can_resume, why)),
             }
         }
         let late = PathError::Busy("requests in flight don't end");
         if !can_resume {
-            return Err(Halt {
+            return Err(QuiesceError {
                 why: late,
                 stuck: true,
             });
@@ -108,22 +108,22 @@ pub(crate) fn suspend(
         device
             .resume()
             .step("RESUME")
-            .map_err(|why| Halt { why, stuck: true })?;
-        go_on(device, guest)?;
+            .map_err(|why| QuiesceError { why, stuck: true })?;
+        rebind_and_kick(device, guest)?;
         if Instant::now() >= deadline {
             return Err(late.into());
         }
-        std::thread::sleep(RETRY);
+        std::thread::sleep(RETRY_DELAY);
     }
 }
 
 /// The error of a device that is suspended, after its return to work.
-fn back(device: &dyn VdpaDevice, can_resume: bool, why: PathError) -> Halt {
+fn resume_after(device: &dyn VdpaDevice, can_resume: bool, why: PathError) -> QuiesceError {
     let stuck = !can_resume || device.resume().is_err();
-    Halt { why, stuck }
+    QuiesceError { why, stuck }
 }
 
-fn states(device: &dyn VdpaDevice, guest: &Guest) -> Result<Drained, PathError> {
+fn states(device: &dyn VdpaDevice, guest: &Guest) -> Result<QueuePositions, PathError> {
     guest
         .enabled()
         .map(|(index, _)| Ok((index, device.get_vq_state(index).step("queue state")?)))
@@ -131,7 +131,7 @@ fn states(device: &dyn VdpaDevice, guest: &Guest) -> Result<Drained, PathError> 
 }
 
 /// Whether nothing is in flight at `states`.
-fn drained(views: &[(u16, RingView)], states: &Drained) -> Result<bool, PathError> {
+fn drained(views: &[(u16, RingView)], states: &QueuePositions) -> Result<bool, PathError> {
     let mut all = true;
     for ((index, view), (_, state)) in views.iter().zip(states) {
         let VqState::Split { avail_index } = *state else {
@@ -156,12 +156,12 @@ fn drained(views: &[(u16, RingView)], states: &Drained) -> Result<bool, PathErro
 }
 
 /// Waits while the device, which hears no kicks, still returns requests; at most until `deadline`.
-pub(crate) fn calm(guest: &Guest, deadline: Instant) -> Result<(), PathError> {
+pub(crate) fn wait_while_completing(guest: &Guest, deadline: Instant) -> Result<(), PathError> {
     let views = guest.rings()?;
     let used = || -> Vec<u16> { views.iter().map(|(_, view)| view.used_idx()).collect() };
     let mut last = used();
     while Instant::now() < deadline {
-        std::thread::sleep(RETRY);
+        std::thread::sleep(RETRY_DELAY);
         let now = used();
         if now == last {
             break;
@@ -172,7 +172,7 @@ pub(crate) fn calm(guest: &Guest, deadline: Instant) -> Result<(), PathError> {
 }
 
 /// Waits until everything that the guest made available is used. The guest does not run, or gives no kicks.
-fn idle(guest: &Guest, deadline: Instant) -> Result<Option<Drained>, PathError> {
+fn wait_drained(guest: &Guest, deadline: Instant) -> Result<Option<QueuePositions>, PathError> {
     let views = guest.rings()?;
     loop {
         if views
@@ -189,7 +189,7 @@ fn idle(guest: &Guest, deadline: Instant) -> Result<Option<Drained>, PathError> 
         if Instant::now() >= deadline {
             return Ok(None);
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -198,9 +198,9 @@ pub(crate) fn drain(
     device: &dyn VdpaDevice,
     guest: &Guest,
     deadline: Instant,
-) -> Result<Drained, Halt> {
-    go_on(device, guest)?;
-    match idle(guest, deadline)? {
+) -> Result<QueuePositions, QuiesceError> {
+    rebind_and_kick(device, guest)?;
+    match wait_drained(guest, deadline)? {
         Some(states) => Ok(states),
         None => Err(PathError::Busy("requests in flight don't end").into()),
     }

@@ -9,7 +9,7 @@ use vdpa_bus::{Callback, VdpaDevice, VqAddress, VqState};
 use virtio_blk_core::spec::feature;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Drained, Guest, GuestQueue, no_queue};
+use super::{Guest, GuestQueue, QueuePositions, no_queue};
 use crate::PathError;
 
 /// A queue of a paused device.
@@ -33,7 +33,7 @@ pub struct SavedGuest {
     /// The status byte that it sees.
     pub status: u8,
     /// What it wrote into the configuration space: offset and bytes.
-    pub written: Vec<(usize, Vec<u8>)>,
+    pub config_writes: Vec<(usize, Vec<u8>)>,
     /// Its enabled queues.
     pub queues: Vec<SavedGuestQueue>,
 }
@@ -54,7 +54,7 @@ impl Guest {
         SavedGuest {
             features: self.features,
             status: self.status,
-            written: self.written.clone(),
+            config_writes: self.config_writes.clone(),
             queues: queues.collect(),
         }
     }
@@ -71,7 +71,7 @@ impl Guest {
         saved: &SavedGuest,
         offered: u64,
         mut events: impl FnMut(u16) -> Option<(Arc<EventFd>, Callback)>,
-    ) -> Result<Drained, PathError> {
+    ) -> Result<QueuePositions, PathError> {
         if saved.features & !offered != 0 {
             return Err(PathError::Features(saved.features));
         }
@@ -82,7 +82,7 @@ impl Guest {
             queues: vec![None; self.queues.len()],
             memory: self.memory.clone(),
             config: self.config.clone(),
-            written: Vec::new(),
+            config_writes: Vec::new(),
         };
         let mut states = Vec::new();
         for queue in &saved.queues {
@@ -102,8 +102,8 @@ impl Guest {
             guest.set_queue(index, restored, device.get_vq_num_max())?;
             states.push((index, state));
         }
-        for (offset, bytes) in &saved.written {
-            guest.note_write(*offset, bytes);
+        for (offset, bytes) in &saved.config_writes {
+            guest.record_config_write(*offset, bytes);
         }
         *self = guest;
         Ok(states)

@@ -3,15 +3,15 @@
 
 //! The slow path: our own driver in front of a vDPA block device, as a disk.
 
-mod lane;
+mod completion_event;
+mod iova_window;
 mod limits;
 mod options;
+mod pending;
 mod queue;
 mod serial;
-mod signal;
-mod task;
+mod shadow_queue;
 mod translate;
-mod window;
 
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,19 +23,19 @@ use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, DiskListener, IoQu
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
 use virtio_blk_core::spec::{self, feature, status};
 
-use crate::bring_up::{self, Ring};
-use crate::device_map::DeviceMap;
 use crate::error::{PathError, Step};
+use crate::iotlb_sync::IotlbSync;
 use crate::lock;
 use crate::vhost::holds;
-use lane::Lane;
+use crate::virtio_init::{self, Ring};
+use completion_event::CompletionEvent;
+use iova_window::IovaWindow;
 use limits::Limits;
 pub(crate) use limits::{BLOCK_FEATURES, RING_FEATURES};
-pub use options::{SlowOptions, Wake};
+pub use options::{CompletionMode, SlowOptions};
 use queue::SlowQueue;
-use signal::Signal;
-use translate::{Translation, Translations};
-use window::Window;
+use shadow_queue::ShadowQueue;
+use translate::{Translation, TranslationHistory};
 
 /// How long memory that is taken away may still be in use.
 const UNMAP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,29 +61,29 @@ pub struct SlowPath(Arc<Shared>);
 /// What queues share.
 struct Shared {
     device: Arc<dyn VdpaDevice>,
-    map: Arc<DeviceMap>,
+    map: Arc<IotlbSync>,
     options: SlowOptions,
-    window: Window,
+    window: IovaWindow,
     limits: Limits,
     caps: Caps,
     capacity: AtomicU64,
     offered: u64,
     features: AtomicU64,
-    translations: Arc<Translations>,
-    signals: Vec<Arc<Signal>>,
-    config: Arc<Signal>,
+    translations: Arc<TranslationHistory>,
+    completion_events: Vec<Arc<CompletionEvent>>,
+    config: Arc<CompletionEvent>,
     listeners: Mutex<Vec<DiskListener>>,
     /// Locked while the device is set up or given up.
     control: Mutex<Control>,
-    lanes: Mutex<Vec<Lane>>,
+    shadow_queues: Mutex<Vec<ShadowQueue>>,
     running: AtomicBool,
-    dead: AtomicBool,
+    failed: AtomicBool,
     /// Bytes that went through bounce buffers.
     copied: AtomicU64,
     /// Somebody is about to give the device up.
-    doomed: AtomicBool,
+    giving_up: AtomicBool,
     /// Whether nobody else cleans up behind us.
-    alone: bool,
+    owns_device: bool,
 }
 
 #[derive(Default)]
@@ -98,7 +98,7 @@ impl SlowPath {
     /// # Errors
     /// It is no block device, can't be driven ([`PathError`] says why), or refused a step.
     pub fn new(device: Arc<dyn VdpaDevice>, options: SlowOptions) -> Result<Self, PathError> {
-        let map = Arc::new(DeviceMap::new(device.clone()));
+        let map = Arc::new(IotlbSync::new(device.clone()));
         device.reset().step("reset")?;
         let path = Self::idle(device, map, options, true)?;
         path.start(&IotlbTable::new(), path.0.offered)?;
@@ -108,9 +108,9 @@ impl SlowPath {
     /// Makes a path that does not touch the device before [`SlowPath::start`].
     pub(crate) fn idle(
         device: Arc<dyn VdpaDevice>,
-        map: Arc<DeviceMap>,
+        map: Arc<IotlbSync>,
         options: SlowOptions,
-        alone: bool,
+        owns_device: bool,
     ) -> Result<Self, PathError> {
         match device.get_device_id() {
             spec::DEVICE_ID => {}
@@ -139,11 +139,11 @@ impl SlowPath {
             len,
             why: "it is larger than this machine's memory",
         })?;
-        let window = Window::new(iova, bytes)?;
-        let lanes = (0..queues)
+        let window = IovaWindow::new(iova, bytes)?;
+        let shadow_queues = (0..queues)
             .map(|index| {
                 let base = iova + shape.len() * u64::from(index);
-                Lane::new(index, base, shape, &window)
+                ShadowQueue::new(index, base, shape, &window)
             })
             .collect::<Result<Vec<_>, _>>()?;
         let caps = limits::caps(offered, &config, queues)?;
@@ -158,18 +158,18 @@ impl SlowPath {
             offered,
             features: AtomicU64::new(0),
             translations: Arc::default(),
-            signals: (0..queues)
-                .map(|_| Signal::new())
+            completion_events: (0..queues)
+                .map(|_| CompletionEvent::new())
                 .collect::<Result<_, _>>()?,
-            config: Signal::new()?,
+            config: CompletionEvent::new()?,
             listeners: Mutex::default(),
             control: Mutex::default(),
-            lanes: Mutex::new(lanes),
+            shadow_queues: Mutex::new(shadow_queues),
             running: AtomicBool::new(false),
-            dead: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             copied: AtomicU64::new(0),
-            doomed: AtomicBool::new(false),
-            alone,
+            giving_up: AtomicBool::new(false),
+            owns_device,
         })))
     }
 
@@ -188,38 +188,39 @@ impl SlowPath {
         let shared = &self.0;
         let mut control = lock(&shared.control);
         let device = shared.device.as_ref();
-        bring_up::negotiate(device, features)?;
+        virtio_init::negotiate(device, features)?;
         shared.map.set(shared.with_window(guest)?)?;
         control.guest = guest.clone();
         shared.translations.publish(Translation::new(guest));
-        let mut lanes = lock(&shared.lanes);
-        if lanes.len() != shared.signals.len() {
+        let mut shadow_queues = lock(&shared.shadow_queues);
+        if shadow_queues.len() != shared.completion_events.len() {
             return Err(PathError::Busy("a queue of the slow path is still open"));
         }
         let count = if features & feature::MQ != 0 {
-            lanes.len()
+            shadow_queues.len()
         } else {
             1
         };
         let has = |bit| features & bit != 0;
-        for lane in lanes.iter_mut() {
-            lane.reset(
-                &shared.window,
-                has(feature::RING_EVENT_IDX),
-                has(feature::RING_INDIRECT_DESC),
-            )
-            .map_err(|error| PathError::Queue {
-                index: lane.index,
-                why: error.to_string(),
-            })?;
+        for queue in shadow_queues.iter_mut() {
+            queue
+                .reset(
+                    &shared.window,
+                    has(feature::RING_EVENT_IDX),
+                    has(feature::RING_INDIRECT_DESC),
+                )
+                .map_err(|error| PathError::Queue {
+                    index: queue.index,
+                    why: error.to_string(),
+                })?;
         }
-        let mut rings: Vec<_> = lanes
+        let mut rings: Vec<_> = shadow_queues
             .iter()
-            .filter(|lane| usize::from(lane.index) < count)
-            .map(|lane| shared.ring(lane))
+            .filter(|queue| usize::from(queue.index) < count)
+            .map(|queue| shared.ring(queue))
             .collect();
         rings.sort_unstable_by_key(|ring| ring.index);
-        let polls = shared.options.wake == Wake::Poll;
+        let polls = shared.options.completion_mode == CompletionMode::Poll;
         if polls {
             rings.iter_mut().for_each(|ring| ring.callback = None);
         } else if let Some(first) = rings.first() {
@@ -227,25 +228,25 @@ impl SlowPath {
                 // A kernel device.
                 Err(VdpaError::NotSupported(_)) => {
                     for ring in &mut rings {
-                        let signal = &shared.signals[usize::from(ring.index)];
-                        ring.callback = Some(signal.trigger());
+                        let event = &shared.completion_events[usize::from(ring.index)];
+                        ring.callback = Some(event.trigger());
                     }
                 }
                 other => other.step("queue callback")?,
             }
         }
-        bring_up::start(device, &rings, config)?;
+        virtio_init::start(device, &rings, config)?;
         shared.features.store(features, Ordering::Release);
-        shared.dead.store(false, Ordering::Release);
-        shared.doomed.store(false, Ordering::Release);
+        shared.failed.store(false, Ordering::Release);
+        shared.giving_up.store(false, Ordering::Release);
         shared.running.store(true, Ordering::Release);
         Ok(())
     }
 
     /// Ends the path, whose device is reset next. All queues were closed.
     pub(crate) fn stop(&self) -> Result<(), PathError> {
-        let lanes = lock(&self.0.lanes);
-        if lanes.len() != self.0.signals.len() {
+        let shadow_queues = lock(&self.0.shadow_queues);
+        if shadow_queues.len() != self.0.completion_events.len() {
             return Err(PathError::Busy("a queue of the slow path is still open"));
         }
         self.0.running.store(false, Ordering::Release);
@@ -276,7 +277,7 @@ impl SlowPath {
 
     /// Whether the device was given up.
     pub fn is_broken(&self) -> bool {
-        self.0.dead.load(Ordering::Acquire)
+        self.0.failed.load(Ordering::Acquire)
     }
 
     /// Readable when the device changed its configuration: call [`Disk::refresh`], which also makes it unreadable.
@@ -290,8 +291,8 @@ impl SlowPath {
     /// # Errors
     /// No queue is free, or the device answered with an error.
     pub fn serial(&self) -> Result<Vec<u8>, DiskError> {
-        let lane = self.0.take_lane()?;
-        serial::get(&self.0, lane)
+        let queue = self.0.take_queue()?;
+        serial::get(&self.0, queue)
     }
 
     /// Tells the device of the memory that buffers will lie in, by I/O address, in the place of what it knew before.
@@ -322,7 +323,7 @@ impl SlowPath {
             let generation = shared.translations.publish(Translation::new(&both));
             let deadline = Instant::now() + UNMAP_TIMEOUT;
             while !shared.translations.is_past(generation) {
-                if Instant::now() >= deadline || shared.doomed.load(Ordering::Acquire) {
+                if Instant::now() >= deadline || shared.giving_up.load(Ordering::Acquire) {
                     let old = Translation::new(&control.guest);
                     shared.translations.publish(old);
                     return Err(PathError::Busy("requests that use the memory don't end"));
@@ -342,8 +343,8 @@ impl SlowPath {
 }
 
 impl Shared {
-    /// Lends out the free lane with the lowest index.
-    fn take_lane(&self) -> Result<Lane, DiskError> {
+    /// Lends out the free queue with the lowest index.
+    fn take_queue(&self) -> Result<ShadowQueue, DiskError> {
         if !self.running.load(Ordering::Acquire) {
             return Err(DiskError::Config("the slow path is not active".into()));
         }
@@ -352,14 +353,14 @@ impl Shared {
         } else {
             1
         };
-        let mut lanes = lock(&self.lanes);
+        let mut shadow_queues = lock(&self.shadow_queues);
         let free = (0..)
-            .zip(lanes.iter())
-            .filter(|(_, lane)| lane.index < usable)
-            .min_by_key(|(_, lane)| lane.index)
+            .zip(shadow_queues.iter())
+            .filter(|(_, queue)| queue.index < usable)
+            .min_by_key(|(_, queue)| queue.index)
             .map(|(at, _)| at);
         match free {
-            Some(at) => Ok(lanes.swap_remove(at)),
+            Some(at) => Ok(shadow_queues.swap_remove(at)),
             None => Err(DiskError::Config(
                 "every queue of the vDPA device is in use".into(),
             )),
@@ -372,11 +373,11 @@ impl Shared {
         Ok(table)
     }
 
-    /// What to start a lane's queue with.
-    fn ring(&self, lane: &Lane) -> Ring {
-        let layout = lane.ring.layout();
+    /// What to start a queue's queue with.
+    fn ring(&self, queue: &ShadowQueue) -> Ring {
+        let layout = queue.ring.layout();
         Ring {
-            index: lane.index,
+            index: queue.index,
             size: layout.size(),
             state: VqState::Split { avail_index: 0 },
             address: VqAddress {
@@ -385,15 +386,15 @@ impl Shared {
                 device: layout.used().0,
             },
             kick: None,
-            callback: Some(self.signals[usize::from(lane.index)].call()),
+            callback: Some(self.completion_events[usize::from(queue.index)].call()),
         }
     }
 
     /// Gives the device up. When it returns nothing of ours is touched any more.
     fn give_up(&self, why: &dyn std::fmt::Display) {
-        self.doomed.store(true, Ordering::Release);
+        self.giving_up.store(true, Ordering::Release);
         let _control = lock(&self.control);
-        if self.dead.load(Ordering::Acquire) {
+        if self.failed.load(Ordering::Acquire) {
             return;
         }
         log::error!("the vDPA device is given up: {why}");
@@ -401,9 +402,11 @@ impl Shared {
             // It promises the same, for good.
             self.device.free();
         }
-        self.dead.store(true, Ordering::Release);
+        self.failed.store(true, Ordering::Release);
         self.running.store(false, Ordering::Release);
-        self.signals.iter().for_each(|signal| signal.ring());
+        self.completion_events
+            .iter()
+            .for_each(|event| event.signal());
         let listeners = lock(&self.listeners).clone();
         listeners
             .iter()
@@ -423,7 +426,7 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if self.alone {
+        if self.owns_device {
             if self.device.reset().is_err() {
                 self.device.free();
             }
@@ -442,8 +445,8 @@ impl Disk for SlowPath {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let lane = self.0.take_lane()?;
-        Ok(Box::new(SlowQueue::new(self.0.clone(), lane, depth)))
+        let queue = self.0.take_queue()?;
+        Ok(Box::new(SlowQueue::new(self.0.clone(), queue, depth)))
     }
 
     fn refresh(&self) -> Result<(), DiskError> {

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use vdpa_bus::VdpaDevice;
 
-use super::lane::Shape;
 use super::limits::Limits;
+use super::shadow_queue::ShadowLayout;
 use crate::PathError;
 
 /// How a queue learns of finished requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wake {
+pub enum CompletionMode {
     /// An eventfd is readable.
     #[default]
     Event,
@@ -29,7 +29,7 @@ pub struct SlowOptions {
     /// Entries of each ring.
     pub queue_size: u16,
     /// How finished requests are noticed.
-    pub wake: Wake,
+    pub completion_mode: CompletionMode,
     /// Bounce buffers of each queue.
     pub bounces: u16,
     /// Bytes of a bounce buffer: a multiple of 4096, and at least a block.
@@ -47,7 +47,7 @@ impl Default for SlowOptions {
         Self {
             queues: u16::MAX,
             queue_size: 256,
-            wake: Wake::Event,
+            completion_mode: CompletionMode::Event,
             bounces: 16,
             bounce_len: 128 << 10,
             window: None,
@@ -69,7 +69,7 @@ impl SlowOptions {
         device: &dyn VdpaDevice,
         queues: u16,
         limits: &Limits,
-    ) -> Result<Shape, PathError> {
+    ) -> Result<ShadowLayout, PathError> {
         let mut size = self.queue_size.min(device.get_vq_num_max());
         for vq in 0..queues {
             if let Ok(max) = device.get_vq_size(vq) {
@@ -95,7 +95,7 @@ impl SlowOptions {
                 self.bounces, self.bounce_len, limits.block
             )));
         }
-        Ok(Shape {
+        Ok(ShadowLayout {
             size,
             segments: limits.segments,
             bounces: self.bounces,

@@ -16,18 +16,18 @@ use virtio_blk_driver::ring::{Chain, RingError, Used};
 use virtio_blk_driver::{Memory, Segment, wire};
 use vm_memory::GuestAddress;
 
-use super::lane::Lane;
+use super::completion_event::CompletionEvent;
 use super::limits::Limits;
-use super::signal::Signal;
-use super::task::{Part, Task, copy};
-use super::translate::View;
-use super::{Shared, Wake};
+use super::pending::{PendingOp, SubRequest, copy};
+use super::shadow_queue::ShadowQueue;
+use super::translate::TranslationReader;
+use super::{CompletionMode, Shared};
 use crate::lock;
 
-/// How often the status of a device that finishes nothing is looked at, and the device kicked again: some lose a kick.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the status of a device that finishes nothing is checked at, and the device kicked again: some lose a kick.
+const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What became of an attempt to give a task to the device.
+/// What became of an attempt to give an operation to the device.
 enum Issue {
     /// The device has it.
     Issued,
@@ -35,24 +35,24 @@ enum Issue {
     NoRoom,
 }
 
-/// One queue: a lane that is on loan, and the operations in flight.
+/// A shadow queue that this has to itself, and the operations in flight.
 pub(super) struct SlowQueue {
     shared: Arc<Shared>,
-    signal: Arc<Signal>,
+    event: Arc<CompletionEvent>,
     /// There until this is dropped.
-    lane: Option<Lane>,
-    view: View,
+    shadow: Option<ShadowQueue>,
+    view: TranslationReader,
     limits: Limits,
     events: bool,
     flush: bool,
     /// By cookie.
-    tasks: Vec<Option<Task>>,
+    pending: Vec<Option<PendingOp>>,
     free: Vec<u16>,
     /// Accepted, and not yet with the device (any more): for want of room.
     waiting: VecDeque<u16>,
     /// When the device last finished something, or got something while it had nothing.
     progress: Option<Instant>,
-    looked: Option<Instant>,
+    checked: Option<Instant>,
     readable: Vec<Segment>,
     writable: Vec<Segment>,
     scratch: Vec<libc::iovec>,
@@ -62,39 +62,39 @@ pub(super) struct SlowQueue {
 unsafe impl Send for SlowQueue {}
 
 impl SlowQueue {
-    pub(super) fn new(shared: Arc<Shared>, lane: Lane, depth: u16) -> Self {
-        let count = depth.max(lane.ring.layout().size());
+    pub(super) fn new(shared: Arc<Shared>, shadow: ShadowQueue, depth: u16) -> Self {
+        let count = depth.max(shadow.ring.layout().size());
         let limits = Limits {
-            segments: lane.segments(&shared.limits),
+            segments: shadow.segments(&shared.limits),
             ..shared.limits
         };
         let room = limits.segments + 2;
-        let events = shared.options.wake == Wake::Event;
+        let events = shared.options.completion_mode == CompletionMode::Event;
         Self {
-            signal: shared.signals[usize::from(lane.index)].clone(),
+            event: shared.completion_events[usize::from(shadow.index)].clone(),
             view: shared.translations.view(),
             events,
             flush: shared.negotiated(feature::FLUSH),
-            tasks: (0..count).map(|_| None).collect(),
+            pending: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
             waiting: VecDeque::with_capacity(count.into()),
             progress: None,
-            looked: None,
+            checked: None,
             readable: Vec::with_capacity(room),
             writable: Vec::with_capacity(room),
             scratch: Vec::with_capacity(room),
-            lane: Some(lane),
+            shadow: Some(shadow),
             limits,
             shared,
         }
     }
 
-    fn is_dead(&self) -> bool {
-        self.shared.dead.load(Ordering::Acquire)
+    fn is_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
     }
 
     fn in_flight(&self) -> usize {
-        self.tasks.len() - self.free.len()
+        self.pending.len() - self.free.len()
     }
 
     /// The checks every disk makes, and whether the device was told of this kind of operation.
@@ -125,15 +125,15 @@ impl SlowQueue {
         Ok(())
     }
 
-    /// Gives the next part of task `index` to the device.
+    /// Gives the next sub-request of operation `index` to the device.
     fn issue(&mut self, index: u16) -> Result<Issue, RingError> {
         let Self {
             shared,
-            lane: Some(lane),
+            shadow: Some(shadow),
             view,
             limits,
             flush: _,
-            tasks,
+            pending,
             readable,
             writable,
             scratch,
@@ -142,26 +142,26 @@ impl SlowQueue {
         else {
             return Ok(Issue::NoRoom);
         };
-        let Some(task) = tasks.get_mut(usize::from(index)).and_then(Option::as_mut) else {
+        let Some(entry) = pending.get_mut(usize::from(index)).and_then(Option::as_mut) else {
             return Ok(Issue::Issued);
         };
-        let Some(slot) = lane.take_slot() else {
+        let Some(slot) = shadow.take_slot() else {
             return Ok(Issue::NoRoom);
         };
-        let place = lane.slot(slot);
+        let place = shadow.slot(slot);
         let window = &shared.window;
         readable.clear();
         writable.clear();
         readable.push(place.header());
-        let mut part = Part {
+        let mut sub_request = SubRequest {
             slot,
-            ..Part::default()
+            ..SubRequest::default()
         };
         let mut kind = wire::T_FLUSH;
         let mut sector = 0;
         let caps = &shared.caps;
-        let range = match task.op.kind {
-            _ if task.flushing => None,
+        let range = match entry.op.kind {
+            _ if entry.flushing => None,
             OpKind::Flush => None,
             OpKind::Lifetime => {
                 kind = wire::T_GET_LIFETIME;
@@ -182,7 +182,7 @@ impl SlowQueue {
             }
             // `check` let nothing else through.
             _ => {
-                let write = matches!(task.op.kind, OpKind::Write { .. });
+                let write = matches!(entry.op.kind, OpKind::Write { .. });
                 let (data, access) = if write {
                     kind = wire::T_OUT;
                     (&mut *readable, Permissions::Read)
@@ -190,53 +190,53 @@ impl SlowQueue {
                     kind = wire::T_IN;
                     (&mut *writable, Permissions::Write)
                 };
-                sector = task.sector();
-                part.len = task.gather(view.enter(), limits, access, data);
-                if part.len == 0 {
-                    view.settle();
+                sector = entry.sector();
+                sub_request.len = entry.gather(view.current(), limits, access, data);
+                if sub_request.len == 0 {
+                    view.publish_oldest();
                     data.truncate(usize::from(write));
-                    let Some(bounce) = lane.take_bounce() else {
-                        lane.give_slot(slot);
+                    let Some(bounce) = shadow.take_bounce() else {
+                        shadow.give_slot(slot);
                         return Ok(Issue::NoRoom);
                     };
-                    part.bounce = Some(bounce);
-                    let at = lane.bounce(bounce);
-                    part.len = bounce_part(limits, lane.bounce_len(), task.left());
-                    shared.copied.fetch_add(part.len, Ordering::Relaxed);
-                    cut(at, part.len, limits.segment, data);
-                    if let (true, Some(to)) = (write, window.host(at, part.len as usize)) {
+                    sub_request.bounce = Some(bounce);
+                    let at = shadow.bounce(bounce);
+                    sub_request.len = bounce_len(limits, shadow.bounce_len(), entry.left());
+                    shared.copied.fetch_add(sub_request.len, Ordering::Relaxed);
+                    split_segments(at, sub_request.len, limits.segment, data);
+                    if let (true, Some(to)) = (write, window.host(at, sub_request.len as usize)) {
                         // SAFETY: `to` has so many bytes in the window, which is nobody's buffer.
                         unsafe {
-                            let (done, len) = (task.done as usize, part.len as usize);
-                            copy(&task.op.buf, done, len, to, true, scratch);
+                            let (done, len) = (entry.done as usize, sub_request.len as usize);
+                            copy(&entry.op.buf, done, len, to, true, scratch);
                         }
                     }
                 } else {
-                    part.generation = Some(view.commit());
+                    sub_request.generation = Some(view.hold());
                 }
                 None
             }
         };
         if let Some((max, unmap)) = range {
-            let range = task.range(max, unmap);
-            part.len = u64::from(range.num_sectors) * 512;
+            let range = entry.range(max, unmap);
+            sub_request.len = u64::from(range.num_sectors) * 512;
             window.write_at(place.range().addr, &range.to_bytes())?;
             readable.push(place.range());
         }
         writable.push(place.status());
-        lane.prepare(window, place, &wire::header(kind, 0, sector))?;
+        shadow.prepare(window, place, &wire::header(kind, 0, sector))?;
         let chain = Chain {
             readable,
             writable,
-            indirect: lane.indirect.then(|| place.table()),
+            indirect: shadow.indirect.then(|| place.table()),
         };
-        match lane.ring.add(window, &chain, index.into()) {
+        match shadow.ring.add(window, &chain, index.into()) {
             Ok(_) => {
-                task.part = part;
+                entry.sub_request = sub_request;
                 Ok(Issue::Issued)
             }
             Err(error) => {
-                release(lane, view, &part);
+                release(shadow, view, &sub_request);
                 match error {
                     RingError::Full { .. } => Ok(Issue::NoRoom),
                     other => Err(other),
@@ -245,7 +245,7 @@ impl SlowQueue {
         }
     }
 
-    /// Gives waiting tasks to the device, as far as there is room, and kicks it for everything new.
+    /// Gives waiting operations to the device, as far as there is room, and kicks it for everything new.
     fn push(&mut self) -> Result<(), RingError> {
         while let Some(&index) = self.waiting.front() {
             match self.issue(index)? {
@@ -253,12 +253,12 @@ impl SlowQueue {
                 Issue::NoRoom => break,
             };
         }
-        let Some(lane) = &mut self.lane else {
+        let Some(shadow) = &mut self.shadow else {
             return Ok(());
         };
         let window = &self.shared.window;
-        if lane.ring.publish(window)? != 0 && lane.ring.needs_kick(window)? {
-            self.shared.device.kick_vq(lane.index);
+        if shadow.ring.publish(window)? != 0 && shadow.ring.needs_kick(window)? {
+            self.shared.device.kick_vq(shadow.index);
         }
         Ok(())
     }
@@ -266,60 +266,62 @@ impl SlowQueue {
     /// Takes back what the device is done with.
     fn collect(&mut self, done: &mut Vec<Completion>) -> Result<(), RingError> {
         loop {
-            let Some(lane) = &mut self.lane else {
+            let Some(shadow) = &mut self.shadow else {
                 return Ok(());
             };
-            let Some(used) = lane.ring.poll_used(&self.shared.window)? else {
+            let Some(used) = shadow.ring.poll_used(&self.shared.window)? else {
                 return Ok(());
             };
             self.finish(used, done)?;
         }
     }
 
-    /// The device is done with a part.
+    /// The device is done with a sub-request.
     fn finish(&mut self, used: Used, done: &mut Vec<Completion>) -> Result<(), RingError> {
         // The ring hands back only what `issue` gave it.
         let index = used.cookie as u16;
-        let (Some(lane), Some(slot)) = (&mut self.lane, self.tasks.get_mut(usize::from(index)))
+        let (Some(shadow), Some(slot)) =
+            (&mut self.shadow, self.pending.get_mut(usize::from(index)))
         else {
             return Ok(());
         };
-        let Some(task) = slot else {
+        let Some(entry) = slot else {
             return Ok(());
         };
-        let part = task.part;
+        let sub_request = entry.sub_request;
         let window = &self.shared.window;
-        let place = lane.slot(part.slot);
-        let result = match lane.status(window, place) {
+        let place = shadow.slot(sub_request.slot);
+        let result = match shadow.status(window, place) {
             wire::S_OK => Ok(()),
             wire::S_UNSUPP => Err(DiskError::Unsupported),
             _ => Err(DiskError::from_errno(libc::EIO)),
         };
         if result.is_ok() {
-            match (task.op.kind, part.bounce) {
+            match (entry.op.kind, sub_request.bounce) {
                 (OpKind::Read { .. }, Some(bounce)) => {
-                    if let Some(from) = window.host(lane.bounce(bounce), part.len as usize) {
+                    if let Some(from) = window.host(shadow.bounce(bounce), sub_request.len as usize)
+                    {
                         // SAFETY: `from` has so many bytes in the window, which is nobody's buffer.
                         unsafe {
-                            let (at, len) = (task.done as usize, part.len as usize);
-                            copy(&task.op.buf, at, len, from, false, &mut self.scratch);
+                            let (at, len) = (entry.done as usize, sub_request.len as usize);
+                            copy(&entry.op.buf, at, len, from, false, &mut self.scratch);
                         }
                     }
                 }
                 (OpKind::Lifetime, _) => {
                     let mut bytes = [0; Lifetime::SIZE];
                     window.read_at(place.lifetime().addr, &mut bytes)?;
-                    task.op.buf.copy_in(0, &bytes);
+                    entry.op.buf.copy_in(0, &bytes);
                 }
                 _ => {}
             }
         }
-        release(lane, &mut self.view, &part);
-        task.advance(part.len);
+        release(shadow, &mut self.view, &sub_request);
+        entry.advance(sub_request.len);
         let more = result.is_ok()
-            && (task.left() != 0 || {
-                let flush = self.flush && task.wants_flush() && !task.flushing;
-                task.flushing |= flush;
+            && (entry.left() != 0 || {
+                let flush = self.flush && entry.wants_flush() && !entry.flushing;
+                entry.flushing |= flush;
                 flush
             });
         if more {
@@ -328,53 +330,55 @@ impl SlowQueue {
             }
             return Ok(());
         }
-        if let Some(task) = slot.take() {
+        if let Some(entry) = slot.take() {
             self.free.push(index);
-            done.push(task.op.complete(result));
+            done.push(entry.op.complete(result));
         }
         Ok(())
     }
 
     fn try_reap(&mut self, done: &mut Vec<Completion>) -> Result<(), RingError> {
         if self.events {
-            self.signal.clear();
+            self.event.clear();
         }
         let before = done.len();
         loop {
             self.collect(done)?;
             self.push()?;
-            let Some(lane) = &mut self.lane else { break };
+            let Some(shadow) = &mut self.shadow else {
+                break;
+            };
             // Interrupts are asked for, then we look again: the device may not have seen that in time.
-            if !self.events || !lane.ring.enable_interrupts(&self.shared.window)? {
+            if !self.events || !shadow.ring.enable_interrupts(&self.shared.window)? {
                 break;
             }
         }
-        self.watch(done.len() != before);
+        self.note_progress(done.len() != before);
         Ok(())
     }
 
     /// Notes progress; looks after a device that makes none.
-    fn watch(&mut self, progress: bool) {
+    fn note_progress(&mut self, progress: bool) {
         if self.in_flight() == 0 {
-            (self.progress, self.looked) = (None, None);
+            (self.progress, self.checked) = (None, None);
             return;
         }
         if progress || self.progress.is_none() {
             let now = Instant::now();
-            (self.progress, self.looked) = (Some(now), Some(now));
+            (self.progress, self.checked) = (Some(now), Some(now));
         }
     }
 
     /// Looks whether the device is alive, where it seems not to be.
-    fn look(&mut self) {
-        let (Some(progress), Some(looked)) = (self.progress, self.looked) else {
+    fn check_health(&mut self) {
+        let (Some(progress), Some(checked)) = (self.progress, self.checked) else {
             return;
         };
         let now = Instant::now();
-        if now.duration_since(looked) < LOOK.min(self.patience()) {
+        if now.duration_since(checked) < HEALTH_CHECK_INTERVAL.min(self.patience()) {
             return;
         }
-        self.looked = Some(now);
+        self.checked = Some(now);
         if self.shared.looks_broken() {
             self.shared.give_up(&"its status says that it does not run");
         } else if let Some(timeout) = self.shared.options.timeout
@@ -382,45 +386,45 @@ impl SlowQueue {
         {
             self.shared
                 .give_up(&format_args!("nothing was finished for {timeout:?}"));
-        } else if let Some(lane) = &self.lane {
-            self.shared.device.kick_vq(lane.index);
+        } else if let Some(shadow) = &self.shadow {
+            self.shared.device.kick_vq(shadow.index);
         }
     }
 
     fn patience(&self) -> Duration {
-        self.shared.options.timeout.unwrap_or(LOOK)
+        self.shared.options.timeout.unwrap_or(HEALTH_CHECK_INTERVAL)
     }
 
     /// The end of everything that is in flight on a device that was given up.
     fn fail_all(&mut self, done: &mut Vec<Completion>) {
-        self.signal.clear();
+        self.event.clear();
         self.waiting.clear();
-        for (index, slot) in (0..).zip(&mut self.tasks) {
-            if let Some(task) = slot.take() {
-                if let Some(generation) = task.part.generation {
-                    self.view.leave(generation);
+        for (index, slot) in (0..).zip(&mut self.pending) {
+            if let Some(entry) = slot.take() {
+                if let Some(generation) = entry.sub_request.generation {
+                    self.view.release(generation);
                 }
                 self.free.push(index);
-                done.push(task.op.complete(Err(DiskError::from_errno(libc::ENODEV))));
+                done.push(entry.op.complete(Err(DiskError::from_errno(libc::ENODEV))));
             }
         }
-        (self.progress, self.looked) = (None, None);
+        (self.progress, self.checked) = (None, None);
     }
 }
 
-/// Gives back what a part had.
-fn release(lane: &mut Lane, view: &mut View, part: &Part) {
-    lane.give_slot(part.slot);
-    if let Some(bounce) = part.bounce {
-        lane.give_bounce(bounce);
+/// Gives back what a sub-request held.
+fn release(shadow: &mut ShadowQueue, view: &mut TranslationReader, sub_request: &SubRequest) {
+    shadow.give_slot(sub_request.slot);
+    if let Some(bounce) = sub_request.bounce {
+        shadow.give_bounce(bounce);
     }
-    if let Some(generation) = part.generation {
-        view.leave(generation);
+    if let Some(generation) = sub_request.generation {
+        view.release(generation);
     }
 }
 
-/// Bytes of a part that goes through a bounce buffer: whole blocks.
-fn bounce_part(limits: &Limits, room: u32, left: u64) -> u64 {
+/// Bytes of a sub-request that goes through a bounce buffer: whole blocks.
+fn bounce_len(limits: &Limits, room: u32, left: u64) -> u64 {
     let most = u64::from(limits.segment).saturating_mul(limits.segments as u64);
     let len = left.min(most).min(room.into());
     // `limits` and `SlowOptions` see to it that a block fits.
@@ -428,7 +432,7 @@ fn bounce_part(limits: &Limits, room: u32, left: u64) -> u64 {
 }
 
 /// Cuts `len` bytes at `at` into segments of at most `max`.
-fn cut(mut at: u64, mut len: u64, max: u32, out: &mut Vec<Segment>) {
+fn split_segments(mut at: u64, mut len: u64, max: u32, out: &mut Vec<Segment>) {
     while len != 0 {
         let piece = len.min(max.into());
         out.push(Segment::new(GuestAddress(at), piece as u32));
@@ -439,24 +443,24 @@ fn cut(mut at: u64, mut len: u64, max: u32, out: &mut Vec<Segment>) {
 
 impl IoQueue for SlowQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if self.is_dead() {
+        if self.is_failed() {
             return Submit::Done(op.complete(Err(DiskError::from_errno(libc::ENODEV))));
         }
         if let Err(error) = self.check(&op) {
             return Submit::Done(op.complete(Err(error)));
         }
-        let task = Task::new(op);
-        if task.total == 0 && !matches!(task.op.kind, OpKind::Flush | OpKind::Lifetime) {
-            return Submit::Done(task.op.complete(Ok(())));
+        let entry = PendingOp::new(op);
+        if entry.total == 0 && !matches!(entry.op.kind, OpKind::Flush | OpKind::Lifetime) {
+            return Submit::Done(entry.op.complete(Ok(())));
         }
-        if matches!(task.op.kind, OpKind::Flush) && !self.flush {
+        if matches!(entry.op.kind, OpKind::Flush) && !self.flush {
             // Nothing is cached, or the device makes each write stable by itself.
-            return Submit::Done(task.op.complete(Ok(())));
+            return Submit::Done(entry.op.complete(Ok(())));
         }
         let Some(index) = self.free.pop() else {
-            return Submit::Full(task.op);
+            return Submit::Full(entry.op);
         };
-        self.tasks[usize::from(index)] = Some(task);
+        self.pending[usize::from(index)] = Some(entry);
         let issued = if self.waiting.is_empty() {
             self.issue(index)
         } else {
@@ -474,26 +478,26 @@ impl IoQueue for SlowQueue {
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {
-        if self.is_dead() {
+        if self.is_failed() {
             return Ok(());
         }
         if let Err(error) = self.push() {
             self.shared.give_up(&error);
         }
-        self.watch(false);
+        self.note_progress(false);
         Ok(())
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
         let before = done.len();
-        if !self.is_dead() {
+        if !self.is_failed() {
             if let Err(error) = self.try_reap(done) {
                 self.shared.give_up(&error);
             } else if done.len() == before {
-                self.look();
+                self.check_health();
             }
         }
-        if self.is_dead() {
+        if self.is_failed() {
             self.fail_all(done);
         }
         Ok(done.len() - before)
@@ -501,14 +505,15 @@ impl IoQueue for SlowQueue {
 
     fn wait(&self) -> Wait<'_> {
         if self.events {
-            Wait::Fd(self.signal.as_fd())
+            Wait::Fd(self.event.as_fd())
         } else {
             Wait::Poll
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.looked.map(|looked| looked + LOOK.min(self.patience()))
+        self.checked
+            .map(|checked| checked + HEALTH_CHECK_INTERVAL.min(self.patience()))
     }
 }
 
@@ -522,7 +527,7 @@ impl Drop for SlowQueue {
             }
             if self.events {
                 let mut fd = libc::pollfd {
-                    fd: self.signal.as_fd().as_raw_fd(),
+                    fd: self.event.as_fd().as_raw_fd(),
                     events: libc::POLLIN,
                     revents: 0,
                 };
@@ -532,8 +537,8 @@ impl Drop for SlowQueue {
                 std::thread::yield_now();
             }
         }
-        if let Some(lane) = self.lane.take() {
-            lock(&self.shared.lanes).push(lane);
+        if let Some(shadow) = self.shadow.take() {
+            lock(&self.shared.shadow_queues).push(shadow);
         }
     }
 }

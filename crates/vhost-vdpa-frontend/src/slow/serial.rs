@@ -12,19 +12,19 @@ use virtio_blk_driver::{Memory, Segment, wire};
 use vm_memory::GuestAddress;
 
 use super::Shared;
-use super::lane::Lane;
+use super::shadow_queue::ShadowQueue;
 use crate::lock;
 
 /// How long the answer may take, where the options don't say.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks for the serial number on a queue that nobody else has, and gives that back.
-pub(super) fn get(shared: &Arc<Shared>, mut lane: Lane) -> Result<Vec<u8>, DiskError> {
-    let answer = ask(shared, &mut lane);
+pub(super) fn get(shared: &Arc<Shared>, mut shadow: ShadowQueue) -> Result<Vec<u8>, DiskError> {
+    let answer = ask(shared, &mut shadow);
     if let Err(error) = &answer {
         shared.give_up(error);
     }
-    lock(&shared.lanes).push(lane);
+    lock(&shared.shadow_queues).push(shadow);
     match answer.ok().flatten() {
         Some(mut id) => {
             let len = id.iter().position(|&byte| byte == 0).unwrap_or(id.len());
@@ -36,26 +36,26 @@ pub(super) fn get(shared: &Arc<Shared>, mut lane: Lane) -> Result<Vec<u8>, DiskE
 }
 
 /// `None`: the device answered, but not with a serial number.
-fn ask(shared: &Shared, lane: &mut Lane) -> Result<Option<Vec<u8>>, RingError> {
-    let (Some(slot), Some(bounce)) = (lane.take_slot(), lane.take_bounce()) else {
+fn ask(shared: &Shared, shadow: &mut ShadowQueue) -> Result<Option<Vec<u8>>, RingError> {
+    let (Some(slot), Some(bounce)) = (shadow.take_slot(), shadow.take_bounce()) else {
         return Ok(None);
     };
     let window = &shared.window;
-    let place = lane.slot(slot);
-    let data = GuestAddress(lane.bounce(bounce));
-    lane.prepare(window, place, &wire::header(wire::T_GET_ID, 0, 0))?;
+    let place = shadow.slot(slot);
+    let data = GuestAddress(shadow.bounce(bounce));
+    shadow.prepare(window, place, &wire::header(wire::T_GET_ID, 0, 0))?;
     let chain = Chain {
         readable: &[place.header()],
         writable: &[Segment::new(data, wire::ID_LEN), place.status()],
         indirect: None,
     };
-    lane.ring.add(window, &chain, 0)?;
-    lane.ring.publish(window)?;
-    if lane.ring.needs_kick(window)? {
-        shared.device.kick_vq(lane.index);
+    shadow.ring.add(window, &chain, 0)?;
+    shadow.ring.publish(window)?;
+    if shadow.ring.needs_kick(window)? {
+        shared.device.kick_vq(shadow.index);
     }
     let deadline = Instant::now() + shared.options.timeout.unwrap_or(PATIENCE);
-    while lane.ring.poll_used(window)?.is_none() {
+    while shadow.ring.poll_used(window)?.is_none() {
         if Instant::now() >= deadline {
             shared.give_up(&"it did not answer GET_ID");
             return Ok(None);
@@ -64,8 +64,8 @@ fn ask(shared: &Shared, lane: &mut Lane) -> Result<Option<Vec<u8>>, RingError> {
     }
     let mut id = vec![0; wire::ID_LEN as usize];
     window.read_at(data, &mut id)?;
-    let ok = lane.status(window, place) == wire::S_OK;
-    lane.give_slot(slot);
-    lane.give_bounce(bounce);
+    let ok = shadow.status(window, place) == wire::S_OK;
+    shadow.give_slot(slot);
+    shadow.give_bounce(bounce);
     Ok(ok.then_some(id))
 }

@@ -13,7 +13,7 @@ use crate::lock;
 
 /// Host memory that a device knows.
 #[derive(Clone, Copy, Debug)]
-struct Range {
+struct HostRange {
     start: usize,
     last: usize,
     iova: u64,
@@ -22,17 +22,17 @@ struct Range {
 
 /// The ranges of one memory map, by host address. Numbers only: an operation keeps its memory mapped by itself.
 #[derive(Debug, Default)]
-pub(super) struct Translation(Vec<Range>);
+pub(super) struct Translation(Vec<HostRange>);
 
 impl Translation {
     /// Of `table`. Where the same memory is mapped twice, one of the two is used.
     pub(super) fn new(table: &IotlbTable) -> Self {
-        let mut ranges: Vec<Range> = table
+        let mut ranges: Vec<HostRange> = table
             .mappings()
             .iter()
             .map(|mapping| {
                 let start = mapping.memory().as_ptr() as usize;
-                Range {
+                HostRange {
                     start,
                     // A mapping is never empty.
                     last: start + (mapping.memory().len() - 1),
@@ -64,7 +64,7 @@ const IDLE: u64 = u64::MAX;
 
 /// The present translation, and who still uses an older one.
 #[derive(Default)]
-pub(super) struct Translations {
+pub(super) struct TranslationHistory {
     /// Counts translations; the number of the present one.
     generation: AtomicU64,
     current: Mutex<(u64, Arc<Translation>)>,
@@ -72,13 +72,13 @@ pub(super) struct Translations {
     readers: Mutex<Vec<Arc<AtomicU64>>>,
 }
 
-impl Translations {
+impl TranslationHistory {
     /// Makes `translation` the present one. Answers its generation.
     pub(super) fn publish(&self, translation: Translation) -> u64 {
         let mut current = lock(&self.current);
         current.0 += 1;
         current.1 = Arc::new(translation);
-        // After this, nothing is submitted with an older one: see `View::enter`.
+        // After this, nothing is submitted with an older one: see `TranslationReader::current`.
         self.generation.store(current.0, Ordering::SeqCst);
         current.0
     }
@@ -91,11 +91,11 @@ impl Translations {
     }
 
     /// A queue's view.
-    pub(super) fn view(self: &Arc<Self>) -> View {
+    pub(super) fn view(self: &Arc<Self>) -> TranslationReader {
         let oldest = Arc::new(AtomicU64::new(IDLE));
         lock(&self.readers).push(oldest.clone());
         let (generation, translation) = lock(&self.current).clone();
-        View {
+        TranslationReader {
             all: self.clone(),
             oldest,
             generation,
@@ -106,8 +106,8 @@ impl Translations {
 }
 
 /// One queue's use of the translations.
-pub(super) struct View {
-    all: Arc<Translations>,
+pub(super) struct TranslationReader {
+    all: Arc<TranslationHistory>,
     oldest: Arc<AtomicU64>,
     generation: u64,
     translation: Arc<Translation>,
@@ -115,10 +115,10 @@ pub(super) struct View {
     in_flight: VecDeque<(u64, u32)>,
 }
 
-impl View {
+impl TranslationReader {
     /// Brings the view up to date for a request that is to be translated.
     #[inline]
-    pub(super) fn enter(&mut self) -> &Translation {
+    pub(super) fn current(&mut self) -> &Translation {
         if self.in_flight.is_empty() {
             // Told before we look: whoever publishes another translation either sees this, and waits for us, or
             // published before, and we see that.
@@ -135,9 +135,9 @@ impl View {
         &self.translation
     }
 
-    /// Counts the request for which [`View::enter`] was called last as in flight; answers its generation.
+    /// Counts the request for which [`TranslationReader::current`] was called last as in flight; answers its generation.
     #[inline]
-    pub(super) fn commit(&mut self) -> u64 {
+    pub(super) fn hold(&mut self) -> u64 {
         match self.in_flight.back_mut() {
             Some((generation, count)) if *generation == self.generation => *count += 1,
             _ => self.in_flight.push_back((self.generation, 1)),
@@ -147,7 +147,7 @@ impl View {
 
     /// A request of `generation` ended.
     #[inline]
-    pub(super) fn leave(&mut self, generation: u64) {
+    pub(super) fn release(&mut self, generation: u64) {
         for (found, count) in &mut self.in_flight {
             if *found == generation {
                 *count -= 1;
@@ -156,12 +156,12 @@ impl View {
         while self.in_flight.front().is_some_and(|(_, count)| *count == 0) {
             self.in_flight.pop_front();
         }
-        self.settle();
+        self.publish_oldest();
     }
 
     /// Says which generation is the oldest in flight. Also for a request that was not made after all.
     #[inline]
-    pub(super) fn settle(&self) {
+    pub(super) fn publish_oldest(&self) {
         let oldest = self
             .in_flight
             .front()
@@ -170,7 +170,7 @@ impl View {
     }
 }
 
-impl Drop for View {
+impl Drop for TranslationReader {
     fn drop(&mut self) {
         lock(&self.all.readers).retain(|reader| !Arc::ptr_eq(reader, &self.oldest));
     }
@@ -211,26 +211,26 @@ mod tests {
 
     #[test]
     fn the_publisher_sees_who_is_behind() {
-        let all = Arc::new(Translations::default());
+        let all = Arc::new(TranslationHistory::default());
         let (mut a, _b) = (all.view(), all.view());
         assert!(all.is_past(1), "nothing in flight");
-        a.enter();
-        let first = a.commit();
+        a.current();
+        let first = a.hold();
         let next = all.publish(Translation::default());
         assert!(!all.is_past(next));
-        a.enter();
-        let second = a.commit();
+        a.current();
+        let second = a.hold();
         assert_eq!(second, next);
         assert!(!all.is_past(next));
-        a.leave(first);
+        a.release(first);
         assert!(all.is_past(next));
         let last = all.publish(Translation::default());
         assert!(!all.is_past(last));
-        a.leave(second);
+        a.release(second);
         assert!(all.is_past(last));
         // Looked at and not used.
-        a.enter();
-        a.settle();
+        a.current();
+        a.publish_oldest();
         assert!(all.is_past(u64::MAX));
     }
 }

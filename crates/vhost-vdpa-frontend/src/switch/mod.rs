@@ -3,14 +3,14 @@
 
 //! Moving a running guest between the fast path and the slow path.
 
-mod dead;
-mod host;
-mod moves;
+mod failed_disk;
 mod pause;
 mod policy;
+mod queue_executor;
 mod recovery;
 mod report;
-mod start;
+mod setup;
+mod transition;
 mod vmm;
 
 use std::sync::{Arc, Mutex};
@@ -24,18 +24,18 @@ use virtio_blk_core::runner::Stop;
 use virtio_blk_core::spec::config::NUM_QUEUES_OFFSET;
 use virtio_blk_core::spec::{feature, status};
 
-pub use host::{QueueHost, ThreadHost};
-pub use policy::{Interception, OnFailure, Policy};
-pub use report::{Method, Path, Phases, Report, SwitchError, SwitchStep};
+pub use policy::{Interception, OnFailure, SwitchPolicy};
+pub use queue_executor::{QueueExecutor, ThreadExecutor};
+pub use report::{Path, QuiesceMethod, SwitchError, SwitchPhases, SwitchReport, SwitchStep};
 pub use vmm::Vmm;
 
-use crate::bring_up;
-use crate::device_map::DeviceMap;
 use crate::error::{PathError, Step};
-use crate::guest::{self, Drained, Guest, GuestQueue};
+use crate::guest::{self, Guest, GuestQueue, QueuePositions};
+use crate::iotlb_sync::IotlbSync;
 use crate::lock;
 use crate::slow::{BLOCK_FEATURES, SlowOptions, SlowPath};
-use policy::Needs;
+use crate::virtio_init;
+use policy::Interceptions;
 
 /// How a switch is made.
 #[derive(Clone, Debug)]
@@ -43,16 +43,16 @@ pub struct SwitchOptions {
     /// The slow path.
     pub slow: SlowOptions,
     /// Who decides on the path.
-    pub policy: Policy,
+    pub policy: SwitchPolicy,
     /// What to do with requests when neither path works.
     pub on_failure: OnFailure,
     /// How long a device on the fast path may take to finish what it has, after SUSPEND or under stopped vCPUs. The
     /// guest waits meanwhile.
-    pub quiesce: Duration,
+    pub quiesce_timeout: Duration,
     /// How long it is given, without kicks, before vCPUs are stopped. The guest waits for requests, but runs.
-    pub calm: Duration,
+    pub settle_time: Duration,
     /// How long the slow path may take to finish what it has.
-    pub drain: Duration,
+    pub drain_timeout: Duration,
     /// Bits never to offer to the guest.
     pub masked_features: u64,
 }
@@ -62,11 +62,11 @@ impl Default for SwitchOptions {
     fn default() -> Self {
         Self {
             slow: SlowOptions::default(),
-            policy: Policy::Manual,
+            policy: SwitchPolicy::Manual,
             on_failure: OnFailure::Hold,
-            quiesce: Duration::from_secs(2),
-            calm: Duration::from_millis(2),
-            drain: Duration::from_secs(5),
+            quiesce_timeout: Duration::from_secs(2),
+            settle_time: Duration::from_millis(2),
+            drain_timeout: Duration::from_secs(5),
             masked_features: 0,
         }
     }
@@ -82,7 +82,7 @@ pub struct SwitchParts<M: DeviceMemory> {
     /// The guest's memory. Its changes are made known by [`PathSwitch::sync_memory`].
     pub memory: M,
     /// Who serves queues on the slow path.
-    pub host: Box<dyn QueueHost<M>>,
+    pub executor: Box<dyn QueueExecutor<M>>,
     /// The VMM.
     pub vmm: Arc<dyn Vmm>,
     /// What to put onto the slow path's disk.
@@ -101,7 +101,7 @@ pub struct SwitchParts<M: DeviceMemory> {
 /// status byte and a change of memory exclude each other.
 pub struct PathSwitch<M: DeviceMemory + Clone> {
     device: Arc<dyn VdpaDevice>,
-    map: Arc<DeviceMap>,
+    map: Arc<IotlbSync>,
     memory: M,
     vmm: Arc<dyn Vmm>,
     options: SwitchOptions,
@@ -111,8 +111,8 @@ pub struct PathSwitch<M: DeviceMemory + Clone> {
     caps: Caps,
     /// Queues that the guest sees: no more than either path has.
     queues: u16,
-    needs: Arc<Needs>,
-    /// Needs that [`PathSwitch::follow`] noted.
+    interceptions: Arc<Interceptions>,
+    /// Interceptions that [`PathSwitch::set_interception`] noted.
     followed: Mutex<Vec<Interception>>,
     inner: Mutex<Inner<M>>,
 }
@@ -120,18 +120,18 @@ pub struct PathSwitch<M: DeviceMemory + Clone> {
 struct Inner<M: DeviceMemory> {
     guest: Guest,
     path: Path,
-    host: Box<dyn QueueHost<M>>,
+    executor: Box<dyn QueueExecutor<M>>,
     /// The device model in front of `disk`; made when it is first needed.
     served: Option<Arc<Device>>,
     /// Where the queues stand while nobody serves them ([`Path::Failed`], [`Path::Paused`]); `None`: unknown.
-    held: Option<Drained>,
+    held: Option<QueuePositions>,
     /// The path to go on with after a pause.
     next: Path,
     /// The device has the guest's rings, and is suspended or hears no kicks ([`Path::Failed`]).
     stalled: bool,
     /// The device can't take rings over that were used.
     one_way: bool,
-    last: Option<Report>,
+    last: Option<SwitchReport>,
 }
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
@@ -143,12 +143,12 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let SwitchParts {
             device,
             memory,
-            host,
+            executor,
             vmm,
             layers,
         } = parts;
         device.reset().step("reset")?;
-        let map = Arc::new(DeviceMap::new(device.clone()));
+        let map = Arc::new(IotlbSync::new(device.clone()));
         let slow = SlowPath::idle(device.clone(), map.clone(), options.slow.clone(), false)?;
         let plain: Arc<dyn Disk> = Arc::new(slow.clone());
         let disk = match layers {
@@ -164,7 +164,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             inner: Mutex::new(Inner {
                 guest: Guest::new(queues),
                 path: Path::Idle,
-                host,
+                executor,
                 served: None,
                 held: None,
                 next: Path::Fast,
@@ -179,7 +179,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             options,
             slow,
             disk,
-            needs: Arc::default(),
+            interceptions: Arc::default(),
         };
         this.sync_memory()?;
         Ok(this)
@@ -206,7 +206,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// What the last successful switch did.
-    pub fn last_report(&self) -> Option<Report> {
+    pub fn last_report(&self) -> Option<SwitchReport> {
         lock(&self.inner).last.clone()
     }
 
@@ -274,7 +274,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             return Err(PathError::Features(guest.features));
         }
         self.device.reset().step("reset")?;
-        bring_up::negotiate(self.device.as_ref(), self.fast_features(guest))
+        virtio_init::negotiate(self.device.as_ref(), self.fast_features(guest))
     }
 
     /// What is negotiated for the fast path.
@@ -289,7 +289,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             // The device is reset in any case: that ends what it has.
             self.slow.abandon();
         }
-        self.stop_hosts(inner, Stop::HandOver);
+        self.stop_queues(inner, Stop::HandOver);
         let stopped = self.slow.stop();
         inner.guest.reset();
         inner.path = Path::Idle;
@@ -384,35 +384,35 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     ///
     /// # Errors
     /// It stays where it was ([`SwitchError::path`]), or nobody serves it any more.
-    pub fn switch_to(&self, path: Path) -> Result<Option<Report>, SwitchError> {
+    pub fn switch_to(&self, path: Path) -> Result<Option<SwitchReport>, SwitchError> {
         self.go(&mut lock(&self.inner), path)
     }
 
-    /// Says that somebody needs to see requests. With [`Policy::Auto`] the guest is on the slow path when this
+    /// Says that somebody needs to see requests. With [`SwitchPolicy::Auto`] the guest is on the slow path when this
     /// returns.
     ///
     /// # Errors
     /// It can't be brought there; nothing is noted then.
     pub fn intercept(&self, reason: &'static str) -> Result<Interception, SwitchError> {
         let mut inner = lock(&self.inner);
-        let need = self.needs.add(reason);
-        if self.options.policy == Policy::Auto {
+        let need = self.interceptions.add(reason);
+        if self.options.policy == SwitchPolicy::Auto {
             self.go(&mut inner, Path::Slow)?;
         }
         Ok(need)
     }
 
-    /// With [`Policy::Auto`], brings the guest to the path that is wanted now: to be called after an
+    /// With [`SwitchPolicy::Auto`], brings the guest to the path that is wanted now: to be called after an
     /// [`Interception`] ended. A device that can't take used rings over stays slow.
     ///
     /// # Errors
     /// It stays where it was.
-    pub fn settle(&self) -> Result<Option<Report>, SwitchError> {
+    pub fn apply_policy(&self) -> Result<Option<SwitchReport>, SwitchError> {
         let mut inner = lock(&self.inner);
-        if self.options.policy == Policy::Manual || inner.path == Path::Failed {
+        if self.options.policy == SwitchPolicy::Manual || inner.path == Path::Failed {
             return Ok(None);
         }
-        let path = if self.needs.reasons().is_empty() {
+        let path = if self.interceptions.reasons().is_empty() {
             Path::Fast
         } else {
             Path::Slow
@@ -423,14 +423,14 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.go(&mut inner, path)
     }
 
-    /// Notes whether somebody needs to see requests, under the name `reason`, and with [`Policy::Auto`] brings the guest
+    /// Notes whether somebody needs to see requests, under the name `reason`, and with [`SwitchPolicy::Auto`] brings the guest
     /// to the path that follows. For what has layers that come and go: to be called after each change of them, and
     /// before the guest's driver starts, with what `sees_requests` of virtio-blk-disks' `Stack` says (its `listen` does the
     /// former).
     ///
     /// # Errors
     /// It can't be brought there. A need is not noted then.
-    pub fn follow(&self, reason: &'static str, needed: bool) -> Result<(), SwitchError> {
+    pub fn set_interception(&self, reason: &'static str, needed: bool) -> Result<(), SwitchError> {
         let mut followed = lock(&self.followed);
         let known = followed.iter().position(|need| need.reason() == reason);
         match (known, needed) {
@@ -438,7 +438,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             (Some(at), false) => drop(followed.swap_remove(at)),
             _ => {}
         }
-        self.settle().map(drop)
+        self.apply_policy().map(drop)
     }
 
     /// Tries again to serve a guest that nobody serves ([`Path::Failed`]).
@@ -451,7 +451,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
 
     /// Who needs to see requests.
     pub fn reasons(&self) -> Vec<&'static str> {
-        self.needs.reasons()
+        self.interceptions.reasons()
     }
 }
 

@@ -9,8 +9,8 @@ use vdpa_bus::{Callback, VdpaDevice};
 use virtio_blk_core::memory::DeviceMemory;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::moves::{prepare, refuse};
-use super::{Path, PathSwitch, Policy, SwitchError};
+use super::transition::{prepare, refuse};
+use super::{Path, PathSwitch, SwitchError, SwitchPolicy};
 use crate::error::PathError;
 use crate::guest::SavedGuest;
 use crate::lock;
@@ -60,9 +60,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
         let states = inner.held.take().unwrap_or_default();
         let path = match self.options.policy {
-            Policy::Auto if !self.needs.reasons().is_empty() || inner.one_way => Path::Slow,
-            Policy::Auto => Path::Fast,
-            Policy::Manual => inner.next,
+            SwitchPolicy::Auto if !self.interceptions.reasons().is_empty() || inner.one_way => {
+                Path::Slow
+            }
+            SwitchPolicy::Auto => Path::Fast,
+            SwitchPolicy::Manual => inner.next,
         };
         let (started, other) = match path {
             Path::Fast => (self.start_fast(inner, states), Path::Slow),
@@ -70,7 +72,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         };
         match started {
             Ok(_) => Ok(()),
-            Err(stumble) => Err(self.go_back(inner, stumble, other)),
+            Err(error) => Err(self.go_back(inner, error, other)),
         }
     }
 

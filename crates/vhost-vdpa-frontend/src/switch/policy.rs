@@ -9,7 +9,7 @@ use crate::lock;
 
 /// Who decides on the path.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Policy {
+pub enum SwitchPolicy {
     /// Whoever calls [`super::PathSwitch::switch_to`].
     #[default]
     Manual,
@@ -29,13 +29,13 @@ pub enum OnFailure {
 
 /// Who needs to see requests.
 #[derive(Default)]
-pub(super) struct Needs(Mutex<Vec<&'static str>>);
+pub(super) struct Interceptions(Mutex<Vec<&'static str>>);
 
-impl Needs {
+impl Interceptions {
     pub(super) fn add(self: &Arc<Self>, reason: &'static str) -> Interception {
         lock(&self.0).push(reason);
         Interception {
-            needs: self.clone(),
+            interceptions: self.clone(),
             reason,
         }
     }
@@ -47,9 +47,9 @@ impl Needs {
 }
 
 /// Somebody's need to see requests: a throttle, a map of dirty blocks, a mirror, a snapshot. It ends when this is
-/// dropped; [`super::PathSwitch::settle`] then goes back, if it was the last.
+/// dropped; [`super::PathSwitch::apply_policy`] then goes back, if it was the last.
 pub struct Interception {
-    needs: Arc<Needs>,
+    interceptions: Arc<Interceptions>,
     reason: &'static str,
 }
 
@@ -62,7 +62,7 @@ impl Interception {
 
 impl Drop for Interception {
     fn drop(&mut self) {
-        let mut all = lock(&self.needs.0);
+        let mut all = lock(&self.interceptions.0);
         if let Some(at) = all.iter().position(|reason| *reason == self.reason) {
             all.swap_remove(at);
         }

@@ -11,12 +11,12 @@ use virtio_blk_core::spec::status;
 
 use vdpa_bus::backend_feature;
 
-use super::dead::DeadDisk;
-use super::moves::{prepare, refuse};
-use super::start::Stumble;
+use super::failed_disk::FailedDisk;
+use super::setup::StepError;
+use super::transition::{prepare, refuse};
 use super::{Inner, OnFailure, Path, PathSwitch, SwitchError, SwitchStep};
 use crate::error::{PathError, Step};
-use crate::guest::{self, Drained, Guest, Halt};
+use crate::guest::{self, Guest, QueuePositions, QuiesceError};
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// Tries again to serve a guest that nobody serves.
@@ -29,7 +29,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
         if self.options.on_failure == OnFailure::Fail && inner.held.is_some() {
             self.close_intakes(inner);
-            inner.held = self.stop_hosts(inner, Stop::Drain);
+            inner.held = self.stop_queues(inner, Stop::Drain);
         }
         let Some(states) = inner.held.take() else {
             return Err(refuse(
@@ -38,39 +38,39 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             ));
         };
         let step = SwitchStep::Start;
-        let first = if self.needs.reasons().is_empty() {
+        let first = if self.interceptions.reasons().is_empty() {
             self.start_fast(inner, states)
         } else {
             self.start_slow_anew(inner, states)
         };
-        let stumble = match first {
+        let error = match first {
             Ok(_) => return Ok(()),
-            Err(stumble) => stumble,
+            Err(error) => error,
         };
-        match self.start_slow_anew(inner, stumble.states) {
+        match self.start_slow_anew(inner, error.states) {
             Ok(_) => Ok(()),
-            Err(again) => Err(self.fail(inner, step, stumble.why, again.why, again.states)),
+            Err(again) => Err(self.fail(inner, step, error.why, again.why, again.states)),
         }
     }
 
     /// The device was not stopped: it goes on as it was, if it can.
-    pub(super) fn not_quiesced(&self, inner: &mut Inner<M>, halt: Halt) -> SwitchError {
-        if halt.stuck {
-            return self.lost(inner, halt.why, None);
+    pub(super) fn not_quiesced(&self, inner: &mut Inner<M>, error: QuiesceError) -> SwitchError {
+        if error.stuck {
+            return self.lost(inner, error.why, None);
         }
-        match guest::go_on(self.device.as_ref(), &inner.guest) {
+        match guest::rebind_and_kick(self.device.as_ref(), &inner.guest) {
             Ok(()) => {
                 self.vmm.map_doorbells();
                 SwitchError {
                     step: SwitchStep::Quiesce,
                     path: inner.path,
-                    source: halt.why,
+                    source: error.why,
                     back: None,
                 }
             }
             Err(back) => {
                 inner.stalled = true;
-                self.lost(inner, halt.why, Some(back))
+                self.lost(inner, error.why, Some(back))
             }
         }
     }
@@ -99,7 +99,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
 
     /// The guest broke a ring: nobody knows where it stands, and only the guest can help.
     pub(super) fn broken(&self, inner: &mut Inner<M>) -> SwitchError {
-        self.stop_hosts(inner, Stop::HandOver);
+        self.stop_queues(inner, Stop::HandOver);
         inner.path = Path::Failed;
         inner.held = None;
         ask_for_reset(&mut inner.guest);
@@ -122,7 +122,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             // Of no effect on a device that is not suspended.
             device.resume().step("RESUME")?;
         }
-        guest::go_on(device, &inner.guest)?;
+        guest::rebind_and_kick(device, &inner.guest)?;
         inner.stalled = false;
         inner.path = Path::Fast;
         self.vmm.map_doorbells();
@@ -133,10 +133,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     pub(super) fn go_back(
         &self,
         inner: &mut Inner<M>,
-        stumble: Stumble,
+        error: StepError,
         path: Path,
     ) -> SwitchError {
-        let Stumble { step, why, states } = stumble;
+        let StepError { step, why, states } = error;
         let back = match path {
             Path::Fast => self.start_fast(inner, states),
             _ => self.start_slow_anew(inner, states),
@@ -159,7 +159,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         step: SwitchStep,
         source: PathError,
         back: PathError,
-        states: Drained,
+        states: QueuePositions,
     ) -> SwitchError {
         log::error!("neither path could be set up: {source}; then {back}");
         inner.path = Path::Failed;
@@ -177,11 +177,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    fn serve_dead(&self, inner: &mut Inner<M>, states: Drained) -> Result<(), PathError> {
-        let device = self.model(Arc::new(DeadDisk(self.caps)), String::new())?;
-        self.serve(inner, &device, states).map_err(|stumble| {
-            inner.held = Some(stumble.states);
-            stumble.why
+    fn serve_dead(&self, inner: &mut Inner<M>, states: QueuePositions) -> Result<(), PathError> {
+        let device = self.model(Arc::new(FailedDisk(self.caps)), String::new())?;
+        self.serve(inner, &device, states).map_err(|error| {
+            inner.held = Some(error.states);
+            error.why
         })
     }
 }

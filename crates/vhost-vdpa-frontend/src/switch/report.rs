@@ -25,7 +25,7 @@ pub enum Path {
 
 /// How the device was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
+pub enum QuiesceMethod {
     /// By SUSPEND, under a running guest.
     Suspend,
     /// Idle under stopped vCPUs, then reset.
@@ -36,7 +36,7 @@ pub enum Method {
 
 /// How long each part of a switch took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Phases {
+pub struct SwitchPhases {
     /// From the moment at which kicks went nowhere until nothing was in flight.
     pub quiesce: Duration,
     /// Of that the time for which vCPUs stood still.
@@ -49,7 +49,7 @@ pub struct Phases {
     pub take_over: Duration,
 }
 
-impl Phases {
+impl SwitchPhases {
     /// How long nobody served the guest.
     pub fn pause(&self) -> Duration {
         self.quiesce + self.reset + self.start + self.take_over
@@ -58,15 +58,15 @@ impl Phases {
 
 /// A switch that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Report {
+pub struct SwitchReport {
     /// Where the requests went.
     pub from: Path,
     /// Where they go.
     pub to: Path,
     /// How the device was stopped; none where it did nothing.
-    pub method: Option<Method>,
+    pub method: Option<QuiesceMethod>,
     /// Durations.
-    pub phases: Phases,
+    pub phases: SwitchPhases,
     /// Requests that the guest had made available and not got back, when the switch began. Both sides were at work while
     /// they were counted, so it may be a few too many.
     pub in_flight: u32,

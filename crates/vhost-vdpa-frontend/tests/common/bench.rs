@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use vdpa_bus::VdpaDevice;
-use vhost_vdpa_frontend::{Layers, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadHost, Vmm};
+use vhost_vdpa_frontend::{
+    Layers, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor, Vmm,
+};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::spec::feature;
 use virtio_blk_disks::MemoryDisk;
@@ -90,7 +92,7 @@ pub fn bench(setup: Setup) -> Bench {
     let parts = SwitchParts {
         device: device.clone(),
         memory: memory.clone(),
-        host: Box::new(ThreadHost::new(Duration::ZERO)),
+        executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
         vmm: vcpus.clone(),
         layers: setup.layers,
     };

@@ -68,7 +68,7 @@ impl Block {
                 }
                 SavedBackend::Vdpa {
                     features: saved.features,
-                    written: saved.written,
+                    written: saved.config_writes,
                     queues,
                 }
             }
@@ -135,7 +135,7 @@ impl Block {
                 let state = SavedGuest {
                     features: *features,
                     status: saved.status & !status::DEVICE_NEEDS_RESET,
-                    written: written.clone(),
+                    config_writes: written.clone(),
                     queues: queues.collect(),
                 };
                 let events = |index| {

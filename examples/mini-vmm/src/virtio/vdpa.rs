@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use vdpa_bus::{Callback, VdpaDevice};
 use vhost_vdpa_frontend::{
-    PathSwitch, Policy, SwitchError, SwitchOptions, SwitchParts, ThreadHost, Vmm,
+    PathSwitch, SwitchError, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, Vmm,
 };
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -67,12 +67,12 @@ impl VdpaDisk {
         let parts = SwitchParts {
             device: source.device.clone(),
             memory,
-            host: Box::new(ThreadHost::new(Duration::ZERO)),
+            executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
             vmm,
             layers,
         };
         let options = SwitchOptions {
-            policy: Policy::Auto,
+            policy: SwitchPolicy::Auto,
             ..SwitchOptions::default()
         };
         let switch = Arc::new(PathSwitch::new(parts, options).map_err(|error| failed(&error))?);
@@ -89,9 +89,9 @@ impl VdpaDisk {
     /// Has the path follow what is wanted.
     fn choose(&self) -> std::result::Result<(), SwitchError> {
         let slow = self.source.slow.load(Ordering::Acquire);
-        self.switch.follow(ASKED, slow)?;
+        self.switch.set_interception(ASKED, slow)?;
         let seen = self.stack.as_ref().is_some_and(Stack::sees_requests);
-        self.switch.follow(LAYERS, seen)
+        self.switch.set_interception(LAYERS, seen)
     }
 
     /// Moves the guest. It stays slow where layers need that.

@@ -11,9 +11,9 @@ use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueRunner, QueueThread, Stop, Stopped, ThreadOptions};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Serves queues: with threads ([`ThreadHost`]), or from a VMM's own event loop. Its methods are called with the
+/// Serves queues: with threads ([`ThreadExecutor`]), or from a VMM's own event loop. Its methods are called with the
 /// switch locked: none of them, and nothing that serves a queue, may call the switch.
-pub trait QueueHost<M: DeviceMemory>: Send {
+pub trait QueueExecutor<M: DeviceMemory>: Send {
     /// Serves `runner` from now on: at once without waiting for a kick, then whenever `kick` is readable or the
     /// runner's disk is.
     ///
@@ -27,7 +27,7 @@ pub trait QueueHost<M: DeviceMemory>: Send {
     /// Requests in flight ([`QueueRunner::in_flight`]); 0 for a queue that is not served.
     fn in_flight(&mut self, index: u16) -> usize;
 
-    /// Says that [`QueueHost::stop`] comes next, after the same was said of other queues: what takes time can begin.
+    /// Says that [`QueueExecutor::stop`] comes next, after the same was said of other queues: what takes time can begin.
     fn begin_stop(&mut self, index: u16, mode: Stop) {
         let _ = (index, mode);
     }
@@ -37,12 +37,12 @@ pub trait QueueHost<M: DeviceMemory>: Send {
 }
 
 /// A thread for each queue that is on the slow path; none on the fast path.
-pub struct ThreadHost<M: DeviceMemory> {
+pub struct ThreadExecutor<M: DeviceMemory> {
     threads: Vec<(u16, QueueThread<M>)>,
     poll: Duration,
 }
 
-impl<M: DeviceMemory> ThreadHost<M> {
+impl<M: DeviceMemory> ThreadExecutor<M> {
     /// Threads that look for work for `poll` before they sleep.
     pub const fn new(poll: Duration) -> Self {
         Self {
@@ -57,7 +57,7 @@ impl<M: DeviceMemory> ThreadHost<M> {
     }
 }
 
-impl<M: DeviceMemory> QueueHost<M> for ThreadHost<M> {
+impl<M: DeviceMemory> QueueExecutor<M> for ThreadExecutor<M> {
     fn start(&mut self, index: u16, runner: QueueRunner<M>, kick: Arc<EventFd>) -> io::Result<()> {
         let options = ThreadOptions {
             name: format!("vdpa-slow{index}"),

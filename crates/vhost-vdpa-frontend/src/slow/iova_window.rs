@@ -56,12 +56,12 @@ impl Drop for Mapping {
 
 /// The window, by the addresses that the device knows it under. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Window {
+pub(super) struct IovaWindow {
     iova: u64,
     memory: Arc<Mapping>,
 }
 
-impl Window {
+impl IovaWindow {
     /// `len` zero bytes at `iova`.
     pub(super) fn new(iova: u64, len: usize) -> Result<Self, PathError> {
         let memory = Mapping::new(len).map_err(|errno| PathError::System {
@@ -127,7 +127,7 @@ impl Window {
     }
 }
 
-impl Memory for Window {
+impl Memory for IovaWindow {
     #[inline]
     fn write_at(&self, addr: GuestAddress, bytes: &[u8]) -> Result<(), AccessError> {
         let at = self.at(addr, bytes.len())?;

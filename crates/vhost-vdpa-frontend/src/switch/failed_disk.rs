@@ -6,21 +6,21 @@
 use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, Submit, Wait};
 
 /// Fails everything.
-pub(super) struct DeadDisk(pub(super) Caps);
+pub(super) struct FailedDisk(pub(super) Caps);
 
-struct DeadQueue;
+struct FailedQueue;
 
-impl Disk for DeadDisk {
+impl Disk for FailedDisk {
     fn caps(&self) -> Caps {
         self.0
     }
 
     fn open_queue(&self, _depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        Ok(Box::new(DeadQueue))
+        Ok(Box::new(FailedQueue))
     }
 }
 
-impl IoQueue for DeadQueue {
+impl IoQueue for FailedQueue {
     fn submit(&mut self, op: Op) -> Submit {
         Submit::Done(op.complete(Err(DiskError::from_errno(libc::EIO))))
     }

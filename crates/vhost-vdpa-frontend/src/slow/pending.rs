@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! One operation on its way through one or more requests.
+//! An operation in progress, carried out by one or more requests to the device.
 
 use virtio_blk_core::disk::{IoBuf, Op, OpKind, SECTOR_SIZE};
 use virtio_blk_core::memory::Permissions;
@@ -11,9 +11,9 @@ use vm_memory::GuestAddress;
 use super::limits::Limits;
 use super::translate::Translation;
 
-/// What the device has of a task.
+/// One request to the device: all or a part of an operation.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Part {
+pub(super) struct SubRequest {
     pub(super) slot: u16,
     /// Bytes of the operation that it covers.
     pub(super) len: u64,
@@ -25,7 +25,7 @@ pub(super) struct Part {
 
 /// An operation, and how far it is.
 #[derive(Debug)]
-pub(super) struct Task {
+pub(super) struct PendingOp {
     pub(super) op: Op,
     /// Bytes in all, and done.
     pub(super) total: u64,
@@ -35,10 +35,10 @@ pub(super) struct Task {
     offset: usize,
     /// All data is through, and its flush is on its way.
     pub(super) flushing: bool,
-    pub(super) part: Part,
+    pub(super) sub_request: SubRequest,
 }
 
-impl Task {
+impl PendingOp {
     pub(super) fn new(op: Op) -> Self {
         let total = op.kind.range(op.buf.len() as u64).map_or(0, |(_, len)| len);
         Self {
@@ -48,11 +48,11 @@ impl Task {
             segment: 0,
             offset: 0,
             flushing: false,
-            part: Part::default(),
+            sub_request: SubRequest::default(),
         }
     }
 
-    /// The sector at which the next part begins.
+    /// The sector at which the next sub-request begins.
     pub(super) fn sector(&self) -> u64 {
         let (offset, _) = self.op.kind.range(self.total).unwrap_or_default();
         (offset + self.done) / SECTOR_SIZE
@@ -71,7 +71,7 @@ impl Task {
         )
     }
 
-    /// Counts a part as done.
+    /// Counts a sub-request as done.
     pub(super) fn advance(&mut self, len: u64) {
         self.done += len;
         if self.left() == 0 {
@@ -103,7 +103,7 @@ impl Task {
         let mut bytes = 0u64;
         while let Some(segment) = self.op.buf.segments().get(index)
             && out.len() < room
-            && bytes < MAX_PART
+            && bytes < MAX_SUB_REQUEST
         {
             let host = segment.iov_base as usize + offset;
             let Some((iova, piece)) = translation.find(host, access) else {
@@ -112,7 +112,7 @@ impl Task {
             let len = piece
                 .min(segment.iov_len - offset)
                 .min(limits.segment as usize)
-                .min((MAX_PART - bytes) as usize);
+                .min((MAX_SUB_REQUEST - bytes) as usize);
             out.push(Segment::new(GuestAddress(iova), len as u32));
             bytes += len as u64;
             offset += len;
@@ -136,7 +136,7 @@ impl Task {
 }
 
 /// Bytes of one request, far from the 4 GiB that a chain may have.
-const MAX_PART: u64 = 1 << 30;
+const MAX_SUB_REQUEST: u64 = 1 << 30;
 
 /// Cuts what was appended to `out` from `start` on, `bytes` in all, down to whole blocks.
 #[inline]

@@ -13,12 +13,12 @@ use crate::lock;
 use crate::vhost::holds;
 
 /// Address space 0 of a device, as it was told.
-pub(crate) struct DeviceMap {
+pub(crate) struct IotlbSync {
     device: Arc<dyn VdpaDevice>,
     table: Mutex<IotlbTable>,
 }
 
-impl DeviceMap {
+impl IotlbSync {
     /// Of a device that was told nothing yet.
     pub(crate) fn new(device: Arc<dyn VdpaDevice>) -> Self {
         Self {

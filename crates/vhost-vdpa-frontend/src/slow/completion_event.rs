@@ -13,14 +13,14 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::PathError;
 
 /// An eventfd, and whether there is anything in it where that is known without asking the kernel.
-pub(super) struct Signal {
+pub(super) struct CompletionEvent {
     fd: Arc<EventFd>,
     /// Devices in this process say so; the kernel's only write the eventfd.
-    rung: AtomicBool,
-    told: AtomicBool,
+    signalled: AtomicBool,
+    tracked: AtomicBool,
 }
 
-impl Signal {
+impl CompletionEvent {
     pub(super) fn new() -> Result<Arc<Self>, PathError> {
         let fd = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|source| PathError::System {
             what: "no eventfd to be had",
@@ -28,36 +28,36 @@ impl Signal {
         })?;
         Ok(Arc::new(Self {
             fd: Arc::new(fd),
-            rung: AtomicBool::new(false),
-            told: AtomicBool::new(false),
+            signalled: AtomicBool::new(false),
+            tracked: AtomicBool::new(false),
         }))
     }
 
     /// A callback that any device takes.
     pub(super) fn trigger(&self) -> Callback {
-        self.told.store(false, Ordering::Release);
+        self.tracked.store(false, Ordering::Release);
         Callback::Trigger(self.fd.clone())
     }
 
     /// A callback that devices in this process take.
     pub(super) fn call(self: &Arc<Self>) -> Callback {
-        self.told.store(true, Ordering::Release);
-        let signal = self.clone();
-        Callback::call(move || signal.ring())
+        self.tracked.store(true, Ordering::Release);
+        let event = self.clone();
+        Callback::call(move || event.signal())
     }
 
     /// Makes it readable.
-    pub(super) fn ring(&self) {
+    pub(super) fn signal(&self) {
         // First the descriptor, then the flag: the other way round the descriptor could stay readable with a
         // flag that says it is not.
         let _ = self.fd.write(1);
-        self.rung.store(true, Ordering::Release);
+        self.signalled.store(true, Ordering::Release);
     }
 
     /// Makes it unreadable.
     #[inline]
     pub(super) fn clear(&self) {
-        if !self.told.load(Ordering::Relaxed) || self.rung.swap(false, Ordering::AcqRel) {
+        if !self.tracked.load(Ordering::Relaxed) || self.signalled.swap(false, Ordering::AcqRel) {
             // Nothing in it is fine.
             let _ = self.fd.read();
         }

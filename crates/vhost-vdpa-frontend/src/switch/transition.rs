@@ -9,10 +9,13 @@ use vdpa_bus::{VdpaError, VqState, backend_feature};
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::Stop;
 
-use super::start::Stumble;
-use super::{Inner, Method, Path, PathSwitch, Phases, Policy, Report, SwitchError, SwitchStep};
+use super::setup::StepError;
+use super::{
+    Inner, Path, PathSwitch, QuiesceMethod, SwitchError, SwitchPhases, SwitchPolicy, SwitchReport,
+    SwitchStep,
+};
 use crate::error::{PathError, Step};
-use crate::guest::{self, Drained, Guest, Halt};
+use crate::guest::{self, Guest, QueuePositions, QuiesceError};
 
 /// Why a guest is not moved to the fast path.
 const SEEN: &str = "somebody needs to see requests";
@@ -20,22 +23,23 @@ const SEEN: &str = "somebody needs to see requests";
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// The guest's driver starts.
     pub(super) fn begin(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
-        let slow = self.options.policy == Policy::Auto && !self.needs.reasons().is_empty();
+        let slow =
+            self.options.policy == SwitchPolicy::Auto && !self.interceptions.reasons().is_empty();
         let states = inner
             .guest
             .enabled()
             .map(|(index, _)| (index, VqState::Split { avail_index: 0 }))
-            .collect::<Drained>();
+            .collect::<QueuePositions>();
         let begun = if slow {
             guest::reset(self.device.as_ref())?;
             self.start_slow(inner, states)
         } else {
             self.start_fast(inner, states)
         };
-        begun.map(drop).map_err(|stumble| {
+        begun.map(drop).map_err(|error| {
             // The guest sees no DRIVER_OK, and may try again.
-            self.stop_hosts(inner, Stop::HandOver);
-            stumble.why
+            self.stop_queues(inner, Stop::HandOver);
+            error.why
         })
     }
 
@@ -44,11 +48,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         &self,
         inner: &mut Inner<M>,
         path: Path,
-    ) -> Result<Option<Report>, SwitchError> {
+    ) -> Result<Option<SwitchReport>, SwitchError> {
         let moved = match (inner.path, path) {
             (Path::Fast, Path::Slow) => self.to_slow(inner)?,
             (Path::Slow, Path::Fast) => self.to_fast(inner)?,
-            (Path::Paused, Path::Fast) if !self.needs.reasons().is_empty() => {
+            (Path::Paused, Path::Fast) if !self.interceptions.reasons().is_empty() => {
                 return Err(refuse(inner, SEEN));
             }
             (Path::Paused, Path::Fast | Path::Slow) => {
@@ -70,7 +74,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         Ok(Some(moved))
     }
 
-    fn to_slow(&self, inner: &mut Inner<M>) -> Result<Report, SwitchError> {
+    fn to_slow(&self, inner: &mut Inner<M>) -> Result<SwitchReport, SwitchError> {
         let begun = Instant::now();
         let mut report = self
             .report(inner, Path::Slow)
@@ -80,8 +84,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         report.phases.quiesce = begun.elapsed() - report.phases.reset;
         if let Err(why) = reset {
             let step = SwitchStep::Reset;
-            let stumble = Stumble { step, why, states };
-            return Err(self.go_back(inner, stumble, Path::Fast));
+            let error = StepError { step, why, states };
+            return Err(self.go_back(inner, error, Path::Fast));
         }
         let start = Instant::now();
         match self.start_slow(inner, states) {
@@ -89,14 +93,14 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 report.phases.take_over = take_over;
                 report.phases.start = start.elapsed() - take_over;
             }
-            Err(stumble) => return Err(self.go_back(inner, stumble, Path::Fast)),
+            Err(error) => return Err(self.go_back(inner, error, Path::Fast)),
         }
         self.tell_config(inner, &before);
         Ok(report)
     }
 
-    fn to_fast(&self, inner: &mut Inner<M>) -> Result<Report, SwitchError> {
-        if !self.needs.reasons().is_empty() {
+    fn to_fast(&self, inner: &mut Inner<M>) -> Result<SwitchReport, SwitchError> {
+        if !self.interceptions.reasons().is_empty() {
             return Err(refuse(inner, SEEN));
         }
         if inner.one_way {
@@ -111,7 +115,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             .map_err(|why| prepare(inner, why))?;
         let before = self.config();
         let states = self.leave_slow(inner)?;
-        report.method = Some(Method::Drain);
+        report.method = Some(QuiesceMethod::Drain);
         report.phases.quiesce = begun.elapsed();
         let start = Instant::now();
         match self.start_fast(inner, states) {
@@ -119,16 +123,16 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 report.phases.reset = reset;
                 report.phases.start = start.elapsed() - reset;
             }
-            Err(stumble) => {
+            Err(error) => {
                 let device = matches!(
-                    stumble.why,
+                    error.why,
                     PathError::Device {
                         step: "queue state",
                         source: VdpaError::NotSupported(_),
                     }
                 );
                 inner.one_way |= device;
-                return Err(self.go_back(inner, stumble, Path::Slow));
+                return Err(self.go_back(inner, error, Path::Slow));
             }
         }
         self.tell_config(inner, &before);
@@ -140,15 +144,15 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     pub(super) fn leave_fast(
         &self,
         inner: &mut Inner<M>,
-        report: &mut Report,
-    ) -> Result<(Drained, Result<(), PathError>), SwitchError> {
+        report: &mut SwitchReport,
+    ) -> Result<(QueuePositions, Result<(), PathError>), SwitchError> {
         self.vmm.unmap_doorbells();
         let quiesced = self.quiesce(&inner.guest, report);
-        quiesced.map_err(|halt| self.not_quiesced(inner, halt))
+        quiesced.map_err(|error| self.not_quiesced(inner, error))
     }
 
     /// Stops the slow path, with nothing in flight.
-    pub(super) fn leave_slow(&self, inner: &mut Inner<M>) -> Result<Drained, SwitchError> {
+    pub(super) fn leave_slow(&self, inner: &mut Inner<M>) -> Result<QueuePositions, SwitchError> {
         if !self.close_intakes(inner) {
             self.open_intakes(inner);
             return Err(SwitchError {
@@ -158,7 +162,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 back: None,
             });
         }
-        let Some(states) = self.stop_hosts(inner, Stop::Drain) else {
+        let Some(states) = self.stop_queues(inner, Stop::Drain) else {
             return Err(self.broken(inner));
         };
         if let Err(why) = self.slow.stop() {
@@ -171,7 +175,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                     source: why,
                     back: None,
                 },
-                Err(stumble) => self.fail(inner, step, why, stumble.why, stumble.states),
+                Err(error) => self.fail(inner, step, why, error.why, error.states),
             });
         }
         Ok(states)
@@ -182,52 +186,52 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     fn quiesce(
         &self,
         guest: &Guest,
-        report: &mut Report,
-    ) -> Result<(Drained, Result<(), PathError>), Halt> {
+        report: &mut SwitchReport,
+    ) -> Result<(QueuePositions, Result<(), PathError>), QuiesceError> {
         let device = self.device.as_ref();
         let suspends = device.get_backend_features() & backend_feature::SUSPEND != 0;
         if !suspends {
             return self.pause_and_drain(guest, report);
         }
-        let deadline = Instant::now() + self.options.quiesce;
+        let deadline = Instant::now() + self.options.quiesce_timeout;
         match guest::suspend(device, guest, deadline, &mut report.attempts) {
             Ok(states) => {
-                report.method = Some(Method::Suspend);
+                report.method = Some(QuiesceMethod::Suspend);
                 Ok((states, self.timed_reset(report)))
             }
-            Err(halt) if halt.stuck => Err(halt),
-            Err(halt) => {
-                log::debug!("SUSPEND did not do: {}", halt.why);
-                self.pause_and_drain(guest, report).map_err(|_| halt)
+            Err(error) if error.stuck => Err(error),
+            Err(error) => {
+                log::debug!("SUSPEND did not do: {}", error.why);
+                self.pause_and_drain(guest, report).map_err(|_| error)
             }
         }
     }
 
-    fn timed_reset(&self, report: &mut Report) -> Result<(), PathError> {
+    fn timed_reset(&self, report: &mut SwitchReport) -> Result<(), PathError> {
         let begun = Instant::now();
         let reset = guest::reset(self.device.as_ref());
         report.phases.reset = begun.elapsed();
         reset
     }
 
-    /// Method B: the device is reset before the vCPUs go on.
+    /// QuiesceMethod B: the device is reset before the vCPUs go on.
     fn pause_and_drain(
         &self,
         guest: &Guest,
-        report: &mut Report,
-    ) -> Result<(Drained, Result<(), PathError>), Halt> {
+        report: &mut SwitchReport,
+    ) -> Result<(QueuePositions, Result<(), PathError>), QuiesceError> {
         let device = self.device.as_ref();
         guest::bind_kicks(device, guest, false)?;
-        guest::calm(guest, Instant::now() + self.options.calm)?;
+        guest::wait_while_completing(guest, Instant::now() + self.options.settle_time)?;
         let paused = Instant::now();
         if !self.vmm.pause_vcpus() {
             return Err(
                 PathError::Busy("it has no SUSPEND, and this VMM does not stop vCPUs").into(),
             );
         }
-        let drained = guest::drain(device, guest, Instant::now() + self.options.quiesce);
+        let drained = guest::drain(device, guest, Instant::now() + self.options.quiesce_timeout);
         let drained = drained.map(|states| {
-            report.method = Some(Method::PausedVcpus);
+            report.method = Some(QuiesceMethod::PausedVcpus);
             let reset = self.timed_reset(report);
             // The device hears nothing now. An error here shows again when it is set up.
             let _ = guest::bind_kicks(device, guest, false);
@@ -239,7 +243,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// The beginning of a report.
-    pub(super) fn report(&self, inner: &Inner<M>, to: Path) -> Result<Report, PathError> {
+    pub(super) fn report(&self, inner: &Inner<M>, to: Path) -> Result<SwitchReport, PathError> {
         let in_flight = inner
             .guest
             .rings()?
@@ -251,11 +255,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 u32::from(pending.min(view.layout().size()))
             })
             .sum();
-        Ok(Report {
+        Ok(SwitchReport {
             from: inner.path,
             to,
             method: None,
-            phases: Phases::default(),
+            phases: SwitchPhases::default(),
             in_flight,
             attempts: 0,
         })

@@ -15,19 +15,19 @@ use virtio_blk_core::spec::feature;
 use virtio_queue::QueueState;
 
 use super::{Inner, Path, PathSwitch, SwitchStep};
-use crate::bring_up;
 use crate::error::PathError;
-use crate::guest::{self, Drained, Guest};
+use crate::guest::{self, Guest, QueuePositions};
 use crate::slow::{BLOCK_FEATURES, RING_FEATURES};
+use crate::virtio_init;
 
 /// How long to wait between two looks at queues that drain.
-const LOOK: Duration = Duration::from_micros(20);
+const POLL_INTERVAL: Duration = Duration::from_micros(20);
 
 /// A step that failed, after the device was reset: nothing is in flight, and the queues stand at `states`.
-pub(super) struct Stumble {
+pub(super) struct StepError {
     pub(super) step: SwitchStep,
     pub(super) why: PathError,
-    pub(super) states: Drained,
+    pub(super) states: QueuePositions,
 }
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
@@ -52,16 +52,16 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         Device::new(disk, options).map_err(|error| PathError::Config(error.to_string()))
     }
 
-    /// After a reset: our rings on the device, the guest's rings to the host. Answers how long the latter took.
+    /// After a reset: our rings on the device, the guest's rings to the executor. Answers how long the latter took.
     pub(super) fn start_slow(
         &self,
         inner: &mut Inner<M>,
-        states: Drained,
-    ) -> Result<Duration, Stumble> {
+        states: QueuePositions,
+    ) -> Result<Duration, StepError> {
         let step = SwitchStep::Start;
         let ready = self.ready_slow(inner);
         if let Err(why) = ready {
-            return Err(Stumble { step, why, states });
+            return Err(StepError { step, why, states });
         }
         let begun = Instant::now();
         self.serve_slow(inner, states)?;
@@ -73,11 +73,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     pub(super) fn start_slow_anew(
         &self,
         inner: &mut Inner<M>,
-        states: Drained,
-    ) -> Result<Duration, Stumble> {
+        states: QueuePositions,
+    ) -> Result<Duration, StepError> {
         if let Err(why) = guest::reset(self.device.as_ref()) {
             let step = SwitchStep::Reset;
-            return Err(Stumble { step, why, states });
+            return Err(StepError { step, why, states });
         }
         self.start_slow(inner, states)
     }
@@ -92,7 +92,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let config = inner.guest.config.clone();
         self.slow
             .start_with(&inner.guest.memory, features | wce, config)?;
-        inner.guest.write_again(self.device.as_ref())?;
+        inner.guest.replay_config_writes(self.device.as_ref())?;
         // The device may have been resized while nobody looked.
         self.slow
             .refresh()
@@ -113,9 +113,13 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         Ok(())
     }
 
-    pub(super) fn serve_slow(&self, inner: &mut Inner<M>, states: Drained) -> Result<(), Stumble> {
+    pub(super) fn serve_slow(
+        &self,
+        inner: &mut Inner<M>,
+        states: QueuePositions,
+    ) -> Result<(), StepError> {
         let Some(served) = inner.served.clone() else {
-            return Err(Stumble {
+            return Err(StepError {
                 step: SwitchStep::TakeOver,
                 why: PathError::Busy("the slow path is not ready"),
                 states,
@@ -124,23 +128,23 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.serve(inner, &served, states)
     }
 
-    /// Hands the guest's rings to the host.
+    /// Hands the guest's rings to the executor.
     pub(super) fn serve(
         &self,
         inner: &mut Inner<M>,
         served: &Device,
-        mut states: Drained,
-    ) -> Result<(), Stumble> {
+        mut states: QueuePositions,
+    ) -> Result<(), StepError> {
         let step = SwitchStep::TakeOver;
         let runners = match self.runners(&inner.guest, served, &states) {
             Ok(runners) => runners,
-            Err(why) => return Err(Stumble { step, why, states }),
+            Err(why) => return Err(StepError { step, why, states }),
         };
         for (index, runner, kick) in runners {
-            if let Err(source) = inner.host.start(index, runner, kick) {
+            if let Err(source) = inner.executor.start(index, runner, kick) {
                 // Those that run already may have moved on.
                 self.close_intakes(inner);
-                for (found, state) in self.stop_hosts(inner, Stop::Drain).unwrap_or_default() {
+                for (found, state) in self.stop_queues(inner, Stop::Drain).unwrap_or_default() {
                     if let Some(known) = states.iter_mut().find(|(index, _)| *index == found) {
                         known.1 = state;
                     }
@@ -149,18 +153,18 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                     what: "a queue can't be served",
                     source,
                 };
-                return Err(Stumble { step, why, states });
+                return Err(StepError { step, why, states });
             }
         }
         Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "what `QueueHost::start` takes")]
+    #[expect(clippy::type_complexity, reason = "what `QueueExecutor::start` takes")]
     fn runners(
         &self,
         guest: &Guest,
         served: &Device,
-        states: &Drained,
+        states: &QueuePositions,
     ) -> Result<
         Vec<(
             u16,
@@ -210,24 +214,24 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     pub(super) fn start_fast(
         &self,
         inner: &mut Inner<M>,
-        states: Drained,
-    ) -> Result<Duration, Stumble> {
+        states: QueuePositions,
+    ) -> Result<Duration, StepError> {
         let begun = Instant::now();
         let device = self.device.as_ref();
         let step = SwitchStep::Reset;
         if let Err(why) = self.slow.stop().and_then(|()| guest::reset(device)) {
-            return Err(Stumble { step, why, states });
+            return Err(StepError { step, why, states });
         }
         let reset = begun.elapsed();
         let started = self
             // The fence: a guest on the fast path can aim at whatever is mapped.
             .map
             .set(inner.guest.memory.clone())
-            .and_then(|()| bring_up::negotiate(device, self.fast_features(&inner.guest)))
+            .and_then(|()| virtio_init::negotiate(device, self.fast_features(&inner.guest)))
             .and_then(|()| inner.guest.start(device, &states));
         if let Err(why) = started {
             let step = SwitchStep::Start;
-            return Err(Stumble { step, why, states });
+            return Err(StepError { step, why, states });
         }
         inner.path = Path::Fast;
         inner.guest.signal();
@@ -237,39 +241,45 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
 
     /// Has the slow path take nothing new, and waits for what it has. `false`: that did not end in time.
     pub(super) fn close_intakes(&self, inner: &mut Inner<M>) -> bool {
-        let Inner { guest, host, .. } = inner;
+        let Inner {
+            guest, executor, ..
+        } = inner;
         for (index, _) in guest.enabled() {
-            host.set_intake(index, false);
+            executor.set_intake(index, false);
         }
-        let deadline = Instant::now() + self.options.drain;
+        let deadline = Instant::now() + self.options.drain_timeout;
         for (index, _) in guest.enabled() {
-            while host.in_flight(index) != 0 {
+            while executor.in_flight(index) != 0 {
                 if Instant::now() >= deadline {
                     return false;
                 }
-                std::thread::sleep(LOOK);
+                std::thread::sleep(POLL_INTERVAL);
             }
         }
         true
     }
 
     pub(super) fn open_intakes(&self, inner: &mut Inner<M>) {
-        let Inner { guest, host, .. } = inner;
+        let Inner {
+            guest, executor, ..
+        } = inner;
         for (index, _) in guest.enabled() {
-            host.set_intake(index, true);
+            executor.set_intake(index, true);
         }
     }
 
     /// Stops all queues that the host serves. `None`: a ring is broken, or a queue was not drained.
-    pub(super) fn stop_hosts(&self, inner: &mut Inner<M>, mode: Stop) -> Option<Drained> {
-        let Inner { guest, host, .. } = inner;
+    pub(super) fn stop_queues(&self, inner: &mut Inner<M>, mode: Stop) -> Option<QueuePositions> {
+        let Inner {
+            guest, executor, ..
+        } = inner;
         let mut sound = true;
         let mut states = Vec::new();
         for (index, _) in guest.enabled() {
-            host.begin_stop(index, mode);
+            executor.begin_stop(index, mode);
         }
         for (index, _) in guest.enabled() {
-            let Some(stopped) = host.stop(index, mode) else {
+            let Some(stopped) = executor.stop(index, mode) else {
                 continue;
             };
             sound &= stopped.error.is_none() && stopped.in_flight.is_empty();

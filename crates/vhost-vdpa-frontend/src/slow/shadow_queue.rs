@@ -8,11 +8,11 @@ use virtio_blk_driver::wire::{DESC_LEN, HEADER_LEN, S_UNWRITTEN};
 use virtio_blk_driver::{Memory, Segment};
 use vm_memory::GuestAddress;
 
+use super::iova_window::IovaWindow;
 use super::limits::Limits;
-use super::window::Window;
 use crate::PathError;
 
-/// Alignment of lanes and bounce buffers.
+/// Alignment of shadow queues and bounce buffers.
 const PAGE: u64 = 4096;
 /// Places in a slot.
 const RANGE: u64 = HEADER_LEN as u64;
@@ -20,9 +20,9 @@ const LIFETIME: u64 = 32;
 const STATUS: u64 = 40;
 const TABLE: u64 = 64;
 
-/// How lanes are cut.
+/// Where the parts of a shadow queue lie in its memory.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
+pub(super) struct ShadowLayout {
     /// Entries of the ring, and slots.
     pub(super) size: u16,
     /// Data segments of a request.
@@ -32,7 +32,7 @@ pub(super) struct Shape {
     pub(super) bounce_len: u32,
 }
 
-impl Shape {
+impl ShadowLayout {
     const fn slots_at(&self) -> u64 {
         SplitLayout::footprint(self.size).next_multiple_of(64)
     }
@@ -45,7 +45,7 @@ impl Shape {
         (self.slots_at() + self.stride() * self.size as u64).next_multiple_of(PAGE)
     }
 
-    /// Bytes of a lane.
+    /// Bytes of a shadow queue.
     pub(super) const fn len(&self) -> u64 {
         self.bounces_at() + self.bounces as u64 * (self.bounce_len as u64).next_multiple_of(PAGE)
     }
@@ -78,44 +78,44 @@ impl Slot {
 }
 
 /// A shadow queue. It belongs to the path while no queue of the disk has it.
-pub(super) struct Lane {
+pub(super) struct ShadowQueue {
     /// Index of the device's queue.
     pub(super) index: u16,
     base: u64,
-    shape: Shape,
+    layout: ShadowLayout,
     pub(super) ring: SplitDriver,
     pub(super) indirect: bool,
     slots: Vec<u16>,
     bounces: Vec<u16>,
 }
 
-impl Lane {
+impl ShadowQueue {
     pub(super) fn new(
         index: u16,
         base: u64,
-        shape: Shape,
-        window: &Window,
+        layout: ShadowLayout,
+        window: &IovaWindow,
     ) -> Result<Self, PathError> {
         let refuse = |why: String| PathError::Queue { index, why };
-        let layout = SplitLayout::contiguous(shape.size, GuestAddress(base))
+        let rings = SplitLayout::contiguous(layout.size, GuestAddress(base))
             .map_err(|error| refuse(error.to_string()))?;
-        let ring = SplitDriver::new(window, layout, RingConfig::default())
+        let ring = SplitDriver::new(window, rings, RingConfig::default())
             .map_err(|error| refuse(error.to_string()))?;
         Ok(Self {
             index,
             base,
-            shape,
+            layout,
             ring,
             indirect: false,
-            slots: (0..shape.size).collect(),
-            bounces: (0..shape.bounces).collect(),
+            slots: (0..layout.size).collect(),
+            bounces: (0..layout.bounces).collect(),
         })
     }
 
     /// As new, for a device that was reset and took these `features`.
     pub(super) fn reset(
         &mut self,
-        window: &Window,
+        window: &IovaWindow,
         event_idx: bool,
         indirect: bool,
     ) -> Result<(), RingError> {
@@ -131,9 +131,9 @@ impl Lane {
         }
         self.indirect = indirect;
         self.slots.clear();
-        self.slots.extend(0..self.shape.size);
+        self.slots.extend(0..self.layout.size);
         self.bounces.clear();
-        self.bounces.extend(0..self.shape.bounces);
+        self.bounces.extend(0..self.layout.bounces);
         Ok(())
     }
 
@@ -142,14 +142,14 @@ impl Lane {
         if self.indirect {
             limits.segments
         } else {
-            limits.segments.min(usize::from(self.shape.size) - 2)
+            limits.segments.min(usize::from(self.layout.size) - 2)
         }
     }
 
     /// The places of slot `index`.
     #[inline]
     pub(super) const fn slot(&self, index: u16) -> Slot {
-        Slot(self.base + self.shape.slots_at() + self.shape.stride() * index as u64)
+        Slot(self.base + self.layout.slots_at() + self.layout.stride() * index as u64)
     }
 
     /// Takes a slot.
@@ -174,20 +174,20 @@ impl Lane {
 
     /// Where a bounce buffer lies.
     pub(super) const fn bounce(&self, index: u16) -> u64 {
-        let stride = (self.shape.bounce_len as u64).next_multiple_of(PAGE);
-        self.base + self.shape.bounces_at() + stride * index as u64
+        let stride = (self.layout.bounce_len as u64).next_multiple_of(PAGE);
+        self.base + self.layout.bounces_at() + stride * index as u64
     }
 
     /// Bytes of a bounce buffer.
     pub(super) const fn bounce_len(&self) -> u32 {
-        self.shape.bounce_len
+        self.layout.bounce_len
     }
 
     /// Writes header and unwritten status.
     #[inline]
     pub(super) fn prepare(
         &self,
-        window: &Window,
+        window: &IovaWindow,
         slot: Slot,
         header: &[u8; 16],
     ) -> Result<(), RingError> {
@@ -198,7 +198,7 @@ impl Lane {
 
     /// The status byte.
     #[inline]
-    pub(super) fn status(&self, window: &Window, slot: Slot) -> u8 {
+    pub(super) fn status(&self, window: &IovaWindow, slot: Slot) -> u8 {
         let mut byte = [S_UNWRITTEN];
         match window.read_at(slot.status().addr, &mut byte) {
             Ok(()) => byte[0],
