@@ -6,6 +6,87 @@
 use vdpa_bus::VdpaError;
 use virtio_blk_core::memory::IotlbError;
 
+/// What was asked of a device when it refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceStep {
+    /// Resetting the device.
+    Reset,
+    /// Setting ACKNOWLEDGE in the status byte.
+    SetAcknowledge,
+    /// Setting DRIVER in the status byte.
+    SetDriver,
+    /// Acknowledging features.
+    SetFeatures,
+    /// Setting FEATURES_OK in the status byte.
+    SetFeaturesOk,
+    /// Setting the size of a queue.
+    SetQueueSize,
+    /// Setting the index at which a queue starts.
+    SetQueueState,
+    /// Reading the index at which a queue stands.
+    ReadQueueState,
+    /// Setting the addresses of a queue's rings.
+    SetQueueAddress,
+    /// Giving a queue its kick eventfd.
+    SetQueueKick,
+    /// Taking the kick eventfds of a running device away, or giving them back.
+    BindKicks,
+    /// Giving a queue its interrupt.
+    SetQueueCallback,
+    /// Giving the configuration space its interrupt.
+    SetConfigCallback,
+    /// Enabling a queue.
+    EnableQueue,
+    /// Setting DRIVER_OK in the status byte.
+    SetDriverOk,
+    /// Suspending the device.
+    Suspend,
+    /// Resuming the device.
+    Resume,
+    /// Replacing the memory map.
+    SetMap,
+    /// Adding a mapping.
+    MapMemory,
+    /// Removing a mapping.
+    UnmapMemory,
+    /// Reading the configuration space.
+    ReadConfig,
+    /// Writing the configuration space.
+    WriteConfig,
+    /// Writing the configuration space again after a reset that the guest does not know of.
+    ReplayConfig,
+}
+
+impl std::fmt::Display for DeviceStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Reset => "reset",
+            Self::SetAcknowledge => "status ACKNOWLEDGE",
+            Self::SetDriver => "status DRIVER",
+            Self::SetFeatures => "features",
+            Self::SetFeaturesOk => "status FEATURES_OK",
+            Self::SetQueueSize => "queue size",
+            Self::SetQueueState | Self::ReadQueueState => "queue state",
+            Self::SetQueueAddress => "queue address",
+            Self::SetQueueKick => "queue kick",
+            Self::BindKicks => "binding kicks",
+            Self::SetQueueCallback => "queue callback",
+            Self::SetConfigCallback => "configuration callback",
+            Self::EnableQueue => "queue ready",
+            Self::SetDriverOk => "status DRIVER_OK",
+            Self::Suspend => "SUSPEND",
+            Self::Resume => "RESUME",
+            Self::SetMap => "memory map",
+            Self::MapMemory => "mapping memory",
+            Self::UnmapMemory => "unmapping memory",
+            Self::ReadConfig => "reading the configuration",
+            Self::WriteConfig => "writing the configuration",
+            Self::ReplayConfig => "writing the configuration again",
+        })
+    }
+}
+
 /// Why a device could not be driven the way it was asked to.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -14,7 +95,7 @@ pub enum PathError {
     #[error("{step}: {source}")]
     Device {
         /// What was being done.
-        step: &'static str,
+        step: DeviceStep,
         /// What the device said.
         source: VdpaError,
     },
@@ -71,21 +152,21 @@ impl PathError {
             self,
             Self::Features(_)
                 | Self::Device {
-                    step: "features",
+                    step: DeviceStep::SetFeatures,
                     ..
                 }
         )
     }
 }
 
-/// Notes what was being done when a device refused.
+/// Adds to a device's error what was asked of it.
 pub(crate) trait Step<T> {
-    /// The error of `step`.
-    fn step(self, step: &'static str) -> Result<T, PathError>;
+    /// The result, with an error of `step`.
+    fn step(self, step: DeviceStep) -> Result<T, PathError>;
 }
 
 impl<T> Step<T> for Result<T, VdpaError> {
-    fn step(self, step: &'static str) -> Result<T, PathError> {
+    fn step(self, step: DeviceStep) -> Result<T, PathError> {
         self.map_err(|source| PathError::Device { step, source })
     }
 }

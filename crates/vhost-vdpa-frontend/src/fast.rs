@@ -12,7 +12,7 @@ use virtio_blk_core::spec::{feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::dirty::{self, Coverage, Seen};
-use crate::error::{PathError, Step};
+use crate::error::{DeviceStep, PathError, Step};
 use crate::guest::{self, Guest, GuestQueue, QueuePositions, SavedGuest};
 use crate::iotlb_sync::IotlbSync;
 use crate::lock;
@@ -51,7 +51,7 @@ impl FastPath {
     /// # Errors
     /// The device refused the reset.
     pub fn new(device: Arc<dyn VdpaDevice>) -> Result<Self, PathError> {
-        device.reset().step("reset")?;
+        device.reset().step(DeviceStep::Reset)?;
         Ok(Self {
             map: IotlbSync::new(device.clone()),
             inner: Mutex::new(Inner {
@@ -128,7 +128,7 @@ impl FastPath {
     }
 
     fn negotiate(&self, guest: &Guest) -> Result<(), PathError> {
-        self.device.reset().step("reset")?;
+        self.device.reset().step(DeviceStep::Reset)?;
         let own = self.device.get_device_features() & feature::ACCESS_PLATFORM;
         virtio_init::negotiate(self.device.as_ref(), guest.features | own)
     }
@@ -140,7 +140,7 @@ impl FastPath {
     pub fn read_config(&self, offset: usize, buf: &mut [u8]) -> Result<(), PathError> {
         self.device
             .get_config(offset, buf)
-            .step("reading the configuration")
+            .step(DeviceStep::ReadConfig)
     }
 
     /// The guest writes the configuration space.
@@ -262,7 +262,7 @@ impl FastPath {
         };
         let device = self.device.as_ref();
         if paused.suspended && device.get_backend_features() & backend_feature::RESUME != 0 {
-            device.resume().step("RESUME")?;
+            device.resume().step(DeviceStep::Resume)?;
             guest::rebind_and_kick(device, &inner.guest)?;
         } else {
             guest::bind_kicks(device, &inner.guest, false)?;

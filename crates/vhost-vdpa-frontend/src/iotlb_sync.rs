@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use vdpa_bus::{VdpaDevice, VdpaError};
 use virtio_blk_core::memory::IotlbTable;
 
-use crate::error::{PathError, Step};
+use crate::error::{DeviceStep, PathError, Step};
 use crate::lock;
 use crate::vhost::holds;
 
@@ -38,7 +38,7 @@ impl IotlbSync {
             Err(VdpaError::NotSupported(_)) => {}
             Err(source) => {
                 return Err(PathError::Device {
-                    step: "memory map",
+                    step: DeviceStep::SetMap,
                     source,
                 });
             }
@@ -47,12 +47,12 @@ impl IotlbSync {
         for mapping in old.mappings().iter().filter(|m| !holds(&new, m)) {
             let size = mapping.memory().len() as u64;
             let unmapped = self.device.dma_unmap(0, mapping.iova(), size);
-            unmapped.step("unmapping memory")?;
+            unmapped.step(DeviceStep::UnmapMemory)?;
             table.remove(mapping.iova(), mapping.last());
         }
         for mapping in new.mappings().iter().filter(|m| !holds(&old, m)) {
             let mapped = self.device.dma_map(0, mapping.clone());
-            mapped.step("mapping memory")?;
+            mapped.step(DeviceStep::MapMemory)?;
             table.insert(mapping.clone())?;
         }
         *table = new;

@@ -15,7 +15,7 @@ mod virtio_init;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use dirty::Coverage;
-pub use error::PathError;
+pub use error::{DeviceStep, PathError};
 pub use fast::FastPath;
 pub use guest::{GuestQueue, SavedGuest, SavedGuestQueue};
 pub use slow::{CompletionMode, SlowOptions, SlowPath};

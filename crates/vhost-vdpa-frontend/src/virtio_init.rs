@@ -9,7 +9,7 @@ use vdpa_bus::{Callback, VdpaDevice, VqAddress, VqState};
 use virtio_blk_core::spec::status;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::error::{PathError, Step};
+use crate::error::{DeviceStep, PathError, Step};
 
 /// What a queue is started with.
 #[derive(Clone, Debug)]
@@ -25,12 +25,14 @@ pub(crate) struct Ring {
 /// Negotiates on a device that was just reset: up to FEATURES_OK, and sees that it stayed.
 pub(crate) fn negotiate(device: &dyn VdpaDevice, features: u64) -> Result<(), PathError> {
     let mut byte = status::ACKNOWLEDGE;
-    device.set_status(byte).step("status ACKNOWLEDGE")?;
+    device.set_status(byte).step(DeviceStep::SetAcknowledge)?;
     byte |= status::DRIVER;
-    device.set_status(byte).step("status DRIVER")?;
-    device.set_driver_features(features).step("features")?;
+    device.set_status(byte).step(DeviceStep::SetDriver)?;
+    device
+        .set_driver_features(features)
+        .step(DeviceStep::SetFeatures)?;
     byte |= status::FEATURES_OK;
-    device.set_status(byte).step("status FEATURES_OK")?;
+    device.set_status(byte).step(DeviceStep::SetFeaturesOk)?;
     if device.get_status() & status::FEATURES_OK == 0 {
         return Err(PathError::Features(features));
     }
@@ -46,26 +48,32 @@ pub(crate) fn start(
 ) -> Result<(), PathError> {
     for ring in rings {
         let vq = ring.index;
-        device.set_vq_num(vq, ring.size.into()).step("queue size")?;
-        device.set_vq_state(vq, ring.state).step("queue state")?;
+        device
+            .set_vq_num(vq, ring.size.into())
+            .step(DeviceStep::SetQueueSize)?;
+        device
+            .set_vq_state(vq, ring.state)
+            .step(DeviceStep::SetQueueState)?;
         device
             .set_vq_address(vq, ring.address)
-            .step("queue address")?;
+            .step(DeviceStep::SetQueueAddress)?;
         device
             .set_vq_kick(vq, ring.kick.clone())
-            .step("queue kick")?;
+            .step(DeviceStep::SetQueueKick)?;
         device
             .set_vq_cb(vq, ring.callback.clone())
-            .step("queue callback")?;
+            .step(DeviceStep::SetQueueCallback)?;
     }
     device
         .set_config_cb(config)
-        .step("configuration callback")?;
+        .step(DeviceStep::SetConfigCallback)?;
     for ring in rings {
-        device.set_vq_ready(ring.index, true).step("queue ready")?;
+        device
+            .set_vq_ready(ring.index, true)
+            .step(DeviceStep::EnableQueue)?;
     }
     let byte = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
-    device.set_status(byte).step("status DRIVER_OK")?;
+    device.set_status(byte).step(DeviceStep::SetDriverOk)?;
     for ring in rings {
         device.kick_vq(ring.index);
     }

@@ -22,7 +22,7 @@ pub(crate) use ring::RingView;
 pub use saved::{SavedGuest, SavedGuestQueue};
 
 use crate::PathError;
-use crate::error::Step;
+use crate::error::{DeviceStep, Step};
 use crate::virtio_init::{self, Ring};
 
 /// A queue as the guest set it up. Addresses are guest physical.
@@ -158,7 +158,7 @@ impl Guest {
     ) -> Result<(), PathError> {
         device
             .set_config(offset, bytes)
-            .step("writing the configuration")?;
+            .step(DeviceStep::WriteConfig)?;
         self.record_config_write(offset, bytes);
         Ok(())
     }
@@ -177,7 +177,7 @@ impl Guest {
         for (offset, bytes) in &self.config_writes {
             device
                 .set_config(*offset, bytes)
-                .step("writing the configuration again")?;
+                .step(DeviceStep::ReplayConfig)?;
         }
         Ok(())
     }

@@ -14,7 +14,7 @@ use virtio_blk_core::spec::feature;
 
 use super::{Guest, RingView};
 use crate::PathError;
-use crate::error::Step;
+use crate::error::{DeviceStep, Step};
 
 /// How long to wait between two looks.
 const POLL_INTERVAL: Duration = Duration::from_micros(20);
@@ -51,7 +51,9 @@ pub(crate) fn bind_kicks(
 ) -> Result<(), PathError> {
     for (index, queue) in guest.enabled() {
         let kick = bind.then(|| queue.kick.clone());
-        device.set_vq_kick(index, kick).step("binding kicks")?;
+        device
+            .set_vq_kick(index, kick)
+            .step(DeviceStep::BindKicks)?;
     }
     Ok(())
 }
@@ -79,7 +81,7 @@ pub(crate) fn suspend(
     loop {
         *attempts += 1;
         bind_kicks(device, guest, false)?;
-        device.suspend().step("SUSPEND")?;
+        device.suspend().step(DeviceStep::Suspend)?;
         let states = match states(device, guest) {
             Ok(states) => states,
             Err(why) => return Err(resume_after(device, can_resume, why)),
@@ -107,7 +109,7 @@ pub(crate) fn suspend(
         }
         device
             .resume()
-            .step("RESUME")
+            .step(DeviceStep::Resume)
             .map_err(|why| QuiesceError { why, stuck: true })?;
         rebind_and_kick(device, guest)?;
         if Instant::now() >= deadline {
@@ -126,7 +128,14 @@ fn resume_after(device: &dyn VdpaDevice, can_resume: bool, why: PathError) -> Qu
 fn states(device: &dyn VdpaDevice, guest: &Guest) -> Result<QueuePositions, PathError> {
     guest
         .enabled()
-        .map(|(index, _)| Ok((index, device.get_vq_state(index).step("queue state")?)))
+        .map(|(index, _)| {
+            Ok((
+                index,
+                device
+                    .get_vq_state(index)
+                    .step(DeviceStep::ReadQueueState)?,
+            ))
+        })
         .collect()
 }
 
@@ -209,8 +218,8 @@ pub(crate) fn drain(
 /// Resets, twice if need be.
 pub(crate) fn reset(device: &dyn VdpaDevice) -> Result<(), PathError> {
     match device.reset() {
-        Err(VdpaError::Gone) => Err(VdpaError::Gone).step("reset"),
-        Err(_) => device.reset().step("reset"),
+        Err(VdpaError::Gone) => Err(VdpaError::Gone).step(DeviceStep::Reset),
+        Err(_) => device.reset().step(DeviceStep::Reset),
         Ok(()) => Ok(()),
     }
 }

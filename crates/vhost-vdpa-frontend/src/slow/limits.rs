@@ -9,7 +9,7 @@ use virtio_blk_core::spec::config::{self, Config};
 use virtio_blk_core::spec::feature;
 
 use crate::PathError;
-use crate::error::Step;
+use crate::error::{DeviceStep, Step};
 
 /// Most data segments of a request, whatever the device allows: what a slot's table has room for.
 const MAX_SEGMENTS: u32 = 126;
@@ -51,9 +51,7 @@ pub(super) fn read_config(device: &dyn VdpaDevice) -> Result<Config, PathError> 
     if let Some(present) = bytes.get_mut(..len)
         && len != 0
     {
-        device
-            .get_config(0, present)
-            .step("reading the configuration")?;
+        device.get_config(0, present).step(DeviceStep::ReadConfig)?;
     }
     Ok(Config::from_bytes(&bytes))
 }

@@ -23,7 +23,7 @@ use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, DiskListener, IoQu
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
 use virtio_blk_core::spec::{self, feature, status};
 
-use crate::error::{PathError, Step};
+use crate::error::{DeviceStep, PathError, Step};
 use crate::iotlb_sync::IotlbSync;
 use crate::lock;
 use crate::vhost::holds;
@@ -99,7 +99,7 @@ impl SlowPath {
     /// It is no block device, can't be driven ([`PathError`] says why), or refused a step.
     pub fn new(device: Arc<dyn VdpaDevice>, options: SlowOptions) -> Result<Self, PathError> {
         let map = Arc::new(IotlbSync::new(device.clone()));
-        device.reset().step("reset")?;
+        device.reset().step(DeviceStep::Reset)?;
         let path = Self::idle(device, map, options, true)?;
         path.start(&IotlbTable::new(), path.0.offered)?;
         Ok(path)
@@ -232,7 +232,7 @@ impl SlowPath {
                         ring.callback = Some(event.trigger());
                     }
                 }
-                other => other.step("queue callback")?,
+                other => other.step(DeviceStep::SetQueueCallback)?,
             }
         }
         virtio_init::start(device, &rings, config)?;

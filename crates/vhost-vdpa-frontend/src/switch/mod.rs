@@ -29,7 +29,7 @@ pub use queue_executor::{QueueExecutor, ThreadExecutor};
 pub use report::{Path, QuiesceMethod, SwitchError, SwitchPhases, SwitchReport, SwitchStep};
 pub use vmm::Vmm;
 
-use crate::error::{PathError, Step};
+use crate::error::{DeviceStep, PathError, Step};
 use crate::guest::{self, Guest, GuestQueue, QueuePositions};
 use crate::iotlb_sync::IotlbSync;
 use crate::lock;
@@ -147,7 +147,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             vmm,
             layers,
         } = parts;
-        device.reset().step("reset")?;
+        device.reset().step(DeviceStep::Reset)?;
         let map = Arc::new(IotlbSync::new(device.clone()));
         let slow = SlowPath::idle(device.clone(), map.clone(), options.slow.clone(), false)?;
         let plain: Arc<dyn Disk> = Arc::new(slow.clone());
@@ -273,7 +273,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         if guest.features & feature::VERSION_1 == 0 {
             return Err(PathError::Features(guest.features));
         }
-        self.device.reset().step("reset")?;
+        self.device.reset().step(DeviceStep::Reset)?;
         virtio_init::negotiate(self.device.as_ref(), self.fast_features(guest))
     }
 
@@ -313,7 +313,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
         self.device
             .get_config(offset, buf)
-            .step("reading the configuration")?;
+            .step(DeviceStep::ReadConfig)?;
         if self.offered() & feature::MQ != 0 {
             let field = self.queues.to_le_bytes();
             for (at, byte) in (NUM_QUEUES_OFFSET..).zip(field) {

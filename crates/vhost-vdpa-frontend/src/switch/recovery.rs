@@ -15,7 +15,7 @@ use super::failed_disk::FailedDisk;
 use super::setup::StepError;
 use super::transition::{prepare, refuse};
 use super::{Inner, OnFailure, Path, PathSwitch, SwitchError, SwitchStep};
-use crate::error::{PathError, Step};
+use crate::error::{DeviceStep, PathError, Step};
 use crate::guest::{self, Guest, QueuePositions, QuiesceError};
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
@@ -120,7 +120,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let device = self.device.as_ref();
         if self.can_resume() {
             // Of no effect on a device that is not suspended.
-            device.resume().step("RESUME")?;
+            device.resume().step(DeviceStep::Resume)?;
         }
         guest::rebind_and_kick(device, &inner.guest)?;
         inner.stalled = false;

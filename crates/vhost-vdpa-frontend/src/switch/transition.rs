@@ -14,7 +14,7 @@ use super::{
     Inner, Path, PathSwitch, QuiesceMethod, SwitchError, SwitchPhases, SwitchPolicy, SwitchReport,
     SwitchStep,
 };
-use crate::error::{PathError, Step};
+use crate::error::{DeviceStep, PathError, Step};
 use crate::guest::{self, Guest, QueuePositions, QuiesceError};
 
 /// Why a guest is not moved to the fast path.
@@ -127,7 +127,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 let device = matches!(
                     error.why,
                     PathError::Device {
-                        step: "queue state",
+                        step: DeviceStep::SetQueueState,
                         source: VdpaError::NotSupported(_),
                     }
                 );
@@ -271,7 +271,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         match self
             .device
             .get_config(0, &mut bytes)
-            .step("reading the configuration")
+            .step(DeviceStep::ReadConfig)
         {
             Ok(()) => bytes,
             // Compared only.
