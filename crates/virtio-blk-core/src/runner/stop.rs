@@ -39,34 +39,22 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// so that the driver kicks for the next buffer, whoever serves it then. Blocks until the disk is done
     /// with every buffer (`Drain`: with every request).
     pub fn stop(mut self, mode: Stop) -> Stopped {
-        match mode {
-            Stop::Drain => {
-                self.drain();
-                self.ring.leave(&self.map);
-            }
-            Stop::HandOver => {
-                // Not after the disk was waited for: the driver may use the memory for something else then.
-                self.ring.leave(&self.map);
-                self.cancel_all();
-            }
+        if mode == Stop::Drain {
+            self.drain();
         }
-        self.end()
+        // Not after the disk was waited for: the driver may use the memory for something else then.
+        self.leave();
+        self.abandon()
     }
 
     /// Leaves the ring as the next owner needs it.
-    #[cfg(feature = "thread")]
     pub(super) fn leave(&mut self) {
         self.ring.leave(&self.map);
     }
 
     /// As [`Stop::HandOver`], without a write to the ring.
-    #[cfg(feature = "thread")]
     pub(super) fn abandon(mut self) -> Stopped {
         self.cancel_all();
-        self.end()
-    }
-
-    fn end(mut self) -> Stopped {
         // Dropping the disk's queue waits until no buffer is used any more.
         self.io = None;
         let in_flight = self

@@ -263,6 +263,40 @@ fn a_detached_thread_ends_by_itself() {
     }
 }
 
+/// The time for those that are inside a call of the disk is not spent for one after the other.
+#[test]
+fn many_threads_are_detached_at_a_time() {
+    const THREADS: u32 = 8;
+    let mut gates = Vec::new();
+    let (threads, ends): (Vec<_>, Vec<_>) = (0..THREADS)
+        .map(|_| {
+            let (apart, thread, _told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);
+            let (go, gate) = mpsc::channel::<()>();
+            let (inside, is_inside) = mpsc::channel();
+            thread.post(move |_| {
+                inside.send(()).unwrap();
+                gate.recv().unwrap();
+            });
+            is_inside.recv().unwrap();
+            gates.push(go);
+            let (sender, told) = mpsc::channel();
+            thread.begin_stop(Stop::HandOver, move || sender.send(()).unwrap());
+            (thread, (told, apart))
+        })
+        .unzip();
+    let alone = Duration::from_millis(200);
+    let started = Instant::now();
+    QueueThread::detach_all(threads);
+    let took = started.elapsed();
+    assert!(took >= alone && took < alone * (THREADS - 1), "{took:?}");
+    for (go, (told, _apart)) in gates.iter().zip(ends) {
+        assert!(told.try_recv().is_err());
+        go.send(()).unwrap();
+        // It ends all the same, and says so.
+        told.recv().unwrap();
+    }
+}
+
 #[test]
 fn a_posted_call_is_not_waited_for() {
     let (_apart, thread, _told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);
