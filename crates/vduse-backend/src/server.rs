@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{AbiError, Device};
+use virtio_blk_core::disk::DiskError;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kernel::{DeviceFile, Kernel};
@@ -89,6 +90,14 @@ pub enum ServerError {
     /// The device's file does not do what it should.
     #[error("the device can't be served: {0}")]
     Device(#[source] io::Error),
+    /// What the disk kept in memory could not be made stable when it was let go of. The disk is not in use any more.
+    #[error("the disk can't be left in order: {source}; what it kept in memory may be lost")]
+    Lost {
+        /// What became of the device.
+        outcome: Outcome,
+        /// Why.
+        source: DiskError,
+    },
     /// A message was not answered in time: the kernel has given the device up.
     #[error(
         "the kernel gave device {0} up, as a message was not answered in time: run `vdpa dev del {0}`, then \
@@ -165,14 +174,49 @@ impl ServerHandle {
     }
 }
 
-/// Serves one VDUSE device.
+/// Serves one VDUSE device. Dropping it instead of running it removes the device, unless that is attached.
 pub struct Server {
-    kernel: Arc<dyn Kernel>,
-    options: ServerOptions,
     session: Session,
     file: Arc<dyn DeviceFile>,
     shared: Arc<Shared>,
     taken_over: bool,
+    /// Behind what has the device open.
+    presence: Presence,
+}
+
+/// A device of the kernel that nobody serves. Dropping it removes the device, unless it is attached.
+struct Presence {
+    kernel: Arc<dyn Kernel>,
+    options: ServerOptions,
+    /// Whether it exists because of this server, which has not run.
+    is_unserved: bool,
+}
+
+impl Presence {
+    /// Removes the device if nobody can use it.
+    fn remove(&self) -> Result<Outcome, ServerError> {
+        let name = &self.options.name;
+        let control = self.kernel.control().map_err(ServerError::Control)?;
+        match control.destroy(name) {
+            Ok(()) => {
+                State::remove(&self.options.state_dir, name);
+                Ok(Outcome::Removed)
+            }
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(Outcome::Attached),
+            Err(error) => Err(ServerError::Device(error)),
+        }
+    }
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        if self.is_unserved
+            && let Err(error) = self.remove()
+        {
+            let name = &self.options.name;
+            log::error!("device {name} is not served, and can't be removed: {error}");
+        }
+    }
 }
 
 impl Server {
@@ -191,11 +235,18 @@ impl Server {
         device: Arc<Device>,
         options: ServerOptions,
     ) -> Result<Self, ServerError> {
+        let mut presence = Presence {
+            kernel,
+            options,
+            is_unserved: false,
+        };
+        let (kernel, options) = (&presence.kernel, &presence.options);
         let Established {
             file,
             state,
             taken_over,
-        } = establish(kernel.as_ref(), &device, &options)?;
+        } = establish(kernel.as_ref(), &device, options)?;
+        presence.is_unserved = true;
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ServerError::Device)?;
         let shared = Arc::new(Shared {
             wake: Arc::new(wake),
@@ -212,20 +263,19 @@ impl Server {
             }
         }));
         let session = Session::new(
-            kernel.clone(),
+            presence.kernel.clone(),
             device,
             file.clone(),
             state,
-            (options.poll, options.pin),
+            (presence.options.poll, presence.options.pin),
             shared.wake.clone(),
         );
         Ok(Self {
-            kernel,
-            options,
             session: session.map_err(ServerError::Device)?,
             file,
             shared,
             taken_over,
+            presence,
         })
     }
 
@@ -243,29 +293,34 @@ impl Server {
     /// not attached was removed.
     ///
     /// # Errors
-    /// The kernel gave the device up, or its file does not do what it should. Requests in flight are in the record for
-    /// the next server. Returns within the same bound; what the disk did not let go of by then stays behind as with
+    /// [`ServerError::Lost`]. Or the kernel gave the device up, or its file does not do what it should: requests in flight
+    /// are in the record for the next server. Returns within the same bound; what the disk did not let go of by then stays behind as with
     /// [`Outcome::Unfinished`].
     pub fn run(mut self) -> Result<Outcome, ServerError> {
+        self.presence.is_unserved = false;
         if self.taken_over {
             self.session.resume();
         }
         let served = self.serve();
         let Self {
-            kernel,
-            options,
             session,
             file,
+            presence,
             ..
         } = self;
-        let (state, stopped) = session.end();
+        let ended = session.end();
         drop(file);
         served?;
-        if !stopped {
+        let outcome = if ended.finished {
+            presence.remove()?
+        } else {
             log::warn!("the disk does not finish: its requests are left to the next server");
-            return Ok(Outcome::Unfinished);
+            Outcome::Unfinished
+        };
+        match ended.lost {
+            Some(source) => Err(ServerError::Lost { outcome, source }),
+            None => Ok(outcome),
         }
-        remove(kernel.as_ref(), &options.name, state)
     }
 
     fn serve(&mut self) -> Result<(), ServerError> {
@@ -292,7 +347,7 @@ impl Server {
                 )
                 .map_err(ServerError::Device)?;
             if events.broken {
-                return Err(ServerError::Broken(self.options.name.clone()));
+                return Err(ServerError::Broken(self.presence.options.name.clone()));
             }
             let _ = self.shared.wake.read();
             if rang(&alarm) {
@@ -340,17 +395,4 @@ fn rang(fd: &impl AsFd) -> bool {
     let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
     let now = rustix::event::Timespec::default();
     matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1))
-}
-
-/// Destroys the device if nobody can use it.
-fn remove(kernel: &dyn Kernel, name: &str, state: State) -> Result<Outcome, ServerError> {
-    let control = kernel.control().map_err(ServerError::Control)?;
-    match control.destroy(name) {
-        Ok(()) => {
-            state.remove();
-            Ok(Outcome::Removed)
-        }
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(Outcome::Attached),
-        Err(error) => Err(ServerError::Device(error)),
-    }
 }

@@ -19,12 +19,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{Device, StatusChange, StatusRegister};
+use virtio_blk_core::disk::DiskError;
 use virtio_blk_core::runner::Stop;
 use virtio_blk_core::spec::status::FEATURES_OK;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kernel::{Attribute, DeviceFile, Kernel};
-use crate::medium::Medium;
+use crate::medium::{Medium, Refused};
 use crate::memory::AddressSpace;
 use crate::message::{Answer, Request};
 use crate::queue::{Gate, Queue, Wish, Worker};
@@ -75,6 +76,14 @@ pub(crate) struct Session {
     /// As the kernel told last.
     timeout: u64,
     bounce: u64,
+}
+
+/// What a session leaves.
+pub(crate) struct Ended {
+    /// The disk let go of everything in time.
+    pub(crate) finished: bool,
+    /// Why what the disk kept in memory may be lost.
+    pub(crate) lost: Option<DiskError>,
 }
 
 impl Session {
@@ -228,15 +237,15 @@ impl Session {
     ///
     /// # Errors
     /// The disk can't be used.
-    fn driver_ok(&mut self, deadline: Instant) -> Result<(), String> {
+    fn driver_ok(&mut self, deadline: Instant) -> Result<(), Refused> {
         self.all_wanted();
         if self.needs_medium() {
             self.medium.want(true);
-            if let Some(Err(error)) = self.medium.wait(deadline) {
+            if let Some(Err(refused)) = self.medium.wait_taken(deadline) {
                 for queue in &mut self.queues {
                     queue.wish = Wish::Rest;
                 }
-                return Err(error);
+                return Err(refused);
             }
         }
         Ok(())
@@ -271,6 +280,7 @@ impl Session {
         self.stale = true;
         // What is not stable by now is, to the driver, what a power cut would have taken.
         self.release_medium(deadline);
+        self.medium.reset();
         answer
     }
 

@@ -103,7 +103,6 @@ impl Place {
 
 /// The record of one device.
 pub(crate) struct State {
-    path: PathBuf,
     shape: Shape,
     memory: HostMemory,
     areas: Vec<InFlightArea>,
@@ -211,9 +210,9 @@ impl State {
             done => done?,
         }
         file.write_all_at(&encode(&shape), 0)?;
-        let state = Self::map(path, &file, shape)?;
+        let state = Self::map(&file, shape)?;
         state.set_capacity(state.shape.abi.capacity);
-        fs::rename(&new, &state.path)?;
+        fs::rename(&new, &path)?;
         Ok(state)
     }
 
@@ -234,7 +233,7 @@ impl State {
         }
         let open = || match decode(&bytes)? {
             Some(shape) if shape.name == name && shape.boot == boot => {
-                Self::map(path, &file, shape)?.check().map(Some)
+                Self::map(&file, shape)?.check().map(Some)
             }
             _ => Ok(None),
         };
@@ -255,7 +254,7 @@ impl State {
         Ok(self)
     }
 
-    fn map(path: PathBuf, file: &File, shape: Shape) -> io::Result<Self> {
+    fn map(file: &File, shape: Shape) -> io::Result<Self> {
         let (areas, area, len) = (shape.areas(), shape.area(), shape.bytes());
         if file.metadata()?.len() < len as u64 {
             return Err(invalid("the record is cut off"));
@@ -272,7 +271,6 @@ impl State {
         });
         Ok(Self {
             areas: areas.collect::<io::Result<_>>()?,
-            path,
             shape,
             memory,
         })
@@ -411,9 +409,9 @@ impl State {
         self.word(GENERATION).store(generation, Ordering::Release);
     }
 
-    /// The device is gone: so is its record.
-    pub(crate) fn remove(self) {
-        let _ = fs::remove_file(&self.path);
+    /// A device is gone: so is its record.
+    pub(crate) fn remove(directory: &Path, name: &str) {
+        let _ = fs::remove_file(Self::path(directory, name));
     }
 }
 

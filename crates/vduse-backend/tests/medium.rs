@@ -8,10 +8,11 @@
 mod common;
 
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{PATIENCE, Rig, StallDisk};
 use vduse_backend::message::{Answer, Request as Ask};
+use vduse_backend::{Outcome, ServerError};
 use virtio_blk_core::disk::{
     Caps, Completion, Disk, DiskError, DiskListener, IoQueue, Op, Submit, Token, Wait,
 };
@@ -29,8 +30,8 @@ struct Script {
     unstable: bool,
     active: bool,
     queues: usize,
-    /// How often it was taken into use.
-    count: usize,
+    /// When it was taken into use, or should have been.
+    tries: Vec<Instant>,
 }
 
 /// A disk that checks that it is in use whenever it is used, and never otherwise let go of.
@@ -62,14 +63,14 @@ impl Handed {
         self.script.0.lock().unwrap().active
     }
 
-    /// How often it was taken into use, once it was more often than `count`.
-    fn taken_after(&self, count: usize) -> usize {
+    /// When it was to be taken into use, once that was more often than `count`.
+    fn tries_after(&self, count: usize) -> Vec<Instant> {
         let script = self.script.0.lock().unwrap();
-        let few = |script: &mut Script| script.count <= count;
+        let few = |script: &mut Script| script.tries.len() <= count;
         let waited = self.script.1.wait_timeout_while(script, PATIENCE, few);
         let (script, waited) = waited.unwrap();
         assert!(!waited.timed_out());
-        script.count
+        script.tries.clone()
     }
 }
 
@@ -93,7 +94,7 @@ impl Disk for Handed {
         let slow = |script: &mut Script| script.slow;
         let mut script = self.script.1.wait_while(script, slow).unwrap();
         assert!(!script.active);
-        script.count += 1;
+        script.tries.push(Instant::now());
         self.script.1.notify_all();
         if script.locked {
             return Err(DiskError::Config("another server has it".to_owned()));
@@ -275,11 +276,13 @@ fn a_take_over_tries_again_while_somebody_else_has_the_disk() {
     rig.check();
     rig.die();
     disk.set(|script| script.locked = true);
-    let before = disk.taken_after(0);
+    let before = disk.tries_after(0).len();
     rig.succeed();
     let token = rig.submit(0, &Request::read(0, 512));
-    let after = disk.taken_after(before);
-    disk.taken_after(after);
+    let tries = disk.tries_after(before + 1);
+    // However often it is woken up.
+    let pause = tries[before + 1].duration_since(tries[before]);
+    assert!(pause >= Duration::from_millis(900), "{pause:?}");
     assert!(rig.queues[0].poll().unwrap().is_none());
     disk.set(|script| script.locked = false);
     assert_eq!(rig.answer(0).token, token);
@@ -304,6 +307,56 @@ fn a_suspend_fails_if_data_is_lost_with_it() {
     disk.set(|script| script.unstable = false);
     rig.start();
     rig.check();
+}
+
+/// A message that can't be refused has lost it: the next one says so, and each after that.
+#[test]
+fn a_loss_that_nobody_was_told_of_is_told_later() {
+    let (disk, mut rig) = Handed::rig(1);
+    let ready = |ready| Ask::SetVqReady { index: 0, ready };
+    let state = Ask::GetVqState { index: 0 };
+    rig.start();
+    rig.check();
+    disk.set(|script| script.unstable = true);
+    rig.ok(ready(false));
+    assert!(!disk.is_active());
+    for _ in 0..2 {
+        assert_eq!(rig.bus.ask(state), Some(Answer::Failed));
+        assert_eq!(rig.bus.ask(Ask::Suspend), Some(Answer::Failed));
+    }
+    disk.set(|script| script.unstable = false);
+    rig.ok(ready(true));
+    rig.check();
+    rig.ok(Ask::Suspend);
+    // What a reset loses is not the next driver's.
+    rig.ok(Ask::SetStatus(0));
+    rig.start();
+    disk.set(|script| script.unstable = true);
+    rig.ok(Ask::SetStatus(0));
+    assert!(matches!(rig.bus.ask(state), Some(Answer::VqState { .. })));
+}
+
+/// Also if the driver has reset the device before, as it does when it goes.
+#[test]
+fn the_end_tells_what_is_lost() {
+    for reset in [false, true] {
+        let (disk, mut rig) = Handed::rig(1);
+        rig.start();
+        rig.check();
+        disk.set(|script| script.unstable = true);
+        if reset {
+            rig.ok(Ask::SetStatus(0));
+            rig.bus.attach(false);
+        }
+        match rig.stop() {
+            Err(ServerError::Lost { outcome, .. }) if reset => {
+                assert_eq!(outcome, Outcome::Removed);
+            }
+            Err(ServerError::Lost { outcome, .. }) => assert_eq!(outcome, Outcome::Attached),
+            other => panic!("{other:?}"),
+        }
+        disk.set(|script| script.unstable = false);
+    }
 }
 
 /// A disk that is still at work on requests from before a reset is not let go of.

@@ -221,6 +221,32 @@ fn settings_reach_the_kernel() {
     drop(server);
 }
 
+/// Something else failed before it could.
+#[test]
+fn a_server_that_does_not_run_leaves_no_device() {
+    let mut rig = Rig::new(1);
+    rig.start();
+    rig.check();
+    rig.die();
+    let server = rig.try_serve(rig.server_options()).unwrap();
+    assert!(server.is_taken_over());
+    drop(server);
+    assert!(rig.kernel.has(NAME), "its driver needs the next server");
+    rig.succeed();
+    rig.check();
+    rig.bus.attach(false);
+    rig.die();
+    let records = || std::fs::read_dir(rig.dir.path().join("state")).unwrap();
+    for taken_over in [true, false] {
+        let server = rig.try_serve(rig.server_options()).unwrap();
+        assert_eq!(server.is_taken_over(), taken_over);
+        assert_eq!(records().count(), 1);
+        drop(server);
+        assert!(!rig.kernel.has(NAME));
+        assert_eq!(records().count(), 0);
+    }
+}
+
 /// Where queues' threads run: by thread name, the CPUs that the system shows.
 fn threads() -> Vec<(String, String)> {
     let mut found = Vec::new();

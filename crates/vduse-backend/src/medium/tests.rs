@@ -58,21 +58,31 @@ fn medium() -> (Medium, Receiver<bool>, Script) {
     (Medium::new(Arc::new(disk), Arc::new(wake)), asks, script)
 }
 
-fn done(medium: &Medium) -> Result<(), String> {
-    medium.wait(Instant::now() + PATIENCE).unwrap()
+fn taken(medium: &Medium) -> Result<(), String> {
+    let taken = medium.wait_taken(Instant::now() + PATIENCE).unwrap();
+    taken.map_err(|refused| refused.to_string())
+}
+
+fn left(medium: &Medium) -> Result<(), String> {
+    medium.wait_left(Instant::now() + PATIENCE).unwrap()
+}
+
+fn fails(why: &str) -> Option<Result<(), DiskError>> {
+    Some(Err(DiskError::Config(why.to_owned())))
 }
 
 #[test]
 fn a_disk_is_taken_into_use_and_let_go_of_once() {
     let (medium, asks, script) = medium();
     medium.want(false);
-    assert_eq!(done(&medium), Ok(()), "nothing to do");
+    assert_eq!(left(&medium), Ok(()), "nothing to do");
     for active in [true, false, true] {
         script.send(Some(Ok(()))).unwrap();
-        medium.want(active);
-        assert_eq!(done(&medium), Ok(()));
-        medium.want(active);
-        assert_eq!(done(&medium), Ok(()));
+        for _ in 0..2 {
+            medium.want(active);
+            let done = if active { taken } else { left };
+            assert_eq!(done(&medium), Ok(()));
+        }
         assert_eq!(asks.try_iter().collect::<Vec<_>>(), [active]);
         let deadline = Instant::now() + PATIENCE;
         while medium.0.wake.read().is_err() {
@@ -87,39 +97,100 @@ fn nobody_waits_longer_than_wanted() {
     let (medium, asks, script) = medium();
     medium.want(true);
     assert!(asks.recv().unwrap());
-    assert_eq!(medium.wait(Instant::now()), None);
+    assert_eq!(medium.wait_taken(Instant::now()), None);
     // No longer wanted, before it is there.
     medium.want(false);
     script.send(Some(Ok(()))).unwrap();
     assert!(!asks.recv().unwrap());
-    assert_eq!(medium.wait(Instant::now()), None);
+    assert_eq!(medium.wait_left(Instant::now()), None);
     script.send(Some(Ok(()))).unwrap();
-    assert_eq!(done(&medium), Ok(()));
+    assert_eq!(left(&medium), Ok(()));
 }
 
 #[test]
-fn failures_are_told_and_tried_again() {
+fn a_refusal_is_told_until_something_else_is_wanted() {
     let (medium, asks, script) = medium();
-    let locked = || Some(Err(DiskError::Config("it is locked".to_owned())));
-    script.send(locked()).unwrap();
+    script.send(fails("it is locked")).unwrap();
+    let begin = Instant::now();
     medium.want(true);
-    assert_eq!(done(&medium), Err("it is locked".to_owned()));
+    for _ in 0..2 {
+        assert!(taken(&medium).unwrap_err().contains("it is locked"));
+    }
+    let refused = medium.refused().unwrap();
+    assert!(refused.until >= begin + RETRY, "a pause comes first");
     script.send(Some(Ok(()))).unwrap();
     medium.want(true);
-    assert_eq!(done(&medium), Ok(()));
-    // What can't be made stable is let go of all the same.
-    script.send(locked()).unwrap();
+    assert_eq!(taken(&medium), Ok(()));
+    assert_eq!(medium.refused(), None);
+    assert_eq!(asks.try_iter().collect::<Vec<_>>(), [true, true]);
+}
+
+/// Whoever asks is told, however often, and however often the disk is not wanted.
+#[test]
+fn what_is_lost_is_told_until_the_disk_is_in_use_again() {
+    let (medium, asks, script) = medium();
+    for reset in [false, true] {
+        script.send(Some(Ok(()))).unwrap();
+        medium.want(true);
+        assert_eq!(taken(&medium), Ok(()));
+        assert!(medium.take_lost().is_none());
+        script.send(fails("no room")).unwrap();
+        for _ in 0..2 {
+            medium.want(false);
+            assert!(left(&medium).unwrap_err().contains("no room"));
+        }
+        // Taken into use in vain.
+        script.send(fails("it is locked")).unwrap();
+        medium.want(true);
+        assert!(taken(&medium).is_err());
+        medium.want(false);
+        assert!(left(&medium).unwrap_err().contains("no room"));
+        if reset {
+            medium.reset();
+            medium.want(false);
+            assert_eq!(left(&medium), Ok(()), "as a power cut");
+            let lost = medium.take_lost().unwrap();
+            assert!(lost.to_string().contains("no room"), "the end tells it");
+        }
+    }
+    let asked: Vec<bool> = asks.try_iter().collect();
+    assert_eq!(asked, [true, false, true].repeat(2));
+}
+
+/// The driver resets the device while the disk is at work, and the next one comes.
+#[test]
+fn what_a_reset_finds_at_work_fails_no_message() {
+    let (medium, asks, script) = medium();
+    medium.want(true);
+    assert!(asks.recv().unwrap());
     medium.want(false);
-    assert_eq!(done(&medium), Err("it is locked".to_owned()));
+    medium.reset();
+    for done in [Some(Ok(())), fails("no room")] {
+        script.send(done).unwrap();
+    }
+    assert_eq!(left(&medium), Ok(()));
+    script.send(Some(Ok(()))).unwrap();
+    medium.want(true);
+    assert_eq!(taken(&medium), Ok(()));
+    script.send(fails("no room")).unwrap();
     medium.want(false);
-    assert_eq!(done(&medium), Ok(()));
-    assert_eq!(asks.try_iter().collect::<Vec<_>>(), [true, true, false]);
+    assert!(left(&medium).is_err(), "this driver is told");
 }
 
 #[test]
 fn a_panic_of_the_disk_is_a_failure() {
-    let (medium, _asks, script) = medium();
+    let (medium, asks, script) = medium();
     script.send(None).unwrap();
     medium.want(true);
-    assert!(done(&medium).unwrap_err().contains("panicked"));
+    assert!(taken(&medium).unwrap_err().contains("panicked"));
+    script.send(Some(Ok(()))).unwrap();
+    medium.want(true);
+    assert_eq!(taken(&medium), Ok(()));
+    script.send(None).unwrap();
+    for _ in 0..2 {
+        medium.want(false);
+        assert!(left(&medium).unwrap_err().contains("panicked"));
+    }
+    let asked: Vec<bool> = asks.try_iter().collect();
+    assert_eq!(asked, [true, true, false], "nothing is asked of it again");
 }

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use virtio_blk_core::device::StatusChange;
 use virtio_blk_core::runner::Stop;
 
-use super::Session;
+use super::{Ended, Session};
 use crate::kernel::VqInfo;
 use crate::queue::{Context, Queue, Wish, Worker};
-use crate::state::{Place, State};
+use crate::state::Place;
 
 /// Queues whose state was told start again after this time, all together, if there is no message and no kick.
 const HOLD: Duration = Duration::from_millis(500);
@@ -107,7 +107,11 @@ impl Session {
 
     /// Something failed for a reason that may pass.
     fn try_again(&mut self, failure: String) {
-        self.retry_at = Some(Instant::now() + RETRY);
+        self.try_again_at(Instant::now() + RETRY, failure);
+    }
+
+    fn try_again_at(&mut self, at: Instant, failure: String) {
+        self.retry_at = Some(at);
         // Once, and not each second.
         if self.complaint != failure {
             log::error!("{failure}: trying again");
@@ -148,7 +152,8 @@ impl Session {
             return true;
         }
         self.medium.want(true);
-        let _ = self.medium.wait(deadline);
+        // If it failed, that is told below.
+        let _ = self.medium.wait_taken(deadline);
         self.start_wanted();
         !waits(self)
     }
@@ -174,19 +179,30 @@ impl Session {
         if infos.is_empty() {
             return;
         }
-        self.medium.want(true);
-        match self.medium.wait(Instant::now()) {
-            // It rings.
-            None => return,
-            Some(Err(error)) => {
-                return self.try_again(format!("the disk can't be taken into use: {error}"));
-            }
-            Some(Ok(())) => {}
+        if !self.take_medium() {
+            return;
         }
         if self.stale && !self.walk() {
             return;
         }
         self.start(&infos);
+    }
+
+    /// Takes the disk into use. Returns whether it is by now; if not, it rings, or it was refused and is tried again.
+    fn take_medium(&mut self) -> bool {
+        let now = Instant::now();
+        let refused = self.medium.refused();
+        if refused.is_none_or(|refused| now >= refused.until) {
+            self.medium.want(true);
+        }
+        match self.medium.wait_taken(now) {
+            None => false,
+            Some(Ok(())) => true,
+            Some(Err(refused)) => {
+                self.try_again_at(refused.until, refused.to_string());
+                false
+            }
+        }
     }
 
     fn start(&mut self, infos: &[(u16, VqInfo)]) {
@@ -297,16 +313,16 @@ impl Session {
     }
 
     /// Lets go of the disk if nothing uses it any more, and waits for that. Returns whether what it held in memory is
-    /// stable, as far as is known by `deadline`.
+    /// stable, as far as is known by `deadline`. If it was let go of before, that counts.
     pub(super) fn release_medium(&mut self, deadline: Instant) -> bool {
         if self.uses_memory() {
             return true;
         }
         self.medium.want(false);
-        match self.medium.wait(deadline) {
+        match self.medium.wait_left(deadline) {
             Some(Ok(())) => true,
             Some(Err(error)) => {
-                log::error!("what the disk held in memory is lost: {error}");
+                log::warn!("the disk was not left in order, what it kept may be lost: {error}");
                 false
             }
             None => {
@@ -420,23 +436,26 @@ impl Session {
             return false;
         };
         let now = Instant::now();
-        now >= deadline || !self.needs_medium() && self.medium.wait(now).is_some()
+        now >= deadline || !self.needs_medium() && self.medium.wait_left(now).is_some()
     }
 
     /// The end. What the disk does not let go of in time is left behind, with what it works with: memory mapped, the
-    /// device's file open. Returns the record, and whether nothing was left behind.
-    pub(crate) fn end(mut self) -> (State, bool) {
+    /// device's file open.
+    pub(crate) fn end(mut self) -> Ended {
         let deadline = match self.finish_by {
             Some(at) => at,
             None => self.deadline(),
         };
-        let mut stopped = self.stop_all(Stop::HandOver, deadline);
+        let mut finished = self.stop_all(Stop::HandOver, deadline);
         self.abandoned
             .retain(|worker| !worker.wait_stopped(deadline));
-        stopped &= self.abandoned.is_empty();
-        stopped &= self.release_medium(deadline);
+        finished &= self.abandoned.is_empty();
+        let released = self.release_medium(deadline);
+        let lost = self.medium.take_lost();
+        // What is lost is over, too.
+        finished &= released || lost.is_some();
         let hanging = self.queues.iter_mut().filter_map(Queue::abandon);
         hanging.chain(self.abandoned).for_each(Worker::detach);
-        (self.state, stopped)
+        Ended { finished, lost }
     }
 }

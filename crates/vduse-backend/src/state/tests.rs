@@ -57,7 +57,7 @@ fn a_successor_finds_what_was_noted() {
     assert_eq!(again.place(1), Place::Started { gap: 3 });
     assert_eq!(again.log(1, 8, 0).unwrap().1, [5]);
     assert!(again.log(2, 8, 0).is_err() && again.log(1, 16, 0).is_err());
-    again.remove();
+    State::remove(dir.path(), "disk0");
     let found = State::open(dir.path(), "disk0", &shape().boot).unwrap();
     assert!(found.is_none());
 }
