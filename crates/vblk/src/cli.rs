@@ -188,6 +188,14 @@ pub enum ServeCommand {
 }
 
 impl ServeCommand {
+    /// What the disk is called in `ctl`, `top` and metrics: its socket or its device.
+    pub fn name(&self) -> String {
+        match self {
+            Self::VhostUser(args) => args.socket.to_string(),
+            Self::Vduse(args) => args.name.to_string(),
+        }
+    }
+
     /// What is served.
     pub const fn disk(&self) -> &ServeArgs {
         match self {

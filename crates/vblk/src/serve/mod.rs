@@ -6,6 +6,9 @@
 mod attach;
 mod deadline;
 mod listening;
+mod stopping;
+#[cfg(test)]
+mod tests;
 mod vduse;
 mod vhost_user;
 
@@ -19,6 +22,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use vduse_backend::Linux;
+use vduse_backend::kernel::Kernel;
 use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
 use virtio_blk_core::disk::Disk;
@@ -32,6 +37,7 @@ use crate::report::describe;
 use crate::signals;
 use crate::status::{StatusLine, Totals};
 use deadline::Unended;
+use stopping::{Stop, Stopping};
 
 /// How often the disks' sizes are looked at and the status line drawn.
 const TICK: Duration = Duration::from_secs(1);
@@ -46,15 +52,15 @@ struct Ready {
     announce: Box<dyn FnOnce()>,
     /// Whether a driver uses the device.
     connected: Box<dyn Fn() -> bool + Send>,
-    /// How long it takes at most until `stop` asks the disk to end.
-    patience: Duration,
     /// Makes `run` return; does not wait for that.
-    stop: Box<dyn Fn() + Send>,
+    stop: Stop,
     run: Box<dyn FnOnce() -> Result<(), Failure> + Send>,
 }
 
 /// What all disks of a process share.
 struct Common {
+    /// What makes VDUSE devices.
+    kernel: Arc<dyn Kernel>,
     json: bool,
     /// Options about layers: those of all disks together.
     layers: LayerArgs,
@@ -81,61 +87,58 @@ fn usual_queues(disk: &dyn Disk, most: u16) -> u16 {
 /// Serves until a signal, or until nothing is left to serve.
 ///
 /// # Errors
-/// That of the only disk, or that some of them failed: each failure is reported when it happens.
+/// That of the only disk, or that some of them failed: each failure is reported when it happens. What was made by then
+/// (sockets, VDUSE devices) is gone again.
 pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> {
+    run_on(Arc::new(Linux), commands, json)
+}
+
+fn run_on(
+    kernel: Arc<dyn Kernel>,
+    commands: &[ServeCommand],
+    json: bool,
+) -> Result<(), Box<dyn Error>> {
     let common = Common {
+        kernel,
         json,
         layers: LayerArgs::of_all(commands.iter().map(|command| &command.disk().layers))?,
         groups: Groups::default(),
         descriptors: Budget::new(),
     };
     find_double(commands, &common.layers)?;
-    let mut ready = Vec::new();
-    let mut opened: Vec<&ServeArgs> = Vec::new();
-    for command in commands {
-        let prepared = match command {
-            ServeCommand::VhostUser(args) => vhost_user::prepare(args, &common),
-            ServeCommand::Vduse(args) => vduse::prepare(args, &common),
-        };
-        let prepared = prepared.map_err(|error| explain(error, command.disk(), &opened));
-        if prepared.is_ok() {
-            opened.push(command.disk());
-        }
-        match prepared {
-            Ok(one) => ready.push(one),
-            Err(error) if commands.len() == 1 => return Err(error),
-            Err(error) => complain(&command.disk().disk.to_string(), error.as_ref()),
-        }
-    }
-    if ready.is_empty() {
-        return Err("none of the disks can be served".into());
-    }
+    let unended = Unended::new(commands.iter().map(ServeCommand::name));
+    let patience = commands.iter().map(patience).max().unwrap_or_default();
+    let limit = common.layers.stop_timeout() + patience;
+    let stopping = Stopping::default();
+    let (late, begun) = (unended.clone(), stopping.clone());
+    let (asks, asked) = channel();
+    let refresh = asks.clone();
+    // Before there is anything that a signal would leave behind.
+    signals::handle(
+        move || {
+            late.end_after(limit);
+            begun.begin();
+        },
+        move || {
+            // Towards the end nobody looks any more.
+            let _ = refresh.send(Tick::Refresh);
+        },
+    )?;
+    let ready = prepare_all(commands, &common, &unended)?;
     let served: Vec<Served> = ready.iter().map(|one| one.served.clone()).collect();
     let (mut announcements, mut stops) = (Vec::new(), Vec::new());
     let (mut connected, mut runs) = (Vec::new(), Vec::new());
-    let mut patience = Duration::ZERO;
     for one in ready {
-        patience = patience.max(one.patience);
         announcements.push(one.announce);
         stops.push(one.stop);
         connected.push(one.connected);
         runs.push((one.served.name, one.run));
     }
-    let unended = Unended::new(served.iter().map(|one| one.name.clone()));
-    let limit = common.layers.stop_timeout() + patience;
-    let late = unended.clone();
-    let stop = move || {
-        late.end_after(limit);
-        stops.iter().for_each(|stop| stop());
-    };
-    let (asks, asked) = channel();
-    let refresh = asks.clone();
-    signals::handle(stop, move || {
-        // Towards the end nobody looks any more.
-        let _ = refresh.send(Tick::Refresh);
-    })?;
     // Who reads that drivers can come may ask the control socket at once.
     let windows = Windows::open(&common.layers, served.clone(), json)?;
+    if !stopping.arm(stops) {
+        return Ok(());
+    }
     for announce in announcements {
         announce();
     }
@@ -155,6 +158,49 @@ pub fn run(commands: &[ServeCommand], json: bool) -> Result<(), Box<dyn Error>> 
         unended.ended(&name);
     }
     result
+}
+
+/// How long it takes at most until a stop asks the disk to end.
+fn patience(command: &ServeCommand) -> Duration {
+    match command {
+        ServeCommand::Vduse(args) if args.attach.is_some() => attach::DETACH,
+        ServeCommand::Vduse(_) | ServeCommand::VhostUser(_) => Duration::ZERO,
+    }
+}
+
+/// Opens the disks, and sockets and devices for them. One that fails is none of `unended`.
+///
+/// # Errors
+/// That of the only disk, or that all of them failed.
+fn prepare_all(
+    commands: &[ServeCommand],
+    common: &Common,
+    unended: &Unended,
+) -> Result<Vec<Ready>, Box<dyn Error>> {
+    let mut ready = Vec::new();
+    let mut opened: Vec<&ServeArgs> = Vec::new();
+    for command in commands {
+        let prepared = match command {
+            ServeCommand::VhostUser(args) => vhost_user::prepare(args, common),
+            ServeCommand::Vduse(args) => vduse::prepare(args, common),
+        };
+        let prepared = prepared.map_err(|error| explain(error, command.disk(), &opened));
+        match prepared {
+            Ok(one) => {
+                opened.push(command.disk());
+                ready.push(one);
+            }
+            Err(error) if commands.len() == 1 => return Err(error),
+            Err(error) => {
+                complain(&command.disk().disk.to_string(), error.as_ref());
+                unended.ended(&command.name());
+            }
+        }
+    }
+    if ready.is_empty() {
+        return Err("none of the disks can be served".into());
+    }
+    Ok(ready)
 }
 
 /// Finds what two disks have, or a disk and `--control`, and only one can.
@@ -213,20 +259,25 @@ fn run_all(runs: Vec<Run>, wanted: usize) -> Result<(), Box<dyn Error>> {
     let mut failed = wanted - runs.len();
     let mut last = None;
     let mut threads = Vec::new();
+    let told = move |name: &str, result: Result<(), Failure>| {
+        if let Err(error) = &result
+            && wanted > 1
+        {
+            complain(name, error.as_ref());
+        }
+        result
+    };
     for (name, run) in runs {
         let thread = std::thread::Builder::new().name("vblk-server".into());
-        threads.push((
-            name.clone(),
-            thread.spawn(move || {
-                let result = run();
-                if let Err(error) = &result
-                    && wanted > 1
-                {
-                    complain(&name, error.as_ref());
-                }
-                result
-            })?,
-        ));
+        let of = name.clone();
+        match thread.spawn(move || told(&of, run())) {
+            Ok(thread) => threads.push((name, thread)),
+            // The others are served all the same.
+            Err(error) => {
+                failed += 1;
+                last = told(&name, Err(error.into())).err();
+            }
+        }
     }
     for (name, thread) in threads {
         match thread.join() {

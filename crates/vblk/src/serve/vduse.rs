@@ -6,24 +6,20 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Serialize;
 use vdpa_bus::management::{DeviceName, Driver};
-use vduse_backend::{Linux, Outcome, Server, ServerOptions};
+use vduse_backend::{Outcome, Server, ServerError, ServerHandle, ServerOptions};
 use virtio_blk_core::device::{Device, Options};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
+use super::attach::Attachment;
 use super::listening::Listening;
-use super::{Common, Failure, Ready, attach, usual_queues};
+use super::{Common, Failure, Ready, usual_queues};
 use crate::cli::{AttachArg, VduseArgs};
 use crate::layers::Served;
 use crate::status::Totals;
 use crate::{output, report};
-
-/// How long taking a device off the bus may take: its driver writes what it has in memory, and a process may have its
-/// node open.
-const DETACH: Duration = Duration::from_secs(60);
 
 /// Where the device can be found. Field names are the JSON's.
 #[derive(Serialize)]
@@ -53,17 +49,17 @@ struct Attached<'a> {
     node: Option<PathBuf>,
 }
 
-fn attach_and_tell(name: &DeviceName, driver: AttachArg, json: bool) -> Result<(), String> {
-    let driver = match driver {
-        AttachArg::Virtio => Driver::Virtio,
-        AttachArg::Vhost => Driver::Vhost,
-    };
-    let node = attach::attach(name, driver).map_err(|error| {
+fn attach_and_tell(attachment: &Attachment, driver: Driver, json: bool) -> Result<(), String> {
+    let name = attachment.name();
+    let node = attachment.attach(driver).map_err(|error| {
         format!(
             "device {name} can't be attached: {error}; the modules are vduse and {}",
             driver.name()
         )
     })?;
+    if attachment.is_ended() {
+        return Ok(());
+    }
     match &node {
         Some(node) if !json => report::say(format_args!("device {name} is {}", node.display())),
         None => log::warn!("device {name} has no node: is the module virtio_blk loaded?"),
@@ -106,58 +102,79 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
         msg_timeout: args.msg_timeout,
         ..ServerOptions::new(args.name.as_str())
     };
-    let server = Server::new(Arc::new(Linux), device.clone(), options)?;
+    let server = Server::new(common.kernel.clone(), device.clone(), options)?;
     let at = At {
         name: args.name.to_string(),
         taken_over: server.is_taken_over(),
     };
     let place = format!("as VDUSE device {}", args.name);
     let (spec, listening) = (serve.disk.to_string(), device.clone());
-    let (stop, connected) = (server.handle(), server.handle());
-    let (name, attached) = (args.name.clone(), args.attach.is_some());
-    let stop = move || {
-        if !attached {
-            return stop.stop();
-        }
-        let (stop, name) = (stop.clone(), name.clone());
-        // Taking it off the bus may wait for others; a second signal is still heard.
-        std::thread::spawn(move || {
-            attach::detach_within(&name, DETACH);
-            stop.stop();
-        });
-    };
-    let (name, driver, counted) = (args.name.clone(), args.attach, device.clone());
+    let (handle, connected) = (server.handle(), server.handle());
+    let attachment = args.attach.map(|driver| {
+        let driver = match driver {
+            AttachArg::Virtio => Driver::Virtio,
+            AttachArg::Vhost => Driver::Vhost,
+        };
+        (Attachment::new(args.name.clone()), driver)
+    });
+    let attached = attachment.clone().map(|(attachment, _)| attachment);
+    let stop = move || stop(&handle, attached.as_ref());
+    let (name, counted) = (args.name.clone(), device.clone());
     Ok(Ready {
         served: Served::new(args.name.to_string(), serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
         connected: Box::new(move || connected.is_live()),
-        patience: if attached { DETACH } else { Duration::ZERO },
         stop: Box::new(stop),
-        run: Box::new(move || run(server, &name, driver, &counted, json)),
+        run: Box::new(move || run(server, &name, attachment, &counted, json)),
     })
+}
+
+/// Has the server end, once the device is off the bus.
+fn stop(handle: &ServerHandle, attachment: Option<&Arc<Attachment>>) {
+    let Some(attachment) = attachment else {
+        return handle.stop();
+    };
+    let (server, attachment) = (handle.clone(), attachment.clone());
+    // Taking it off the bus may wait for others; a second signal is still heard.
+    let thread = std::thread::Builder::new().name("vblk-stop".into());
+    let started = thread.spawn(move || {
+        attachment.detach_in_time();
+        server.stop();
+    });
+    if let Err(error) = started {
+        log::error!("the device stays on the bus: no thread to take it off: {error}");
+        handle.stop();
+    }
 }
 
 /// Serves until it is stopped.
 fn run(
     server: Server,
     name: &DeviceName,
-    driver: Option<AttachArg>,
+    attachment: Option<(Arc<Attachment>, Driver)>,
     device: &Device,
     json: bool,
 ) -> Result<(), Failure> {
-    let attacher = driver.map(|driver| {
-        let (name, stop) = (name.clone(), server.handle());
-        std::thread::spawn(move || {
-            let attached = attach_and_tell(&name, driver, json);
+    let stop = server.handle();
+    let attacher = attachment.map(|(attachment, driver)| {
+        let thread = std::thread::Builder::new().name("vblk-attach".into());
+        thread.spawn(move || {
+            let attached = attach_and_tell(&attachment, driver, json);
             if attached.is_err() {
                 // What is half there goes again.
-                let _ = attach::detach(&name);
+                let _ = attachment.detach();
                 stop.stop();
             }
             attached
         })
     });
-    let outcome = server.run()?;
+    // Without that thread the server is dropped, and its device with it.
+    let attacher = attacher.transpose()?;
+    let (outcome, lost) = match server.run() {
+        Ok(outcome) => (outcome, None),
+        Err(error @ ServerError::Lost { outcome, .. }) => (outcome, Some(error)),
+        Err(error) => return Err(error.into()),
+    };
     if let Some(Ok(Err(error))) = attacher.map(std::thread::JoinHandle::join) {
         return Err(error.into());
     }
@@ -170,18 +187,27 @@ fn run(
             totals: Totals::of(device),
         };
         output::tell(&ended);
-        return Ok(());
+    }
+    if let Some(error) = lost {
+        return Err(error.into());
     }
     match outcome {
-        Outcome::Removed => {}
-        Outcome::Attached => report::say(format_args!(
-            "device {name} is still attached: its requests wait for the next server; `vblk vdpa del {name}`, and \
-             another start and end, take it away"
-        )),
-        Outcome::Unfinished => report::say(format_args!(
-            "device {name}: the disk does not finish; the requests it has wait for the next server, which can start \
-             once this process has ended"
-        )),
+        Outcome::Removed => Ok(()),
+        Outcome::Attached if json => Ok(()),
+        Outcome::Attached => {
+            report::say(format_args!(
+                "device {name} is still attached: its requests wait for the next server; `vblk vdpa del {name}`, and \
+                 another start and end, take it away"
+            ));
+            Ok(())
+        }
+        Outcome::Unfinished => Err(format!(
+            "device {name}: the disk has not finished what it was given: the next server, which can start once this \
+             process has ended, executes it again"
+        )
+        .into()),
     }
-    Ok(())
 }
+
+#[cfg(test)]
+mod tests;

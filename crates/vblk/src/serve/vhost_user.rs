@@ -4,7 +4,6 @@
 //! `vblk serve vhost-user`.
 
 use std::error::Error;
-use std::time::Duration;
 
 use serde::Serialize;
 use vhost_user_blk::socket::{Listener, SocketOptions};
@@ -106,7 +105,6 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         served: Served::new(name, serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
         connected: Box::new(move || connected.is_connected()),
-        patience: Duration::ZERO,
         stop: Box::new(move || stop.stop()),
         run: Box::new(run),
     })
