@@ -289,6 +289,23 @@ fn a_disk_that_does_not_let_go_does_not_keep_a_server() {
     rig.check();
 }
 
+/// Many queues take no longer than one to be left behind.
+#[test]
+fn queues_that_do_not_let_go_share_their_time() {
+    const QUEUES: u16 = 16;
+    let mut rig = Rig::new(QUEUES);
+    rig.start();
+    rig.check();
+    rig.disk.stall();
+    for queue in 0..usize::from(QUEUES) {
+        rig.submit(queue, &Request::write(queue as u64, &[5; 512]));
+    }
+    rig.disk.wait_stalled(QUEUES.into());
+    let begin = Instant::now();
+    assert_eq!(rig.stop().unwrap(), Outcome::Unfinished);
+    assert!(begin.elapsed() < 3 * BUDGET, "{:?}", begin.elapsed());
+}
+
 /// Nor does what is left from before a reset.
 #[test]
 fn requests_that_were_cut_off_do_not_keep_a_server() {

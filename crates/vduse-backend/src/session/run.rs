@@ -455,7 +455,7 @@ impl Session {
         // What is lost is over, too.
         finished &= released || lost.is_some();
         let hanging = self.queues.iter_mut().filter_map(Queue::abandon);
-        hanging.chain(self.abandoned).for_each(Worker::detach);
+        Worker::detach_all(hanging.chain(self.abandoned));
         Ended { finished, lost }
     }
 }

@@ -36,7 +36,7 @@ pub const NAME: &str = "disk0";
 pub const SECTORS: u64 = 256;
 pub const QUEUE_SIZE: u16 = 32;
 /// Guest memory for the queues of one life of the driver.
-const LIFE: u64 = 1 << 20;
+const LIFE: u64 = 4 << 20;
 /// Lives of the driver before memory is used again.
 const LIVES: u64 = 8;
 /// Where guest memory begins for the device.
