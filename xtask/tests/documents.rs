@@ -194,3 +194,65 @@ fn documents_name_no_place_of_one_machine() {
         }
     }
 }
+
+/// What the manifest of a member names of the repository's own crates, without dependencies for tests.
+fn uses(manifest: &str, crates: &[String]) -> Vec<String> {
+    let mut counts = false;
+    let mut found = Vec::new();
+    for line in manifest.lines() {
+        if let Some(section) = line.strip_prefix('[') {
+            counts = section.contains("dependencies")
+                && !section.contains("dev-")
+                && !section.contains("build-");
+        } else if counts {
+            let name = line.split(['=', '.', ' ']).next().unwrap_or_default();
+            if crates.iter().any(|known| known == name) {
+                found.push(name.to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The crates of `crates/`, each with what it uses of the others.
+fn crates() -> Vec<(String, Vec<String>)> {
+    let mut names: Vec<String> = fs::read_dir(root().join("crates"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    let of = |name: &String| uses(&read(&format!("crates/{name}/Cargo.toml")), &names);
+    names.iter().map(|name| (name.clone(), of(name))).collect()
+}
+
+#[test]
+fn no_crate_depends_on_one_above_it() {
+    let mut left = crates();
+    while !left.is_empty() {
+        let names: Vec<_> = left.iter().map(|(name, _)| name.clone()).collect();
+        let before = left.len();
+        left.retain(|(_, uses)| uses.iter().any(|used| names.contains(used)));
+        assert!(left.len() < before, "a circle is among {names:?}");
+    }
+}
+
+#[test]
+fn the_table_of_crates_is_that_of_the_manifests() {
+    let text = read("docs/architecture.md");
+    let (_, table) = text.split_once("\n## The crates\n").unwrap();
+    let (table, _) = table.split_once("\n## ").unwrap();
+    let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+    for row in table.lines().filter(|line| line.starts_with("| `")) {
+        let columns: Vec<_> = row.split(" | ").collect();
+        let name = code_spans(columns[0])[0].to_owned();
+        let mut uses: Vec<_> = code_spans(columns.get(2).copied().unwrap_or_default())
+            .iter()
+            .map(|&used| used.to_owned())
+            .collect();
+        uses.sort();
+        rows.push((name, uses));
+    }
+    rows.sort();
+    assert_eq!(rows, crates());
+}
