@@ -4,11 +4,11 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
-mod bell;
 mod callback;
 mod compat;
 mod faults;
 mod model;
+mod notifier;
 mod options;
 mod sim;
 mod space;

@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use vdpa_bus::VdpaDevice;
 
-use crate::bell::Bell;
 use crate::faults::FaultState;
+use crate::notifier::Notifier;
 
 /// What is left to do for a queue after a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub(crate) trait Model: VdpaDevice {
     fn is_busy(&self, vq: u16) -> bool;
 
     /// What rings for its queues.
-    fn bell(&self) -> &Arc<Bell>;
+    fn notifier(&self) -> &Arc<Notifier>;
 
     /// Its faults.
     fn faults(&self) -> &FaultState;

@@ -96,7 +96,7 @@ pub enum Profile {
 #[derive(Clone, Debug)]
 pub struct StrictOptions {
     /// Queues, serial number and the like. `transport_features` gets ACCESS_PLATFORM in addition.
-    pub device: device::Options,
+    pub device: device::DeviceOptions,
     /// Virtqueue groups, at least 1: queue `n` is in group `n % groups`.
     pub groups: u32,
     /// Address spaces, at least 1.
@@ -109,7 +109,7 @@ impl Default for StrictOptions {
     /// One queue of 256, one group, one address space, all addresses.
     fn default() -> Self {
         Self {
-            device: device::Options::default(),
+            device: device::DeviceOptions::default(),
             groups: 1,
             address_spaces: 1,
             iova_range: 0..=u64::MAX,
@@ -150,7 +150,7 @@ pub enum Drive {
 pub enum OptionsError {
     /// The device's options contradict each other or the disk.
     #[error(transparent)]
-    Device(#[from] device::OptionsError),
+    Device(#[from] device::DeviceOptionsError),
     /// A number of groups or address spaces is 0.
     #[error("{0} must be at least 1")]
     Zero(&'static str),

@@ -14,11 +14,11 @@ use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::fault::FaultDisk;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bell::Bell;
 use crate::compat::{self, Compat};
 use crate::faults::FaultCounts;
 use crate::lock;
 use crate::model::{Model, Work};
+use crate::notifier::Notifier;
 use crate::options::{Drive, Options, OptionsError, Profile};
 use crate::strict::Strict;
 use crate::worker::Worker;
@@ -29,7 +29,7 @@ use crate::worker::Worker;
 /// the same `Arc`.
 pub struct BlkSim {
     model: Arc<dyn Model>,
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     faulty: Option<Arc<FaultDisk>>,
     worker: Mutex<Option<Worker>>,
     gone: AtomicBool,
@@ -56,7 +56,7 @@ impl BlkSim {
             Drive::Stepped => None,
         };
         Ok(Self {
-            bell: model.bell().clone(),
+            notifier: model.notifier().clone(),
             model,
             faulty,
             worker: Mutex::new(worker),
@@ -87,16 +87,16 @@ impl BlkSim {
     /// the kernel does in a pass, five).
     pub fn step_queue(&self, vq: u16, budget: usize) -> bool {
         let model = &*self.model;
-        let bell = &*self.bell;
-        bell.look(|vq| model.kick_vq(vq));
-        if !bell.take(vq) && !model.is_busy(vq) {
+        let notifier = &*self.notifier;
+        notifier.look(|vq| model.kick_vq(vq));
+        if !notifier.take(vq) && !model.is_busy(vq) {
             return false;
         }
         match model.work(vq, budget) {
             Work::Idle => false,
             Work::Flying | Work::Until(_) => true,
             Work::More => {
-                bell.ring(vq);
+                notifier.signal(vq);
                 true
             }
         }

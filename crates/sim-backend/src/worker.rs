@@ -39,7 +39,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::SeqCst);
-        self.model.bell().rouse();
+        self.model.notifier().rouse();
         if let Some(thread) = self.thread.take() {
             // A panic of a disk's was reported by the thread itself.
             let _ = thread.join();
@@ -48,19 +48,19 @@ impl Drop for Worker {
 }
 
 fn run(model: &dyn Model, ending: &AtomicBool) {
-    let bell = model.bell();
+    let notifier = model.notifier();
     let mut deadlines = vec![None; usize::from(model.nvqs())];
     while !ending.load(Ordering::SeqCst) {
         let mut more = false;
         for (vq, deadline) in (0..).zip(&mut deadlines) {
-            if !bell.take(vq) && !deadline.is_some_and(|at| Instant::now() >= at) {
+            if !notifier.take(vq) && !deadline.is_some_and(|at| Instant::now() >= at) {
                 continue;
             }
             *deadline = None;
             match model.work(vq, BUDGET) {
                 Work::Idle | Work::Flying => {}
                 Work::More => {
-                    bell.ring(vq);
+                    notifier.signal(vq);
                     more = true;
                 }
                 Work::Until(at) => *deadline = Some(at),
@@ -68,9 +68,9 @@ fn run(model: &dyn Model, ending: &AtomicBool) {
         }
         let kick = |vq| model.kick_vq(vq);
         if more {
-            bell.look(kick);
+            notifier.look(kick);
         } else {
-            bell.sleep(timeout(deadlines.iter().flatten().min().copied()), kick);
+            notifier.sleep(timeout(deadlines.iter().flatten().min().copied()), kick);
         }
     }
 }

@@ -13,7 +13,7 @@ use vblk_testing::client_disk::{self, ClientDisk};
 use vblk_testing::server::{self, Config as ServerConfig, Disk, Program};
 use vblk_testing::{Error, compare, pattern, throttle, verify};
 use vduse_backend::{Linux, Server, ServerOptions};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
 /// Looks at a vhost-user-blk server from the outside.
@@ -220,12 +220,12 @@ fn throttle(args: Throttle) -> Result<(), Error> {
 fn vduse(args: &Vduse) -> Result<(), Error> {
     let failed = |error: &dyn std::error::Error| Error::Config(format!("{}: {error}", args.name));
     let disk = ClientDisk::connect(&args.socket, args.queues)?;
-    let options = Options {
+    let options = DeviceOptions {
         queues: args.queues,
         queue_size: client_disk::DEPTH,
         config_wce: false,
         transport_features: ACCESS_PLATFORM,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(Arc::new(disk), options).map_err(|error| failed(&error))?;
     let options = ServerOptions::new(args.name.as_str());

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::sync::Arc;
 
 use serde::Serialize;
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 use virtio_blk_disks::raw;
 
@@ -48,9 +48,9 @@ pub fn run(args: &FeaturesArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let virtio = match &args.disk {
         Some(spec) => {
             let caps = spec.disk.look()?.caps;
-            let options = Options {
+            let options = DeviceOptions {
                 queues: caps.max_queues.min(2),
-                ..Options::default()
+                ..DeviceOptions::default()
             };
             Some(Device::new(Arc::new(Seen(caps)), options)?.offered_names())
         }

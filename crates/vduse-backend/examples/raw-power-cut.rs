@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vduse_backend::{Linux, Server, ServerOptions};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::{Completion, Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 use virtio_blk_disks::power_cut::{Content, Moment, PowerCutDisk};
@@ -229,10 +229,10 @@ fn main() {
     let plan = FaultPlan::new(1).delay_reaps(0..=3).reorder();
     let late = FaultDisk::new(Arc::new(MemoryDisk::new(BYTES).unwrap()), plan);
     let model = Arc::new(PowerCutDisk::new(Arc::new(late)));
-    let options = Options {
+    let options = DeviceOptions {
         config_wce: false,
         transport_features: ACCESS_PLATFORM,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(model.clone() as Arc<dyn Disk>, options).unwrap();
     let server = Server::new(Arc::new(Linux), device, ServerOptions::new(name)).unwrap();

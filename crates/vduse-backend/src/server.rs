@@ -148,7 +148,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn ring(&self) {
+    fn signal(&self) {
         // The counter can't overflow within a process's life.
         let _ = self.wake.write(1);
     }
@@ -165,7 +165,7 @@ impl ServerHandle {
     /// policy for errors). Returns at once.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
-        self.0.ring();
+        self.0.signal();
     }
 
     /// Whether a driver uses the device.
@@ -225,7 +225,7 @@ impl Server {
     /// unless it is attached. Of an attached one the driver knows features, limits, number and size of queues: they
     /// stay as they are if `device` can do as much or more ([`Device::adopt`]), else the server is refused.
     ///
-    /// `device` must offer ACCESS_PLATFORM ([`virtio_blk_core::device::Options::transport_features`]) and
+    /// `device` must offer ACCESS_PLATFORM ([`virtio_blk_core::device::DeviceOptions::transport_features`]) and
     /// not CONFIG_WCE. Messages are answered by [`Server::run`] only: attach the device from another thread.
     ///
     /// # Errors
@@ -254,12 +254,12 @@ impl Server {
             config_changed: AtomicBool::new(taken_over),
             live: AtomicBool::new(false),
         });
-        shared.ring();
+        shared.signal();
         let weak = Arc::downgrade(&shared);
         device.listen(Box::new(move || {
             if let Some(shared) = weak.upgrade() {
                 shared.config_changed.store(true, Ordering::Release);
-                shared.ring();
+                shared.signal();
             }
         }));
         let session = Session::new(

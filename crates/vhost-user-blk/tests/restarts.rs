@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::stuck::{At, StuckDisk};
 use common::{Served, heads_in_flight, options, test_disk, wait_for};
 use vblk_testing::frontend::{Client, Guest, InFlight, Queue};
-use virtio_blk_core::device::Options;
+use virtio_blk_core::device::DeviceOptions;
 use virtio_blk_core::disk::{Caps, Disk, EraseLimits};
 use virtio_blk_core::spec::feature;
 use virtio_blk_core::testdisk::{Mode, TestDisk, WaitKind};
@@ -58,7 +58,7 @@ fn data(number: u8) -> [u8; 4096] {
 
 impl Survivor {
     /// Served by a server that ends with requests in flight.
-    fn new(disk: &TestDisk, options: Options) -> Self {
+    fn new(disk: &TestDisk, options: DeviceOptions) -> Self {
         let stuck = StuckDisk::new(disk.clone(), At::Completion);
         let served = Served::started(Arc::new(stuck.clone()), options, Duration::ZERO);
         let mut client = Client::connect(&served.socket()).unwrap();
@@ -142,10 +142,10 @@ fn with_caps(of: &TestDisk, change: impl FnOnce(&mut Caps)) -> TestDisk {
 }
 
 /// What the next server has.
-type Change = Box<dyn Fn(&TestDisk, &mut Options) -> TestDisk>;
+type Change = Box<dyn Fn(&TestDisk, &mut DeviceOptions) -> TestDisk>;
 
 /// Another option.
-fn option(change: impl Fn(&mut Options) + 'static) -> Change {
+fn option(change: impl Fn(&mut DeviceOptions) + 'static) -> Change {
     Box::new(move |disk, options| {
         change(options);
         disk.clone()

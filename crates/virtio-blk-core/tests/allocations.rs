@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use allocation_counter::measure;
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::{
     Caps, Completion, Disk, DiskError, EraseLimits, IoQueue, Op, Submit, Wait,
 };
@@ -77,7 +77,7 @@ fn the_steady_state_allocates_nothing() {
                 inline,
                 ready: Arc::default(),
             };
-            let device = Device::new(Arc::new(disk), Options::default()).unwrap();
+            let device = Device::new(Arc::new(disk), DeviceOptions::default()).unwrap();
             device.accept(device.offered()).unwrap();
             let config = RingConfig {
                 event_idx: true,

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::{directory, read};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::runner::QueueSetup;
 use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
@@ -121,7 +121,7 @@ fn play_on(cache: Cache, seed: u64, base: Arc<dyn Disk>) -> (Arc<PowerCutDisk>, 
     let plan = FaultPlan::new(seed).delay_reaps(0..=3).reorder();
     let late: Arc<dyn Disk> = Arc::new(FaultDisk::new(base, plan));
     let disk = Arc::new(PowerCutDisk::new(late));
-    let device = Device::new(disk.clone() as Arc<dyn Disk>, Options::default()).unwrap();
+    let device = Device::new(disk.clone() as Arc<dyn Disk>, DeviceOptions::default()).unwrap();
     let mut features = device.offered();
     match cache {
         Cache::Through => features &= !(feature::FLUSH | feature::CONFIG_WCE),

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::runner::{QueueSetup, Service, Stop};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::meter::OpClass;
@@ -30,7 +30,7 @@ fn stop(layers: &[&str], mode: Stop, before: fn(&Stack)) -> Vec<(usize, u64)> {
     on_each_memory!(256 * 1024, |mem, space| {
         let base = Arc::new(MemoryDisk::new(1 << 20).unwrap());
         let stack = Stack::live(base, &layers, Groups::default()).unwrap();
-        let device = Device::new(stack.disk(), Options::default()).unwrap();
+        let device = Device::new(stack.disk(), DeviceOptions::default()).unwrap();
         device.accept(device.offered()).unwrap();
         let config = RingConfig {
             event_idx: true,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use virtio_blk_core::device::{Device, Options, StatusChange, StatusRegister};
+use virtio_blk_core::device::{Device, DeviceOptions, StatusChange, StatusRegister};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service, Stop};
 use virtio_blk_core::spec::status;
@@ -40,10 +40,10 @@ fn main() -> Outcome<()> {
 
     // A disk, and the device over it. The device offers what the disk was probed for.
     let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(DISK)?);
-    let options = Options {
+    let options = DeviceOptions {
         queue_size: QUEUE_SIZE,
         serial: "embed".into(),
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(disk, options)?;
     println!(

@@ -174,10 +174,10 @@ fn vdpa(
 fn simulated(what: &str, queues: u16, serial: String) -> Result<(Arc<dyn VdpaDevice>, Size)> {
     let memory = format!("memory:{what}");
     let (disk, size) = own(if what.contains(':') { what } else { &memory })?;
-    let device = device::Options {
+    let device = device::DeviceOptions {
         queues: queues.clamp(1, disk.caps().max_queues),
         serial,
-        ..device::Options::default()
+        ..device::DeviceOptions::default()
     };
     let mut options = sim_backend::Options::strict();
     options.profile = Profile::Strict(StrictOptions {

@@ -12,7 +12,7 @@ use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_r
 use kvm_ioctls::{Kvm, VmFd};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::spec::feature;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -445,11 +445,11 @@ impl Board {
 
 fn own_device(disk: &OpenDisk, source: Arc<dyn Disk>) -> Result<Arc<Device>> {
     // ANCHOR: device
-    let options = Options {
+    let options = DeviceOptions {
         queues: disk.queues,
         serial: disk.serial(),
         transport_features: feature::RING_RESET,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(source, options).map_err(|error| disk.error(&error))?;
     // ANCHOR_END: device

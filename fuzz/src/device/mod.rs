@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow::{self, Continue};
 use std::sync::Arc;
 
-use virtio_blk_core::device::{Device, Options, SavedQueue};
+use virtio_blk_core::device::{Device, DeviceOptions, SavedQueue};
 use virtio_blk_core::disk::{Disk, Lifetime};
 use virtio_blk_core::runner::{QueueSetup, Service, Stop};
 use virtio_blk_core::spec::{config, feature};
@@ -73,7 +73,7 @@ struct World<M: GuestMemory + Send + Sync + 'static> {
     spy: Arc<Spy>,
     faults: Option<Arc<FaultDisk>>,
     disk: Arc<dyn Disk>,
-    options: Options,
+    options: DeviceOptions,
     device: Arc<Device>,
     queues: Vec<Queue<M>>,
     model: Model,
@@ -148,7 +148,7 @@ impl<M: GuestMemory + Send + Sync + 'static> World<M> {
             fault_disk = Some(faulty.clone());
             disk = faulty;
         }
-        let options = Options {
+        let options = DeviceOptions {
             queues: u16::from(setup.queues % 2) + 1,
             queue_size: 4 << (setup.exponent % 4),
             seg_max: None,

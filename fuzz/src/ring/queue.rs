@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service, Stop, Stopped};
 use virtio_blk_core::spec::feature;
@@ -34,9 +34,9 @@ pub fn run<M: GuestMemory + Send + Sync + 'static>(
     field: &Field<'_, M>,
     deferred: Option<u8>,
 ) {
-    let options = Options {
+    let options = DeviceOptions {
         queue_size: MAX_SIZE,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(disk(deferred), options).unwrap();
     let block = feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES;

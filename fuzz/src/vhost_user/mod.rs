@@ -26,7 +26,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::MemfdFlags;
 use vhost_user_blk::socket::Listener;
 use vhost_user_blk::{Server, ServerHandle, ServerOptions};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_disks::stack::{Groups, StackSpec};
 
 use client::Client;
@@ -101,10 +101,10 @@ impl Session {
         };
         let spec: StackSpec = disk.parse().expect("a disk");
         let stack = spec.open(false, &Groups::default()).expect("memory");
-        let options = Options {
+        let options = DeviceOptions {
             queues: QUEUES,
             queue_size: QUEUE_SIZE,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         let device = Device::new(stack.disk(), options).expect("a device");
         let options = ServerOptions {

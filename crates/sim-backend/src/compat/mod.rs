@@ -18,11 +18,11 @@ use virtio_blk_core::spec::config::Config;
 use virtio_blk_core::spec::{self, feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bell::Bell;
 use crate::callback::VqCallback;
 use crate::faults::FaultState;
 use crate::lock;
 use crate::model::{Model, Work};
+use crate::notifier::Notifier;
 use crate::options::{CompatOptions, Options, OptionsError};
 use crate::space::{MissTable, Spaces, last};
 use medium::Medium;
@@ -67,7 +67,7 @@ pub(crate) struct Compat {
     ready: AtomicBool,
     /// A kick came while the device was suspended.
     pending_kick: AtomicBool,
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     faults: Arc<FaultState>,
 }
 
@@ -119,7 +119,7 @@ impl Compat {
             running: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             pending_kick: AtomicBool::new(false),
-            bell: Arc::new(Bell::new(1)?),
+            notifier: Arc::new(Notifier::new(1)?),
             faults,
         })
     }
@@ -221,8 +221,8 @@ impl Model for Compat {
         false
     }
 
-    fn bell(&self) -> &Arc<Bell> {
-        &self.bell
+    fn notifier(&self) -> &Arc<Notifier> {
+        &self.notifier
     }
 
     fn faults(&self) -> &FaultState {
@@ -268,13 +268,13 @@ impl VdpaDevice for Compat {
         if !self.running.load(Ordering::Acquire) && driver_ok {
             self.pending_kick.store(true, Ordering::Release);
         } else if self.ready.load(Ordering::Acquire) {
-            self.bell.ring(0);
+            self.notifier.signal(0);
         }
     }
 
     fn set_vq_kick(&self, vq: u16, kick: Option<Arc<EventFd>>) -> Result<(), VdpaError> {
         self.check_vq(vq)?;
-        self.bell
+        self.notifier
             .set_kick(vq, kick.as_deref())
             .map_err(|source| VdpaError::System {
                 what: format!("the kick eventfd of queue {vq}"),
@@ -420,7 +420,7 @@ impl VdpaDevice for Compat {
         let _state = self.control();
         self.running.store(true, Ordering::Release);
         if self.pending_kick.swap(false, Ordering::AcqRel) && self.ready.load(Ordering::Acquire) {
-            self.bell.ring(0);
+            self.notifier.signal(0);
         }
         Ok(())
     }
@@ -526,7 +526,7 @@ impl VdpaDevice for Compat {
         state.gone = true;
         state.mm = None;
         // Taking a descriptor out does not fail.
-        let _ = self.bell.set_kick(0, None);
+        let _ = self.notifier.set_kick(0, None);
         self.spaces.clear();
     }
 }

@@ -141,7 +141,7 @@ impl Strict {
         match self.engine(control, vq, &ring) {
             Ok(running) => {
                 *slot = Some(running);
-                self.bell.ring(vq);
+                self.notifier.signal(vq);
             }
             Err(StartError::Disk(_)) => {
                 drop(slot);
@@ -185,10 +185,10 @@ impl Strict {
         &self,
         vq: u16,
         runner: &QueueRunner<M>,
-    ) -> Result<Option<crate::bell::Watch>, StartError> {
+    ) -> Result<Option<crate::notifier::Watch>, StartError> {
         match runner.wait() {
             Wait::Fd(fd) if self.threaded => {
-                let watch = self.bell.watch(vq, fd);
+                let watch = self.notifier.watch(vq, fd);
                 watch.map(Some).map_err(|e| StartError::Disk(e.into()))
             }
             _ => Ok(None),
@@ -254,7 +254,7 @@ impl Strict {
     pub(super) fn reset_with(&self, control: &mut Control) {
         for vq in 0..self.device.options().queues {
             self.stop(control, vq, Stop::HandOver);
-            self.bell.forget(vq);
+            self.notifier.forget(vq);
             if let Some(queue) = self.queues.get(usize::from(vq)) {
                 queue.callback.set(None);
             }

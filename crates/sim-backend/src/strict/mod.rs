@@ -16,11 +16,11 @@ use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::{self, feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bell::Bell;
 use crate::callback::{ConfigCallback, VqCallback};
 use crate::faults::FaultState;
 use crate::lock;
 use crate::model::{Model, Work};
+use crate::notifier::Notifier;
 use crate::options::{Drive, Options, OptionsError, StrictOptions};
 use crate::space::{Spaces, last};
 use control::{Control, Mm};
@@ -43,7 +43,7 @@ pub(crate) struct Strict {
     status: Mutex<StatusRegister>,
     control: Mutex<Control>,
     config: Arc<ConfigCallback>,
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     faults: Arc<FaultState>,
 }
 
@@ -91,7 +91,7 @@ impl Strict {
                 strict.groups,
             )),
             config,
-            bell: Arc::new(Bell::new(queues)?),
+            notifier: Arc::new(Notifier::new(queues)?),
             faults,
             device,
         })
@@ -145,8 +145,8 @@ impl Model for Strict {
         self.queues.get(usize::from(vq)).is_some_and(Queue::is_busy)
     }
 
-    fn bell(&self) -> &Arc<Bell> {
-        &self.bell
+    fn notifier(&self) -> &Arc<Notifier> {
+        &self.notifier
     }
 
     fn faults(&self) -> &FaultState {
@@ -202,13 +202,13 @@ impl VdpaDevice for Strict {
     #[inline]
     fn kick_vq(&self, vq: u16) {
         if !self.faults.kicks.roll() {
-            self.bell.ring(vq);
+            self.notifier.signal(vq);
         }
     }
 
     fn set_vq_kick(&self, vq: u16, kick: Option<Arc<EventFd>>) -> Result<(), VdpaError> {
         self.check_vq(vq)?;
-        self.bell
+        self.notifier
             .set_kick(vq, kick.as_deref())
             .map_err(|source| VdpaError::System {
                 what: format!("the kick eventfd of queue {vq}"),
@@ -423,7 +423,7 @@ impl VdpaDevice for Strict {
         for vq in 0..self.nvqs() {
             if let Some(running) = &mut *self.queue(vq)?.control() {
                 running.paused = false;
-                self.bell.ring(vq);
+                self.notifier.signal(vq);
             }
         }
         // Each looks at its ring at once, whatever was kicked meanwhile.
@@ -523,7 +523,7 @@ impl VdpaDevice for Strict {
         control.mm = Mm::Unbound;
         for vq in 0..self.nvqs() {
             // Taking a descriptor out does not fail.
-            let _ = self.bell.set_kick(vq, None);
+            let _ = self.notifier.set_kick(vq, None);
         }
         self.spaces.clear();
     }

@@ -10,10 +10,10 @@ use virtio_blk_core::disk::Wait;
 use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::runner::{QueueRunner, Service, Stop, Stopped};
 
-use crate::bell::Watch;
 use crate::callback::VqCallback;
 use crate::lock;
 use crate::model::Work;
+use crate::notifier::Watch;
 use crate::space::MissTable;
 
 /// A runner over a table, or over one that misses by plan.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use clap::Parser;
 use sim_backend::{BlkSim, Options as SimOptions};
 use vhost_vdpa_frontend::{CompletionMode, SlowOptions, SlowPath};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::{DeviceMemory, HostMemory};
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
@@ -97,7 +97,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         }
         Arc::new(path)
     };
-    let device = Device::new(disk, Options::default())?;
+    let device = Device::new(disk, DeviceOptions::default())?;
     device.accept(device.offered())?;
     let layout = SplitLayout::contiguous(256, space.take(0x4000, 0x1000)?)?;
     let arena = ArenaConfig {

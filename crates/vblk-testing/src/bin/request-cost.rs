@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, ValueEnum};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
@@ -132,7 +132,7 @@ where
     } else {
         Stack::fixed(base, &cli.layers, groups)?.disk()
     };
-    let device = Device::new(disk, Options::default())?;
+    let device = Device::new(disk, DeviceOptions::default())?;
     device.accept(device.offered())?;
     let layout = SplitLayout::contiguous(QUEUE_SIZE, space.take(0x4000, 0x1000)?)?;
     let arena = ArenaConfig {

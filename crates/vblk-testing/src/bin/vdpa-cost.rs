@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand, ValueEnum};
 use sim_backend::{BlkSim, Options};
 use vdpa_bus::VdpaDevice;
-use virtio_blk_core::device::{Device, Options as DeviceOptions};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::{
     DeviceMemory, GuestMap, HostMemory, Iotlb, IotlbMapping, IotlbTable, Permissions,

@@ -337,7 +337,7 @@ mod tests {
     use std::sync::Arc;
 
     use clap::Parser;
-    use virtio_blk_core::device::{Device, Options};
+    use virtio_blk_core::device::{Device, DeviceOptions};
     use virtio_blk_core::disk::{self, Caps, DiskError, IoQueue};
     use virtio_blk_disks::MemoryDisk;
     use virtio_blk_disks::stack::{Groups, Stack};
@@ -379,7 +379,7 @@ mod tests {
             panic!("{line}");
         };
         let stack = Stack::fixed(Arc::new(Lost), &[], Groups::default()).unwrap();
-        let device = Device::new(stack.disk(), Options::default()).unwrap();
+        let device = Device::new(stack.disk(), DeviceOptions::default()).unwrap();
         let served = Served::new("disk".to_owned(), serve.disk(), Arc::new(stack), device);
         let (stats, _) = Stats::of(&served, None);
         let said = stats.flush_error.clone().unwrap();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use vdpa_bus::management::{DeviceName, Driver};
 use vduse_backend::{Outcome, Server, ServerError, ServerHandle, ServerOptions};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
 use super::attach::Attachment;
@@ -81,7 +81,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
     let (serve, json) = (&args.serve, common.json);
     let (stack, _) = common.open(serve)?;
     let disk = stack.disk();
-    let options = Options {
+    let options = DeviceOptions {
         queues: args
             .queues
             .unwrap_or_else(|| usual_queues(disk.as_ref(), u16::MAX)),
@@ -91,7 +91,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
         // The driver can't write the configuration space of a vDPA device.
         config_wce: false,
         transport_features: ACCESS_PLATFORM,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(disk, options)?;
     let options = ServerOptions {

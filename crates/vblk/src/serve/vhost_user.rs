@@ -8,7 +8,7 @@ use std::error::Error;
 use serde::Serialize;
 use vhost_user_blk::socket::{Listener, SocketOptions};
 use vhost_user_blk::{Server, ServerOptions};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 
 use super::listening::Listening;
 use super::{Common, Ready, usual_queues};
@@ -42,12 +42,12 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     let (stack, vdpa) = common.open(serve)?;
     let disk = stack.disk();
     let usual = usual_queues(disk.as_ref(), vhost_user_blk::MAX_QUEUES);
-    let options = Options {
+    let options = DeviceOptions {
         queues: common.descriptors.queues(args.queues, usual)?,
         queue_size: args.queue_size,
         serial: serve.serial.clone(),
         read_only: serve.read_only,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(disk, options)?;
     let options = ServerOptions {

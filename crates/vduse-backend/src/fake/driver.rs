@@ -57,7 +57,7 @@ impl Pending {
                 .map_or(PATIENCE, |at| at.saturating_duration_since(now));
             if left.is_zero() {
                 device.broken = true;
-                device.ring();
+                device.signal();
                 return None;
             }
             let waited = shared.changed.wait_timeout(world, left);
@@ -104,7 +104,7 @@ impl FakeDriver {
             device.next_id += 1;
             let message = Message { id, request };
             device.sent.push_back(message);
-            device.ring();
+            device.signal();
             (message, device.patience())
         });
         let nothing = Message { id: 0, request };
@@ -255,7 +255,7 @@ impl FakeDriver {
     pub fn break_it(&self) {
         self.with(|device| {
             device.broken = true;
-            device.ring();
+            device.signal();
         });
         self.kernel.0.changed.notify_all();
     }

@@ -18,13 +18,17 @@ use crate::message::{Answer, RawMessage, RawResponse};
 pub(super) struct FakeFile {
     kernel: FakeKernel,
     name: String,
-    bell: Arc<EventFd>,
+    notifier: Arc<EventFd>,
 }
 
 impl FakeFile {
-    pub(super) fn new(kernel: FakeKernel, name: &str, bell: Arc<EventFd>) -> Self {
+    pub(super) fn new(kernel: FakeKernel, name: &str, notifier: Arc<EventFd>) -> Self {
         let name = name.to_owned();
-        Self { kernel, name, bell }
+        Self {
+            kernel,
+            name,
+            notifier,
+        }
     }
 
     /// Does something with the device, as an ioctl does: not once it is broken.
@@ -52,7 +56,7 @@ impl Drop for FakeFile {
             }
             // Kicks go to the dead server's eventfds until there are others.
             if !device.sent.is_empty() {
-                device.ring();
+                device.signal();
             }
         }
     }
@@ -66,9 +70,9 @@ fn word(raw: &RawResponse, at: usize) -> u32 {
 impl DeviceFile for FakeFile {
     fn wait(&self, also: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<Events> {
         // SAFETY: the eventfd is open as long as `self` is borrowed.
-        let bell = unsafe { BorrowedFd::borrow_raw(self.bell.as_raw_fd()) };
-        wait_on(bell, also, timeout)?;
-        let _ = self.bell.read();
+        let notifier = unsafe { BorrowedFd::borrow_raw(self.notifier.as_raw_fd()) };
+        wait_on(notifier, also, timeout)?;
+        let _ = self.notifier.read();
         let world = self.kernel.0.lock();
         let device = world.devices.get(&self.name);
         let device = device.ok_or_else(|| os(libc::ENODEV))?;
@@ -94,7 +98,7 @@ impl DeviceFile for FakeFile {
         };
         device.unanswered.insert(message.id, message);
         if !device.sent.is_empty() {
-            device.ring();
+            device.signal();
         }
         Ok(Some(message.to_bytes()))
     }

@@ -63,7 +63,7 @@ struct FakeDevice {
     timeout: u64,
     bounce: u64,
     /// Readable while there is something to look at.
-    bell: Arc<EventFd>,
+    notifier: Arc<EventFd>,
     next_id: u32,
     sent: VecDeque<Message>,
     unanswered: BTreeMap<u32, Message>,
@@ -235,14 +235,14 @@ impl Control for FakeControl {
         if bad || device.api_version != version || device.queues == 0 {
             return Err(os(libc::EINVAL));
         }
-        let bell = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+        let notifier = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let fake = FakeDevice {
             attached: false,
             open: false,
             broken: false,
             timeout: 30,
             bounce: 64 << 20,
-            bell,
+            notifier,
             next_id: 1,
             sent: VecDeque::new(),
             unanswered: BTreeMap::new(),
@@ -300,7 +300,7 @@ impl Kernel for FakeKernel {
         Ok(Arc::new(FakeFile::new(
             self.clone(),
             name,
-            device.bell.clone(),
+            device.notifier.clone(),
         )))
     }
 
@@ -348,9 +348,9 @@ impl Kernel for FakeKernel {
 }
 
 impl FakeDevice {
-    fn ring(&self) {
+    fn signal(&self) {
         // The counter can't overflow in a test.
-        let _ = self.bell.write(1);
+        let _ = self.notifier.write(1);
     }
 
     /// What the kernel does to a device at a reset, once the server has answered.
@@ -386,7 +386,7 @@ impl FakeDevice {
             }
             Request::SetVqReady { .. } => {
                 self.broken = true;
-                self.ring();
+                self.signal();
             }
             _ => {}
         }

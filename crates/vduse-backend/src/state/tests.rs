@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Caps;
 use virtio_blk_core::runner::InFlightLog;
 use virtio_blk_core::testdisk::TestDisk;
@@ -18,10 +18,10 @@ fn shape() -> Shape {
 
 fn abi() -> GuestAbi {
     let disk = TestDisk::new(Caps::basic(64));
-    let options = Options {
+    let options = DeviceOptions {
         queues: 2,
         queue_size: 8,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     Device::new(Arc::new(disk), options).unwrap().guest_abi()
 }

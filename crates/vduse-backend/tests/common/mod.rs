@@ -15,7 +15,7 @@ use vduse_backend::fake::{FakeDriver, FakeKernel, FakeRegion};
 use vduse_backend::kernel::VqInfo;
 use vduse_backend::message::{Answer, Request as Ask};
 use vduse_backend::{Outcome, Server, ServerError, ServerHandle, ServerOptions};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::{
     Caps, Completion, Disk, DiskError, DiskListener, IoBuf, IoQueue, Op, OpKind, Submit, Wait,
 };
@@ -251,7 +251,7 @@ pub struct Rig {
     pub memory: Arc<OwnedFd>,
     pub queues: Vec<Driver<Arc<Guest>>>,
     pub dir: tempfile::TempDir,
-    pub options: Options,
+    pub options: DeviceOptions,
     /// Where the driver starts its queues.
     pub start_index: u16,
     name: &'static str,
@@ -265,14 +265,14 @@ pub fn memfd(len: u64) -> std::fs::File {
     file
 }
 
-pub fn usual(queues: u16) -> Options {
-    Options {
+pub fn usual(queues: u16) -> DeviceOptions {
+    DeviceOptions {
         queues,
         queue_size: QUEUE_SIZE,
         serial: "a serial number".to_owned(),
         config_wce: false,
         transport_features: ACCESS_PLATFORM,
-        ..Options::default()
+        ..DeviceOptions::default()
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use vblk_testing::frontend::{Client, Guest, InFlight, PATIENCE, Queue, Wire};
 use vhost_user_blk::{STOP_TIME, Server, ServerError, ServerHandle, ServerOptions};
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::{Caps, Disk, EraseLimits, ZeroLimits};
 use virtio_blk_core::testdisk::{Mode, TestDisk, WaitKind};
 
@@ -45,7 +45,7 @@ impl Served {
     }
 
     /// With a device of these options.
-    pub fn with_device(disk: Arc<dyn Disk>, options: Options) -> Self {
+    pub fn with_device(disk: Arc<dyn Disk>, options: DeviceOptions) -> Self {
         Self::started(disk, options, STOP_TIME)
     }
 
@@ -55,13 +55,13 @@ impl Served {
     }
 
     /// With both.
-    pub fn started(disk: Arc<dyn Disk>, options: Options, stop_time: Duration) -> Self {
+    pub fn started(disk: Arc<dyn Disk>, options: DeviceOptions, stop_time: Duration) -> Self {
         Self::start(disk, options, stop_time, |server| server)
     }
 
     fn start(
         disk: Arc<dyn Disk>,
-        options: Options,
+        options: DeviceOptions,
         stop_time: Duration,
         change: impl FnOnce(Server) -> Server,
     ) -> Self {
@@ -133,12 +133,12 @@ impl Drop for Served {
 }
 
 /// The usual device.
-pub fn options() -> Options {
-    Options {
+pub fn options() -> DeviceOptions {
+    DeviceOptions {
         queues: QUEUES,
         queue_size: QUEUE_SIZE,
         serial: "serial-1".to_owned(),
-        ..Options::default()
+        ..DeviceOptions::default()
     }
 }
 

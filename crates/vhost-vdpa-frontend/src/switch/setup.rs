@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vdpa_bus::VqState;
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueSetup, Stop};
@@ -38,7 +38,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         serial: String,
     ) -> Result<Arc<Device>, PathError> {
         let size = self.device.get_vq_num_max().max(4);
-        let options = Options {
+        let options = DeviceOptions {
             queues: self.queues,
             // The largest power of two: guests can't have made a larger ring.
             queue_size: 1 << size.ilog2(),

@@ -56,11 +56,11 @@ pub struct TestDevice {
 impl TestDevice {
     pub fn new(disk: Arc<dyn Disk>, profile: Profile) -> Arc<Self> {
         let strict = StrictOptions {
-            device: device::Options {
+            device: device::DeviceOptions {
                 queues: profile.queues,
                 serial: "a serial".into(),
                 masked_features: !profile.features,
-                ..device::Options::default()
+                ..device::DeviceOptions::default()
             },
             ..StrictOptions::default()
         };

@@ -119,7 +119,7 @@ impl Device {
     pub fn guest_abi(&self) -> GuestAbi {
         GuestAbi {
             capacity: self.capacity(),
-            writeback: self.live.writeback(),
+            writeback: self.shared.writeback(),
             ..lock(&self.shown).abi
         }
     }

@@ -104,7 +104,7 @@ impl Device {
         }
         match data {
             [mode @ (0 | 1)] | [mode @ (0 | 1), 0] => {
-                self.live.writeback.store(*mode == 1, Ordering::Relaxed);
+                self.shared.writeback.store(*mode == 1, Ordering::Relaxed);
                 Ok(())
             }
             [mode] => Err(ConfigError::CacheMode(*mode)),

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Device, Options, lock};
+use super::{Device, DeviceOptions, lock};
 use crate::disk::Caps;
 use crate::runner::WriteCache;
 use crate::spec::feature::{self, *};
@@ -23,7 +23,7 @@ pub enum NegotiationError {
 }
 
 /// The bits a device of these capabilities and options offers.
-pub(super) fn offer(caps: &Caps, options: &Options) -> u64 {
+pub(super) fn offer(caps: &Caps, options: &DeviceOptions) -> u64 {
     let mut offer = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC | SEG_MAX | BLK_SIZE | TOPOLOGY;
     let mut when = |condition: bool, bit: u64| {
         if condition {
@@ -92,7 +92,7 @@ impl Device {
             accepted & CONFIG_WCE != 0 && (!writeback || accepted & FLUSH != 0)
         });
         let writeback = told.unwrap_or_else(|| self.initial_writeback());
-        self.live.writeback.store(writeback, Ordering::Relaxed);
+        self.shared.writeback.store(writeback, Ordering::Relaxed);
     }
 
     /// `writeback` as it stands right after negotiation (virtio 1.4, 5.2.5.2).

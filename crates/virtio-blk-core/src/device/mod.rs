@@ -5,7 +5,7 @@
 //! the start of queues. Knows no transport: that calls these methods from its registers or messages.
 //!
 //! A transport
-//! 1. shows [`Device::offered`] (plus its own bits, given in [`Options::transport_features`]),
+//! 1. shows [`Device::offered`] (plus its own bits, given in [`DeviceOptions::transport_features`]),
 //! 2. passes on what the driver acknowledges with [`Device::accept`], reads and writes of the
 //!    configuration space, and resets,
 //! 3. starts each enabled queue with [`Device::start_queue`] at DRIVER_OK (not before: virtio 1.4,
@@ -30,7 +30,7 @@ pub use abi::{GuestAbi, MAX_SEG_MAX};
 pub use adopt::AbiError;
 pub use config::ConfigError;
 pub use features::NegotiationError;
-pub use options::{Options, OptionsError};
+pub use options::{DeviceOptions, DeviceOptionsError};
 pub use saved::{RestoreError, SavedDevice, SavedQueue};
 pub use start::StartError;
 pub use status::{StatusChange, StatusRegister};
@@ -43,12 +43,12 @@ pub type ConfigListener = Box<dyn Fn() + Send + Sync>;
 
 /// What changes while queues run; read by each of them for each request.
 #[derive(Debug)]
-pub(crate) struct Live {
+pub(crate) struct SharedConfig {
     capacity: AtomicU64,
     writeback: AtomicBool,
 }
 
-impl Live {
+impl SharedConfig {
     /// Capacity in sectors.
     #[inline]
     pub(crate) fn capacity(&self) -> u64 {
@@ -64,7 +64,7 @@ impl Live {
 
 /// What the guest is told.
 struct Shown {
-    /// Without capacity and cache mode, which are in [`Live`].
+    /// Without capacity and cache mode, which are in [`SharedConfig`].
     abi: GuestAbi,
     /// The cache mode that was taken over with `abi` and has not taken effect yet.
     writeback: Option<bool>,
@@ -74,12 +74,12 @@ struct Shown {
 pub struct Device {
     disk: Arc<dyn Disk>,
     caps: Caps,
-    options: Options,
+    options: DeviceOptions,
     /// What disk and options can present.
     own: GuestAbi,
     shown: Mutex<Shown>,
     accepted: AtomicU64,
-    live: Arc<Live>,
+    shared: Arc<SharedConfig>,
     /// Counts changes of the configuration space. Locked while one happens: whoever read the old value
     /// before a change reads the new one after it.
     generation: Mutex<u32>,
@@ -93,9 +93,12 @@ impl Device {
     ///
     /// # Errors
     /// The options contradict each other or the disk's capabilities.
-    pub fn new(disk: Arc<dyn Disk>, options: Options) -> Result<Arc<Self>, OptionsError> {
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        options: DeviceOptions,
+    ) -> Result<Arc<Self>, DeviceOptionsError> {
         let mut caps = disk.caps();
-        caps.validate().map_err(OptionsError::Disk)?;
+        caps.validate().map_err(DeviceOptionsError::Disk)?;
         options.validate(&caps)?;
         if options.read_only {
             caps.read_only = true;
@@ -109,7 +112,7 @@ impl Device {
                 writeback: None,
             }),
             accepted: AtomicU64::new(0),
-            live: Arc::new(Live {
+            shared: Arc::new(SharedConfig {
                 capacity: AtomicU64::new(caps.capacity),
                 writeback: AtomicBool::new(true),
             }),
@@ -121,7 +124,7 @@ impl Device {
             disk: disk.clone(),
         });
         device
-            .live
+            .shared
             .writeback
             .store(device.initial_writeback(), Ordering::Relaxed);
         let weak = Arc::downgrade(&device);
@@ -141,13 +144,13 @@ impl Device {
     }
 
     /// The options it was made with.
-    pub fn options(&self) -> &Options {
+    pub fn options(&self) -> &DeviceOptions {
         &self.options
     }
 
     /// Capacity in sectors of 512 bytes, as the driver sees it now.
     pub fn capacity(&self) -> u64 {
-        self.live.capacity()
+        self.shared.capacity()
     }
 
     /// The counters of a queue; they go on over restarts of the queue. `None` beyond the last queue.
@@ -189,7 +192,7 @@ impl Device {
             let caps = self.disk.caps();
             // Nothing may be computed with a capacity that `Caps::validate` would refuse.
             let changed = caps.validate().is_ok()
-                && self.live.capacity.swap(caps.capacity, Ordering::Relaxed) != caps.capacity;
+                && self.shared.capacity.swap(caps.capacity, Ordering::Relaxed) != caps.capacity;
             *generation = generation.wrapping_add(u32::from(changed));
             changed
         };

@@ -14,7 +14,7 @@ const SEG_MAX: u32 = 126;
 
 /// The shape of a device, fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct DeviceOptions {
     /// Number of queues.
     pub queues: u16,
     /// The largest size of each queue in descriptors: a power of two, at least 4.
@@ -42,7 +42,7 @@ pub struct Options {
     pub masked_features: u64,
 }
 
-impl Default for Options {
+impl Default for DeviceOptions {
     /// One queue of 256, no serial number, writable, switchable cache mode.
     fn default() -> Self {
         Self {
@@ -58,10 +58,10 @@ impl Default for Options {
     }
 }
 
-/// What is wrong with [`Options`].
+/// What is wrong with [`DeviceOptions`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum OptionsError {
+pub enum DeviceOptionsError {
     /// No queue, or more than the disk serves.
     #[error("{queues} queues: give 1 to {max}")]
     Queues {
@@ -91,16 +91,16 @@ pub enum OptionsError {
     Disk(DiskError),
 }
 
-impl Options {
-    pub(super) fn validate(&self, caps: &Caps) -> Result<(), OptionsError> {
+impl DeviceOptions {
+    pub(super) fn validate(&self, caps: &Caps) -> Result<(), DeviceOptionsError> {
         if self.queues == 0 || self.queues > caps.max_queues {
-            return Err(OptionsError::Queues {
+            return Err(DeviceOptionsError::Queues {
                 queues: self.queues,
                 max: caps.max_queues,
             });
         }
         if !self.queue_size.is_power_of_two() || !(4..=MAX_QUEUE_SIZE).contains(&self.queue_size) {
-            return Err(OptionsError::QueueSize(self.queue_size));
+            return Err(DeviceOptionsError::QueueSize(self.queue_size));
         }
         let indirect = self.masked_features & feature::RING_INDIRECT_DESC == 0;
         let max = if indirect {
@@ -111,14 +111,14 @@ impl Options {
         if let Some(seg_max) = self.seg_max
             && !(1..=max).contains(&seg_max)
         {
-            return Err(OptionsError::SegMax {
+            return Err(DeviceOptionsError::SegMax {
                 seg_max,
                 max,
                 indirect,
             });
         }
         if self.serial.len() > SERIAL_SIZE || self.serial.contains('\0') {
-            return Err(OptionsError::Serial(self.serial.clone()));
+            return Err(DeviceOptionsError::Serial(self.serial.clone()));
         }
         Ok(())
     }

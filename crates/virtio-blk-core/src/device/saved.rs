@@ -136,7 +136,7 @@ impl Device {
         SavedDevice {
             version: VERSION,
             features: self.accepted(),
-            writeback: self.live.writeback(),
+            writeback: self.shared.writeback(),
             capacity: self.capacity(),
             block_size: self.caps.align.guest_block,
             queues,
@@ -189,7 +189,7 @@ impl Device {
         }
         self.accept(saved.features)?;
         if saved.features & feature::CONFIG_WCE != 0 {
-            self.live
+            self.shared
                 .writeback
                 .store(saved.writeback, Ordering::Relaxed);
         }

@@ -8,7 +8,7 @@ use virtio_queue::QueueState;
 use super::Device;
 use crate::disk::DiskError;
 use crate::memory::DeviceMemory;
-use crate::request::Rules;
+use crate::request::RequestLimits;
 use crate::ring::RingError;
 use crate::runner::{QueueParts, QueueRunner, QueueSetup, Reports};
 use crate::spec::feature;
@@ -67,12 +67,12 @@ impl Device {
             max_size: abi.queue_size,
             ..*state
         };
-        let mut rules = Rules::new(&self.shown_caps(), features);
-        rules.capacity = self.capacity();
+        let mut limits = RequestLimits::new(&self.shown_caps(), features);
+        limits.capacity = self.capacity();
         let parts = QueueParts {
-            rules,
+            limits,
             features,
-            live: self.live.clone(),
+            shared: self.shared.clone(),
             serial: abi.serial,
             write_cache: self.write_cache(),
             counters: counters.clone(),

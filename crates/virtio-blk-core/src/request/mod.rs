@@ -10,7 +10,7 @@
 
 mod range;
 
-pub use range::{Range, RangeKind, parse_ranges};
+pub use range::{ByteRange, RangeKind, parse_ranges};
 
 use crate::disk::{Caps, EraseLimits, Lifetime, SECTOR_SIZE, ZeroLimits};
 use crate::spec::{RequestHeader, RequestStatus, RequestType, SEGMENT_SIZE, feature};
@@ -21,7 +21,7 @@ pub const MAX_SEGMENTS: u32 = 256;
 
 /// What requests are checked against: fixed while a queue runs, except for the capacity.
 #[derive(Clone, Copy, Debug)]
-pub struct Rules {
+pub struct RequestLimits {
     /// Capacity in sectors; follows live resizes.
     pub capacity: u64,
     /// Logical block in bytes.
@@ -38,7 +38,7 @@ pub struct Rules {
     pub lifetime: bool,
 }
 
-impl Rules {
+impl RequestLimits {
     /// The rules of a disk under the driver's `features`.
     pub fn new(caps: &Caps, features: u64) -> Self {
         let has = |bit| features & bit != 0;
@@ -115,37 +115,37 @@ pub fn parse(
     header: &RequestHeader,
     readable: u32,
     writable: u32,
-    rules: &Rules,
+    limits: &RequestLimits,
 ) -> Result<Request, RequestStatus> {
     match header.kind {
         RequestType::In => Ok(Request::Read {
-            offset: rules.locate(header.sector, u64::from(writable))?,
+            offset: limits.locate(header.sector, u64::from(writable))?,
             len: writable,
         }),
-        RequestType::Out if rules.read_only => Err(RequestStatus::IoErr),
+        RequestType::Out if limits.read_only => Err(RequestStatus::IoErr),
         RequestType::Out => Ok(Request::Write {
-            offset: rules.locate(header.sector, u64::from(readable))?,
+            offset: limits.locate(header.sector, u64::from(readable))?,
             len: readable,
         }),
         RequestType::Flush => Ok(Request::Flush),
         RequestType::GetId => Ok(Request::GetId {
             len: writable.min(crate::spec::SERIAL_SIZE as u32),
         }),
-        RequestType::GetLifetime if !rules.lifetime => Err(RequestStatus::Unsupp),
+        RequestType::GetLifetime if !limits.lifetime => Err(RequestStatus::Unsupp),
         RequestType::GetLifetime if writable < Lifetime::SIZE as u32 => Err(RequestStatus::IoErr),
         RequestType::GetLifetime => Ok(Request::GetLifetime),
-        RequestType::Discard => ranges(RangeKind::Discard, readable, rules),
-        RequestType::WriteZeroes => ranges(RangeKind::WriteZeroes, readable, rules),
-        RequestType::SecureErase => ranges(RangeKind::SecureErase, readable, rules),
+        RequestType::Discard => ranges(RangeKind::Discard, readable, limits),
+        RequestType::WriteZeroes => ranges(RangeKind::WriteZeroes, readable, limits),
+        RequestType::SecureErase => ranges(RangeKind::SecureErase, readable, limits),
         RequestType::Unknown(_) => Err(RequestStatus::Unsupp),
     }
 }
 
-fn ranges(kind: RangeKind, len: u32, rules: &Rules) -> Result<Request, RequestStatus> {
-    if rules.read_only {
+fn ranges(kind: RangeKind, len: u32, limits: &RequestLimits) -> Result<Request, RequestStatus> {
+    if limits.read_only {
         return Err(RequestStatus::IoErr);
     }
-    let (max_segments, _) = kind.limits(rules).ok_or(RequestStatus::Unsupp)?;
+    let (max_segments, _) = kind.limits(limits).ok_or(RequestStatus::Unsupp)?;
     let count = len / SEGMENT_SIZE as u32;
     if len == 0
         || !len.is_multiple_of(SEGMENT_SIZE as u32)

@@ -3,7 +3,7 @@
 
 //! The segments of discard, write-zeroes and secure-erase requests.
 
-use super::Rules;
+use super::RequestLimits;
 use crate::disk::{OpKind, SECTOR_SIZE};
 use crate::spec::{RangeSegment, RequestStatus, SEGMENT_FLAG_UNMAP, SEGMENT_SIZE};
 
@@ -20,11 +20,11 @@ pub enum RangeKind {
 
 impl RangeKind {
     /// Most segments and most sectors of one, where the feature was negotiated.
-    pub(super) fn limits(self, rules: &Rules) -> Option<(u32, u32)> {
+    pub(super) fn limits(self, limits: &RequestLimits) -> Option<(u32, u32)> {
         match self {
-            Self::Discard => rules.discard.map(|l| (l.max_segments, l.max_sectors)),
-            Self::SecureErase => rules.secure_erase.map(|l| (l.max_segments, l.max_sectors)),
-            Self::WriteZeroes => rules.write_zeroes.map(|l| (l.max_segments, l.max_sectors)),
+            Self::Discard => limits.discard.map(|l| (l.max_segments, l.max_sectors)),
+            Self::SecureErase => limits.secure_erase.map(|l| (l.max_segments, l.max_sectors)),
+            Self::WriteZeroes => limits.write_zeroes.map(|l| (l.max_segments, l.max_sectors)),
         }
     }
 
@@ -39,7 +39,7 @@ impl RangeKind {
 
 /// One validated segment, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub struct ByteRange {
     /// First byte.
     pub offset: u64,
     /// Bytes; may be 0.
@@ -48,7 +48,7 @@ pub struct Range {
     pub unmap: bool,
 }
 
-impl Range {
+impl ByteRange {
     /// The disk operation for this range.
     pub const fn op(&self, kind: RangeKind, fua: bool) -> OpKind {
         let Self { offset, len, unmap } = *self;
@@ -73,10 +73,10 @@ impl Range {
 pub fn parse_ranges(
     kind: RangeKind,
     bytes: &[u8],
-    rules: &Rules,
-    out: &mut Vec<Range>,
+    limits: &RequestLimits,
+    out: &mut Vec<ByteRange>,
 ) -> Result<(), RequestStatus> {
-    let (_, max_sectors) = kind.limits(rules).ok_or(RequestStatus::Unsupp)?;
+    let (_, max_sectors) = kind.limits(limits).ok_or(RequestStatus::Unsupp)?;
     let (segments, []) = bytes.as_chunks::<SEGMENT_SIZE>() else {
         return Err(RequestStatus::IoErr);
     };
@@ -93,8 +93,8 @@ pub fn parse_ranges(
             return Err(RequestStatus::IoErr);
         }
         let len = u64::from(segment.num_sectors) * SECTOR_SIZE;
-        out.push(Range {
-            offset: rules.locate(segment.sector, len)?,
+        out.push(ByteRange {
+            offset: limits.locate(segment.sector, len)?,
             len,
             unmap: segment.flags & SEGMENT_FLAG_UNMAP != 0,
         });

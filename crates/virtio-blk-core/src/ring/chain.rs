@@ -3,7 +3,7 @@
 
 //! A descriptor chain in private memory: two byte streams.
 
-use super::{ChainError, UsualChain};
+use super::{ChainError, SimpleChain};
 use crate::spec::HEADER_SIZE;
 
 /// One contiguous guest range of a chain.
@@ -173,19 +173,19 @@ impl Chain {
     }
 
     /// Becomes a usual chain.
-    pub(crate) fn set_usual(&mut self, usual: &UsualChain) {
+    pub(crate) fn set_simple(&mut self, simple: &SimpleChain) {
         let header = Segment {
-            addr: usual.header,
+            addr: simple.header,
             len: HEADER_SIZE as u32,
         };
         let status = Segment {
-            addr: usual.status,
+            addr: simple.status,
             len: 1,
         };
-        let writable = [false, usual.writable, true];
+        let writable = [false, simple.writable, true];
         let mut parts = Parts::default();
-        let segments = self.clear(usual.head);
-        for (segment, writable) in [header, usual.data, status].into_iter().zip(writable) {
+        let segments = self.clear(simple.head);
+        for (segment, writable) in [header, simple.data, status].into_iter().zip(writable) {
             // Never refused: readable before writable.
             let _ = parts.append(segments, segment, writable);
         }

@@ -23,7 +23,7 @@ use virtio_queue::QueueState;
 
 pub use chain::{Chain, Segment};
 pub use split::{MAX_CHAIN, MAX_QUEUE_SIZE, SplitRing};
-pub(crate) use split::{StatusPlace, Taken, UsualChain};
+pub(crate) use split::{SimpleChain, StatusPlace, Taken};
 
 use crate::memory::{DeviceMemory, GuestMap, Unmapped};
 

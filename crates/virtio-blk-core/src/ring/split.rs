@@ -3,7 +3,7 @@
 
 //! The split virtqueue (virtio 1.4, 2.7).
 
-mod usual;
+mod simple;
 
 use std::num::Wrapping;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{Chain, ChainError, Popped, Ring, RingError, Segment};
 use crate::disk::KeepAlive;
 use crate::memory::{DeviceMemory, GuestMap, Permissions, RingArea, read_16};
 use crate::spec::feature;
-pub(crate) use usual::UsualChain;
+pub(crate) use simple::SimpleChain;
 
 /// The largest queue size the specification allows, in descriptors.
 pub const MAX_QUEUE_SIZE: u16 = 32768;
@@ -88,7 +88,7 @@ struct Areas {
 pub(crate) enum Taken {
     /// No chain is available.
     Nothing,
-    Usual(UsualChain),
+    Simple(SimpleChain),
     /// One that is in the caller's [`Chain`].
     Chain,
     /// One whose head is in the caller's [`Chain`], to be refused.
@@ -249,7 +249,7 @@ impl SplitRing {
 
     /// Gives a head back; `false` if the device does not have it.
     #[inline]
-    fn give_back(&mut self, head: u16) -> bool {
+    fn release(&mut self, head: u16) -> bool {
         match self.busy.get_mut(usize::from(head)) {
             Some(busy) if *busy => {
                 *busy = false;
@@ -273,8 +273,8 @@ impl SplitRing {
         let Some(head) = self.next_head()? else {
             return Ok(Taken::Nothing);
         };
-        if let Some(usual) = self.usual(map, head) {
-            return Ok(Taken::Usual(usual));
+        if let Some(simple) = self.simple(map, head) {
+            return Ok(Taken::Simple(simple));
         }
         Ok(match self.walk(map, head, chain) {
             Ok(()) => Taken::Chain,
@@ -546,7 +546,7 @@ impl Ring for SplitRing {
 
     #[inline(always)]
     fn push(&mut self, head: u16, len: u32) {
-        if self.latched.is_some() || !self.give_back(head) {
+        if self.latched.is_some() || !self.release(head) {
             return;
         }
         let entry = ENTRIES + 8 * self.slot(self.next_used);

@@ -10,7 +10,7 @@ use crate::memory::DeviceMemory;
 impl<M: DeviceMemory> QueueRunner<M> {
     /// Has the disk finish early what it still has. What it was not given yet is forgotten.
     #[cold]
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn cancel_outstanding(&mut self) {
         for op in std::mem::take(&mut self.stalled) {
             self.slab.release(op.token);
         }
@@ -20,12 +20,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
             }
             io.release_held();
         }
-        self.go_on_broken();
+        self.poll_broken();
     }
 
     /// Collects what the disk has finished.
     #[cold]
-    pub(super) fn go_on_broken(&mut self) {
+    pub(super) fn poll_broken(&mut self) {
         let Some(io) = &mut self.io else {
             return;
         };

@@ -12,9 +12,8 @@
 //! [`Stopped::in_flight`]. The exception is a ring that breaks: nothing is written to it any more, so
 //! requests that were finished in the same pass and not yet published are lost with it.
 
-mod begin;
 mod broken;
-mod complete;
+mod completion;
 mod counters;
 mod inflight;
 mod log;
@@ -22,13 +21,14 @@ mod pace;
 mod refuse;
 mod report;
 mod setup;
+mod simple;
 mod slab;
 mod stop;
+mod submit;
 #[cfg(feature = "event-manager")]
 mod subscriber;
 #[cfg(feature = "thread")]
 mod thread;
-mod usual;
 mod wait;
 
 use std::sync::Arc;
@@ -51,10 +51,10 @@ pub use subscriber::QueueSubscriber;
 #[cfg(feature = "thread")]
 pub use thread::{QueueThread, ThreadOptions};
 
-use crate::device::Live;
+use crate::device::SharedConfig;
 use crate::disk::{Completion, DiskError, IoBuf, IoQueue, Op, Wait};
 use crate::memory::{DeviceMemory, GuestMap};
-use crate::request::{Range, Rules};
+use crate::request::{ByteRange, RequestLimits};
 use crate::ring::{Chain, Popped, Ring, RingError, SplitRing, Taken, are_distinct};
 
 /// What [`QueueRunner::service`] found.
@@ -100,8 +100,8 @@ pub struct QueueRunner<M: DeviceMemory> {
     map: GuestMap<M>,
     ring: SplitRing,
     io: Option<Box<dyn IoQueue>>,
-    rules: Rules,
-    live: Arc<Live>,
+    limits: RequestLimits,
+    shared: Arc<SharedConfig>,
     serial: [u8; crate::spec::SERIAL_SIZE],
     write_cache: WriteCache,
     notify: Notify,
@@ -125,10 +125,10 @@ pub struct QueueRunner<M: DeviceMemory> {
     // Reused from call to call.
     chain: Chain,
     /// The data of the request at hand.
-    now: IoBuf,
+    data: IoBuf,
     done: Vec<Completion>,
     scratch: Vec<u8>,
-    spare_ranges: Vec<Range>,
+    spare_ranges: Vec<ByteRange>,
 }
 
 /// What a request with `len` bytes counts of a pass's budget: a disk that works inside the call must not
@@ -161,8 +161,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
             map,
             ring,
             io: Some(io),
-            rules: parts.rules,
-            live: parts.live,
+            limits: parts.limits,
+            shared: parts.shared,
             serial: parts.serial,
             write_cache: parts.write_cache,
             notify: setup.notify,
@@ -180,7 +180,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             intake: true,
             error: None,
             chain: Chain::new(),
-            now: IoBuf::new(),
+            data: IoBuf::new(),
             done: Vec::with_capacity(usize::from(state.size)),
             scratch: Vec::new(),
             spare_ranges: Vec::new(),
@@ -205,7 +205,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// no room: then the disk's [`Wait`] fires before there is anything to do for a kick.
     pub fn service(&mut self, budget: usize) -> Service {
         if self.error.is_some() {
-            self.go_on_broken();
+            self.poll_broken();
             return Service::Fatal;
         }
         self.pace.begin(budget);
@@ -225,7 +225,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         // Also with nothing in flight: the disk may ring for what was collected before it rang, and rings
         // until it is asked.
         if !self.inline || self.slab.len() != 0 {
-            self.go_on()?;
+            self.poll_completions()?;
         }
         let taken = self.take(budget)?;
         if taken != 0 {
@@ -234,7 +234,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.publish_now()?;
         if !self.has_room() {
             // With nothing in flight no event would bring us back.
-            return Ok(if self.with_disk() == 0 || self.pace.is_held() {
+            return Ok(if self.outstanding() == 0 || self.pace.is_held() {
                 Service::More
             } else {
                 self.idle()
@@ -249,10 +249,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     /// Goes on with what is in flight.
-    fn go_on(&mut self) -> Result<(), QueueError> {
+    fn poll_completions(&mut self) -> Result<(), QueueError> {
         self.reap()?;
         // With nothing at the disk no completion makes room, and what waited for this pass needs none.
-        if !self.stalled.is_empty() && (self.pace.take_held() || self.with_disk() == 0) {
+        if !self.stalled.is_empty() && (self.pace.take_held() || self.outstanding() == 0) {
             self.submit_stalled()?;
         }
         // Not after what is new was taken and started.
@@ -273,22 +273,22 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if !self.has_room() {
             return Ok(0);
         }
-        self.rules.capacity = self.live.capacity();
+        self.limits.capacity = self.shared.capacity();
         let mut taken = 0;
         if self.replay.len() != 0 {
-            taken = self.take_again(budget)?;
+            taken = self.replay_in_flight(budget)?;
         }
         if self.intake {
             self.ring.disable_kicks(&self.map);
             while taken < budget && self.has_room() {
                 match self.ring.take_next(&self.map, &mut self.chain)? {
                     Taken::Nothing => break,
-                    Taken::Usual(usual) => {
-                        taken += weight(usual.data.len);
+                    Taken::Simple(simple) => {
+                        taken += weight(simple.data.len);
                         if let Some(log) = &mut self.log {
-                            log.taken(usual.head);
+                            log.taken(simple.head);
                         }
-                        self.begin_usual(usual);
+                        self.begin_simple(simple);
                         self.publish_some()?;
                     }
                     Taken::Chain => taken += self.begin_taken()?,
@@ -304,7 +304,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             // Starting a batch may take long.
             self.publish_now()?;
             self.flush_batch()?;
-            if self.with_disk() != 0 {
+            if self.outstanding() != 0 {
                 self.reap()?;
             }
         }
@@ -313,7 +313,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Takes what an earlier owner had in flight.
     #[cold]
-    fn take_again(&mut self, budget: usize) -> Result<usize, QueueError> {
+    fn replay_in_flight(&mut self, budget: usize) -> Result<usize, QueueError> {
         let mut taken = 0;
         while taken < budget
             && self.has_room()
@@ -362,7 +362,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Operations the disk has: every request in flight has one, with the disk or waiting for room.
     #[inline]
-    fn with_disk(&self) -> usize {
+    fn outstanding(&self) -> usize {
         self.slab.len() - self.stalled.len()
     }
 
@@ -381,7 +381,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// what it had no room for.
     #[inline]
     fn reap(&mut self) -> Result<(), QueueError> {
-        if self.inline && self.with_disk() == 0 {
+        if self.inline && self.outstanding() == 0 {
             return Ok(());
         }
         self.reap_queued()
@@ -450,7 +450,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Hands a head back to the driver, with the next `publish`.
     #[inline]
-    fn give_back(&mut self, head: u16, len: u32) {
+    fn add_used(&mut self, head: u16, len: u32) {
         self.ring.push(head, len);
         self.pushed += 1;
         if self.log.is_some() {
@@ -468,7 +468,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     pub fn remap(&mut self) -> Result<(), RingError> {
         self.map.renew();
         self.slab.release_memory();
-        self.now.release();
+        self.data.release();
         let result = self.ring.remap(&self.map);
         if let Err(error) = result {
             self.fail(QueueError::Ring(error));
@@ -507,7 +507,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// while the disk has something, as only collecting tells whether it is done. Cheap, and without an
     /// effect the driver could see.
     pub fn has_work(&mut self) -> bool {
-        if self.with_disk() != 0 && !self.inline {
+        if self.outstanding() != 0 && !self.inline {
             return true;
         }
         if self.error.is_some() {
@@ -550,7 +550,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if self.error.is_none() {
             self.reports.tell(ErrorCause::Queue(&error));
             self.error = Some(error);
-            self.let_go();
+            self.cancel_outstanding();
         }
     }
 }

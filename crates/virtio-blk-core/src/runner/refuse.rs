@@ -37,13 +37,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
                     // SAFETY: translated a moment ago from the map that `self` holds.
                     unsafe { status.host.write_volatile(RequestStatus::IoErr as u8) };
                     self.map.mark_dirty(addr, 1);
-                    self.give_back(head, u32::from(alone));
+                    self.add_used(head, u32::from(alone));
                 }
                 None => self.break_off(ChainError::StatusUnmapped),
             },
             StatusPlace::Nowhere => {
                 self.note_malformed(error);
-                self.give_back(head, 0);
+                self.add_used(head, 0);
             }
             StatusPlace::Unknown => self.break_off(error),
         }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::QueueError;
-use super::slab::Job;
+use super::slab::RequestKind;
 use crate::disk::{DiskError, OpKind};
 use crate::ring::ChainError;
 use crate::spec::RequestType;
@@ -118,7 +118,7 @@ impl Reports {
 
     /// As `operation`, for one that went to the disk with `job` and covers the `place`.
     #[cold]
-    pub(super) fn job(&self, job: Job, (offset, len): (u64, u64), error: &DiskError) {
+    pub(super) fn job(&self, job: RequestKind, (offset, len): (u64, u64), error: &DiskError) {
         self.tell(ErrorCause::Operation {
             request: job.request(),
             offset,

@@ -10,9 +10,9 @@ use std::sync::atomic::AtomicBool;
 use super::Stopped;
 use super::report::Reports;
 use super::{Counters, InFlightLog};
-use crate::device::Live;
+use crate::device::SharedConfig;
 use crate::memory::DeviceMemory;
-use crate::request::Rules;
+use crate::request::RequestLimits;
 
 /// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
 /// not block.
@@ -61,9 +61,9 @@ pub(crate) enum WriteCache {
 
 /// What the device decides about a queue; see [`QueueSetup`] for the transport's part.
 pub(crate) struct QueueParts {
-    pub(crate) rules: Rules,
+    pub(crate) limits: RequestLimits,
     pub(crate) features: u64,
-    pub(crate) live: Arc<Live>,
+    pub(crate) shared: Arc<SharedConfig>,
     pub(crate) serial: [u8; crate::spec::SERIAL_SIZE],
     pub(crate) write_cache: WriteCache,
     pub(crate) counters: Arc<Counters>,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::disk::{IoBuf, KeepAlive, Token};
 use crate::memory::{DeviceMemory, GuestMap};
-use crate::request::{Range, RangeKind};
+use crate::request::{ByteRange, RangeKind};
 use crate::ring::Segment;
 use crate::spec::RequestType;
 
@@ -24,7 +24,7 @@ const MAX_LONG_SEGMENTS: usize = 64 * 1024;
 
 /// What a request in flight is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Job {
+pub(super) enum RequestKind {
     Read,
     Write,
     Flush,
@@ -32,7 +32,7 @@ pub(super) enum Job {
     Ranges { kind: RangeKind, fua: bool },
 }
 
-impl Job {
+impl RequestKind {
     /// The request type it counts as.
     #[inline]
     pub(super) const fn wire(self) -> RequestType {
@@ -72,7 +72,7 @@ pub(super) struct Slot {
     pub(super) busy: bool,
     generation: u32,
     pub(super) head: u16,
-    pub(super) job: Job,
+    pub(super) job: RequestKind,
     /// Counts requests: the order in which they were taken.
     pub(super) sequence: u64,
     pub(super) status: StatusByte,
@@ -92,7 +92,7 @@ pub(super) struct Slot {
     /// The writable data in guest addresses; only filled where dirty pages are tracked.
     pub(super) dirty: Vec<Segment>,
     /// Ranges not yet submitted, in reverse order.
-    pub(super) ranges: Vec<Range>,
+    pub(super) ranges: Vec<ByteRange>,
     /// Segments of the data, if they are so many that they count against [`MAX_LONG_SEGMENTS`]; else 0.
     long: usize,
 }
@@ -115,7 +115,7 @@ impl Slot {
 
 impl Slot {
     /// Notes the range that is worked on.
-    pub(super) fn at(&mut self, range: &Range) {
+    pub(super) fn at(&mut self, range: &ByteRange) {
         self.offset = range.offset;
         self.range_len = range.len;
     }
@@ -124,9 +124,9 @@ impl Slot {
     #[cold]
     pub(super) fn place(&self) -> (u64, u64) {
         match self.job {
-            Job::Read | Job::Write => (self.offset, u64::from(self.data_len)),
-            Job::Ranges { .. } => (self.offset, self.range_len),
-            Job::Flush | Job::Lifetime => (0, 0),
+            RequestKind::Read | RequestKind::Write => (self.offset, u64::from(self.data_len)),
+            RequestKind::Ranges { .. } => (self.offset, self.range_len),
+            RequestKind::Flush | RequestKind::Lifetime => (0, 0),
         }
     }
 
@@ -179,7 +179,7 @@ impl Slab {
             busy: false,
             generation: 0,
             head: 0,
-            job: Job::Flush,
+            job: RequestKind::Flush,
             sequence: 0,
             status: StatusByte {
                 host: std::ptr::null_mut(),

@@ -276,7 +276,7 @@ impl Disk for TestDisk {
             state: self.state.clone(),
             id,
             polled: state.wait == WaitKind::Poll,
-            bell: theirs,
+            notifier: theirs,
         }))
     }
 
@@ -295,7 +295,7 @@ struct TestQueue {
     id: usize,
     polled: bool,
     /// Readable while something is ready.
-    bell: Option<UnixStream>,
+    notifier: Option<UnixStream>,
 }
 
 impl IoQueue for TestQueue {
@@ -316,16 +316,16 @@ impl IoQueue for TestQueue {
         state.reaps += 1;
         let count = state.take_ready(self.id, done);
         // Under the lock, so that no byte is sent in between.
-        if let Some(mut bell) = self.bell.as_ref() {
-            while matches!(bell.read(&mut [0; 64]), Ok(64)) {}
+        if let Some(mut notifier) = self.notifier.as_ref() {
+            while matches!(notifier.read(&mut [0; 64]), Ok(64)) {}
         }
         state.check_broken(Break::Reap)?;
         Ok(count)
     }
 
     fn wait(&self) -> Wait<'_> {
-        match &self.bell {
-            Some(bell) => Wait::Fd(bell.as_fd()),
+        match &self.notifier {
+            Some(notifier) => Wait::Fd(notifier.as_fd()),
             None if self.polled => Wait::Poll,
             None => Wait::Inline,
         }
@@ -346,7 +346,7 @@ impl Drop for TestQueue {
     }
 }
 
-/// Rings a queue's bell. A full socket rings already.
-fn ring(mut bell: &UnixStream) {
-    let _ = bell.write(&[1]);
+/// Signals that a queue has completions. A full socket is signalled already.
+fn signal(mut notifier: &UnixStream) {
+    let _ = notifier.write(&[1]);
 }

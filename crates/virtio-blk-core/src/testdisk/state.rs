@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use super::{Break, Event, Mode, WaitKind, ring};
+use super::{Break, Event, Mode, WaitKind, signal};
 use crate::disk::{
     Caps, Completion, DiskError, DiskListener, IoBuf, Lifetime, Op, OpKind, Submit, Token,
 };
@@ -17,7 +17,7 @@ pub(super) type Fault = Box<dyn FnMut(&OpKind) -> Option<DiskError> + Send>;
 
 /// One open queue.
 struct Queue {
-    bell: Option<UnixStream>,
+    notifier: Option<UnixStream>,
     /// Submitted, and waiting for `flush_batch`.
     batch: Vec<Op>,
     ready: Vec<Completion>,
@@ -68,9 +68,9 @@ impl State {
         }
     }
 
-    pub(super) fn open(&mut self, bell: Option<UnixStream>) -> usize {
+    pub(super) fn open(&mut self, notifier: Option<UnixStream>) -> usize {
         self.queues.push(Some(Queue {
-            bell,
+            notifier,
             batch: Vec::new(),
             ready: Vec::new(),
         }));
@@ -162,8 +162,8 @@ impl State {
     fn hand_out(&mut self, id: usize, completion: Completion) {
         if let Some(queue) = self.queue(id) {
             queue.ready.push(completion);
-            if let Some(bell) = &queue.bell {
-                ring(bell);
+            if let Some(notifier) = &queue.notifier {
+                signal(notifier);
             }
         }
     }

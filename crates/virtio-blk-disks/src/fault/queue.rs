@@ -120,8 +120,8 @@ enum Waiting {
     Inner,
     /// By asking.
     Poll,
-    /// By a descriptor that is readable while `bell` rings or the disk underneath has something.
-    Fd { ready: OwnedFd, bell: OwnedFd },
+    /// By a descriptor that is readable while `notifier` is signalled or the disk underneath has something.
+    Fd { ready: OwnedFd, notifier: OwnedFd },
 }
 
 /// A data path of a [`super::FaultDisk`].
@@ -137,7 +137,7 @@ pub(super) struct FaultQueue {
     held: Vec<Held>,
     scratch: Vec<Completion>,
     waiting: Waiting,
-    /// Whether `bell` rings.
+    /// Whether `notifier` is signalled.
     ringing: bool,
     /// Operations taken.
     taken: u64,
@@ -189,14 +189,14 @@ impl Waiting {
             Wait::Fd(fd) => Some(fd),
         };
         // SAFETY: no pointers are involved.
-        let bell = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        let notifier = owned(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
         // SAFETY: as above.
         let ready = owned(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-        watch(&ready, &bell)?;
+        watch(&ready, &notifier)?;
         if let Some(fd) = below {
             watch(&ready, &fd)?;
         }
-        Ok(Self::Fd { ready, bell })
+        Ok(Self::Fd { ready, notifier })
     }
 }
 
@@ -288,7 +288,7 @@ impl FaultQueue {
             return Submit::Done(completion);
         }
         self.hold(completion, delay);
-        self.ring();
+        self.signal();
         Submit::Queued
     }
 
@@ -305,9 +305,9 @@ impl FaultQueue {
     }
 
     /// Makes the descriptor agree with what is held. What only waits for a time has a deadline instead.
-    fn ring(&mut self) {
+    fn signal(&mut self) {
         let wanted = self.held.iter().any(|h| h.reaps > 0 || h.until.is_none());
-        let Waiting::Fd { bell, .. } = &self.waiting else {
+        let Waiting::Fd { notifier, .. } = &self.waiting else {
             return;
         };
         if wanted == self.ringing {
@@ -318,9 +318,9 @@ impl FaultQueue {
         // SAFETY: the descriptor is open, the eight bytes are valid.
         unsafe {
             if wanted {
-                libc::write(bell.as_raw_fd(), (&raw const value).cast(), 8);
+                libc::write(notifier.as_raw_fd(), (&raw const value).cast(), 8);
             } else {
-                libc::read(bell.as_raw_fd(), (&raw mut value).cast(), 8);
+                libc::read(notifier.as_raw_fd(), (&raw mut value).cast(), 8);
             }
         }
         self.ringing = wanted;
@@ -439,7 +439,7 @@ impl IoQueue for FaultQueue {
         self.check_broken()?;
         let result = self.collect();
         let count = self.release(done);
-        self.ring();
+        self.signal();
         result.map(|()| count)
     }
 
@@ -454,7 +454,7 @@ impl IoQueue for FaultQueue {
     fn release_held(&mut self) {
         self.released = true;
         self.held.iter_mut().for_each(Held::let_go);
-        self.ring();
+        self.signal();
         self.inner.release_held();
     }
 
@@ -463,7 +463,7 @@ impl IoQueue for FaultQueue {
             // Its effect is there: it keeps its result, and only comes sooner.
             Some(held) => {
                 held.let_go();
-                self.ring();
+                self.signal();
             }
             None => self.inner.cancel(token),
         }

@@ -179,7 +179,7 @@ pub(super) struct Home {
     state: Mutex<State>,
     idle: Condvar,
     /// Readable while something is done.
-    bell: OwnedFd,
+    notifier: OwnedFd,
 }
 
 impl Home {
@@ -189,7 +189,7 @@ impl Home {
         Ok(Self {
             state: Mutex::default(),
             idle: Condvar::new(),
-            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            notifier: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
         })
     }
 
@@ -202,7 +202,7 @@ impl Home {
         state.pending -= 1;
         if state.done.is_empty() {
             // The counter can't overflow: it is emptied whenever `done` is.
-            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+            let _ = rustix::io::write(&self.notifier, &1u64.to_ne_bytes());
         }
         state.done.push(Finished { completion, extent });
         drop(state);
@@ -221,7 +221,7 @@ impl Home {
             into.append(&mut state.done);
             let mut count = [0; 8];
             // It has been written to exactly once.
-            let _ = rustix::io::read(&self.bell, &mut count);
+            let _ = rustix::io::read(&self.notifier, &mut count);
         }
     }
 
@@ -240,6 +240,6 @@ impl Home {
 
 impl AsFd for Home {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.notifier.as_fd()
     }
 }

@@ -112,7 +112,7 @@ pub enum HoldError {
 struct Seat {
     id: u64,
     version: u64,
-    bell: OwnedFd,
+    notifier: OwnedFd,
 }
 
 impl Shared {
@@ -165,9 +165,9 @@ impl Shared {
 }
 
 /// Makes an eventfd readable.
-fn ring(bell: &OwnedFd) {
+fn signal(notifier: &OwnedFd) {
     // Fails only where it is readable already.
-    let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+    let _ = rustix::io::write(notifier, &1_u64.to_ne_bytes());
 }
 
 impl SwitchDisk {
@@ -252,7 +252,7 @@ impl SwitchDisk {
     fn call(&self, state: &State) {
         self.shared.version.fetch_add(1, Ordering::Release);
         for seat in &state.queues {
-            ring(&seat.bell);
+            signal(&seat.notifier);
         }
     }
 

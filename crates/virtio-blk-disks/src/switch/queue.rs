@@ -14,7 +14,7 @@ use virtio_blk_core::disk::{
     Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
-use super::{Seat, Shared, ring};
+use super::{Seat, Shared, signal};
 use crate::in_flight::InFlight;
 
 /// An operation that is with the disk in force.
@@ -58,11 +58,11 @@ pub(super) struct SwitchQueue {
     /// Ended here, or inside the `submit` of another operation.
     done: Vec<Completion>,
     scratch: Vec<Completion>,
-    /// Readable while `bell` rings or the disk underneath has something.
+    /// Readable while `notifier` is signalled or the disk underneath has something.
     ready: OwnedFd,
     /// Rung by the disk for a change, by ourselves for `done`, and all the time for a disk that has to be
     /// asked.
-    bell: OwnedFd,
+    notifier: OwnedFd,
 }
 
 /// Makes the descriptor of a disk's queue part of `ready`.
@@ -76,11 +76,11 @@ fn watch(ready: &OwnedFd, inner: &dyn IoQueue) -> Result<(), DiskError> {
 
 impl SwitchQueue {
     pub(super) fn open(shared: Arc<Shared>, depth: u16) -> Result<Self, DiskError> {
-        let bell =
+        let notifier =
             eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?;
         let ready = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(io::Error::from)?;
         let data = epoll::EventData::new_u64(0);
-        epoll::add(&ready, &bell, data, epoll::EventFlags::IN).map_err(io::Error::from)?;
+        epoll::add(&ready, &notifier, data, epoll::EventFlags::IN).map_err(io::Error::from)?;
         let (disk, version) = shared.current();
         let inner = disk.open_queue(depth)?;
         watch(&ready, &*inner)?;
@@ -90,7 +90,7 @@ impl SwitchQueue {
         state.queues.push(Seat {
             id,
             version,
-            bell: bell.try_clone()?,
+            notifier: notifier.try_clone()?,
         });
         drop(state);
         let mut this = Self {
@@ -107,7 +107,7 @@ impl SwitchQueue {
             done: Vec::new(),
             scratch: Vec::new(),
             ready,
-            bell,
+            notifier,
         };
         (this.held, _) = this.shared.hold();
         if this.held.is_some() {
@@ -115,7 +115,7 @@ impl SwitchQueue {
         }
         if this.is_behind() {
             // It was exchanged before we had a seat.
-            ring(&this.bell);
+            signal(&this.notifier);
         }
         Ok(this)
     }
@@ -173,7 +173,7 @@ impl SwitchQueue {
             }
         }
         if self.pace == Pace::Through {
-            ring(&self.bell);
+            signal(&self.notifier);
         }
         Submit::Full(op)
     }
@@ -189,7 +189,7 @@ impl SwitchQueue {
         if let Submit::Queued = given
             && let Wait::Poll = self.inner.wait()
         {
-            ring(&self.bell);
+            signal(&self.notifier);
         }
         given
     }
@@ -284,11 +284,11 @@ impl SwitchQueue {
         result.map(|_| ())
     }
 
-    /// Silences the bell before anything is looked at, so that no later ring is missed.
+    /// Clears the notifier before anything is looked at, so that no later signal is missed.
     fn silence(&self) {
         let mut count = [0; 8];
         // Fails only where it did not ring.
-        let _ = rustix::io::read(&self.bell, &mut count);
+        let _ = rustix::io::read(&self.notifier, &mut count);
     }
 }
 
@@ -327,7 +327,7 @@ impl IoQueue for SwitchQueue {
         if self.below.len() != 0
             && let Wait::Poll = self.inner.wait()
         {
-            ring(&self.bell);
+            signal(&self.notifier);
         }
         result.map(|()| count)
     }
@@ -348,7 +348,7 @@ impl IoQueue for SwitchQueue {
         self.pace = Pace::Released;
         self.held = None;
         self.inner.release_held();
-        ring(&self.bell);
+        signal(&self.notifier);
     }
 
     fn cancel(&mut self, token: Token) {
@@ -361,7 +361,7 @@ impl IoQueue for SwitchQueue {
             && let Some((_, op)) = self.again.remove(at)
         {
             self.done.push(op.complete(Err(DiskError::Cancelled)));
-            ring(&self.bell);
+            signal(&self.notifier);
         }
     }
 }

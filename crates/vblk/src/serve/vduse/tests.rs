@@ -43,10 +43,10 @@ fn served(hangs: bool, json: bool) -> Result<(), Failure> {
         hangs,
         released: Default::default(),
     });
-    let options = Options {
+    let options = DeviceOptions {
         config_wce: false,
         transport_features: ACCESS_PLATFORM,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(disk.clone(), options).unwrap();
     let kernel = FakeKernel::new(1, F_QUEUE_READY | F_SUSPEND);

@@ -8,13 +8,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::runner::QueueSetup;
 
-fn options() -> Options {
-    Options {
+fn options() -> DeviceOptions {
+    DeviceOptions {
         queues: 4,
         queue_size: 512,
         seg_max: Some(200),
         serial: "disk-7".to_owned(),
-        ..Options::default()
+        ..DeviceOptions::default()
     }
 }
 
@@ -137,7 +137,7 @@ fn what_was_told_is_presented_from_then_on() {
     });
     let new = device(
         caps,
-        Options {
+        DeviceOptions {
             queues: 8,
             queue_size: 1024,
             seg_max: None,
@@ -165,18 +165,18 @@ fn what_was_told_is_presented_from_then_on() {
 fn queues_keep_to_what_was_told() {
     let told = device(
         full(),
-        Options {
+        DeviceOptions {
             queues: 1,
             queue_size: 8,
-            ..Options::default()
+            ..DeviceOptions::default()
         },
     );
     let new = device(
         full(),
-        Options {
+        DeviceOptions {
             queues: 2,
             queue_size: 16,
-            ..Options::default()
+            ..DeviceOptions::default()
         },
     );
     new.adopt(&told.guest_abi()).unwrap();
@@ -209,7 +209,7 @@ fn queues_keep_to_what_was_told() {
 #[test]
 fn what_can_not_be_kept_is_refused_by_name() {
     let told = told();
-    let refused = |caps: Caps, options: Options| {
+    let refused = |caps: Caps, options: DeviceOptions| {
         let device = device(caps, options);
         let before = device.guest_abi();
         let error = device.adopt(&told).unwrap_err();
@@ -219,7 +219,7 @@ fn what_can_not_be_kept_is_refused_by_name() {
     };
     let error = refused(
         full(),
-        Options {
+        DeviceOptions {
             queues: 3,
             ..options()
         },
@@ -227,7 +227,7 @@ fn what_can_not_be_kept_is_refused_by_name() {
     assert_eq!(error, AbiError::Queues { told: 4, now: 3 });
     let error = refused(
         full(),
-        Options {
+        DeviceOptions {
             queue_size: 256,
             ..options()
         },
@@ -242,7 +242,7 @@ fn what_can_not_be_kept_is_refused_by_name() {
     assert!(error.to_string().contains("at least 512"), "{error}");
     let error = refused(
         full(),
-        Options {
+        DeviceOptions {
             read_only: true,
             ..options()
         },
@@ -251,7 +251,7 @@ fn what_can_not_be_kept_is_refused_by_name() {
     let serial = "disk-8".to_owned();
     let error = refused(
         full(),
-        Options {
+        DeviceOptions {
             serial,
             ..options()
         },
@@ -265,7 +265,7 @@ fn what_can_not_be_kept_is_refused_by_name() {
     );
     let error = refused(
         full(),
-        Options {
+        DeviceOptions {
             config_wce: false,
             ..options()
         },
@@ -324,7 +324,7 @@ fn what_can_not_be_kept_is_refused_by_name() {
 
 #[test]
 fn a_disk_that_grew_is_told_and_one_that_may_be_written_stays_read_only() {
-    let read_only = Options {
+    let read_only = DeviceOptions {
         read_only: true,
         ..options()
     };
@@ -356,7 +356,7 @@ fn a_disk_that_may_not_be_written_stays_so_without_the_bit_that_says_it() {
         ..full()
     };
     for (caps, read_only) in [(by_disk, false), (full(), true)] {
-        let options = Options {
+        let options = DeviceOptions {
             read_only,
             masked_features: feature::RO,
             ..options()
@@ -413,7 +413,7 @@ fn the_cache_mode_is_taken_over_once() {
 
 #[test]
 fn a_driver_that_acknowledged_more_is_not_forgotten() {
-    let few = Options {
+    let few = DeviceOptions {
         masked_features: feature::DISCARD,
         ..options()
     };

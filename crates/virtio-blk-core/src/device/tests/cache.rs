@@ -25,7 +25,7 @@ struct Queue {
 }
 
 /// A queue of a device whose driver did not take `left_out`.
-fn queue(caps: Caps, options: Options, left_out: u64) -> Queue {
+fn queue(caps: Caps, options: DeviceOptions, left_out: u64) -> Queue {
     let disk = TestDisk::new(caps);
     let device = Device::new(Arc::new(disk.clone()), options).unwrap();
     device.accept(device.offered() & !left_out).unwrap();
@@ -93,40 +93,40 @@ fn a_disk_without_a_cache_gets_plain_writes() {
         flush: false,
         ..full()
     };
-    assert!(!queue(caps, Options::default(), 0).through());
+    assert!(!queue(caps, DeviceOptions::default(), 0).through());
 }
 
 #[test]
 fn writes_are_stable_where_flush_is_not_offered() {
-    let options = Options {
+    let options = DeviceOptions {
         masked_features: FLUSH,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     assert!(queue(full(), options, 0).through());
 }
 
 #[test]
 fn a_driver_that_can_not_flush_gets_stable_writes() {
-    let mut queue = queue(full(), Options::default(), FLUSH | CONFIG_WCE);
+    let mut queue = queue(full(), DeviceOptions::default(), FLUSH | CONFIG_WCE);
     assert!(queue.through());
     // Nor can it change that.
     assert!(queue.device.write_config(32, &[1]).is_err());
     assert!(queue.through());
-    let fixed = Options {
+    let fixed = DeviceOptions {
         config_wce: false,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     assert!(super::cache::queue(full(), fixed, FLUSH).through());
 }
 
 #[test]
 fn a_driver_that_flushes_gets_a_write_back_cache() {
-    assert!(!queue(full(), Options::default(), CONFIG_WCE).through());
+    assert!(!queue(full(), DeviceOptions::default(), CONFIG_WCE).through());
 }
 
 #[test]
 fn a_write_takes_the_cache_mode_of_its_submission() {
-    let mut queue = queue(full(), Options::default(), 0);
+    let mut queue = queue(full(), DeviceOptions::default(), 0);
     assert_eq!(queue.device.config().writeback, 1);
     assert!(!queue.through());
     for mode in [0, 1, 0, 1] {
@@ -140,7 +140,7 @@ fn a_write_takes_the_cache_mode_of_its_submission() {
 
 #[test]
 fn without_flush_the_switch_starts_at_write_through() {
-    let mut queue = queue(full(), Options::default(), FLUSH);
+    let mut queue = queue(full(), DeviceOptions::default(), FLUSH);
     assert_eq!(queue.device.config().writeback, 0);
     assert!(queue.through());
     queue.device.write_config(32, &[1]).unwrap();
@@ -155,7 +155,7 @@ fn without_flush_the_switch_starts_at_write_through() {
 
 #[test]
 fn a_resize_reaches_a_running_queue() {
-    let mut queue = queue(full(), Options::default(), 0);
+    let mut queue = queue(full(), DeviceOptions::default(), 0);
     let mut status = |sector| {
         queue.driver.submit(&Request::read(sector, 512)).unwrap();
         queue.driver.publish().unwrap();

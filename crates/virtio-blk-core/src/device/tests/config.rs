@@ -19,10 +19,10 @@ fn bytes(device: &Device) -> [u8; SIZE] {
 fn fields_of_offered_features_are_readable_before_negotiation() {
     let device = device(
         full(),
-        Options {
+        DeviceOptions {
             queues: 5,
             queue_size: 64,
-            ..Options::default()
+            ..DeviceOptions::default()
         },
     );
     let config = Config::from_bytes(&bytes(&device));
@@ -49,10 +49,10 @@ fn fields_of_offered_features_are_readable_before_negotiation() {
 
 #[test]
 fn fields_of_features_that_are_not_offered_are_zero() {
-    let options = Options {
+    let options = DeviceOptions {
         queues: 5,
         masked_features: u64::MAX,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let config = Config::from_bytes(&bytes(&device(full(), options)));
     let expected = Config {
@@ -64,7 +64,7 @@ fn fields_of_features_that_are_not_offered_are_zero() {
 
 #[test]
 fn reserved_bytes_are_zero() {
-    let bytes = bytes(&device(full(), Options::default()));
+    let bytes = bytes(&device(full(), DeviceOptions::default()));
     for at in [33, 57, 58, 59].into_iter().chain(72..SIZE) {
         assert_eq!(bytes[at], 0, "byte {at}");
     }
@@ -72,7 +72,7 @@ fn reserved_bytes_are_zero() {
 
 #[test]
 fn reads_of_any_width_at_any_offset_agree() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let whole = bytes(&device);
     for offset in 0..SIZE + 8 {
         for width in 0..=16 {
@@ -98,7 +98,7 @@ fn may_unmap_says_whether_a_write_zeroes_can_deallocate() {
         if let Some(limits) = &mut caps.write_zeroes {
             limits.may_unmap = may_unmap;
         }
-        let config = device(caps, Options::default()).config();
+        let config = device(caps, DeviceOptions::default()).config();
         assert_eq!(config.write_zeroes_may_unmap, u8::from(may_unmap));
     }
 }
@@ -115,8 +115,8 @@ fn no_limit_of_an_offered_erasure_is_zero() {
         if let Some(limits) = &mut caps.secure_erase {
             spoil(limits);
         }
-        let refused = Device::new(Arc::new(TestDisk::new(caps)), Options::default());
-        assert!(matches!(refused, Err(OptionsError::Disk(_))));
+        let refused = Device::new(Arc::new(TestDisk::new(caps)), DeviceOptions::default());
+        assert!(matches!(refused, Err(DeviceOptionsError::Disk(_))));
     }
 }
 
@@ -126,7 +126,7 @@ fn announced_segments_are_those_that_are_served() {
     if let Some(limits) = &mut caps.discard {
         limits.max_segments = u32::MAX;
     }
-    let config = device(caps, Options::default()).config();
+    let config = device(caps, DeviceOptions::default()).config();
     assert_eq!(config.max_discard_seg, MAX_SEGMENTS);
 }
 
@@ -140,7 +140,7 @@ fn topology_and_block_size_are_those_of_the_disk() {
         min_io_size: 4,
         opt_io_size: 256,
     };
-    let config = device(caps, Options::default()).config();
+    let config = device(caps, DeviceOptions::default()).config();
     assert_eq!(config.blk_size, 4096);
     assert_eq!(
         (
@@ -156,9 +156,9 @@ fn topology_and_block_size_are_those_of_the_disk() {
 #[test]
 fn seg_max_leaves_room_for_header_and_status() {
     for (queue_size, seg_max) in [(4, 2), (64, 62), (128, 126), (1024, 126), (32768, 126)] {
-        let options = Options {
+        let options = DeviceOptions {
             queue_size,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         let config = device(full(), options).config();
         assert_eq!(config.seg_max, seg_max);
@@ -169,11 +169,11 @@ fn seg_max_leaves_room_for_header_and_status() {
 #[test]
 fn seg_max_is_a_value_of_its_own() {
     let make = |seg_max, masked_features| {
-        let options = Options {
+        let options = DeviceOptions {
             queue_size: 128,
             seg_max: Some(seg_max),
             masked_features,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         Device::new(Arc::new(TestDisk::new(full())), options).map(|device| device.config().seg_max)
     };
@@ -189,7 +189,10 @@ fn seg_max_is_a_value_of_its_own() {
         (8190, feature::RING_INDIRECT_DESC),
     ] {
         let error = make(seg_max, masked).unwrap_err();
-        assert!(matches!(error, OptionsError::SegMax { .. }), "{error}");
+        assert!(
+            matches!(error, DeviceOptionsError::SegMax { .. }),
+            "{error}"
+        );
     }
     let error = make(127, feature::RING_INDIRECT_DESC)
         .unwrap_err()
@@ -200,7 +203,7 @@ fn seg_max_is_a_value_of_its_own() {
 
 #[test]
 fn only_writeback_is_writable_and_only_with_zero_or_one() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     // Not before it is negotiated.
     assert!(device.write_config(32, &[0]).is_err());
     device.accept(device.offered()).unwrap();
@@ -245,7 +248,7 @@ fn only_writeback_is_writable_and_only_with_zero_or_one() {
 #[test]
 fn a_resize_sends_a_notification_and_a_new_generation() {
     let disk = TestDisk::new(full());
-    let device = Device::new(Arc::new(disk.clone()), Options::default()).unwrap();
+    let device = Device::new(Arc::new(disk.clone()), DeviceOptions::default()).unwrap();
     let told = Arc::new(AtomicU32::new(0));
     let counter = told.clone();
     device.listen(Box::new(move || {
@@ -274,7 +277,7 @@ fn a_resize_sends_a_notification_and_a_new_generation() {
 #[test]
 fn the_capacity_after_an_event_is_read_from_the_disk() {
     let disk = TestDisk::new(full());
-    let device = Device::new(Arc::new(disk.clone()), Options::default()).unwrap();
+    let device = Device::new(Arc::new(disk.clone()), DeviceOptions::default()).unwrap();
     // An event that was overtaken.
     disk.resize(4096);
     disk.emit(DiskEvent::Resized { capacity: 2048 });
@@ -283,7 +286,7 @@ fn the_capacity_after_an_event_is_read_from_the_disk() {
     let mut caps = full();
     caps.align.guest_block = 4096;
     let disk = TestDisk::new(caps);
-    let device = Device::new(Arc::new(disk.clone()), Options::default()).unwrap();
+    let device = Device::new(Arc::new(disk.clone()), DeviceOptions::default()).unwrap();
     disk.resize(4095);
     assert_eq!(device.capacity(), 2048);
 }
@@ -291,7 +294,7 @@ fn the_capacity_after_an_event_is_read_from_the_disk() {
 #[test]
 fn a_device_that_is_gone_is_not_told() {
     let disk = TestDisk::new(full());
-    let device = Device::new(Arc::new(disk.clone()), Options::default()).unwrap();
+    let device = Device::new(Arc::new(disk.clone()), DeviceOptions::default()).unwrap();
     let weak = Arc::downgrade(&device);
     drop(device);
     assert!(weak.upgrade().is_none(), "the disk does not hold it");
@@ -318,7 +321,7 @@ fn reads_between_equal_generations_are_consistent() {
         }
     }
     let disk = Arc::new(Sizes(AtomicU32::new(0)));
-    let device = Device::new(disk.clone(), Options::default()).unwrap();
+    let device = Device::new(disk.clone(), DeviceOptions::default()).unwrap();
     let half = |offset| {
         let mut bytes = [0; 4];
         device.read_config(offset, &mut bytes);

@@ -7,15 +7,15 @@ use crate::spec::feature::*;
 /// What every device offers.
 const ALWAYS: u64 = VERSION_1 | RING_EVENT_IDX | RING_INDIRECT_DESC | SEG_MAX | BLK_SIZE | TOPOLOGY;
 
-fn offered(caps: Caps, options: Options) -> u64 {
+fn offered(caps: Caps, options: DeviceOptions) -> u64 {
     device(caps, options).offered()
 }
 
 #[test]
 fn version_1_is_offered_whatever_is_asked() {
-    let options = Options {
+    let options = DeviceOptions {
         masked_features: u64::MAX,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     assert_eq!(offered(full(), options), VERSION_1);
 }
@@ -23,9 +23,9 @@ fn version_1_is_offered_whatever_is_asked() {
 #[test]
 fn only_what_the_disk_can_do_is_offered() {
     let plain = Caps::basic(8);
-    assert_eq!(offered(plain, Options::default()), ALWAYS);
+    assert_eq!(offered(plain, DeviceOptions::default()), ALWAYS);
     let everything = ALWAYS | FLUSH | CONFIG_WCE | DISCARD | WRITE_ZEROES | SECURE_ERASE | LIFETIME;
-    assert_eq!(offered(full(), Options::default()), everything);
+    assert_eq!(offered(full(), DeviceOptions::default()), everything);
     for (caps, bits) in [
         (
             Caps {
@@ -70,13 +70,13 @@ fn only_what_the_disk_can_do_is_offered() {
             RO,
         ),
     ] {
-        assert_eq!(offered(caps, Options::default()), ALWAYS | bits);
+        assert_eq!(offered(caps, DeviceOptions::default()), ALWAYS | bits);
     }
 }
 
 #[test]
 fn legacy_and_zoned_bits_are_not_offered() {
-    let bits = offered(full(), Options::default());
+    let bits = offered(full(), DeviceOptions::default());
     let legacy = 1 | 1 << 7 | 1 << 24 | 1 << 27;
     assert_eq!(bits & (legacy | ZONED), 0);
     assert_eq!(
@@ -92,12 +92,12 @@ fn a_read_only_disk_offers_no_erasure() {
         read_only: true,
         ..full()
     };
-    let by_option = Options {
+    let by_option = DeviceOptions {
         read_only: true,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     for bits in [
-        offered(read_only, Options::default()),
+        offered(read_only, DeviceOptions::default()),
         offered(full(), by_option),
     ] {
         assert_eq!(bits & (RO | erasing), RO);
@@ -111,23 +111,23 @@ fn config_wce_comes_with_flush_only() {
         ..full()
     };
     assert_eq!(
-        offered(without_flush, Options::default()) & (FLUSH | CONFIG_WCE),
+        offered(without_flush, DeviceOptions::default()) & (FLUSH | CONFIG_WCE),
         0
     );
-    let masked = Options {
+    let masked = DeviceOptions {
         masked_features: FLUSH,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     assert_eq!(offered(full(), masked) & (FLUSH | CONFIG_WCE), 0);
-    let fixed = Options {
+    let fixed = DeviceOptions {
         config_wce: false,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     assert_eq!(offered(full(), fixed) & (FLUSH | CONFIG_WCE), FLUSH);
     // A transport that adds it by itself gets it under the same condition.
-    let added = Options {
+    let added = DeviceOptions {
         transport_features: CONFIG_WCE,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     assert_eq!(offered(without_flush, added) & CONFIG_WCE, 0);
 }
@@ -135,9 +135,9 @@ fn config_wce_comes_with_flush_only() {
 #[test]
 fn several_queues_are_offered_as_such() {
     for (queues, bit) in [(1, 0), (2, MQ), (64, MQ)] {
-        let options = Options {
+        let options = DeviceOptions {
             queues,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         assert_eq!(offered(full(), options) & MQ, bit);
     }
@@ -145,10 +145,10 @@ fn several_queues_are_offered_as_such() {
 
 #[test]
 fn transports_add_and_hide_bits() {
-    let options = Options {
+    let options = DeviceOptions {
         transport_features: ACCESS_PLATFORM | RING_RESET,
         masked_features: RING_EVENT_IDX,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let bits = offered(Caps::basic(8), options);
     assert_eq!(
@@ -159,7 +159,7 @@ fn transports_add_and_hide_bits() {
 
 #[test]
 fn any_subset_is_accepted_and_nothing_else() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let offered = device.offered();
     assert_eq!(device.accepted(), 0);
     let optional: Vec<u64> = (0..64)
@@ -185,7 +185,7 @@ fn any_subset_is_accepted_and_nothing_else() {
 
 #[test]
 fn drivers_before_1_0_are_refused() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let legacy = device.offered() & !VERSION_1;
     for features in [0, legacy] {
         assert_eq!(device.accept(features), Err(NegotiationError::Version1));
@@ -195,7 +195,7 @@ fn drivers_before_1_0_are_refused() {
 
 #[test]
 fn a_reset_forgets_and_the_same_set_is_accepted_again() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     device.accept(device.offered()).unwrap();
     device.reset();
     assert_eq!(device.accepted(), 0);
@@ -204,7 +204,7 @@ fn a_reset_forgets_and_the_same_set_is_accepted_again() {
 
 #[test]
 fn names_of_the_offer() {
-    let device = device(Caps::basic(8), Options::default());
+    let device = device(Caps::basic(8), DeviceOptions::default());
     let names = [
         "SEG_MAX",
         "BLK_SIZE",
@@ -219,56 +219,56 @@ fn names_of_the_offer() {
 #[test]
 fn options_are_checked() {
     let make = |options| Device::new(Arc::new(TestDisk::new(full())), options);
-    let with = |change: fn(&mut Options)| {
-        let mut options = Options::default();
+    let with = |change: fn(&mut DeviceOptions)| {
+        let mut options = DeviceOptions::default();
         change(&mut options);
         make(options)
     };
     assert!(with(|_| {}).is_ok());
     assert!(matches!(
         with(|o| o.queues = 0),
-        Err(OptionsError::Queues { queues: 0, .. })
+        Err(DeviceOptionsError::Queues { queues: 0, .. })
     ));
     for size in [0, 1, 2, 3, 5, 255, 257, 32769, u16::MAX] {
-        let options = Options {
+        let options = DeviceOptions {
             queue_size: size,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         assert!(
-            matches!(make(options), Err(OptionsError::QueueSize(s)) if s == size),
+            matches!(make(options), Err(DeviceOptionsError::QueueSize(s)) if s == size),
             "{size}"
         );
     }
     for size in [4, 128, 32768] {
-        let options = Options {
+        let options = DeviceOptions {
             queue_size: size,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         assert!(make(options).is_ok(), "{size}");
     }
     assert!(with(|o| o.serial = "x".repeat(20)).is_ok());
     for bad in ["x".repeat(21), "a\0b".to_owned(), "ä".repeat(11)] {
-        let options = Options {
+        let options = DeviceOptions {
             serial: bad.clone(),
-            ..Options::default()
+            ..DeviceOptions::default()
         };
-        assert!(matches!(make(options), Err(OptionsError::Serial(s)) if s == bad));
+        assert!(matches!(make(options), Err(DeviceOptionsError::Serial(s)) if s == bad));
     }
     let few = Caps {
         max_queues: 2,
         ..full()
     };
-    let three = Options {
+    let three = DeviceOptions {
         queues: 3,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let refused = Device::new(Arc::new(TestDisk::new(few)), three);
     assert!(matches!(
         refused,
-        Err(OptionsError::Queues { queues: 3, max: 2 })
+        Err(DeviceOptionsError::Queues { queues: 3, max: 2 })
     ));
     let mut nonsense = full();
     nonsense.align.guest_block = 1000;
-    let refused = Device::new(Arc::new(TestDisk::new(nonsense)), Options::default());
-    assert!(matches!(refused, Err(OptionsError::Disk(_))));
+    let refused = Device::new(Arc::new(TestDisk::new(nonsense)), DeviceOptions::default());
+    assert!(matches!(refused, Err(DeviceOptionsError::Disk(_))));
 }

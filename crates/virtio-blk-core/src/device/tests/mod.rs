@@ -41,6 +41,6 @@ fn full() -> Caps {
     }
 }
 
-fn device(caps: Caps, options: Options) -> Arc<Device> {
+fn device(caps: Caps, options: DeviceOptions) -> Arc<Device> {
     Device::new(Arc::new(TestDisk::new(caps)), options).unwrap()
 }

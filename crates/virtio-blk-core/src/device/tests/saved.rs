@@ -20,10 +20,10 @@ fn queue() -> SavedQueue {
     }
 }
 
-fn two_queues() -> Options {
-    Options {
+fn two_queues() -> DeviceOptions {
+    DeviceOptions {
         queues: 2,
-        ..Options::default()
+        ..DeviceOptions::default()
     }
 }
 
@@ -80,11 +80,11 @@ fn state_of_version_1_is_read() {
 
 #[test]
 fn what_the_guest_was_told_comes_back() {
-    let big = Options {
+    let big = DeviceOptions {
         queues: 4,
         queue_size: 1024,
         seg_max: Some(254),
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let old = device(full(), two_queues());
     let state = saved(&old);
@@ -116,7 +116,7 @@ fn a_queue_survives_the_way_through_its_state() {
 
 #[test]
 fn a_device_that_was_not_negotiated_comes_back_so() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let state = device.save(vec![]);
     assert_eq!(state.features, 0);
     device.accept(device.offered()).unwrap();
@@ -126,7 +126,7 @@ fn a_device_that_was_not_negotiated_comes_back_so() {
 
 #[test]
 fn the_cache_mode_comes_back_only_where_the_driver_can_set_it() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     for (features, expected) in [
         (device.offered() & !feature::CONFIG_WCE, 1),
         (device.offered() & !feature::FLUSH, 0),
@@ -142,7 +142,7 @@ fn the_cache_mode_comes_back_only_where_the_driver_can_set_it() {
 
 #[test]
 fn a_restored_device_notifies_a_capacity_that_differs() {
-    let old = device(full(), Options::default());
+    let old = device(full(), DeviceOptions::default());
     old.accept(old.offered()).unwrap();
     let state = old.save(vec![]);
     let new = device(
@@ -150,7 +150,7 @@ fn a_restored_device_notifies_a_capacity_that_differs() {
             capacity: 4096,
             ..full()
         },
-        Options::default(),
+        DeviceOptions::default(),
     );
     let told = Arc::new(AtomicU32::new(0));
     let counter = told.clone();
@@ -240,7 +240,7 @@ proptest! {
         indices: (u16, u16),
         in_flight in prop::collection::vec(any::<u16>(), 0..20),
     ) {
-        let device = device(full(), Options::default());
+        let device = device(full(), DeviceOptions::default());
         let queue = SavedQueue {
             size,
             ready,

@@ -40,7 +40,7 @@ fn start(
 
 #[test]
 fn a_queue_starts_only_after_negotiation() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let (mem, state) = memory();
     assert!(matches!(
         start(&device, &mem, 0, &state),
@@ -57,9 +57,9 @@ fn a_queue_starts_only_after_negotiation() {
 
 #[test]
 fn num_queues_queues_exist_and_no_more() {
-    let options = Options {
+    let options = DeviceOptions {
         queues: 3,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = device(full(), options);
     device.accept(VERSION_1).unwrap();
@@ -78,9 +78,9 @@ fn num_queues_queues_exist_and_no_more() {
 #[test]
 fn a_ring_of_nonsense_does_not_reach_the_disk() {
     let disk = TestDisk::new(full());
-    let options = Options {
+    let options = DeviceOptions {
         queue_size: 32,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(Arc::new(disk.clone()), options).unwrap();
     device.accept(VERSION_1).unwrap();
@@ -113,7 +113,7 @@ fn a_ring_of_nonsense_does_not_reach_the_disk() {
 #[test]
 fn a_disk_that_gives_no_queue_says_why() {
     let disk = TestDisk::new(full());
-    let device = Device::new(Arc::new(disk.clone()), Options::default()).unwrap();
+    let device = Device::new(Arc::new(disk.clone()), DeviceOptions::default()).unwrap();
     device.accept(VERSION_1).unwrap();
     let (mem, state) = memory();
     disk.set_closed(true);

@@ -22,7 +22,7 @@ fn negotiated(device: &Device) -> StatusRegister {
 
 #[test]
 fn queues_start_at_driver_ok() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let mut status = negotiated(&device);
     assert_eq!(device.accepted(), device.offered());
     let change = status.write(15, device.offered(), &device);
@@ -35,7 +35,7 @@ fn queues_start_at_driver_ok() {
 
 #[test]
 fn driver_ok_needs_features_ok() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let mut status = StatusRegister::default();
     let change = status.write(ACKNOWLEDGE | DRIVER | DRIVER_OK, 0, &device);
     assert_eq!((change, status.get()), (StatusChange::None, 3));
@@ -46,7 +46,7 @@ fn driver_ok_needs_features_ok() {
 
 #[test]
 fn refused_features_do_not_show_features_ok() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let mut status = StatusRegister::default();
     for features in [0, device.offered() | feature::ZONED] {
         let change = status.write(11, features, &device);
@@ -67,7 +67,7 @@ fn refused_features_do_not_show_features_ok() {
 
 #[test]
 fn a_reset_reads_as_zero_at_once() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let mut status = negotiated(&device);
     status.write(15, 0, &device);
     status.need_reset();
@@ -81,7 +81,7 @@ fn a_reset_reads_as_zero_at_once() {
 
 #[test]
 fn bits_stay_once_they_are_set() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let mut status = negotiated(&device);
     let change = status.write(ACKNOWLEDGE, 0, &device);
     assert_eq!((change, status.get()), (StatusChange::None, 11));
@@ -91,7 +91,7 @@ fn bits_stay_once_they_are_set() {
 
 #[test]
 fn a_needed_reset_shows_and_is_told_once_the_driver_is_ready() {
-    let device = device(full(), Options::default());
+    let device = device(full(), DeviceOptions::default());
     let mut status = negotiated(&device);
     status.write(15, 0, &device);
     assert!(status.need_reset(), "tell the driver");

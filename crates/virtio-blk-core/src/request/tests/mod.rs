@@ -37,8 +37,8 @@ fn caps(capacity: u64) -> Caps {
     }
 }
 
-fn rules(capacity: u64) -> Rules {
-    Rules::new(&caps(capacity), u64::MAX)
+fn limits(capacity: u64) -> RequestLimits {
+    RequestLimits::new(&caps(capacity), u64::MAX)
 }
 
 fn ask(
@@ -46,9 +46,9 @@ fn ask(
     sector: u64,
     readable: u32,
     writable: u32,
-    rules: &Rules,
+    limits: &RequestLimits,
 ) -> Result<Request, RequestStatus> {
-    parse(&RequestHeader { kind, sector }, readable, writable, rules)
+    parse(&RequestHeader { kind, sector }, readable, writable, limits)
 }
 
 fn segment(sector: u64, num_sectors: u32, flags: u32) -> RangeSegment {
@@ -62,11 +62,11 @@ fn segment(sector: u64, num_sectors: u32, flags: u32) -> RangeSegment {
 fn ask_ranges(
     kind: RangeKind,
     segments: &[RangeSegment],
-    rules: &Rules,
-) -> Result<Vec<Range>, RequestStatus> {
+    limits: &RequestLimits,
+) -> Result<Vec<ByteRange>, RequestStatus> {
     let bytes: Vec<u8> = segments.iter().flat_map(|s| s.to_bytes()).collect();
     let mut out = Vec::new();
-    parse_ranges(kind, &bytes, rules, &mut out).map(|()| out)
+    parse_ranges(kind, &bytes, limits, &mut out).map(|()| out)
 }
 
 const ERASING: [(RequestType, RangeKind); 3] = [
@@ -84,34 +84,34 @@ fn statuses_have_the_wire_values() {
 
 #[test]
 fn unknown_types_are_unsupported() {
-    let rules = rules(8);
+    let limits = limits(8);
     for kind in [2, 3, 5, 6, 7, 9, 12, 15, 27, u32::MAX] {
         let kind = RequestType::from_wire(kind);
-        assert_eq!(ask(kind, 0, 0, 0, &rules), Err(Unsupp), "{kind:?}");
+        assert_eq!(ask(kind, 0, 0, 0, &limits), Err(Unsupp), "{kind:?}");
         // Also where everything else is wrong too.
-        assert_eq!(ask(kind, u64::MAX, 7, 7, &rules), Err(Unsupp), "{kind:?}");
+        assert_eq!(ask(kind, u64::MAX, 7, 7, &limits), Err(Unsupp), "{kind:?}");
     }
 }
 
 #[test]
 fn sector_is_ignored_where_it_means_nothing() {
-    let rules = rules(8);
+    let limits = limits(8);
     let far = u64::MAX;
     assert_eq!(
-        ask(RequestType::Flush, far, 0, 0, &rules),
+        ask(RequestType::Flush, far, 0, 0, &limits),
         Ok(Request::Flush)
     );
     assert_eq!(
-        ask(RequestType::GetId, far, 0, 20, &rules),
+        ask(RequestType::GetId, far, 0, 20, &limits),
         Ok(Request::GetId { len: 20 })
     );
     assert_eq!(
-        ask(RequestType::GetLifetime, far, 0, 6, &rules),
+        ask(RequestType::GetLifetime, far, 0, 6, &limits),
         Ok(Request::GetLifetime)
     );
     for (wire, kind) in ERASING {
         assert_eq!(
-            ask(wire, far, 16, 0, &rules),
+            ask(wire, far, 16, 0, &limits),
             Ok(Request::Ranges { kind, len: 16 })
         );
     }
@@ -119,11 +119,15 @@ fn sector_is_ignored_where_it_means_nothing() {
 
 #[test]
 fn lengths_are_whole_sectors() {
-    let rules = rules(8);
+    let limits = limits(8);
     for len in [1, 100, 511, 513, 1023, u32::MAX] {
-        assert_eq!(ask(RequestType::In, 0, 0, len, &rules), Err(IoErr), "{len}");
         assert_eq!(
-            ask(RequestType::Out, 0, len, 0, &rules),
+            ask(RequestType::In, 0, 0, len, &limits),
+            Err(IoErr),
+            "{len}"
+        );
+        assert_eq!(
+            ask(RequestType::Out, 0, len, 0, &limits),
             Err(IoErr),
             "{len}"
         );
@@ -131,29 +135,29 @@ fn lengths_are_whole_sectors() {
     // Nothing to transfer is fine, also right behind the end.
     for sector in [0, 8] {
         assert_eq!(
-            ask(RequestType::In, sector, 0, 0, &rules),
+            ask(RequestType::In, sector, 0, 0, &limits),
             Ok(Request::Read {
                 offset: sector * 512,
                 len: 0
             })
         );
     }
-    assert_eq!(ask(RequestType::In, 9, 0, 0, &rules), Err(IoErr));
+    assert_eq!(ask(RequestType::In, 9, 0, 0, &limits), Err(IoErr));
 }
 
 #[test]
 fn each_stream_counts_for_its_own_direction_only() {
-    let rules = rules(8);
+    let limits = limits(8);
     // Readable bytes behind a read's header and writable ones before a write's status are no concern.
     assert_eq!(
-        ask(RequestType::In, 1, 77, 512, &rules),
+        ask(RequestType::In, 1, 77, 512, &limits),
         Ok(Request::Read {
             offset: 512,
             len: 512
         })
     );
     assert_eq!(
-        ask(RequestType::Out, 1, 512, 77, &rules),
+        ask(RequestType::Out, 1, 512, 77, &limits),
         Ok(Request::Write {
             offset: 512,
             len: 512
@@ -166,7 +170,7 @@ fn transfers_end_within_the_capacity() {
     for (kind, at) in [(RequestType::In, 0), (RequestType::Out, 1)] {
         let go = |capacity, sector, len: u32| {
             let (r, w) = if at == 0 { (0, len) } else { (len, 0) };
-            ask(kind, sector, r, w, &rules(capacity)).is_ok()
+            ask(kind, sector, r, w, &limits(capacity)).is_ok()
         };
         assert!(go(8, 7, 512));
         assert!(go(8, 0, 8 * 512));
@@ -198,8 +202,8 @@ fn transfers_end_within_the_capacity() {
 fn blocks_do_not_change_units_and_are_whole() {
     let mut caps = caps(64);
     caps.align.guest_block = 4096;
-    let rules = Rules::new(&caps, u64::MAX);
-    let read = |sector, len| ask(RequestType::In, sector, 0, len, &rules);
+    let limits = RequestLimits::new(&caps, u64::MAX);
+    let read = |sector, len| ask(RequestType::In, sector, 0, len, &limits);
     assert_eq!(
         read(8, 4096),
         Ok(Request::Read {
@@ -214,19 +218,19 @@ fn blocks_do_not_change_units_and_are_whole() {
     );
     assert_eq!(read(8, 512), Err(IoErr), "not a whole block");
     assert_eq!(
-        ask_ranges(RangeKind::Discard, &[segment(8, 8, 0)], &rules),
-        Ok(vec![Range {
+        ask_ranges(RangeKind::Discard, &[segment(8, 8, 0)], &limits),
+        Ok(vec![ByteRange {
             offset: 4096,
             len: 4096,
             unmap: false
         }])
     );
     assert_eq!(
-        ask_ranges(RangeKind::Discard, &[segment(8, 7, 0)], &rules),
+        ask_ranges(RangeKind::Discard, &[segment(8, 7, 0)], &limits),
         Err(IoErr)
     );
     assert_eq!(
-        ask_ranges(RangeKind::Discard, &[segment(4, 8, 0)], &rules),
+        ask_ranges(RangeKind::Discard, &[segment(4, 8, 0)], &limits),
         Err(IoErr)
     );
 }
@@ -242,7 +246,7 @@ fn reserved_is_ignored_and_barrier_is_not_masked() {
     let header = RequestHeader::from_bytes(&bytes);
     assert_eq!((header.kind, header.sector), (RequestType::In, 3));
     let barrier = RequestType::from_wire(0x8000_0000);
-    assert_eq!(ask(barrier, 0, 0, 512, &rules(8)), Err(Unsupp));
+    assert_eq!(ask(barrier, 0, 0, 512, &limits(8)), Err(Unsupp));
 }
 
 #[test]
@@ -251,24 +255,24 @@ fn read_only_refuses_every_change_and_nothing_else() {
     caps.read_only = true;
     // Whether the driver acknowledged RO makes no difference.
     for features in [0, feature::RO, u64::MAX] {
-        let rules = Rules::new(&caps, features);
-        assert_eq!(ask(RequestType::Out, 0, 512, 0, &rules), Err(IoErr));
-        assert_eq!(ask(RequestType::Out, 0, 0, 0, &rules), Err(IoErr));
+        let limits = RequestLimits::new(&caps, features);
+        assert_eq!(ask(RequestType::Out, 0, 512, 0, &limits), Err(IoErr));
+        assert_eq!(ask(RequestType::Out, 0, 0, 0, &limits), Err(IoErr));
         for (wire, _) in ERASING {
-            assert_eq!(ask(wire, 0, 16, 0, &rules), Err(IoErr), "{wire:?}");
+            assert_eq!(ask(wire, 0, 16, 0, &limits), Err(IoErr), "{wire:?}");
         }
-        assert!(ask(RequestType::In, 0, 0, 512, &rules).is_ok());
-        assert!(ask(RequestType::Flush, 0, 0, 0, &rules).is_ok());
-        assert!(ask(RequestType::GetId, 0, 0, 20, &rules).is_ok());
+        assert!(ask(RequestType::In, 0, 0, 512, &limits).is_ok());
+        assert!(ask(RequestType::Flush, 0, 0, 0, &limits).is_ok());
+        assert!(ask(RequestType::GetId, 0, 0, 20, &limits).is_ok());
     }
 }
 
 #[test]
 fn get_id_takes_any_length_up_to_twenty_bytes() {
-    let rules = rules(8);
+    let limits = limits(8);
     for (writable, len) in [(0, 0), (1, 1), (19, 19), (20, 20), (21, 20), (u32::MAX, 20)] {
         assert_eq!(
-            ask(RequestType::GetId, 0, 0, writable, &rules),
+            ask(RequestType::GetId, 0, 0, writable, &limits),
             Ok(Request::GetId { len })
         );
     }
@@ -280,10 +284,10 @@ fn flush_is_served_whether_negotiated_or_not() {
     let mut plain = Caps::basic(8);
     for read_only in [false, true] {
         plain.read_only = read_only;
-        let rules = Rules::new(&plain, 0);
+        let limits = RequestLimits::new(&plain, 0);
         // Also with data, which is nobody's.
         assert_eq!(
-            ask(RequestType::Flush, 0, 512, 512, &rules),
+            ask(RequestType::Flush, 0, 512, 512, &limits),
             Ok(Request::Flush)
         );
     }
@@ -301,13 +305,13 @@ fn what_was_not_negotiated_is_unsupported() {
     .into_iter()
     .zip(ERASING)
     {
-        let rules = Rules::new(&caps, all & !bit);
+        let limits = RequestLimits::new(&caps, all & !bit);
         // Before the framing is looked at.
         for len in [0, 16, 17, u32::MAX] {
-            assert_eq!(ask(wire, 0, len, 0, &rules), Err(Unsupp), "{wire:?} {len}");
+            assert_eq!(ask(wire, 0, len, 0, &limits), Err(Unsupp), "{wire:?} {len}");
         }
         assert_eq!(
-            ask_ranges(kind, &[segment(0, 1, 0)], &rules),
+            ask_ranges(kind, &[segment(0, 1, 0)], &limits),
             Err(Unsupp),
             "{wire:?}"
         );
@@ -321,22 +325,22 @@ fn what_was_not_negotiated_is_unsupported() {
                     len: 16,
                 })
             };
-            assert_eq!(ask(other, 0, 16, 0, &rules), expected);
+            assert_eq!(ask(other, 0, 16, 0, &limits), expected);
         }
     }
-    let rules = Rules::new(&caps, all & !feature::LIFETIME);
-    assert_eq!(ask(RequestType::GetLifetime, 0, 0, 6, &rules), Err(Unsupp));
+    let limits = RequestLimits::new(&caps, all & !feature::LIFETIME);
+    assert_eq!(ask(RequestType::GetLifetime, 0, 0, 6, &limits), Err(Unsupp));
     // Nor what the disk lacks, whatever the driver acknowledged.
-    let rules = Rules::new(&Caps::basic(8), all);
+    let limits = RequestLimits::new(&Caps::basic(8), all);
     for (wire, _) in ERASING {
-        assert_eq!(ask(wire, 0, 16, 0, &rules), Err(Unsupp));
+        assert_eq!(ask(wire, 0, 16, 0, &limits), Err(Unsupp));
     }
-    assert_eq!(ask(RequestType::GetLifetime, 0, 0, 6, &rules), Err(Unsupp));
+    assert_eq!(ask(RequestType::GetLifetime, 0, 0, 6, &limits), Err(Unsupp));
 }
 
 #[test]
 fn lifetime_needs_its_six_bytes() {
-    let rules = rules(8);
+    let limits = limits(8);
     for (writable, expected) in [
         (0, Err(IoErr)),
         (5, Err(IoErr)),
@@ -344,7 +348,7 @@ fn lifetime_needs_its_six_bytes() {
         (512, Ok(Request::GetLifetime)),
     ] {
         assert_eq!(
-            ask(RequestType::GetLifetime, 0, 0, writable, &rules),
+            ask(RequestType::GetLifetime, 0, 0, writable, &limits),
             expected
         );
     }
@@ -354,8 +358,8 @@ fn lifetime_needs_its_six_bytes() {
 fn bigger_requests_than_any_limit_are_served() {
     // No limit on the length but the disk's end: the largest whole number of sectors below 4 GiB.
     let len = u32::MAX - 511;
-    assert!(ask(RequestType::In, 0, 0, len, &rules(1 << 24)).is_ok());
-    assert!(ask(RequestType::Out, 0, len, 0, &rules(1 << 24)).is_ok());
+    assert!(ask(RequestType::In, 0, 0, len, &limits(1 << 24)).is_ok());
+    assert!(ask(RequestType::Out, 0, len, 0, &limits(1 << 24)).is_ok());
 }
 
 #[test]
@@ -363,7 +367,7 @@ fn zone_commands_are_unsupported() {
     for kind in [15, 16, 18, 20, 22, 24, 26] {
         let kind = RequestType::from_wire(kind);
         // Whatever the driver claims to have negotiated.
-        assert_eq!(ask(kind, 0, 512, 512, &rules(8)), Err(Unsupp), "{kind:?}");
+        assert_eq!(ask(kind, 0, 512, 512, &limits(8)), Err(Unsupp), "{kind:?}");
     }
 }
 
@@ -375,7 +379,7 @@ prop_compose! {
         features: u64,
         segments in 1..=u32::MAX,
         sectors in 1..=u32::MAX,
-    ) -> Rules {
+    ) -> RequestLimits {
         let mut caps = caps(capacity);
         caps.align.guest_block = 1 << block;
         caps.read_only = read_only;
@@ -383,7 +387,7 @@ prop_compose! {
             limits.max_segments = segments;
             limits.max_sectors = sectors;
         }
-        Rules::new(&caps, features)
+        RequestLimits::new(&caps, features)
     }
 }
 
@@ -411,34 +415,34 @@ fn any_len() -> impl Strategy<Value = u32> {
 proptest! {
     #[test]
     fn whatever_is_accepted_lies_inside_the_disk(
-        rules in any_rules(),
+        limits in any_rules(),
         kind in prop_oneof![0..30u32, any::<u32>()],
         sector in any_sector(),
         readable in any_len(),
         writable in any_len(),
     ) {
-        let bytes = rules.capacity * 512;
+        let bytes = limits.capacity * 512;
         let header = RequestHeader { kind: RequestType::from_wire(kind), sector };
-        match parse(&header, readable, writable, &rules) {
+        match parse(&header, readable, writable, &limits) {
             Ok(Request::Read { offset, len }) => {
                 prop_assert!(offset <= bytes && u64::from(len) <= bytes - offset);
                 prop_assert_eq!((kind, offset / 512, len), (0, sector, writable));
-                prop_assert_eq!((offset | u64::from(len)) % u64::from(rules.block), 0);
+                prop_assert_eq!((offset | u64::from(len)) % u64::from(limits.block), 0);
             }
             Ok(Request::Write { offset, len }) => {
-                prop_assert!(!rules.read_only);
+                prop_assert!(!limits.read_only);
                 prop_assert!(offset <= bytes && u64::from(len) <= bytes - offset);
                 prop_assert_eq!((kind, offset / 512, len), (1, sector, readable));
-                prop_assert_eq!((offset | u64::from(len)) % u64::from(rules.block), 0);
+                prop_assert_eq!((offset | u64::from(len)) % u64::from(limits.block), 0);
             }
             Ok(Request::Ranges { kind, len }) => {
-                prop_assert!(!rules.read_only);
+                prop_assert!(!limits.read_only);
                 prop_assert_eq!(len, readable);
-                let (segments, _) = kind.limits(&rules).unwrap();
+                let (segments, _) = kind.limits(&limits).unwrap();
                 prop_assert!(len % 16 == 0 && len != 0 && len / 16 <= segments.min(MAX_SEGMENTS));
             }
             Ok(Request::GetId { len }) => prop_assert!(len <= writable && len <= 20),
-            Ok(Request::GetLifetime) => prop_assert!(rules.lifetime && writable >= 6),
+            Ok(Request::GetLifetime) => prop_assert!(limits.lifetime && writable >= 6),
             Ok(Request::Flush) => prop_assert_eq!(kind, 4),
             Err(status) => prop_assert_ne!(status, RequestStatus::Ok),
         }

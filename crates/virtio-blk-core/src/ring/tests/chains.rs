@@ -84,9 +84,9 @@ fn same_by_shape<M: crate::memory::DeviceMemory>(
         Taken::Nothing => panic!("nothing there"),
         Taken::Malformed(error) => assert_eq!(popped, Popped::Malformed(error)),
         Taken::Chain => assert_eq!(popped, Popped::Chain),
-        Taken::Usual(usual) => {
+        Taken::Simple(simple) => {
             assert_eq!(popped, Popped::Chain);
-            chain.set_usual(&usual);
+            chain.set_simple(&simple);
         }
     }
     assert_eq!(chain.head(), expected.head());
@@ -520,7 +520,7 @@ fn usual_chains_are_known_by_their_shape() {
             // A table has three entries, and they are linked in order here.
             let usual = usual && !(table && (list.len() != 3 || list[1].len == 1));
             assert_eq!(
-                matches!(taken, Taken::Usual(_)),
+                matches!(taken, Taken::Simple(_)),
                 usual,
                 "{list:?}, table: {table}"
             );

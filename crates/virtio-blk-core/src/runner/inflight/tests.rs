@@ -142,7 +142,7 @@ fn the_cache_mode_is_kept_where_there_is_room() {
 
 fn told(capacity: u64) -> GuestAbi {
     let disk = crate::testdisk::TestDisk::new(crate::disk::Caps::basic(capacity));
-    let options = crate::device::Options::default();
+    let options = crate::device::DeviceOptions::default();
     crate::device::Device::new(Arc::new(disk), options)
         .unwrap()
         .guest_abi()

@@ -167,9 +167,9 @@ fn offer(
 ) -> (u8, Option<u32>, Service, Vec<String>) {
     let (mem, space) = virtio_blk_driver::testmem::single(4 << 20).unwrap();
     let mem = Arc::new(mem);
-    let options = Options {
+    let options = DeviceOptions {
         queue_size,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let disk = TestDisk::new(Caps::basic(1 << 12));
     let device = Device::new(Arc::new(disk), options).unwrap();

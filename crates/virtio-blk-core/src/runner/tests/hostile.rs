@@ -42,9 +42,9 @@ impl<M: GuestMemory + Send + Sync + 'static> Subject for Victim<M> {
         if setup.deferred {
             self.disk.set_mode(Mode::Held);
         }
-        let options = Options {
+        let options = DeviceOptions {
             queue_size: self.size,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         let device = Device::new(Arc::new(self.disk.clone()), options).unwrap();
         let mut features = device.offered();

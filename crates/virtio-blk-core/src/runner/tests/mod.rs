@@ -29,7 +29,7 @@ use virtio_blk_driver::testmem::Space;
 use vm_memory::{GuestMemory, GuestMemoryMmap};
 
 use super::*;
-use crate::device::{Device, Options};
+use crate::device::{Device, DeviceOptions};
 use crate::disk::{Caps, EraseLimits, OpKind, ZeroLimits};
 use crate::spec::feature;
 use crate::testdisk::{Mode, TestDisk, WaitKind};
@@ -80,9 +80,9 @@ pub(super) fn disk(mode: Mode, wait: WaitKind) -> TestDisk {
 
 /// A device over `disk` whose driver took every feature.
 fn device(disk: &TestDisk) -> Arc<Device> {
-    let options = Options {
+    let options = DeviceOptions {
         serial: SERIAL.to_owned(),
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(Arc::new(disk.clone()), options).unwrap();
     device.accept(device.offered()).unwrap();
@@ -232,8 +232,8 @@ impl Apart {
         let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
         let rig = Rig::with(&Arc::new(mem), &mut space, disk, event_idx, 65_000);
         let (kick, irq) = (eventfd(), eventfd());
-        let bell = irq.try_clone().unwrap();
-        let setup = QueueSetup::new(rig.mem.clone(), move || bell.write(1).unwrap());
+        let notifier = irq.try_clone().unwrap();
+        let setup = QueueSetup::new(rig.mem.clone(), move || notifier.write(1).unwrap());
         let state = rig.driver.state();
         let runner = rig.device.start_queue(0, setup, &state).unwrap();
         let apart = Self {

@@ -312,9 +312,9 @@ fn whatever_is_written_to_the_used_ring_is_marked() {
     const LEN: usize = 1 << 20;
     for event_idx in [false, true] {
         let mem = Arc::new(Tracked::from_ranges(&[(GuestAddress(0), LEN)]).unwrap());
-        let options = Options {
+        let options = DeviceOptions {
             queue_size: 1024,
-            ..Options::default()
+            ..DeviceOptions::default()
         };
         let disk = disk(Mode::Inline, WaitKind::Inline);
         let device = Device::new(Arc::new(disk), options).unwrap();

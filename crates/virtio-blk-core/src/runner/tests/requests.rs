@@ -283,9 +283,9 @@ fn a_serial_number_of_twenty_bytes_has_no_end() {
     let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
     let mem = Arc::new(mem);
     let disk = disk(Mode::Inline, WaitKind::Inline);
-    let options = Options {
+    let options = DeviceOptions {
         serial: "abcdefghijklmnopqrst".to_owned(),
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let device = Device::new(Arc::new(disk.clone()), options).unwrap();
     device.accept(device.offered()).unwrap();

@@ -156,11 +156,11 @@ fn a_stop_hands_over_what_the_next_thread_takes_up() {
     assert_eq!(stopped.in_flight.len(), 4);
     let device = device(&apart.disk);
     apart.disk.set_mode(Mode::AtFlush);
-    let bell = apart.irq.try_clone().unwrap();
+    let notifier = apart.irq.try_clone().unwrap();
     let mem = Arc::new(apart.driver.memory().clone());
     let setup = QueueSetup {
         replay: stopped.in_flight,
-        ..QueueSetup::new(mem, move || bell.write(1).unwrap())
+        ..QueueSetup::new(mem, move || notifier.write(1).unwrap())
     };
     let runner = device.start_queue(0, setup, &stopped.state).unwrap();
     let options = ThreadOptions {

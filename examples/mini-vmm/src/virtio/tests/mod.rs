@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::KvmIrqRouting;
-use virtio_blk_core::device::{Device, Options};
+use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::spec::{feature, status};
 use virtio_blk_disks::MemoryDisk;
@@ -388,10 +388,10 @@ fn eventually(mut is: impl FnMut() -> bool) {
 
 /// A device of our own over a disk.
 fn own(disk: Arc<dyn Disk>, queues: u16) -> Backend {
-    let options = Options {
+    let options = DeviceOptions {
         queues,
         transport_features: feature::RING_RESET,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     Backend::Own(Device::new(disk, options).unwrap())
 }

@@ -15,9 +15,9 @@ pub const PATHS: [bool; 2] = [false, true];
 
 /// A simulated vDPA device of two queues over a disk.
 pub fn vdpa(disk: Arc<dyn Disk>, slow: bool, memory: Memory) -> Backend {
-    let device = Options {
+    let device = DeviceOptions {
         queues: 2,
-        ..Options::default()
+        ..DeviceOptions::default()
     };
     let mut options = sim_backend::Options::strict();
     options.profile = Profile::Strict(StrictOptions {

@@ -3,12 +3,12 @@
 
 //! From a chain to an operation on the disk.
 
-use super::complete::status_of;
-use super::slab::{Job, Slot, StatusByte};
+use super::completion::status_of;
+use super::slab::{RequestKind, Slot, StatusByte};
 use super::{QueueRunner, WriteCache};
 use crate::disk::{DiskError, IoBuf, Lifetime, Op, OpKind, Submit, Token};
 use crate::memory::{DeviceMemory, GuestMap, Permissions, Unmapped};
-use crate::request::{Range, RangeKind, Request, parse, parse_ranges};
+use crate::request::{ByteRange, RangeKind, Request, parse, parse_ranges};
 use crate::ring::{Chain, ChainError, Segment};
 use crate::spec::{HEADER_SIZE, RequestHeader, RequestStatus, RequestType};
 
@@ -56,15 +56,15 @@ impl<M: DeviceMemory> QueueRunner<M> {
     fn execute(&mut self, status: StatusByte, kind: RequestType, sector: u64) {
         let header = RequestHeader { kind, sector };
         let (readable, writable) = (self.chain.readable_len(), self.chain.writable_len());
-        match parse(&header, readable, writable, &self.rules) {
+        match parse(&header, readable, writable, &self.limits) {
             Ok(Request::Read { offset, len }) if len != 0 => {
-                self.perform(status, Job::Read, OpKind::Read { offset });
+                self.perform(status, RequestKind::Read, OpKind::Read { offset });
             }
             Ok(Request::Write { offset, len }) if len != 0 => {
                 let fua = self.write_through();
-                self.perform(status, Job::Write, OpKind::Write { offset, fua });
+                self.perform(status, RequestKind::Write, OpKind::Write { offset, fua });
             }
-            Ok(Request::Flush) => self.perform(status, Job::Flush, OpKind::Flush),
+            Ok(Request::Flush) => self.perform(status, RequestKind::Flush, OpKind::Flush),
             Ok(request) => self.begin_rare(status, header.kind, request),
             Err(refused) => self.refuse(status, header.kind, refused),
         }
@@ -73,7 +73,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[cold]
     fn begin_rare(&mut self, status: StatusByte, wire: RequestType, request: Request) {
         match request {
-            Request::GetLifetime => self.perform(status, Job::Lifetime, OpKind::Lifetime),
+            Request::GetLifetime => self.perform(status, RequestKind::Lifetime, OpKind::Lifetime),
             Request::Ranges { kind, len } => self.ranges(status, wire, kind, len),
             Request::GetId { len } => {
                 let mut buf = IoBuf::new();
@@ -157,21 +157,21 @@ impl<M: DeviceMemory> QueueRunner<M> {
         match self.write_cache {
             WriteCache::Back => false,
             WriteCache::Through => true,
-            WriteCache::Switchable => !self.live.writeback(),
+            WriteCache::Switchable => !self.shared.writeback(),
         }
     }
 
     /// Executes a request that is one operation on the chain's data: at once, where the disk can do it inside
     /// the call, else in flight.
     #[inline(always)]
-    fn perform(&mut self, status: StatusByte, job: Job, kind: OpKind) {
-        if data(job, &self.chain, &mut self.now, &self.map).is_err() {
+    fn perform(&mut self, status: StatusByte, job: RequestKind, kind: OpKind) {
+        if data(job, &self.chain, &mut self.data, &self.map).is_err() {
             self.count(job.wire(), 0, RequestStatus::IoErr);
             return self.answer(status, RequestStatus::IoErr, 0);
         }
         // Lifetime information is checked before the guest sees it.
         let result = match &mut self.io {
-            Some(io) if job != Job::Lifetime => io.execute(&kind, &self.now),
+            Some(io) if job != RequestKind::Lifetime => io.execute(&kind, &self.data),
             _ => None,
         };
         self.executed(status, job, kind, result);
@@ -182,20 +182,20 @@ impl<M: DeviceMemory> QueueRunner<M> {
     pub(super) fn executed(
         &mut self,
         status: StatusByte,
-        job: Job,
+        job: RequestKind,
         kind: OpKind,
         result: Option<Result<(), DiskError>>,
     ) {
-        let len = self.now.len() as u32;
+        let len = self.data.len() as u32;
         let (result, written) = match (job, result) {
             (_, None) => return self.transfer(status, job, kind),
-            (Job::Read, Some(Ok(()))) => (RequestStatus::Ok, len),
+            (RequestKind::Read, Some(Ok(()))) => (RequestStatus::Ok, len),
             (_, Some(Ok(()))) => (RequestStatus::Ok, 0),
             (_, Some(Err(error))) => {
                 self.reports.operation(&kind, len, &error);
                 // Whatever a failed read left behind must not reach the guest as data.
-                let zeroed = if job == Job::Read {
-                    self.now.fill(0, len as usize, 0)
+                let zeroed = if job == RequestKind::Read {
+                    self.data.fill(0, len as usize, 0)
                 } else {
                     0
                 };
@@ -207,25 +207,25 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     /// Puts a request in flight that is one operation on the chain's data, which `now` holds.
-    fn transfer(&mut self, status: StatusByte, job: Job, kind: OpKind) {
+    fn transfer(&mut self, status: StatusByte, job: RequestKind, kind: OpKind) {
         let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
         else {
-            return self.give_back(self.chain.head(), 0);
+            return self.add_used(self.chain.head(), 0);
         };
         slot.offset = match kind {
             OpKind::Read { offset } | OpKind::Write { offset, .. } => offset,
             _ => 0,
         };
         slot.data_len = match job {
-            Job::Write => self.chain.readable_len(),
+            RequestKind::Write => self.chain.readable_len(),
             _ => self.chain.writable_len(),
         };
-        std::mem::swap(&mut slot.buf, &mut self.now);
+        std::mem::swap(&mut slot.buf, &mut self.data);
         // The host's segments may be merged, those of the guest that are kept for the dirty log are not.
         let segments = slot.buf.segments().len().max(slot.dirty.len());
         let buf = match job {
             // Checked before the guest sees it, so read into private memory first.
-            Job::Lifetime => IoBuf::zeroed(Lifetime::SIZE),
+            RequestKind::Lifetime => IoBuf::zeroed(Lifetime::SIZE),
             _ => std::mem::take(&mut slot.buf),
         };
         self.slab.note_segments(token, segments);
@@ -250,7 +250,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         buf.copy_out(0, &mut self.scratch);
         let mut ranges = std::mem::take(&mut self.spare_ranges);
         ranges.clear();
-        let parsed = parse_ranges(kind, &self.scratch, &self.rules, &mut ranges);
+        let parsed = parse_ranges(kind, &self.scratch, &self.limits, &mut ranges);
         // An empty range needs no operation.
         ranges.retain(|range| range.len != 0);
         ranges.reverse();
@@ -270,13 +270,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
         status: StatusByte,
         kind: RangeKind,
         fua: bool,
-        first: Range,
-        rest: Vec<Range>,
+        first: ByteRange,
+        rest: Vec<ByteRange>,
     ) {
-        let job = Job::Ranges { kind, fua };
+        let job = RequestKind::Ranges { kind, fua };
         let Some((token, slot)) = reserve(&mut self.slab, &self.map, &self.chain, status, job)
         else {
-            return self.give_back(self.chain.head(), 0);
+            return self.add_used(self.chain.head(), 0);
         };
         slot.data_len = 0;
         slot.at(&first);
@@ -375,10 +375,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
         unsafe { status.host.write_volatile(result as u8) };
         if self.map.tracks_dirty() {
             self.map.mark_dirty(status.guest, 1);
-            super::complete::mark_written(&self.map, self.chain.writable(), written);
+            super::completion::mark_written(&self.map, self.chain.writable(), written);
         }
-        let len = super::complete::used_len(written, self.chain.writable_len());
-        self.give_back(self.chain.head(), len);
+        let len = super::completion::used_len(written, self.chain.writable_len());
+        self.add_used(self.chain.head(), len);
     }
 }
 
@@ -390,7 +390,7 @@ fn reserve<'a, M: DeviceMemory>(
     map: &GuestMap<M>,
     chain: &Chain,
     status: StatusByte,
-    job: Job,
+    job: RequestKind,
 ) -> Option<(Token, &'a mut Slot)> {
     let (token, slot) = slab.reserve()?;
     slot.head = chain.head();
@@ -408,13 +408,13 @@ fn reserve<'a, M: DeviceMemory>(
 /// Translates the data of the request in `chain` into `buf`.
 #[inline(always)]
 fn data<M: DeviceMemory>(
-    job: Job,
+    job: RequestKind,
     chain: &Chain,
     buf: &mut IoBuf,
     map: &GuestMap<M>,
 ) -> Result<(), Unmapped> {
     match job {
-        Job::Write => fill(buf, map, chain.readable(), Permissions::Read),
+        RequestKind::Write => fill(buf, map, chain.readable(), Permissions::Read),
         _ => fill(buf, map, chain.writable(), Permissions::Write),
     }
 }

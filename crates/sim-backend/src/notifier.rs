@@ -22,7 +22,7 @@ const DISK: u64 = 1 << 32;
 /// A kick is an atomic store, and a system call only if the worker sleeps. Kick eventfds are watched
 /// edge-triggered and never read: each write is an event, one that is readable when it is added is an
 /// event too, and the counter stays for whoever watches it next, as with the kernel's vhost.
-pub(crate) struct Bell {
+pub(crate) struct Notifier {
     pending: Box<[AtomicBool]>,
     /// The worker sleeps, or is about to.
     asleep: AtomicBool,
@@ -33,7 +33,7 @@ pub(crate) struct Bell {
     watching: AtomicBool,
 }
 
-impl Bell {
+impl Notifier {
     pub(crate) fn new(queues: u16) -> io::Result<Self> {
         let this = Self {
             pending: (0..queues).map(|_| AtomicBool::new(false)).collect(),
@@ -61,7 +61,7 @@ impl Bell {
 
     /// Notes that queue `vq` has something to do and wakes the worker if it sleeps.
     #[inline]
-    pub(crate) fn ring(&self, vq: u16) {
+    pub(crate) fn signal(&self, vq: u16) {
         if let Some(pending) = self.pending.get(usize::from(vq)) {
             // Stored before `asleep` is looked at, as the worker does it the other way round.
             pending.store(true, Ordering::SeqCst);
@@ -119,7 +119,7 @@ impl Bell {
         self.watching.store(true, Ordering::Release);
         self.add(fd.as_raw_fd(), DISK | u64::from(vq), EventSet::empty())?;
         Ok(Watch {
-            bell: self.clone(),
+            notifier: self.clone(),
             fd,
         })
     }
@@ -160,12 +160,12 @@ impl Bell {
 
 /// A disk's descriptor that is being watched.
 pub(crate) struct Watch {
-    bell: Arc<Bell>,
+    notifier: Arc<Notifier>,
     fd: OwnedFd,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.bell.remove(self.fd.as_raw_fd());
+        self.notifier.remove(self.fd.as_raw_fd());
     }
 }

@@ -10,7 +10,7 @@ use crate::spec::HEADER_SIZE;
 
 /// A header, one range of data and a status byte, in a descriptor each.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct UsualChain {
+pub(crate) struct SimpleChain {
     pub(crate) head: u16,
     /// Guest address of the header.
     pub(crate) header: u64,
@@ -21,7 +21,7 @@ pub(crate) struct UsualChain {
     pub(crate) status: u64,
 }
 
-impl UsualChain {
+impl SimpleChain {
     /// Its descriptors.
     pub(crate) const DESCRIPTORS: u16 = 3;
     /// The most data that fits a used length with the rest.
@@ -32,14 +32,14 @@ impl SplitRing {
     /// The chain from `head` on, which was checked, if it is a usual one. `None` says nothing about it, and
     /// nothing is kept of what was looked at: `walk` reads it anew.
     #[inline(always)]
-    pub(super) fn usual<M: DeviceMemory>(
+    pub(super) fn simple<M: DeviceMemory>(
         &self,
         map: &GuestMap<M>,
         head: u16,
-    ) -> Option<UsualChain> {
-        const TABLE: usize = UsualChain::DESCRIPTORS as usize * DESC_SIZE;
+    ) -> Option<SimpleChain> {
+        const TABLE: usize = SimpleChain::DESCRIPTORS as usize * DESC_SIZE;
         // Smaller queues may not have chains of that length. The limit for tables is not below the size.
-        if self.size < UsualChain::DESCRIPTORS {
+        if self.size < SimpleChain::DESCRIPTORS {
             return None;
         }
         let direct = |index| self.areas.desc.read_16(usize::from(index) * DESC_SIZE);
@@ -56,7 +56,7 @@ impl SplitRing {
             Some(unsafe { read_16(table.wrapping_add(usize::from(index) * DESC_SIZE)) })
         };
         let first = Descriptor::new(indirect(0)?);
-        shape(head, &first, UsualChain::DESCRIPTORS, indirect)
+        shape(head, &first, SimpleChain::DESCRIPTORS, indirect)
     }
 }
 
@@ -68,7 +68,7 @@ fn shape(
     first: &Descriptor,
     size: u16,
     read: impl Fn(u16) -> Option<[u64; 2]>,
-) -> Option<UsualChain> {
+) -> Option<SimpleChain> {
     if first.flags != DESC_F_NEXT || first.len != HEADER_SIZE as u32 {
         return None;
     }
@@ -79,14 +79,14 @@ fn shape(
     if data.flags & !DESC_F_WRITE != DESC_F_NEXT || data.next >= size {
         return None;
     }
-    if data.len == 0 || data.len > UsualChain::MAX_DATA {
+    if data.len == 0 || data.len > SimpleChain::MAX_DATA {
         return None;
     }
     let status = Descriptor::new(read(data.next)?);
     if status.flags != DESC_F_WRITE || status.len != 1 {
         return None;
     }
-    Some(UsualChain {
+    Some(SimpleChain {
         head,
         header: first.addr,
         data: data.segment(),

@@ -4,7 +4,7 @@
 //! From a completion to the used ring.
 
 use super::QueueRunner;
-use super::slab::{Job, Slot};
+use super::slab::{RequestKind, Slot};
 use crate::disk::{Completion, DiskError, IoBuf, Lifetime, Op, Token};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::ring::Segment;
@@ -53,13 +53,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
             }
         };
         match slot.job {
-            Job::Read | Job::Write | Job::Flush => slot.put_back(buf),
-            Job::Lifetime => {
+            RequestKind::Read | RequestKind::Write | RequestKind::Flush => slot.put_back(buf),
+            RequestKind::Lifetime => {
                 if status == RequestStatus::Ok {
                     status = copy_lifetime(&buf, &slot.buf);
                 }
             }
-            Job::Ranges { kind, fua } => {
+            RequestKind::Ranges { kind, fua } => {
                 if status == RequestStatus::Ok
                     && let Some(next) = slot.ranges.pop()
                 {
@@ -75,7 +75,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
         let returned = conclude(slot, &self.map, status);
         self.slab.release(token);
-        self.give_back_counted(returned, status);
+        self.finish_counted(returned, status);
         None
     }
 
@@ -84,12 +84,12 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if let Some(slot) = self.slab.get(token) {
             let returned = conclude(slot, &self.map, status);
             self.slab.release(token);
-            self.give_back_counted(returned, status);
+            self.finish_counted(returned, status);
         }
     }
 
     #[inline(always)]
-    fn give_back_counted(&mut self, returned: Returned, status: RequestStatus) {
+    fn finish_counted(&mut self, returned: Returned, status: RequestStatus) {
         let Returned {
             head,
             len,
@@ -97,7 +97,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             data_len,
         } = returned;
         self.count(job.wire(), data_len, status);
-        self.give_back(head, len);
+        self.add_used(head, len);
     }
 
     #[inline(always)]
@@ -132,7 +132,7 @@ struct Returned {
     head: u16,
     /// The used length.
     len: u32,
-    job: Job,
+    job: RequestKind,
     data_len: u32,
 }
 
@@ -145,15 +145,15 @@ fn conclude<M: DeviceMemory>(
 ) -> Returned {
     let ok = status == RequestStatus::Ok;
     let written = match slot.job {
-        Job::Read if ok => slot.data_len,
+        RequestKind::Read if ok => slot.data_len,
         // Whatever a failed read left behind must not reach the guest as data.
-        Job::Read => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
-        Job::Lifetime if ok => Lifetime::SIZE as u32,
-        Job::Ranges { .. } => {
+        RequestKind::Read => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
+        RequestKind::Lifetime if ok => Lifetime::SIZE as u32,
+        RequestKind::Ranges { .. } => {
             slot.ranges.clear();
             0
         }
-        Job::Lifetime | Job::Write | Job::Flush => 0,
+        RequestKind::Lifetime | RequestKind::Write | RequestKind::Flush => 0,
     };
     // SAFETY: the address was translated from the map whose owner the slot holds.
     unsafe { slot.status.host.write_volatile(status as u8) };
