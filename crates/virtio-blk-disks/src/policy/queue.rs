@@ -80,12 +80,23 @@ impl PolicyQueue {
         })
     }
 
+    /// Whether an operation that failed does not end with its error.
+    fn may_keep(&self, kind: &OpKind, error: &DiskError) -> bool {
+        !self.released && self.shared.keeps(kind, error)
+    }
+
     /// Keeps an operation that failed, or hands out its end.
     fn end(&mut self, token: Token, below: Below, completion: Completion) -> Option<Completion> {
         match completion.result {
-            Err(error)
-                if !self.released && !below.cancelled && self.shared.keeps(&below.kind, &error) =>
-            {
+            // The owner asked for its end, as it does to move it to another disk or server, where it is tried again.
+            Err(error) if below.cancelled && self.may_keep(&below.kind, &error) => {
+                Some(Completion {
+                    token,
+                    result: Err(DiskError::Cancelled),
+                    buf: completion.buf,
+                })
+            }
+            Err(error) if self.may_keep(&below.kind, &error) => {
                 self.shared.keep(&below.kind, completion.buf.len(), &error);
                 let op = Op {
                     token,
@@ -189,7 +200,7 @@ impl IoQueue for PolicyQueue {
     fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
         match self.inner.execute(kind, buf) {
             // It comes again, as an operation that can be kept.
-            Some(Err(error)) if !self.released && self.shared.keeps(kind, &error) => None,
+            Some(Err(error)) if self.may_keep(kind, &error) => None,
             result => result,
         }
     }

@@ -313,3 +313,35 @@ fn each_operation_ends_once_whatever_is_underneath() {
         assert!(rig.holds(&Vec::from_iter(0..100)));
     }
 }
+
+/// Operations that the disk underneath had begun when they were cancelled, and that it then fails.
+#[test]
+fn what_fails_after_it_was_cancelled_is_cancelled_if_it_would_be_kept() {
+    let plan = || failing(libc::EIO).delay_reaps(1..=1);
+    let reported = ErrorPolicy::default();
+    for (policy, stop, kept) in [
+        (STOP, false, true),
+        (STOP, true, false),
+        (reported, false, false),
+    ] {
+        let rig = Rig::new(policy, plan());
+        let mut queue = rig.disk.open_queue(4).unwrap();
+        assert!(submit(&mut *queue, write(1)).is_none());
+        queue.flush_batch().unwrap();
+        queue.cancel(Token(1));
+        if stop {
+            queue.release_held();
+        }
+        let mut done = Vec::new();
+        while done.is_empty() {
+            done = reap(&mut *queue);
+        }
+        let [completion] = done.as_slice() else {
+            panic!("{done:?}");
+        };
+        let is_cancelled = matches!(completion.result, Err(DiskError::Cancelled));
+        assert_eq!(is_cancelled, kept, "{policy:?} {stop} {completion:?}");
+        assert_eq!(rig.disk.held(), 0);
+        assert_eq!(rig.told(), []);
+    }
+}
