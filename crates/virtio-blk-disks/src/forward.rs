@@ -8,16 +8,35 @@
 /// `$inner` is an expression for the disk, with `$self` in it.
 macro_rules! control {
     ($self:ident, $inner:expr) => {
-        fn flush_error(&$self) -> Option<virtio_blk_core::disk::DiskError> {
-            $inner.flush_error()
-        }
+        crate::forward::activation!($self, $inner);
+        crate::forward::settings!($self, $inner);
+    };
+}
+pub(crate) use control;
 
+/// The part of [`control`] that a layer which remembers something of the content has in a form of its own.
+macro_rules! activation {
+    ($self:ident, $inner:expr) => {
         fn activate(&$self) -> Result<(), virtio_blk_core::disk::DiskError> {
             $inner.activate()
         }
 
         fn deactivate(&$self) -> Result<(), virtio_blk_core::disk::DiskError> {
             $inner.deactivate()
+        }
+    };
+}
+pub(crate) use activation;
+
+/// The rest of [`control`].
+macro_rules! settings {
+    ($self:ident, $inner:expr) => {
+        fn flush_error(&$self) -> Option<virtio_blk_core::disk::DiskError> {
+            $inner.flush_error()
+        }
+
+        fn handover(&$self) -> virtio_blk_core::disk::Handover {
+            $inner.handover()
         }
 
         fn refresh(&$self) -> Result<(), virtio_blk_core::disk::DiskError> {
@@ -33,7 +52,7 @@ macro_rules! control {
         }
     };
 }
-pub(crate) use control;
+pub(crate) use settings;
 
 #[cfg(test)]
 mod tests;

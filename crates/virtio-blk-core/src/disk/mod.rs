@@ -14,6 +14,7 @@
 mod buf;
 mod caps;
 mod error;
+mod handover;
 mod op;
 
 use std::os::fd::BorrowedFd;
@@ -23,6 +24,7 @@ use std::time::Instant;
 pub use buf::{IoBuf, KeepAlive};
 pub use caps::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
 pub use error::DiskError;
+pub use handover::{ContentStamp, Handover};
 pub use op::{Completion, Lifetime, Op, OpKind, Token};
 
 /// Something that changed on a disk while it was in use.
@@ -95,6 +97,16 @@ pub trait Disk: Send + Sync {
     /// make it so.
     fn deactivate(&self) -> Result<(), DiskError> {
         Ok(())
+    }
+
+    /// Whether others can change the medium while the disk is not active. A layer that remembers something of the
+    /// content (which blocks changed, their checksums) can't vouch for it after such a time, unless the stamps before
+    /// and after are equal. Cheap: no I/O.
+    ///
+    /// A disk that lets go of its medium in [`Disk::deactivate`] returns [`Handover::Released`] from then on until
+    /// [`Disk::activate`] has succeeded, also before the first time. A layer returns what the disk underneath says.
+    fn handover(&self) -> Handover {
+        Handover::Never
     }
 
     /// Looks at the medium again and takes over what changed (a file that was extended, a block device

@@ -8,6 +8,8 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
+use virtio_blk_core::disk::ContentStamp;
+
 use super::changes::{Changes, Generation, Take, TakeToken, ranges};
 use super::error::BitmapError;
 use super::format::{self, Marks};
@@ -46,8 +48,18 @@ struct State {
     takes: u64,
     /// Why everything counts as changed.
     incomplete: Option<&'static str>,
+    /// Others may change the disk, which nobody marks.
+    unseen: Option<Unseen>,
     taken: Option<Taken>,
 }
+
+/// A time in which others may change the disk. With what names its content at the beginning, if anything does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unseen(pub(super) Option<ContentStamp>);
+
+/// Why everything counts as changed in such a time, and after it.
+const UNSEEN: &str = "its disk is not in use, and others may change it";
+const CHANGED: &str = "its disk was not in use for a while, and others may have changed it";
 
 /// Marks that somebody has, but may give back.
 struct Taken {
@@ -96,6 +108,7 @@ impl DirtyBitmap {
                 // Beside an id that a restart keeps, so that a token of before names no take of after it.
                 takes: RandomState::new().build_hasher().finish(),
                 incomplete: None,
+                unseen: None,
                 taken: None,
             }),
             file: OnceLock::new(),
@@ -124,6 +137,7 @@ impl DirtyBitmap {
         state.id = marks.generation.id;
         state.generation = marks.generation.number;
         state.incomplete = marks.incomplete;
+        state.unseen = marks.unseen;
         drop(state);
         Ok(this)
     }
@@ -135,8 +149,11 @@ impl DirtyBitmap {
 
     /// Has the file follow. The lock of the state is not held.
     fn settle(&self) -> Result<(), BitmapError> {
-        let file = self.file.get().and_then(Weak::upgrade);
-        file.map_or(Ok(()), |file| file.settle())
+        self.file().map_or(Ok(()), |file| file.settle())
+    }
+
+    fn file(&self) -> Option<Arc<Persist>> {
+        self.file.get().and_then(Weak::upgrade)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -196,6 +213,13 @@ impl DirtyBitmap {
 
     /// Takes note of the size of the disk. What it has grown by is marked.
     pub fn resize(&self, size: u64) {
+        self.set_size(size);
+        if let Some(file) = self.file() {
+            file.resized(size);
+        }
+    }
+
+    fn set_size(&self, size: u64) {
         let _state = self.state();
         let tracked = self.tracked.load(Ordering::Acquire);
         self.size.store(size, Ordering::Release);
@@ -289,7 +313,8 @@ impl DirtyBitmap {
 
     fn why(state: &State) -> Option<&'static str> {
         let taken = state.taken.as_ref().and_then(|taken| taken.incomplete);
-        state.incomplete.or(taken)
+        let unseen = state.unseen.map(|_| UNSEEN);
+        state.incomplete.or(taken).or(unseen)
     }
 
     /// Why everything counts as changed. `None`: the marks are all there is.
@@ -319,13 +344,14 @@ impl DirtyBitmap {
         self.give_back(&mut state);
         let mut words = Vec::new();
         self.each_word(|word| words.push(word.swap(0, Ordering::AcqRel)));
+        let why = Self::why(&state);
         let incomplete = state.incomplete.take();
         state.takes = state.takes.wrapping_add(1);
         let token = TakeToken {
             id: state.id,
             number: state.takes,
         };
-        let changes = self.describe(&state, &words, incomplete);
+        let changes = self.describe(&state, &words, why);
         state.taken = Some(Taken {
             token,
             words,
@@ -411,6 +437,61 @@ impl DirtyBitmap {
         self.settle()
     }
 
+    /// Others may change the disk from now on, so that everything counts as changed until [`DirtyBitmap::look_again`].
+    ///
+    /// # Errors
+    /// The bitmap's file could not be told.
+    pub(super) fn look_away(&self) -> Result<(), BitmapError> {
+        let before = {
+            let mut state = self.state();
+            let before = state.unseen;
+            state.unseen = before.or(Some(Unseen(None)));
+            before
+        };
+        before.map_or_else(|| self.settle(), |_| Ok(()))
+    }
+
+    /// Notes how the disk was left to the others.
+    ///
+    /// # Errors
+    /// As for [`DirtyBitmap::look_away`].
+    pub(super) fn note_left(&self, stamp: ContentStamp) -> Result<(), BitmapError> {
+        match &mut self.state().unseen {
+            Some(unseen) => *unseen = Unseen(Some(stamp)),
+            None => return Ok(()),
+        }
+        self.settle()
+    }
+
+    /// Nobody else changes the disk any more, which is as `found`. Unless it was left so, everything counts as changed.
+    ///
+    /// # Errors
+    /// As for [`DirtyBitmap::look_away`].
+    pub(super) fn look_again(&self, found: Option<ContentStamp>) -> Result<(), BitmapError> {
+        self.see(|left| left.is_some() && left == found)
+    }
+
+    /// Nobody could change the disk since [`DirtyBitmap::look_away`] after all.
+    ///
+    /// # Errors
+    /// As for [`DirtyBitmap::look_away`].
+    pub(super) fn stay(&self) -> Result<(), BitmapError> {
+        self.see(|_| true)
+    }
+
+    fn see(&self, is_same: impl Fn(Option<ContentStamp>) -> bool) -> Result<(), BitmapError> {
+        {
+            let mut state = self.state();
+            let Some(Unseen(left)) = state.unseen.take() else {
+                return Ok(());
+            };
+            if !is_same(left) {
+                state.incomplete = state.incomplete.or(Some(CHANGED));
+            }
+        }
+        self.settle()
+    }
+
     /// The bitmap as bytes, to be kept in a file: also what was taken and not committed. Marks set meanwhile may be
     /// among them or not.
     pub fn save(&self, name: &str) -> Vec<u8> {
@@ -436,7 +517,7 @@ impl DirtyBitmap {
             self.mark(offset, len);
         }
         self.mark(saved.size, self.size().saturating_sub(saved.size));
-        self.state().incomplete = saved.incomplete;
+        self.state().incomplete = saved.incomplete.or(saved.unseen.map(|_| CHANGED));
         self.settle()
     }
 
@@ -446,12 +527,14 @@ impl DirtyBitmap {
     }
 
     fn described(&self, name: &str, state: &State) -> Marks {
+        let taken = state.taken.as_ref().and_then(|taken| taken.incomplete);
         Marks {
             name: name.to_owned(),
             granularity: self.granularity,
             size: self.tracked.load(Ordering::Acquire).min(self.size()),
             words: Vec::new(),
-            incomplete: Self::why(state),
+            incomplete: state.incomplete.or(taken),
+            unseen: state.unseen,
             generation: Generation {
                 id: state.id,
                 number: state.generation,

@@ -7,20 +7,23 @@
 //! |---|---|
 //! | 0 | `vblkdrty` |
 //! | 8 | version, `u32` |
-//! | 12 | flags, `u32`: 1 incomplete, 2 in use, 4 in use and synced |
+//! | 12 | flags, `u32`: 1 incomplete, 2 in use, 4 in use and synced, 8 others may change the disk |
 //! | 16 | granularity |
 //! | 24 | bytes of the disk |
 //! | 32 | id, then the number of the generation |
 //! | 48 | the boot of the host in which it is in use, 16 bytes |
 //! | 64 | checksum of the regions and words, unless it is in use |
 //! | 72 | the bitmap's name, 64 bytes filled up with zeroes |
+//! | 136 | with flag 8: a stamp of the disk's content as it was left, 32 bytes; or zeroes |
 //! | 4088 | checksum of the header |
 //! | 4096 | a bit for each region of the disk, while it is in use: whether it may have been written to |
 //! | 8192 | a bit for each block |
 //!
 //! Numbers are little-endian and of 64 bits; what is not named is zero.
 
-use super::bitmap::{BITS, words_for};
+use virtio_blk_core::disk::ContentStamp;
+
+use super::bitmap::{BITS, Unseen, words_for};
 use super::changes::Generation;
 use super::error::BitmapError;
 
@@ -42,6 +45,8 @@ const VERSION: u32 = 2;
 const INCOMPLETE: u32 = 1;
 const IN_USE: u32 = 2;
 const SYNCED: u32 = 4;
+const UNSEEN: u32 = 8;
+const STAMP_AT: usize = 136;
 const SUM_AT: usize = PAGE - 8;
 
 /// Names a boot of the host. `None`: it is not known.
@@ -56,6 +61,7 @@ pub(super) struct Marks {
     pub(super) size: u64,
     pub(super) words: Vec<u64>,
     pub(super) incomplete: Option<&'static str>,
+    pub(super) unseen: Option<Unseen>,
     pub(super) generation: Generation,
 }
 
@@ -129,6 +135,13 @@ pub(super) fn header(marks: &Marks, of: Result<Use, u64>) -> Vec<u8> {
         Some(_) => INCOMPLETE,
         None => 0,
     };
+    if let Some(Unseen(left)) = marks.unseen {
+        flags |= UNSEEN;
+        let parts = left.map_or([0; 4], |ContentStamp(parts)| parts);
+        for (part, at) in parts.into_iter().zip((STAMP_AT..).step_by(8)) {
+            put(&mut bytes, at, &part.to_le_bytes());
+        }
+    }
     match of {
         Ok(used) => {
             flags |= IN_USE | if used.synced { SYNCED } else { 0 };
@@ -192,12 +205,17 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, BitmapError> {
         boot: Some(boot).filter(|boot| *boot != [0; 16]),
         synced: flags & SYNCED != 0,
     });
+    let unseen = (flags & UNSEEN != 0).then(|| {
+        let stamp = [0, 8, 16, 24].map(|at| number(header, STAMP_AT + at));
+        Unseen((stamp != [0; 4]).then_some(ContentStamp(stamp)))
+    });
     let words: Vec<u64> = words.chunks_exact(8).map(|word| number(word, 0)).collect();
     let marks = Marks {
         name: String::from_utf8_lossy(&name).into_owned(),
         granularity,
         size,
         incomplete: (flags & INCOMPLETE != 0).then_some("it was so when it was written"),
+        unseen,
         generation: Generation {
             id: number(header, 32),
             number: number(header, 40),
@@ -206,7 +224,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, BitmapError> {
     };
     let damage = if number(header, SUM_AT) != sum(header.get(..SUM_AT).unwrap_or_default()) {
         Some("its file is damaged: the checksum of its header is wrong")
-    } else if flags & !(INCOMPLETE | IN_USE | SYNCED) != 0 {
+    } else if flags & !(INCOMPLETE | IN_USE | SYNCED | UNSEEN) != 0 {
         Some("its file is damaged: it has unknown flags")
     } else if !body.len().is_multiple_of(8)
         || words_for(size, granularity).ok() != Some(marks.words.len())

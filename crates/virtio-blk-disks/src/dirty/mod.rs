@@ -35,7 +35,7 @@ mod persist;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE};
 
 pub use bitmap::DirtyBitmap;
 pub use changes::{Changes, Generation, Take, TakeToken};
@@ -56,11 +56,14 @@ type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
 /// [`DirtyBitmap::take`] loses no write: what had not ended is found the next time. Whoever needs the last
 /// changes takes once more after the queues have stopped.
 ///
+/// While the disk underneath is let go of ([`Disk::handover`]), others may change it unseen: everything counts as changed
+/// then, and afterwards, too, if the disk can't prove that it is as it was.
+///
 /// One bitmap may have a file ([`DirtyDisk::open`]), in which a block is marked before its change is given to the
 /// disk: if that fails, so does the operation.
 pub struct DirtyDisk<D: ?Sized = dyn Disk> {
     bitmaps: Arc<ArcSwap<Bitmaps>>,
-    /// Held while the list is exchanged.
+    /// Held while the list is exchanged, or all of it is told something.
     changing: Arc<Mutex<()>>,
     /// The file of one of them.
     file: Option<Arc<Persist>>,
@@ -74,9 +77,11 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
     /// Puts the layer over a disk. Without bitmaps it costs a look at an empty list for each write.
     pub fn new(inner: Arc<D>) -> Self {
         let bitmaps = Arc::<ArcSwap<Bitmaps>>::default();
-        let grown = Arc::downgrade(&bitmaps);
+        let changing = Arc::<Mutex<()>>::default();
+        let (grown, turn) = (Arc::downgrade(&bitmaps), changing.clone());
         inner.listen(Arc::new(move |event| {
             if let (DiskEvent::Resized { capacity }, Some(bitmaps)) = (event, grown.upgrade()) {
+                let _changing = turn.lock().unwrap_or_else(PoisonError::into_inner);
                 for (_, bitmap) in bitmaps.load().iter() {
                     bitmap.resize(capacity.saturating_mul(SECTOR_SIZE));
                 }
@@ -84,7 +89,7 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         }));
         Self {
             bitmaps,
-            changing: Arc::default(),
+            changing,
             file: None,
             inner,
         }
@@ -159,7 +164,7 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
     /// Goes on with a bitmap. What the disk has grown by since counts as changed.
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or the bitmap's file can't be written.
     pub fn attach(&self, name: &str, bitmap: Arc<DirtyBitmap>) -> Result<(), BitmapError> {
         let _changing = self.changing();
         let mut bitmaps = Bitmaps::clone(&self.bitmaps.load());
@@ -168,9 +173,29 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         }
         bitmaps.push((name.to_owned(), bitmap.clone()));
         self.bitmaps.store(Arc::new(bitmaps));
-        // Afterwards, so that none falls between this look and a listener's.
+        // Afterwards, so that none falls between this look and a listener's. That one waits: it may know better.
         bitmap.resize(self.size());
-        Ok(())
+        match self.inner.handover() {
+            Handover::Released(_) => bitmap.look_away(),
+            // It was not there for what changed since the disk is in use.
+            Handover::Held(_) | Handover::Never => bitmap.look_again(None),
+        }
+    }
+
+    /// Tells all bitmaps.
+    ///
+    /// # Errors
+    /// The first, after all were told.
+    fn tell(
+        &self,
+        what: impl Fn(&DirtyBitmap) -> Result<(), BitmapError>,
+    ) -> Result<(), BitmapError> {
+        let _changing = self.changing();
+        let tell = |told: Result<(), _>, (_, bitmap): &(_, Arc<DirtyBitmap>)| {
+            let this = what(bitmap);
+            told.and(this)
+        };
+        self.bitmaps.load().iter().fold(Ok(()), tell)
     }
 
     /// Ends a bitmap, and hands it out. `None` if there is none of that name.
@@ -217,7 +242,35 @@ impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
         })
     }
 
-    crate::forward::control!(self, self.inner);
+    fn activate(&self) -> Result<(), DiskError> {
+        self.inner.activate()?;
+        if let Handover::Held(found) = self.inner.handover()
+            && let Err(error) = self.tell(|bitmap| bitmap.look_again(found))
+        {
+            log::error!("{error}: after a restart everything may count as changed");
+        }
+        Ok(())
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        let Handover::Held(_) = self.inner.handover() else {
+            return self.inner.deactivate();
+        };
+        // Before: a file that does not know of it must not outlive us.
+        let told = self.tell(DirtyBitmap::look_away);
+        let left = self.inner.deactivate();
+        let noted = self.tell(|bitmap| match self.inner.handover() {
+            Handover::Released(left) => {
+                bitmap.look_away()?;
+                left.map_or(Ok(()), |stamp| bitmap.note_left(stamp))
+            }
+            Handover::Held(_) | Handover::Never => bitmap.stay(),
+        });
+        let told = told.and(noted);
+        left.and(told.map_err(|error| DiskError::Config(error.to_string())))
+    }
+
+    crate::forward::settings!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -73,6 +73,14 @@ pub(super) struct Persist {
     regions: Box<[Region]>,
     /// Marks that are in the file for sure. It may have more.
     filed: Box<[AtomicU64]>,
+    /// The disk was smaller than `covered`: what it has grown by again may not be marked in the file.
+    shrunk: AtomicBool,
+    /// That could not be written yet.
+    untold: AtomicBool,
+    /// The last write failed, which was logged.
+    failing: AtomicBool,
+    /// Held from a look at the whole bitmap until the file's header says what was seen.
+    settling: Mutex<()>,
     /// Held to write. The bits of the regions as the file has them.
     writer: Mutex<Vec<u8>>,
 }
@@ -113,6 +121,10 @@ impl Persist {
             region,
             regions: (0..written.size.div_ceil(region)).map(stable).collect(),
             filed: written.words.iter().copied().map(AtomicU64::new).collect(),
+            shrunk: AtomicBool::new(false),
+            untold: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
+            settling: Mutex::default(),
             writer: Mutex::new(regions),
             bitmap,
         });
@@ -155,14 +167,49 @@ impl Persist {
         for region in self.regions(&span) {
             region.in_flight.fetch_add(1, Ordering::SeqCst);
         }
-        if self.has(&span) {
+        if self.has(&span) && !self.untold.load(Ordering::SeqCst) {
             return Ok(());
         }
-        self.write_ahead(&[span]).map_err(|error| {
-            self.end(range);
-            let why = format!("the dirty bitmap's file {}: {error}", self.path.display());
-            DiskError::Io(io::Error::new(error.kind(), why))
-        })
+        self.write_begun(span).inspect_err(|_| self.end(range))
+    }
+
+    /// The error is the host's own: a policy for errors goes by its `errno`.
+    #[cold]
+    fn write_begun(&self, span: Span) -> Result<(), DiskError> {
+        let told = match self.untold.load(Ordering::SeqCst) {
+            true => self.tell_size(),
+            false => Ok(()),
+        };
+        let written = told.and_then(|()| self.write_ahead(&[span]));
+        let was_failing = self.failing.swap(written.is_err(), Ordering::SeqCst);
+        Ok(written.inspect_err(|error| {
+            if !was_failing {
+                let path = self.path.display();
+                log::error!(
+                    "the dirty bitmap's file {path} can't be written: {error}. Until it can, writes to the disk fail"
+                );
+            }
+        })?)
+    }
+
+    /// The disk has `size` bytes now.
+    pub(super) fn resized(&self, size: u64) {
+        if size < self.covered && !self.shrunk.swap(true, Ordering::SeqCst) {
+            self.untold.store(true, Ordering::SeqCst);
+            // If that fails, no write to the disk succeeds before it could be written.
+            let _ = self.tell_size();
+        }
+    }
+
+    fn tell_size(&self) -> io::Result<()> {
+        let _settling = self.settling();
+        self.write_header(self.bitmap.head(&self.name))?;
+        self.untold.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn settling(&self) -> MutexGuard<'_, ()> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A change that was begun has ended, and is marked in memory; or it was not made.
@@ -243,11 +290,12 @@ impl Persist {
     /// The file can't be written: after a restart it has more marked than is, or says that it is incomplete.
     pub(super) fn settle(&self) -> Result<(), BitmapError> {
         let settled = || {
-            if self.bitmap.is_incomplete().is_some() {
-                return self.write_header();
+            let _settling = self.settling();
+            let marks = self.bitmap.marks(&self.name, self.covered);
+            if marks.incomplete.is_some() {
+                return self.write_header(marks);
             }
             // What was added is there before the file is said to be complete.
-            let marks = self.bitmap.marks(&self.name, self.covered);
             let added: Vec<Span> =
                 super::changes::ranges(&marks.words, marks.granularity, marks.size)
                     .into_iter()
@@ -255,7 +303,7 @@ impl Persist {
                     .filter(|span| !self.has(span))
                     .collect();
             self.write_ahead(&added)?;
-            self.write_header()?;
+            self.write_header(marks)?;
             (0..self.regions.len() as u64).try_for_each(|index| self.prune(index))
         };
         settled().map_err(|source| BitmapError::Io {
@@ -264,12 +312,13 @@ impl Persist {
         })
     }
 
-    fn write_header(&self) -> io::Result<()> {
-        let head = Marks {
-            size: self.covered,
-            ..self.bitmap.head(&self.name)
-        };
-        let header = format::header(&head, Ok(self.used));
+    /// Writes what the bitmap is, as it was seen by the one who is settling.
+    fn write_header(&self, mut marks: Marks) -> io::Result<()> {
+        marks.size = self.covered;
+        if self.shrunk.load(Ordering::SeqCst) {
+            marks.incomplete = marks.incomplete.or(Some("the disk was smaller meanwhile"));
+        }
+        let header = format::header(&marks, Ok(self.used));
         let _writer = self.writer();
         self.file.write_all_at(&header, 0)?;
         // What a power cut must not undo: that the bitmap is incomplete.

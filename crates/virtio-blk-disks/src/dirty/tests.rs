@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use virtio_blk_core::disk::{Completion, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_core::disk::{Completion, DiskListener, IoBuf, Op, OpKind, Submit, Token};
 
 use super::*;
 use crate::fault::{FaultDisk, FaultPlan, Kind, Rule};
@@ -206,6 +206,62 @@ fn what_a_disk_grew_by_is_listed_and_counted() {
     disk.attach("b", small.clone()).unwrap();
     assert_eq!(small.changes().ranges, [(0, 4 * SIZE)]);
     assert_eq!(small.dirty_bytes(), 4 * SIZE);
+}
+
+/// A disk that gets another size while somebody looks at it.
+#[derive(Default)]
+struct Restless {
+    sectors: AtomicU64,
+    listeners: Mutex<Vec<DiskListener>>,
+    /// The next look at it is one of those.
+    armed: AtomicBool,
+    change: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// Shared, as it changes itself on another thread.
+#[derive(Clone, Default)]
+struct Shared(Arc<Restless>);
+
+impl Disk for Shared {
+    fn caps(&self) -> Caps {
+        let before = self.0.sectors.load(Ordering::SeqCst);
+        if self.0.armed.swap(false, Ordering::SeqCst) {
+            let (this, (tell, told)) = (self.clone(), std::sync::mpsc::channel());
+            let change = std::thread::spawn(move || {
+                this.0.sectors.store(2 * before, Ordering::SeqCst);
+                for listener in this.0.listeners.lock().unwrap().iter() {
+                    let capacity = 2 * before;
+                    listener(DiskEvent::Resized { capacity });
+                }
+                let _ = tell.send(());
+            });
+            *self.0.change.lock().unwrap() = Some(change);
+            // It may have to wait for us.
+            let _ = told.recv_timeout(std::time::Duration::from_millis(300));
+        }
+        Caps::basic(before)
+    }
+
+    fn open_queue(&self, _: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        Err(DiskError::Unsupported)
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        self.0.listeners.lock().unwrap().push(listener);
+    }
+}
+
+#[test]
+fn a_new_size_is_not_lost_while_a_bitmap_starts() {
+    let base = Shared::default();
+    base.0.sectors.store(SIZE / 512, Ordering::SeqCst);
+    let disk = DirtyDisk::new(Arc::new(base.clone()));
+    let bitmap = Arc::new(DirtyBitmap::new(SIZE, BLOCK).unwrap());
+    base.0.armed.store(true, Ordering::SeqCst);
+    disk.attach("a", bitmap.clone()).unwrap();
+    let change = base.0.change.lock().unwrap().take();
+    change.unwrap().join().unwrap();
+    assert_eq!(bitmap.changes().ranges, [(SIZE, SIZE)]);
 }
 
 /// Blocks that there are no bits for count as changed, each time.

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, IoBuf, IoQueue, Op, OpKind, Submit,
-    Token, Wait,
+    Caps, Completion, ContentStamp, Disk, DiskError, DiskEvent, DiskListener, Handover, IoBuf,
+    IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use crate::policy::ErrorPolicy;
@@ -36,7 +36,8 @@ const PASSED_ON: [&str; 7] = [
 ];
 
 /// Those that [`everything_else_still_works`] and the layers' own tests are about.
-const OTHERS: [&str; 9] = [
+const OTHERS: [&str; 10] = [
+    "handover",
     "caps",
     "open_queue",
     "submit",
@@ -93,6 +94,10 @@ impl Disk for Probe {
     fn deactivate(&self) -> Result<(), DiskError> {
         self.note("deactivate");
         Err(DiskError::Config("deactivate".to_owned()))
+    }
+
+    fn handover(&self) -> Handover {
+        Handover::Held(Some(ContentStamp([7; 4])))
     }
 
     fn refresh(&self) -> Result<(), DiskError> {
@@ -350,6 +355,7 @@ fn everything_else_still_works() {
     let probe = Probe::default();
     for (name, disk) in all(&probe) {
         assert_eq!(disk.caps().capacity, probe.caps().capacity, "{name}");
+        assert_eq!(disk.handover(), probe.handover(), "{name}");
         let mut queue = disk.open_queue(2).unwrap();
         queue.release_held();
         let buf = IoBuf::from_vec(vec![0; 512]);

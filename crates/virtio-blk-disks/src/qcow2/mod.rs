@@ -32,8 +32,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use virtio_blk_core::disk::{
-    Alignments, Caps, Disk, DiskError, DiskListener, EraseLimits, IoQueue, SECTOR_SIZE, Topology,
-    ZeroLimits,
+    Alignments, Caps, Disk, DiskError, DiskListener, EraseLimits, Handover, IoQueue, SECTOR_SIZE,
+    Topology, ZeroLimits,
 };
 
 use crate::Lock;
@@ -356,6 +356,15 @@ impl Disk for Qcow2Disk {
         });
         let below = self.below.as_ref().map_or(Ok(()), |disk| disk.deactivate());
         closed.and(below)
+    }
+
+    fn handover(&self) -> Handover {
+        match &self.below {
+            Some(below) => below.handover(),
+            None if !self.hands_over() => Handover::Never,
+            None if self.state().is_some() => Handover::Held(None),
+            None => Handover::Released(None),
+        }
     }
 
     /// Makes the guest's disk larger, stable. What is added reads as zeroes. Refused, too, while the disk is not active,

@@ -14,6 +14,7 @@ mod lock;
 mod medium;
 mod options;
 mod probe;
+mod stamp;
 pub(crate) mod sys;
 
 use std::path::Path;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[cfg(feature = "qcow2")]
 use std::{fs::File, io, os::unix::fs::FileTypeExt};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, DiskListener, Handover, IoQueue};
 
 use engine::Plan;
 pub use error::OpenError;
@@ -39,14 +40,15 @@ pub use options::{Engine, RawOptions};
 pub struct RawDisk {
     medium: Arc<Medium>,
     plan: Plan,
-    handover: Option<Handover>,
+    use_lock: Option<UseLock>,
 }
 
 /// A lock that is held while the disk is in use.
 #[derive(Debug)]
-struct Handover {
+struct UseLock {
     writer: bool,
-    active: Mutex<bool>,
+    /// Whether it is held, and the content as it was then found, or left.
+    state: Mutex<(bool, Option<ContentStamp>)>,
 }
 
 /// Whether disks of this process can use io_uring.
@@ -80,9 +82,9 @@ pub(crate) fn file_size(file: &File) -> io::Result<u64> {
     probe::size(file, is_device)
 }
 
-impl Handover {
-    fn active(&self) -> MutexGuard<'_, bool> {
-        self.active.lock().unwrap_or_else(PoisonError::into_inner)
+impl UseLock {
+    fn state(&self) -> MutexGuard<'_, (bool, Option<ContentStamp>)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -98,9 +100,9 @@ impl RawDisk {
         Ok(Self {
             medium,
             plan,
-            handover: by_use.then(|| Handover {
+            use_lock: by_use.then(|| UseLock {
                 writer: !options.read_only,
-                active: Mutex::new(false),
+                state: Mutex::new((false, None)),
             }),
         })
     }
@@ -113,7 +115,7 @@ impl RawDisk {
         Ok(Self {
             medium,
             plan,
-            handover: None,
+            use_lock: None,
         })
     }
 
@@ -165,8 +167,8 @@ impl Disk for RawDisk {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        if let Some(handover) = &self.handover
-            && !*handover.active()
+        if let Some(use_lock) = &self.use_lock
+            && !use_lock.state().0
         {
             return Err(self.inactive());
         }
@@ -183,34 +185,35 @@ impl Disk for RawDisk {
 
     /// Takes the lock of [`Lock::Handover`], waiting up to 5 seconds for who holds it, and looks at the size again.
     fn activate(&self) -> Result<(), DiskError> {
-        let Some(handover) = &self.handover else {
+        let Some(use_lock) = &self.use_lock else {
             return Ok(());
         };
-        let mut active = handover.active();
-        if *active {
+        let mut state = use_lock.state();
+        if state.0 {
             return Ok(());
         }
         let (file, path) = (self.medium.file.file(), &self.medium.path);
-        lock::lock(file, handover.writer, lock::HANDOVER_PATIENCE, path)?;
+        lock::lock(file, use_lock.writer, lock::HANDOVER_PATIENCE, path)?;
+        let found = stamp::of(file);
         if let Err(error) = self.medium.refresh() {
             lock::unlock(file);
             return Err(error.into());
         }
-        *active = true;
+        *state = (true, found);
         Ok(())
     }
 
     /// Makes everything stable that was written, for who comes next may be another host, and lets go of the lock of
     /// [`Lock::Handover`].
     fn deactivate(&self) -> Result<(), DiskError> {
-        let Some(handover) = &self.handover else {
+        let Some(use_lock) = &self.use_lock else {
             return Ok(());
         };
-        let mut active = handover.active();
-        if !std::mem::take(&mut *active) {
+        let mut state = use_lock.state();
+        if !state.0 {
             return Ok(());
         }
-        let outcome = if handover.writer {
+        let outcome = if use_lock.writer {
             self.medium.durability.sync(&self.medium.file)
         } else {
             0
@@ -219,14 +222,24 @@ impl Disk for RawDisk {
             0 => Ok(()),
             errno => Err(DiskError::from_errno(-errno)),
         };
-        lock::unlock(self.medium.file.file());
+        let file = self.medium.file.file();
+        *state = (false, stamp::settled(file));
+        lock::unlock(file);
         stable
+    }
+
+    fn handover(&self) -> Handover {
+        match self.use_lock.as_ref().map(|use_lock| *use_lock.state()) {
+            None => Handover::Never,
+            Some((true, found)) => Handover::Held(found),
+            Some((false, left)) => Handover::Released(left),
+        }
     }
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         // Whoever has the lock may change the size meanwhile. It is not let go of before the end.
-        let active = self.handover.as_ref().map(Handover::active);
-        if active.as_deref() == Some(&false) {
+        let state = self.use_lock.as_ref().map(UseLock::state);
+        if state.as_ref().is_some_and(|state| !state.0) {
             return Err(self.inactive());
         }
         self.medium.resize(bytes)

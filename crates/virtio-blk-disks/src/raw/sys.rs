@@ -198,6 +198,11 @@ pub(super) fn block_size_bytes(file: &File) -> io::Result<u64> {
     Ok(size)
 }
 
+/// ext2 to ext4.
+const EXT: u32 = 0xEF53;
+const XFS: u32 = 0x5846_5342;
+const BTRFS: u32 = 0x9123_683E;
+
 /// The type of the file system that a file is in; 0 if unknown.
 fn file_system(file: &File) -> u32 {
     // SAFETY: `statfs` is plain data.
@@ -238,12 +243,24 @@ pub(super) fn may_punch(file: &File) -> bool {
     has_local_cache(file) || OTHERS.contains(&file_system(file))
 }
 
+/// Whether a file system of this host sets a file's times at every change, as precisely as the kernel's clock is.
+pub(super) fn keeps_times(file: &File) -> bool {
+    [EXT, XFS, BTRFS].contains(&file_system(file))
+}
+
+/// The kernel's coarse clock, by which it sets the times of files: seconds and nanoseconds.
+pub(super) fn coarse_time() -> Option<(u64, u64)> {
+    // SAFETY: `timespec` is plain data.
+    let mut now: libc::timespec = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is valid.
+    let failed = unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &raw mut now) } < 0;
+    let parts = (now.tv_sec.try_into().ok()?, now.tv_nsec.try_into().ok()?);
+    (!failed).then_some(parts)
+}
+
 /// Whether a regular file's page cache can be mapped: all reads and writes of it go through the page cache of
 /// this host.
 pub(super) fn has_local_cache(file: &File) -> bool {
-    const EXT: u32 = 0xEF53;
-    const XFS: u32 = 0x5846_5342;
-    const BTRFS: u32 = 0x9123_683E;
     const F2FS: u32 = 0xF2F5_2010;
     const BCACHEFS: u32 = 0xCA45_1A4E;
     [EXT, XFS, BTRFS, F2FS, BCACHEFS].contains(&file_system(file)) || is_in_memory(file)

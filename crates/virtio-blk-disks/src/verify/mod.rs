@@ -20,9 +20,9 @@
 mod checker;
 mod sums;
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, Handover, IoQueue};
 
 use checker::Checker;
 use sums::Sums;
@@ -43,13 +43,21 @@ const MAX_ERASE_SECTORS: u64 = 32_768;
 struct Shared {
     sums: Sums,
     lie: OnceLock<Lie>,
+    /// Others may change the disk. With what names its content at the beginning.
+    left: Mutex<Option<Option<ContentStamp>>>,
+}
+
+impl Shared {
+    fn left(&self) -> MutexGuard<'_, Option<Option<ContentStamp>>> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A disk whose answers are checked.
 ///
 /// A read that finds a lie fails, and the first lie is kept. Sectors that were changed while they were
 /// read are passed over, as the standard allows any mixture then; so are discarded ones until they are
-/// written again.
+/// written again. What others may have changed while the disk was let go of ([`Disk::handover`]) is not known any more.
 pub struct VerifyDisk<D: ?Sized = dyn Disk> {
     shared: Arc<Shared>,
     inner: Arc<D>,
@@ -62,6 +70,7 @@ impl<D: Disk + ?Sized> VerifyDisk<D> {
             shared: Arc::new(Shared {
                 sums: Sums::default(),
                 lie: OnceLock::new(),
+                left: Mutex::default(),
             }),
             inner,
         }
@@ -106,7 +115,27 @@ impl<D: Disk + ?Sized> Disk for VerifyDisk<D> {
         )))
     }
 
-    crate::forward::control!(self, self.inner);
+    fn activate(&self) -> Result<(), DiskError> {
+        self.inner.activate()?;
+        if let Handover::Held(found) = self.inner.handover()
+            && let Some(left) = self.shared.left().take()
+            && (left.is_none() || left != found)
+        {
+            self.shared.sums.forget();
+        }
+        Ok(())
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        let before = self.inner.handover();
+        let result = self.inner.deactivate();
+        if let (Handover::Held(_), Handover::Released(left)) = (before, self.inner.handover()) {
+            *self.shared.left() = Some(left);
+        }
+        result
+    }
+
+    crate::forward::settings!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -61,6 +61,13 @@ impl Sums {
         f(shard.entry(sector).or_default())
     }
 
+    /// Forgets all sectors.
+    pub(super) fn forget(&self) {
+        for shard in &self.shards {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+
     /// A change of a sector begins: nothing is known of it until it has ended.
     pub(super) fn begin(&self, sector: u64) {
         self.with(sector, |state| {

@@ -1,0 +1,299 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What layers know of a disk's content, while others may change it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use common::{directory, image, read, write};
+use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, Handover, IoQueue};
+use virtio_blk_disks::dirty::{DirtyBitmap, DirtyDisk, PersistOptions};
+use virtio_blk_disks::stack::{Groups, StackSpec};
+use virtio_blk_disks::verify::{Lie, VerifyDisk};
+use virtio_blk_disks::{Lock, MemoryDisk, RawDisk, RawOptions};
+
+const SIZE: usize = 1 << 20;
+const BLOCK: u64 = 4096;
+
+fn stamp(number: u64) -> Option<ContentStamp> {
+    Some(ContentStamp([1, 2, 3, number]))
+}
+
+/// A disk in memory that says of itself what the test wants.
+struct Turned {
+    memory: MemoryDisk,
+    state: Mutex<Handover>,
+    /// How it is found, and left.
+    stamps: Mutex<[Option<ContentStamp>; 2]>,
+    /// It does not let go.
+    stays: Mutex<bool>,
+}
+
+impl Turned {
+    fn new(state: Handover) -> Arc<Self> {
+        Arc::new(Self {
+            memory: MemoryDisk::new(SIZE as u64).unwrap(),
+            state: Mutex::new(state),
+            stamps: Mutex::default(),
+            stays: Mutex::default(),
+        })
+    }
+
+    /// Others have the disk for a while, which is found so, having been left so.
+    fn round(&self, disk: &dyn Disk, left: Option<ContentStamp>, found: Option<ContentStamp>) {
+        *self.stamps.lock().unwrap() = [found, left];
+        disk.deactivate().unwrap();
+        disk.activate().unwrap();
+    }
+}
+
+impl Disk for Turned {
+    fn caps(&self) -> Caps {
+        self.memory.caps()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        self.memory.open_queue(depth)
+    }
+
+    fn activate(&self) -> Result<(), DiskError> {
+        let [found, _] = *self.stamps.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
+        if let Handover::Released(_) = *state {
+            *state = Handover::Held(found);
+        }
+        Ok(())
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        if *self.stays.lock().unwrap() {
+            return Err(DiskError::Config("busy".to_owned()));
+        }
+        let [_, left] = *self.stamps.lock().unwrap();
+        *self.state.lock().unwrap() = Handover::Released(left);
+        Ok(())
+    }
+
+    fn handover(&self) -> Handover {
+        *self.state.lock().unwrap()
+    }
+}
+
+fn is_incomplete(bitmap: &DirtyBitmap) -> bool {
+    let changes = bitmap.changes();
+    if changes.incomplete.is_some() {
+        assert_eq!(changes.ranges, [(0, SIZE as u64)]);
+        assert_eq!(bitmap.dirty_bytes(), SIZE as u64);
+    }
+    changes.incomplete.is_some()
+}
+
+/// A backup of all that is marked.
+fn back_up(bitmap: &DirtyBitmap) -> Vec<(u64, u64)> {
+    let take = bitmap.take();
+    bitmap.commit(take.token).unwrap();
+    take.changes.ranges
+}
+
+/// Left, found, and whether that proves that nobody was there.
+const ROUNDS: [(Option<u64>, Option<u64>, bool); 4] = [
+    (Some(1), Some(1), true),
+    (Some(1), Some(2), false),
+    (None, None, false),
+    (Some(1), None, false),
+];
+
+#[test]
+fn a_bitmap_vouches_for_nothing_while_others_may_write() {
+    let base = Turned::new(Handover::Held(stamp(0)));
+    let disk = DirtyDisk::new(base.clone());
+    let bitmap = disk.start("a", BLOCK).unwrap();
+    for (left, found, is_same) in ROUNDS {
+        let mut queue = disk.open_queue(1).unwrap();
+        write(&mut *queue, 0, vec![1; 512]).unwrap();
+        drop(queue);
+        *base.stamps.lock().unwrap() = [found, left].map(|number| number.and_then(stamp));
+        disk.deactivate().unwrap();
+        // A backup now does not end it: more may be changed after it.
+        assert!(is_incomplete(&bitmap));
+        let take = bitmap.take();
+        assert_eq!(take.changes.ranges, [(0, SIZE as u64)]);
+        assert!(take.changes.incomplete.is_some());
+        bitmap.abort(take.token).unwrap();
+        disk.deactivate().unwrap();
+        disk.activate().unwrap();
+        disk.activate().unwrap();
+        assert_eq!(is_incomplete(&bitmap), !is_same, "{left:?} {found:?}");
+        let all = if is_same { BLOCK } else { SIZE as u64 };
+        assert_eq!(back_up(&bitmap), [(0, all)]);
+        assert!(!is_incomplete(&bitmap));
+    }
+    disk.deactivate().unwrap();
+    back_up(&bitmap);
+    bitmap.clear().unwrap();
+    assert!(is_incomplete(&bitmap));
+    disk.activate().unwrap();
+    assert!(is_incomplete(&bitmap));
+    // Kept away from others after all.
+    bitmap.clear().unwrap();
+    *base.stays.lock().unwrap() = true;
+    disk.deactivate().unwrap_err();
+    assert!(!is_incomplete(&bitmap));
+}
+
+#[test]
+fn a_bitmap_that_starts_while_others_may_write_vouches_for_nothing() {
+    let base = Turned::new(Handover::Released(None));
+    let disk = DirtyDisk::new(base.clone());
+    let bitmap = disk.start("a", BLOCK).unwrap();
+    assert!(is_incomplete(&bitmap));
+    disk.activate().unwrap();
+    assert!(is_incomplete(&bitmap));
+    back_up(&bitmap);
+    assert!(!is_incomplete(&bitmap));
+    // Saved meanwhile, or ended and started again when the disk is in use already.
+    let copy = DirtyBitmap::new(SIZE as u64, BLOCK).unwrap();
+    base.round(&disk, stamp(1), stamp(1));
+    copy.load(&bitmap.save("a")).unwrap();
+    assert!(!is_incomplete(&copy));
+    disk.deactivate().unwrap();
+    copy.load(&bitmap.save("a")).unwrap();
+    assert!(is_incomplete(&copy));
+    let stopped = disk.stop("a").unwrap();
+    disk.activate().unwrap();
+    disk.attach("a", stopped.clone()).unwrap();
+    assert!(is_incomplete(&stopped));
+}
+
+fn persist(path: &Path) -> Option<PersistOptions> {
+    Some(PersistOptions {
+        path: path.to_owned(),
+        sync: false,
+    })
+}
+
+#[test]
+fn a_bitmaps_file_knows_of_others_too() {
+    let directory = directory();
+    let path = directory.path().join("bitmap");
+    let open = |base: &Arc<Turned>, path: &Path| {
+        DirtyDisk::open(base.clone(), "a", BLOCK, persist(path).as_ref()).unwrap()
+    };
+    let incomplete = |disk: &DirtyDisk<Turned>| is_incomplete(&disk.bitmap("a").unwrap());
+    for (left, found, is_same) in ROUNDS {
+        for killed in [false, true] {
+            let base = Turned::new(Handover::Held(None));
+            let disk = open(&base, &path);
+            disk.bitmap("a").unwrap().clear().unwrap();
+            base.stamps.lock().unwrap()[1] = left.and_then(stamp);
+            disk.deactivate().unwrap();
+            let next = directory.path().join("next");
+            if killed {
+                std::fs::copy(&path, &next).unwrap();
+            }
+            drop(disk);
+            if !killed {
+                std::fs::copy(&path, &next).unwrap();
+            }
+            // A server that comes later: with the same kind of lock, or with one that it keeps.
+            base.stamps.lock().unwrap()[0] = found.and_then(stamp);
+            let other = directory.path().join("other");
+            std::fs::copy(&next, &other).unwrap();
+            let disk = open(&base, &next);
+            assert!(incomplete(&disk));
+            disk.activate().unwrap();
+            assert_eq!(incomplete(&disk), !is_same, "{left:?} {found:?} {killed}");
+            drop(disk);
+            let always = open(&Turned::new(Handover::Never), &other);
+            assert!(incomplete(&always));
+            drop(always);
+            for path in [&next, &other] {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    // Killed while in use: nobody knows who has it next.
+    let base = Turned::new(Handover::Held(stamp(1)));
+    let disk = open(&base, &path);
+    disk.bitmap("a").unwrap().clear().unwrap();
+    let copy = directory.path().join("copy");
+    std::fs::copy(&path, &copy).unwrap();
+    let base = Turned::new(Handover::Released(None));
+    base.stamps.lock().unwrap()[0] = stamp(1);
+    let disk = open(&base, &copy);
+    disk.activate().unwrap();
+    assert!(incomplete(&disk));
+}
+
+#[test]
+fn checksums_are_forgotten_when_others_may_have_written() {
+    for (left, found, is_same) in ROUNDS {
+        let base = Turned::new(Handover::Held(None));
+        let disk = VerifyDisk::new(base.clone());
+        let mut queue = disk.open_queue(1).unwrap();
+        write(&mut *queue, 0, vec![1; 512]).unwrap();
+        drop(queue);
+        let mut below = base.open_queue(1).unwrap();
+        write(&mut *below, 0, vec![2; 512]).unwrap();
+        base.round(&disk, left.and_then(stamp), found.and_then(stamp));
+        let mut queue = disk.open_queue(1).unwrap();
+        assert_eq!(read(&mut *queue, 0, 512).is_err(), is_same);
+        assert_eq!(disk.lie(), is_same.then_some(Lie { sector: 0 }));
+    }
+}
+
+/// An image that goes from one server to another and back, and one that nobody else had.
+#[test]
+fn an_image_that_was_away_is_looked_at_anew() {
+    let directory = directory();
+    let path = image(directory.path(), SIZE);
+    let options = RawOptions::new(&path).lock(Lock::Handover);
+    let text = format!(
+        "raw:{},lock=handover,verify,dirty=a/granularity:4K",
+        path.display()
+    );
+    let spec: StackSpec = text.parse().unwrap();
+    let stack = spec.open_live(false, &Groups::default()).unwrap();
+    let disk = stack.disk();
+    let bitmap = stack.dirty("a").unwrap().bitmap("a").unwrap();
+    let change = |disk: &dyn Disk, byte: u8| {
+        disk.activate().unwrap();
+        let mut queue = disk.open_queue(1).unwrap();
+        write(&mut *queue, BLOCK, vec![byte; 512]).unwrap();
+        drop(queue);
+    };
+    change(&*disk, 1);
+    back_up(&bitmap);
+    // Its last change has to be older than a tick of the kernel's clock.
+    let left = loop {
+        disk.deactivate().unwrap();
+        match disk.handover() {
+            Handover::Released(None) if keeps_times(directory.path()) => disk.activate().unwrap(),
+            other => break other,
+        }
+        back_up(&bitmap);
+    };
+    disk.activate().unwrap();
+    assert_eq!(is_incomplete(&bitmap), left == Handover::Released(None));
+    back_up(&bitmap);
+    disk.deactivate().unwrap();
+
+    let other = RawDisk::open(&options).unwrap();
+    change(&other, 2);
+    other.deactivate().unwrap();
+    disk.activate().unwrap();
+    assert!(is_incomplete(&bitmap));
+    let mut queue = disk.open_queue(1).unwrap();
+    assert_eq!(read(&mut *queue, BLOCK, 512).unwrap(), [2; 512]);
+    assert_eq!(stack.verify().unwrap().lie(), None);
+}
+
+/// Whether the file system of the tests is one of those whose times prove something.
+fn keeps_times(directory: &Path) -> bool {
+    let kind = rustix::fs::statfs(directory).unwrap().f_type;
+    [0xEF53, 0x5846_5342, 0x9123_683E].contains(&(kind as u64 & 0xFFFF_FFFF))
+}
