@@ -25,8 +25,8 @@ use std::time::{Duration, Instant};
 use guest::{Gate, Guest, Memory, disk_bytes};
 use vdpa_bus::{Callback, VdpaDevice, backend_feature};
 use vhost_vdpa_frontend::{
-    Path, PathSwitch, QuiesceMethod, SwitchOptions, SwitchParts, SwitchReport, SwitchStep,
-    ThreadExecutor, VhostVdpa, Vmm,
+    DataPath, PathState, PathSwitch, QuiesceMethod, SwitchOptions, SwitchParts, SwitchReport,
+    SwitchStep, ThreadExecutor, VhostVdpa, Vmm,
 };
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -114,7 +114,7 @@ impl Machine {
             switch.set_queue(index, queue.setup()).unwrap();
         }
         switch.set_status(15).unwrap();
-        assert_eq!((switch.status(), switch.path()), (15, Path::Fast));
+        assert_eq!((switch.status(), switch.path()), (15, PathState::Fast));
     }
 
     /// Runs the guest on threads while `work` is done.
@@ -153,10 +153,10 @@ fn progress(total: &AtomicU64) {
     }
 }
 
-const fn other(path: Path) -> Path {
+fn other(path: PathState) -> DataPath {
     match path {
-        Path::Fast => Path::Slow,
-        _ => Path::Fast,
+        PathState::Fast => DataPath::Slow,
+        _ => DataPath::Fast,
     }
 }
 
@@ -165,9 +165,9 @@ fn bring_up(machine: &mut Machine) {
     let sectors = u64::from_le_bytes(fast.2[..8].try_into().unwrap());
     let need = disk_bytes(machine.guest.queues.len() as u16, IN_FLIGHT) / 512;
     assert!(sectors >= need, "{sectors} sectors, {need} are needed");
-    machine.switch.switch_to(Path::Slow).unwrap().unwrap();
+    machine.switch.switch_to(DataPath::Slow).unwrap().unwrap();
     assert!(machine.look() == fast, "the guest sees another device");
-    machine.switch.switch_to(Path::Fast).unwrap().unwrap();
+    machine.switch.switch_to(DataPath::Fast).unwrap().unwrap();
     assert!(machine.look() == fast, "the guest sees another device");
     let irq = machine.config_irq.read();
     assert!(irq.is_err(), "told of a change that there was not");
@@ -178,7 +178,7 @@ fn bring_up(machine: &mut Machine) {
 
 /// `command` makes the disk larger each time it is run: the guest is told, on both paths.
 fn growth(machine: &mut Machine, command: &str) {
-    for path in [Path::Fast, Path::Slow, Path::Fast] {
+    for path in [DataPath::Fast, DataPath::Slow, DataPath::Fast] {
         machine.switch.switch_to(path).unwrap();
         let capacity = |machine: &Machine| {
             let mut field = [0; 8];
@@ -208,7 +208,7 @@ fn resets(machine: &mut Machine, count: u32, gently: bool) {
     let mut answered = 0;
     for round in 0..count {
         if round % 2 == 1 {
-            machine.switch.switch_to(Path::Slow).unwrap().unwrap();
+            machine.switch.switch_to(DataPath::Slow).unwrap().unwrap();
         }
         if !gently {
             for queue in &mut machine.guest.queues {
@@ -216,7 +216,7 @@ fn resets(machine: &mut Machine, count: u32, gently: bool) {
             }
         }
         machine.switch.set_status(0).unwrap();
-        assert_eq!(machine.switch.path(), Path::Idle);
+        assert_eq!(machine.switch.path(), PathState::Idle);
         for queue in &mut machine.guest.queues {
             queue.reset();
         }
@@ -252,7 +252,7 @@ fn hot_add(machine: &mut Machine, gently: bool) {
         }
     }
     change(&machine.switch, &all);
-    assert_eq!(machine.switch.path(), Path::Fast);
+    assert_eq!(machine.switch.path(), PathState::Fast);
     machine.guest.queues.push(last);
     let (_, answered) = machine.run(|_, total| progress(total));
     println!(
@@ -268,7 +268,9 @@ fn moves(machine: &mut Machine, count: u32) {
             match switch.switch_to(other(switch.path())) {
                 Ok(report) => reports.push(report.unwrap()),
                 // It could not be stopped at this moment, and was served on.
-                Err(error) if error.step == SwitchStep::Quiesce && error.path != Path::Failed => {
+                Err(error)
+                    if error.step == SwitchStep::Quiesce && error.path != PathState::Failed =>
+                {
                     println!("again: {error}");
                     again += 1;
                     assert!(again <= count / 10, "too often");
@@ -295,7 +297,10 @@ fn moves(machine: &mut Machine, count: u32) {
         by(QuiesceMethod::Drain),
         most.unwrap_or(0)
     );
-    for (name, from) in [("fast to slow", Path::Fast), ("slow to fast", Path::Slow)] {
+    for (name, from) in [
+        ("fast to slow", DataPath::Fast),
+        ("slow to fast", DataPath::Slow),
+    ] {
         let some = reports.iter().filter(|report| report.from == from);
         let mut pauses: Vec<_> = some
             .map(|report: &SwitchReport| report.phases.pause())

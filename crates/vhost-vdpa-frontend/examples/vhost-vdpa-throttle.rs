@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use guest::{Gate, Guest};
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{
-    Path, PathSwitch, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, VhostVdpa, Vmm,
+    PathState, PathSwitch, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, VhostVdpa, Vmm,
 };
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
 use virtio_blk_disks::throttle::{Limits, Rate};
@@ -112,7 +112,7 @@ fn main() {
         switch.set_queue(index, queue.setup()).unwrap();
     }
     switch.set_status(15).unwrap();
-    assert_eq!(switch.path(), Path::Fast);
+    assert_eq!(switch.path(), PathState::Fast);
 
     let (stop, total) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -126,7 +126,11 @@ fn main() {
         };
         assert!(say("fast path", count(&total, time)) > 0);
         stack.change(&throttle(Some(iops))).unwrap();
-        assert_eq!(switch.path(), Path::Slow, "a limit needs to see requests");
+        assert_eq!(
+            switch.path(),
+            PathState::Slow,
+            "a limit needs to see requests"
+        );
         let counted = count(&total, time);
         let limited = say("slow path, limited", counted);
         // Flushes, one of 32 requests, are not held back; what a late timer may make up for is 10 ms.
@@ -141,7 +145,11 @@ fn main() {
             stats.released, stats.time
         );
         stack.change(&throttle(None)).unwrap();
-        assert_eq!(switch.path(), Path::Fast, "nobody needs to see requests");
+        assert_eq!(
+            switch.path(),
+            PathState::Fast,
+            "nobody needs to see requests"
+        );
         assert!(say("fast path again", count(&total, time)) > 0);
         stop.store(true, Ordering::SeqCst);
     });

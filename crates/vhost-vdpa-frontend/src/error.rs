@@ -102,6 +102,9 @@ pub enum PathError {
     /// The device did not accept the features it offered (FEATURES_OK did not stay).
     #[error("the device does not accept the features {0:#x}")]
     Features(u64),
+    /// DRIVER_OK did not stay: the device could not be started, whatever it answered.
+    #[error("the device did not start: its status reads {0:#04x} after DRIVER_OK was set")]
+    NotStarted(u8),
     /// Not a block device.
     #[error("virtio device number {0}: the slow path drives block devices (2) only")]
     DeviceClass(u32),

@@ -6,17 +6,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vdpa_bus::{Callback, VdpaDevice, VdpaError, backend_feature};
+use vdpa_bus::{Callback, VdpaDevice, backend_feature};
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
-use virtio_blk_core::spec::{feature, status};
+use virtio_blk_core::spec::feature;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::dirty::{self, Coverage, Seen};
 use crate::error::{DeviceStep, PathError, Step};
-use crate::guest::{self, Guest, GuestQueue, QueuePositions, SavedGuest};
-use crate::iotlb_sync::IotlbSync;
+use crate::frontend::{Frontend, StatusWrite};
+use crate::guest::{self, Guest, GuestQueue, QueuePositions, QuiesceError, SavedGuest};
 use crate::lock;
-use crate::virtio_init;
 
 /// A vDPA device of any class, given to a guest.
 ///
@@ -26,8 +25,7 @@ use crate::virtio_init;
 ///
 /// ACCESS_PLATFORM is hidden from the guest and negotiated with the device: I/O addresses are guest physical ones.
 pub struct FastPath {
-    device: Arc<dyn VdpaDevice>,
-    map: IotlbSync,
+    frontend: Frontend,
     inner: Mutex<Inner>,
 }
 
@@ -40,7 +38,7 @@ struct Inner {
 
 /// How the device stands while it is paused.
 struct Paused {
-    states: QueuePositions,
+    positions: QueuePositions,
     /// It can be resumed; else it is started anew.
     suspended: bool,
 }
@@ -51,26 +49,25 @@ impl FastPath {
     /// # Errors
     /// The device refused the reset.
     pub fn new(device: Arc<dyn VdpaDevice>) -> Result<Self, PathError> {
-        device.reset().step(DeviceStep::Reset)?;
+        let frontend = Frontend::new(device, !feature::ACCESS_PLATFORM)?;
         Ok(Self {
-            map: IotlbSync::new(device.clone()),
             inner: Mutex::new(Inner {
-                guest: Guest::new(device.nvqs()),
+                guest: frontend.new_guest(frontend.device().nvqs()),
                 paused: None,
                 seen: Seen::default(),
             }),
-            device,
+            frontend,
         })
     }
 
     /// The device.
     pub fn device(&self) -> &Arc<dyn VdpaDevice> {
-        &self.device
+        self.frontend.device()
     }
 
     /// The features to offer to the guest.
     pub fn offered(&self) -> u64 {
-        self.device.get_device_features() & !feature::ACCESS_PLATFORM
+        self.frontend.offered()
     }
 
     /// Notes what the guest acknowledges; the device is told at FEATURES_OK.
@@ -78,13 +75,13 @@ impl FastPath {
     /// # Errors
     /// Bits that were not offered; the guest set FEATURES_OK before.
     pub fn set_features(&self, features: u64) -> Result<(), PathError> {
-        let offered = self.offered();
-        lock(&self.inner).guest.acknowledge(features, offered)
+        let guest = &mut lock(&self.inner).guest;
+        self.frontend.acknowledge(guest, features)
     }
 
     /// The status byte that the guest reads.
     pub fn status(&self) -> u8 {
-        lock(&self.inner).guest.status_on(self.device.as_ref())
+        self.frontend.status()
     }
 
     /// The guest writes the status byte. 0 resets the device, whatever it is doing; FEATURES_OK negotiates, and does
@@ -93,44 +90,21 @@ impl FastPath {
     /// # Errors
     /// The device refused a step. After a failed reset it stays reset in the eyes of the guest.
     pub fn set_status(&self, byte: u8) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        let Inner {
-            guest,
-            paused,
-            seen,
-        } = &mut *inner;
-        let new = byte & !guest.status;
-        if byte == 0 {
-            guest.reset();
-            *paused = None;
-            *seen = Seen::default();
-            return guest::reset(self.device.as_ref());
-        }
-        if new & status::FEATURES_OK != 0 {
-            match self.negotiate(guest) {
-                Ok(()) => {}
-                Err(error) if error.is_about_features() => {
-                    guest.status = byte & !status::FEATURES_OK;
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
+        let inner = &mut *lock(&self.inner);
+        match self.frontend.write_status(&inner.guest, byte)? {
+            StatusWrite::Done => {}
+            StatusWrite::Reset => {
+                inner.paused = None;
+                inner.seen = Seen::default();
+                self.frontend.reset(&mut inner.guest)?;
+            }
+            StatusWrite::Start => {
+                self.frontend.start_rings(&inner.guest, &[])?;
+                inner.seen = Seen::start();
+                self.frontend.commit_status(byte);
             }
         }
-        if new & status::DRIVER_OK != 0 {
-            if (byte | guest.status) & status::FEATURES_OK == 0 {
-                return Err(PathError::Busy("DRIVER_OK before FEATURES_OK"));
-            }
-            guest.start(self.device.as_ref(), &[])?;
-            *seen = Seen::start();
-        }
-        guest.status = byte;
         Ok(())
-    }
-
-    fn negotiate(&self, guest: &Guest) -> Result<(), PathError> {
-        self.device.reset().step(DeviceStep::Reset)?;
-        let own = self.device.get_device_features() & feature::ACCESS_PLATFORM;
-        virtio_init::negotiate(self.device.as_ref(), guest.features | own)
     }
 
     /// Reads the configuration space.
@@ -138,9 +112,7 @@ impl FastPath {
     /// # Errors
     /// The range does not lie inside.
     pub fn read_config(&self, offset: usize, buf: &mut [u8]) -> Result<(), PathError> {
-        self.device
-            .get_config(offset, buf)
-            .step(DeviceStep::ReadConfig)
+        self.frontend.read_config(offset, buf)
     }
 
     /// The guest writes the configuration space.
@@ -148,14 +120,13 @@ impl FastPath {
     /// # Errors
     /// The range does not lie inside, or can't be written.
     pub fn write_config(&self, offset: usize, bytes: &[u8]) -> Result<(), PathError> {
-        let device = self.device.as_ref();
         let guest = &mut lock(&self.inner).guest;
-        guest.write_config(device, offset, bytes)
+        self.frontend.write_config(guest, offset, bytes)
     }
 
     /// What interrupts the guest when the configuration changes. Before DRIVER_OK.
     pub fn set_config_call(&self, call: Option<Callback>) {
-        lock(&self.inner).guest.config = call;
+        self.frontend.guest_status().set_config_call(call);
     }
 
     /// The guest enables a queue. Before DRIVER_OK.
@@ -163,8 +134,8 @@ impl FastPath {
     /// # Errors
     /// No such queue or size; the driver runs already.
     pub fn set_queue(&self, index: u16, queue: GuestQueue) -> Result<(), PathError> {
-        let device = self.device.as_ref();
-        lock(&self.inner).guest.enable(device, index, queue)
+        let guest = &mut lock(&self.inner).guest;
+        self.frontend.enable_queue(guest, index, queue)
     }
 
     /// Makes `memory` the guest's, by guest physical address. May be called while the device runs.
@@ -180,7 +151,8 @@ impl FastPath {
                 Permissions::ReadWrite,
             )?)?;
         }
-        self.replace(&mut lock(&self.inner).guest, table)
+        self.frontend
+            .set_memory(&mut lock(&self.inner).guest, table)
     }
 
     /// Adds memory (hot plug).
@@ -191,7 +163,7 @@ impl FastPath {
         let mut inner = lock(&self.inner);
         let mut table = inner.guest.memory.clone();
         table.insert(IotlbMapping::new(at, memory, Permissions::ReadWrite)?)?;
-        self.replace(&mut inner.guest, table)
+        self.frontend.set_memory(&mut inner.guest, table)
     }
 
     /// Removes all memory that has an address in `len` bytes from `at` on. When it returns, the device does not use
@@ -206,13 +178,7 @@ impl FastPath {
         };
         let mut table = inner.guest.memory.clone();
         table.remove(at, last);
-        self.replace(&mut inner.guest, table)
-    }
-
-    fn replace(&self, guest: &mut Guest, table: IotlbTable) -> Result<(), PathError> {
-        self.map.set(table.clone())?;
-        guest.memory = table;
-        Ok(())
+        self.frontend.set_memory(&mut inner.guest, table)
     }
 
     /// Stops the device at an instant at which nothing is in flight. A device that can't be suspended is reset once
@@ -225,28 +191,28 @@ impl FastPath {
         if inner.paused.is_some() || !inner.guest.runs() {
             return Ok(());
         }
-        let (device, guest) = (self.device.as_ref(), &inner.guest);
+        let (device, guest) = (self.device().as_ref(), &inner.guest);
         let deadline = Instant::now() + timeout;
         let suspends = device.get_backend_features() & backend_feature::SUSPEND != 0;
         let quiesced = if suspends {
             guest::suspend(device, guest, deadline, &mut 0)
         } else {
             guest::drain(device, guest, deadline)
-                .and_then(|states| guest::reset(device).map(|()| states).map_err(Into::into))
+                .and_then(|positions| guest::reset(device).map(|()| positions).map_err(Into::into))
         };
         match quiesced {
-            Ok(states) => {
+            Ok(positions) => {
                 inner.paused = Some(Paused {
-                    states,
+                    positions,
                     suspended: suspends,
                 });
                 Ok(())
             }
             Err(error) => {
-                if !error.stuck {
+                if matches!(error, QuiesceError::Running(_)) {
                     guest::rebind_and_kick(device, guest)?;
                 }
-                Err(error.why)
+                Err(error.into_source())
             }
         }
     }
@@ -260,14 +226,15 @@ impl FastPath {
         let Some(paused) = &inner.paused else {
             return Ok(());
         };
-        let device = self.device.as_ref();
+        let device = self.device().as_ref();
         if paused.suspended && device.get_backend_features() & backend_feature::RESUME != 0 {
             device.resume().step(DeviceStep::Resume)?;
             guest::rebind_and_kick(device, &inner.guest)?;
         } else {
             guest::bind_kicks(device, &inner.guest, false)?;
-            self.negotiate(&inner.guest)?;
-            inner.guest.start(device, &paused.states)?;
+            guest::reset(device)?;
+            self.frontend
+                .restart_guest(&inner.guest, &paused.positions)?;
             inner.guest.signal();
         }
         inner.paused = None;
@@ -287,7 +254,7 @@ impl FastPath {
         let inner = lock(&self.inner);
         let guest = &inner.guest;
         let states = match &inner.paused {
-            Some(paused) => paused.states.as_slice(),
+            Some(paused) => paused.positions.as_slice(),
             None if !guest.runs() => &[],
             None => return Err(PathError::Busy("pause it first")),
         };
@@ -306,10 +273,10 @@ impl FastPath {
         events: impl FnMut(u16) -> Option<(Arc<EventFd>, Callback)>,
     ) -> Result<(), PathError> {
         let mut inner = lock(&self.inner);
-        let (device, offered) = (self.device.as_ref(), self.offered());
-        let states = inner.guest.restore(device, saved, offered, events)?;
+        let (device, offered) = (self.device().as_ref(), self.offered());
+        let positions = inner.guest.restore(device, saved, offered, events)?;
         inner.paused = inner.guest.runs().then_some(Paused {
-            states,
+            positions,
             suspended: false,
         });
         inner.seen = Seen::default();
@@ -331,20 +298,5 @@ impl FastPath {
         }
         let Inner { guest, seen, .. } = &mut *inner;
         dirty::walk(guest, seen, mark)
-    }
-}
-
-impl Drop for FastPath {
-    fn drop(&mut self) {
-        if let Err(error) = self.device.reset()
-            && !matches!(error, VdpaError::Gone)
-        {
-            log::warn!("the device can't be reset, and is given up: {error}");
-            self.device.free();
-        }
-        // The memory's owner may end it now.
-        if let Err(error) = self.map.set(IotlbTable::new()) {
-            log::debug!("memory stays mapped in the device: {error}");
-        }
     }
 }

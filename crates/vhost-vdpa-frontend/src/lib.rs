@@ -5,6 +5,7 @@
 mod dirty;
 mod error;
 mod fast;
+mod frontend;
 mod guest;
 mod iotlb_sync;
 mod slow;
@@ -12,7 +13,7 @@ mod switch;
 pub mod vhost;
 mod virtio_init;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 pub use dirty::Coverage;
 pub use error::{DeviceStep, PathError};
@@ -20,13 +21,22 @@ pub use fast::FastPath;
 pub use guest::{GuestQueue, SavedGuest, SavedGuestQueue};
 pub use slow::{CompletionMode, SlowOptions, SlowPath};
 pub use switch::{
-    Interception, Layers, OnFailure, Path, PathSwitch, QueueExecutor, QuiesceMethod, SwitchError,
-    SwitchOptions, SwitchParts, SwitchPhases, SwitchPolicy, SwitchReport, SwitchStep,
+    DataPath, Interception, Layers, OnFailure, PathState, PathSwitch, QueueExecutor, QuiesceMethod,
+    SwitchError, SwitchOptions, SwitchParts, SwitchPhases, SwitchPolicy, SwitchReport, SwitchStep,
     ThreadExecutor, Vmm,
 };
 pub use vhost::{Doorbell, VhostVdpa};
 
-/// Locks; whoever panicked with it left the content whole.
+/// Locks. A thread that panicked with the lock left the content whole.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks if nobody else has the lock.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }

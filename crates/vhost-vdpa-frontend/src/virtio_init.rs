@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A device from its reset to DRIVER_OK, in the order that works on every parent.
+//! Device initialization (virtio 1.4, 3.1): from the reset to DRIVER_OK, in the order that works on every parent.
 
 use std::sync::Arc;
 
@@ -39,8 +39,8 @@ pub(crate) fn negotiate(device: &dyn VdpaDevice, features: u64) -> Result<(), Pa
     Ok(())
 }
 
-/// Starts `rings` on a device that [`negotiate`] left, and kicks each of them: a kick that came earlier may be
-/// lost.
+/// Starts `rings` on a device that [`negotiate`] left, sees that DRIVER_OK stayed, and kicks each ring: a kick that
+/// came earlier may be lost.
 pub(crate) fn start(
     device: &dyn VdpaDevice,
     rings: &[Ring],
@@ -74,6 +74,11 @@ pub(crate) fn start(
     }
     let byte = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
     device.set_status(byte).step(DeviceStep::SetDriverOk)?;
+    // The kernel returns success also where the parent could not start the device.
+    let found = device.get_status();
+    if found & status::DRIVER_OK == 0 || found & status::FAILED != 0 {
+        return Err(PathError::NotStarted(found));
+    }
     for ring in rings {
         device.kick_vq(ring.index);
     }

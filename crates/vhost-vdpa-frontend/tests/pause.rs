@@ -14,8 +14,8 @@ use common::bench::{Bench, Setup, Switch, bench, delays, other, progress};
 use common::device::{Profile, TestDevice};
 use vdpa_bus::Callback;
 use vhost_vdpa_frontend::{
-    Path, PathError, SavedGuest, SwitchOptions, SwitchParts, SwitchPolicy, SwitchStep,
-    ThreadExecutor,
+    DataPath, PathError, PathState, SavedGuest, SwitchOptions, SwitchParts, SwitchPolicy,
+    SwitchStep, ThreadExecutor,
 };
 use virtio_blk_disks::fault::FaultPlan;
 
@@ -43,13 +43,14 @@ fn nothing_is_answered_while_it_is_paused_and_nothing_is_lost() {
             for round in 0..60 {
                 let path = switch.path();
                 switch.pause().unwrap();
-                assert_eq!(switch.path(), Path::Paused);
+                assert_eq!(switch.path(), PathState::Paused);
                 // The guest's threads count an answer a little after it came: what stands in the rings is exact.
                 let saved = switch.save().unwrap();
                 std::thread::yield_now();
                 assert_eq!(switch.save().unwrap(), saved);
                 switch.pause().unwrap();
-                let next = if round % 3 == 0 { other(path) } else { path };
+                let moved = other(path);
+                let next = if round % 3 == 0 { moved } else { moved.other() };
                 assert!(switch.switch_to(next).unwrap().is_none());
                 switch.resume().unwrap();
                 assert_eq!(switch.path(), next);
@@ -84,7 +85,7 @@ fn events(
 
 #[test]
 fn a_guest_goes_on_on_another_device_in_the_midst_of_its_requests() {
-    for path in [Path::Fast, Path::Slow] {
+    for path in [DataPath::Fast, DataPath::Slow] {
         let mut bench = device(true, SwitchOptions::default());
         let chain: Vec<_> = (0..4)
             .map(|_| (successor(&bench), events(&bench)))
@@ -98,7 +99,7 @@ fn a_guest_goes_on_on_another_device_in_the_midst_of_its_requests() {
             let mut last = None;
             for (next, events) in chain {
                 next.restore(&saved, events).unwrap();
-                assert_eq!(next.path(), Path::Paused);
+                assert_eq!(next.path(), PathState::Paused);
                 assert_eq!(next.save().unwrap(), saved);
                 assert_eq!(next.status(), 15);
                 next.switch_to(path).unwrap();
@@ -139,15 +140,18 @@ fn hostile_saved_states_are_refused_and_change_nothing() {
         let mut saved = good.clone();
         spoil(&mut saved);
         assert!(next.restore(&saved, events(&bench)).is_err());
-        assert_eq!((next.path(), next.status()), (Path::Idle, 0));
+        assert_eq!((next.path(), next.status()), (PathState::Idle, 0));
     }
     // Rings that lie nowhere: the slow path says so.
     let mut saved = good.clone();
     saved.queues[0].address.desc = 1 << 50;
     next.restore(&saved, events(&bench)).unwrap();
-    next.switch_to(Path::Slow).unwrap();
+    next.switch_to(DataPath::Slow).unwrap();
     let error = next.resume().unwrap_err();
-    assert_eq!((error.step, error.path), (SwitchStep::TakeOver, Path::Fast));
+    assert_eq!(
+        (error.step, error.path),
+        (SwitchStep::TakeOver, PathState::Fast)
+    );
     next.set_status(0).unwrap();
     next.restore(&good, events(&bench)).unwrap();
     next.resume().unwrap();
@@ -163,7 +167,7 @@ fn who_is_not_paused_is_not_saved_and_who_runs_takes_nothing_over() {
     assert!(switch.restore(&saved, events(&bench)).is_err());
     // The guest's reset ends the pause.
     switch.set_status(0).unwrap();
-    assert_eq!(switch.path(), Path::Idle);
+    assert_eq!(switch.path(), PathState::Idle);
     switch.resume().unwrap();
     switch.pause().unwrap();
     assert_eq!(switch.save().unwrap().queues, []);
@@ -181,19 +185,19 @@ fn a_need_that_comes_or_goes_in_a_pause_decides_on_the_path_after_it() {
     bench.run(|switch, _, total| {
         switch.pause().unwrap();
         let need = switch.intercept("test").unwrap();
-        assert_eq!(switch.path(), Path::Paused);
+        assert_eq!(switch.path(), PathState::Paused);
         assert_eq!(
-            switch.switch_to(Path::Fast).unwrap_err().step,
+            switch.switch_to(DataPath::Fast).unwrap_err().step,
             SwitchStep::Prepare
         );
         switch.resume().unwrap();
-        assert_eq!(switch.path(), Path::Slow);
+        assert_eq!(switch.path(), PathState::Slow);
         progress(total);
         switch.pause().unwrap();
         drop(need);
         switch.apply_policy().unwrap();
         switch.resume().unwrap();
-        assert_eq!(switch.path(), Path::Fast);
+        assert_eq!(switch.path(), PathState::Fast);
         progress(total);
     });
 }
@@ -209,11 +213,14 @@ fn requests_that_do_not_end_leave_it_running() {
         },
         ..Setup::default()
     });
-    bench.switch.switch_to(Path::Slow).unwrap();
+    bench.switch.switch_to(DataPath::Slow).unwrap();
     bench.run(|switch, _, total| {
         progress(total);
         let error = switch.pause().unwrap_err();
-        assert_eq!((error.step, error.path), (SwitchStep::Quiesce, Path::Slow));
+        assert_eq!(
+            (error.step, error.path),
+            (SwitchStep::Quiesce, PathState::Slow)
+        );
         progress(total);
     });
 }

@@ -13,7 +13,9 @@ use common::bench::{Bench, Setup, bench, delays, other, progress};
 use common::device::Profile;
 use common::guest::SIZE;
 use sim_backend::Faults;
-use vhost_vdpa_frontend::{Path, QuiesceMethod, SlowOptions, SwitchOptions, SwitchStep};
+use vhost_vdpa_frontend::{
+    DataPath, PathState, QuiesceMethod, SlowOptions, SwitchOptions, SwitchStep,
+};
 use virtio_blk_core::spec::feature;
 
 #[test]
@@ -23,18 +25,18 @@ fn a_guest_runs_on_both_paths() {
             declined,
             ..Setup::default()
         });
-        assert_eq!(bench.switch.path(), Path::Fast);
+        assert_eq!(bench.switch.path(), PathState::Fast);
         let (_, answered) = bench.run(|switch, device, total| {
             progress(total);
             assert!(!device.device.is_mapped(1 << 46));
-            let report = switch.switch_to(Path::Slow).unwrap().unwrap();
-            assert_eq!((report.from, report.to), (Path::Fast, Path::Slow));
+            let report = switch.switch_to(DataPath::Slow).unwrap().unwrap();
+            assert_eq!((report.from, report.to), (DataPath::Fast, DataPath::Slow));
             assert_eq!(report.method, Some(QuiesceMethod::Suspend));
             assert!(report.attempts >= 1);
             assert!(device.device.is_mapped(1 << 46));
             progress(total);
-            assert_eq!(switch.switch_to(Path::Slow).unwrap(), None);
-            let report = switch.switch_to(Path::Fast).unwrap().unwrap();
+            assert_eq!(switch.switch_to(DataPath::Slow).unwrap(), None);
+            let report = switch.switch_to(DataPath::Fast).unwrap().unwrap();
             assert_eq!(report.method, Some(QuiesceMethod::Drain));
             assert!(!device.device.is_mapped(1 << 46));
             progress(total);
@@ -215,13 +217,16 @@ fn a_device_without_suspend_needs_paused_vcpus() {
     let vcpus = bench.vcpus.clone();
     bench.run(|switch, _, total| {
         progress(total);
-        let error = switch.switch_to(Path::Slow).unwrap_err();
-        assert_eq!((error.step, error.path), (SwitchStep::Quiesce, Path::Fast));
+        let error = switch.switch_to(DataPath::Slow).unwrap_err();
+        assert_eq!(
+            (error.step, error.path),
+            (SwitchStep::Quiesce, PathState::Fast)
+        );
         progress(total);
     });
     vcpus.able.store(true, Ordering::SeqCst);
     bench.run(|switch, _, total| {
-        let report = switch.switch_to(Path::Slow).unwrap().unwrap();
+        let report = switch.switch_to(DataPath::Slow).unwrap().unwrap();
         assert_eq!(report.method, Some(QuiesceMethod::PausedVcpus));
         assert!(report.phases.vcpus_paused <= report.phases.pause());
         progress(total);
@@ -241,12 +246,15 @@ fn a_device_that_starts_at_0_only_stays_slow() {
     });
     bench.run(|switch, _, total| {
         progress(total);
-        switch.switch_to(Path::Slow).unwrap().unwrap();
+        switch.switch_to(DataPath::Slow).unwrap().unwrap();
         progress(total);
-        let error = switch.switch_to(Path::Fast).unwrap_err();
-        assert_eq!((error.step, error.path), (SwitchStep::Start, Path::Slow));
+        let error = switch.switch_to(DataPath::Fast).unwrap_err();
+        assert_eq!(
+            (error.step, error.path),
+            (SwitchStep::Start, PathState::Slow)
+        );
         progress(total);
-        let error = switch.switch_to(Path::Fast).unwrap_err();
+        let error = switch.switch_to(DataPath::Fast).unwrap_err();
         assert_eq!(error.step, SwitchStep::Prepare, "it is not tried again");
     });
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use common::bench::{Setup, bench, delays, other, progress};
 use common::device::Profile;
-use vhost_vdpa_frontend::{OnFailure, Path, SwitchOptions, SwitchStep};
+use vhost_vdpa_frontend::{DataPath, OnFailure, PathError, PathState, SwitchOptions, SwitchStep};
 
 #[test]
 fn an_undrained_device_is_resumed_and_tried_again() {
@@ -24,17 +24,20 @@ fn an_undrained_device_is_resumed_and_tried_again() {
         device
             .undrained
             .store(i64::from(Profile::default().queues) * 3, Ordering::SeqCst);
-        let report = switch.switch_to(Path::Slow).unwrap().unwrap();
+        let report = switch.switch_to(DataPath::Slow).unwrap().unwrap();
         assert_eq!(report.attempts, 4);
         progress(total);
         // One that never drains stays where it is.
-        switch.switch_to(Path::Fast).unwrap().unwrap();
+        switch.switch_to(DataPath::Fast).unwrap().unwrap();
         device.undrained.store(i64::MAX, Ordering::SeqCst);
-        let error = switch.switch_to(Path::Slow).unwrap_err();
-        assert_eq!((error.step, error.path), (SwitchStep::Quiesce, Path::Fast));
+        let error = switch.switch_to(DataPath::Slow).unwrap_err();
+        assert_eq!(
+            (error.step, error.path),
+            (SwitchStep::Quiesce, PathState::Fast)
+        );
         device.undrained.store(0, Ordering::SeqCst);
         progress(total);
-        switch.switch_to(Path::Slow).unwrap().unwrap();
+        switch.switch_to(DataPath::Slow).unwrap().unwrap();
         progress(total);
     });
 }
@@ -60,7 +63,7 @@ fn each_step_may_fail() {
         bench.vcpus.able.store(true, Ordering::SeqCst);
         let (steps, _) = bench.run(|switch, device, total| {
             let mut steps = [0; 2];
-            for (path, step) in [Path::Slow, Path::Fast].into_iter().zip(&mut steps) {
+            for (path, step) in [DataPath::Slow, DataPath::Fast].into_iter().zip(&mut steps) {
                 loop {
                     if switch.path() == path {
                         switch.switch_to(other(path)).unwrap().unwrap();
@@ -71,7 +74,7 @@ fn each_step_may_fail() {
                     if let Err(error) = &result {
                         assert_eq!(failed, 1, "{error}");
                         assert_eq!(error.path, switch.path());
-                        assert_ne!(error.path, Path::Failed, "step {step}: {error}");
+                        assert_ne!(error.path, PathState::Failed, "step {step}: {error}");
                     }
                     progress(total);
                     if failed == 0 {
@@ -97,7 +100,7 @@ fn a_guest_survives_a_device_that_fails_for_long() {
     });
     let (failures, _) = bench.run(|switch, device, total| {
         let mut failures = [0; 2];
-        for (direction, path) in [Path::Slow, Path::Fast].into_iter().enumerate() {
+        for (direction, path) in [DataPath::Slow, DataPath::Fast].into_iter().enumerate() {
             for step in 0.. {
                 if switch.path() == path {
                     switch.switch_to(other(path)).unwrap().unwrap();
@@ -108,8 +111,8 @@ fn a_guest_survives_a_device_that_fails_for_long() {
                     result.unwrap();
                     break;
                 }
-                if switch.path() == Path::Failed {
-                    assert_eq!(result.unwrap_err().path, Path::Failed);
+                if switch.path() == PathState::Failed {
+                    assert_eq!(result.unwrap_err().path, PathState::Failed);
                     assert!(switch.switch_to(path).is_err());
                     failures[direction] += 1;
                     switch.retry().unwrap();
@@ -137,10 +140,10 @@ fn failed_requests_are_answered_where_that_is_the_policy() {
     let mut steps = 0;
     loop {
         bench.device.fail(steps, 1000);
-        let result = bench.switch.switch_to(Path::Slow);
+        let result = bench.switch.switch_to(DataPath::Slow);
         bench.device.heal();
         let error = result.unwrap_err();
-        if error.path == Path::Failed && error.step == SwitchStep::Reset {
+        if error.path == PathState::Failed && error.step == SwitchStep::Reset {
             break;
         }
         steps += 1;
@@ -151,8 +154,43 @@ fn failed_requests_are_answered_where_that_is_the_policy() {
     let queue = &mut guest.queues[0];
     assert_eq!(queue.ask_one(), virtio_blk_driver::wire::S_IOERR);
     bench.switch.retry().unwrap();
-    assert_eq!(bench.switch.path(), Path::Fast);
+    assert_eq!(bench.switch.path(), PathState::Fast);
     assert_eq!(queue.ask_one(), virtio_blk_driver::wire::S_OK);
+}
+
+/// The kernel reports success where a parent refuses DRIVER_OK: only the status byte tells.
+#[test]
+fn a_device_that_does_not_start_is_a_failed_step() {
+    let mut bench = bench(Setup::default());
+    let deaf = |on| bench.device.deaf.store(on, Ordering::SeqCst);
+    let switch = &bench.switch;
+    deaf(true);
+    // Not at a driver's start, on either path.
+    for byte in [0, 1, 3] {
+        switch.set_status(byte).unwrap();
+    }
+    switch.set_features(switch.offered()).unwrap();
+    switch.set_status(11).unwrap();
+    let error = switch.set_status(15).unwrap_err();
+    assert!(matches!(error, PathError::NotStarted(11)), "{error}");
+    assert_eq!((switch.path(), switch.status()), (PathState::Idle, 11));
+    deaf(false);
+    bench.load_again();
+    for path in [DataPath::Slow, DataPath::Fast] {
+        bench.device.deaf.store(true, Ordering::SeqCst);
+        let error = bench.switch.switch_to(path).unwrap_err();
+        assert_eq!(
+            (error.step, error.path),
+            (SwitchStep::Start, PathState::Failed)
+        );
+        assert!(matches!(error.source, PathError::NotStarted(11)), "{error}");
+        bench.device.deaf.store(false, Ordering::SeqCst);
+        bench.switch.retry().unwrap();
+        bench.run(|switch, _, total| {
+            progress(total);
+            switch.switch_to(DataPath::Slow).unwrap();
+        });
+    }
 }
 
 /// A device that can't go on after SUSPEND, with requests in flight: the guest is told to reset it, and may.
@@ -173,15 +211,15 @@ fn a_device_that_is_stuck_asks_for_a_reset() {
     });
     bench.run(|_, _, total| progress(total));
     bench.device.undrained.store(i64::MAX, Ordering::SeqCst);
-    let error = bench.switch.switch_to(Path::Slow).unwrap_err();
-    assert_eq!(error.path, Path::Failed);
+    let error = bench.switch.switch_to(DataPath::Slow).unwrap_err();
+    assert_eq!(error.path, PathState::Failed);
     assert_eq!(bench.switch.status(), 15 | 64);
     assert!(bench.switch.retry().is_err());
     bench.device.undrained.store(0, Ordering::SeqCst);
     bench.load_again();
     bench.run(|switch, _, total| {
         progress(total);
-        switch.switch_to(Path::Slow).unwrap().unwrap();
+        switch.switch_to(DataPath::Slow).unwrap().unwrap();
         progress(total);
     });
 }

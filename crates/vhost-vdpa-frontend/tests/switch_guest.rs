@@ -8,13 +8,13 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::bench::{Bench, Setup, Switch, advances, bench, delays, other, progress};
 use common::device::Profile;
 use common::guest::PLUGGED;
 use vdpa_bus::Callback;
-use vhost_vdpa_frontend::{Path, PathError, SwitchOptions, SwitchPolicy};
+use vhost_vdpa_frontend::{DataPath, PathError, PathState, SwitchOptions, SwitchPolicy};
 use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, Submit, Wait};
 use virtio_blk_disks::meter::OpClass;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
@@ -32,9 +32,9 @@ fn layers_see_requests_on_the_slow_path_only() {
     bench.run(|switch, _, total| {
         progress(total);
         assert_eq!(seen.load(Ordering::SeqCst), 0);
-        switch.switch_to(Path::Slow).unwrap();
+        switch.switch_to(DataPath::Slow).unwrap();
         advances(|| seen.load(Ordering::SeqCst));
-        switch.switch_to(Path::Fast).unwrap();
+        switch.switch_to(DataPath::Fast).unwrap();
     });
     let slow = seen.load(Ordering::SeqCst);
     bench.run(|_, _, total| progress(total));
@@ -76,7 +76,7 @@ fn memory_comes_and_goes_on_both_paths() {
 /// A guest uses memory that it got while its device was on the fast path, or on the slow one.
 #[test]
 fn memory_that_was_plugged_in_is_used() {
-    for path in [Path::Fast, Path::Slow] {
+    for path in [DataPath::Fast, DataPath::Slow] {
         let mut bench = bench(Setup::default());
         let (memory, all) = (bench.memory.clone(), bench.guest.memory.clone());
         memory.lock().unwrap().replace(bench.guest.unplugged());
@@ -110,23 +110,26 @@ fn auto_follows_who_needs_to_see_requests() {
         assert_eq!(switch.apply_policy().unwrap(), None);
         let throttle = switch.intercept("throttle").unwrap();
         let mirror = switch.intercept("mirror").unwrap();
-        assert_eq!(switch.path(), Path::Slow);
+        assert_eq!(switch.path(), PathState::Slow);
         progress(total);
         drop(throttle);
         assert_eq!(switch.apply_policy().unwrap(), None);
-        assert!(switch.switch_to(Path::Fast).is_err());
+        assert!(switch.switch_to(DataPath::Fast).is_err());
         assert_eq!(switch.reasons(), ["mirror"]);
         drop(mirror);
-        assert_eq!(switch.apply_policy().unwrap().unwrap().to, Path::Fast);
+        assert_eq!(switch.apply_policy().unwrap().unwrap().to, DataPath::Fast);
         progress(total);
     });
     // A driver that is loaded meanwhile starts slow.
     let need = bench.switch.intercept("snapshot").unwrap();
     bench.load_again();
-    assert_eq!(bench.switch.path(), Path::Slow);
+    assert_eq!(bench.switch.path(), PathState::Slow);
     bench.run(|_, _, total| progress(total));
     drop(need);
-    assert_eq!(bench.switch.apply_policy().unwrap().unwrap().to, Path::Fast);
+    assert_eq!(
+        bench.switch.apply_policy().unwrap().unwrap().to,
+        DataPath::Fast
+    );
 }
 
 /// A VMM whose layers come and go, as `vblk ctl` has them.
@@ -171,10 +174,10 @@ fn auto_follows_a_stack_of_layers() {
         let change = |text: &[&str]| stack.change(&layers(text)).unwrap();
         for _ in 0..3 {
             change(&[]);
-            assert_eq!((switch.path(), seen_queues(switch)), (Path::Fast, 4));
+            assert_eq!((switch.path(), seen_queues(switch)), (PathState::Fast, 4));
             progress(total);
             change(&["meter"]);
-            assert_eq!((switch.path(), seen_queues(switch)), (Path::Slow, 4));
+            assert_eq!((switch.path(), seen_queues(switch)), (PathState::Slow, 4));
             let meter = stack.meter().unwrap();
             advances(|| meter.total().class(OpClass::Read).count());
             // Another layer comes and goes while requests are in flight.
@@ -185,7 +188,7 @@ fn auto_follows_a_stack_of_layers() {
             progress(total);
         }
         change(&[]);
-        assert_eq!(switch.path(), Path::Fast);
+        assert_eq!(switch.path(), PathState::Fast);
         progress(total);
     });
 }
@@ -200,15 +203,44 @@ fn a_guest_may_reset_its_device_on_any_path() {
     for round in 0..20 {
         bench.load_again();
         if round % 2 == 1 {
-            switch.switch_to(Path::Slow).unwrap().unwrap();
+            switch.switch_to(DataPath::Slow).unwrap().unwrap();
         }
         for queue in &mut bench.guest.queues {
             queue.start_some();
         }
         switch.set_status(0).unwrap();
-        assert_eq!((switch.path(), switch.status()), (Path::Idle, 0));
+        assert_eq!((switch.path(), switch.status()), (PathState::Idle, 0));
         assert!(!bench.device.device.is_mapped(1 << 46));
     }
+}
+
+/// What a layer holds back does not hold a vCPU up that resets its device, and costs no device.
+#[test]
+fn a_reset_cancels_what_a_throttle_holds_back() {
+    let spec: LayerSpec = "throttle=iops:1".parse().unwrap();
+    let mut bench = bench(Setup {
+        layers: Some(Box::new(move |disk| {
+            let stack = Stack::fixed(disk, &[spec], Groups::default());
+            stack.unwrap().disk()
+        })),
+        ..Setup::default()
+    });
+    bench.switch.switch_to(DataPath::Slow).unwrap().unwrap();
+    for queue in &mut bench.guest.queues {
+        queue.start_some();
+    }
+    // In use: one request of the first second was served.
+    let irqs = bench.guest.queues.iter().map(|queue| queue.irq.clone());
+    let irqs: Vec<_> = irqs.collect();
+    while irqs.iter().all(|irq| irq.read().is_err()) {
+        std::thread::yield_now();
+    }
+    let begun = Instant::now();
+    bench.switch.set_status(0).unwrap();
+    // 31 seconds' worth of requests.
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    bench.load_again();
+    bench.run(|_, _, total| progress(total));
 }
 
 #[test]
@@ -233,7 +265,7 @@ fn the_guest_sees_one_device() {
     };
     let fast = look(&mut bench);
     assert_eq!(fast.1, 15);
-    bench.switch.switch_to(Path::Slow).unwrap();
+    bench.switch.switch_to(DataPath::Slow).unwrap();
     assert!(look(&mut bench) == fast);
     assert!(irq.read().is_err(), "nothing changed");
 }
@@ -257,13 +289,13 @@ fn a_resize_on_the_fast_path_is_known_on_the_slow_one() {
         assert_eq!(capacity(), factor * bytes);
         assert!(irq.read().is_ok(), "the guest was told");
         let path = if factor % 2 == 0 {
-            Path::Slow
+            DataPath::Slow
         } else {
-            Path::Fast
+            DataPath::Fast
         };
         switch.switch_to(path).unwrap().unwrap();
         assert_eq!(capacity(), factor * bytes);
-        if path == Path::Slow {
+        if path == DataPath::Slow {
             assert_eq!(switch.disk().caps().capacity * 512, factor * bytes);
         }
     }

@@ -20,7 +20,7 @@ use serde::Serialize;
 use sim_backend::{BlkSim, Options};
 use vdpa_bus::{Callback, VqAddress};
 use vhost_vdpa_frontend::{
-    GuestQueue, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor,
+    DataPath, GuestQueue, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor,
 };
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Request};
@@ -329,12 +329,15 @@ where
     M: virtio_blk_core::memory::DeviceMemory + Clone,
 {
     let fast = stay(cli, answered)?;
-    switch.switch_to(Path::Slow)?;
+    switch.switch_to(DataPath::Slow)?;
     let slow = stay(cli, answered)?;
-    switch.switch_to(Path::Fast)?;
+    switch.switch_to(DataPath::Fast)?;
     let mut pauses = [Vec::new(), Vec::new()];
     for _ in 0..cli.moves {
-        for (path, pauses) in [Path::Slow, Path::Fast].into_iter().zip(&mut pauses) {
+        for (path, pauses) in [DataPath::Slow, DataPath::Fast]
+            .into_iter()
+            .zip(&mut pauses)
+        {
             // Under full load, not on the heels of the last move.
             let goal = answered.load(Ordering::Relaxed) + 4 * u64::from(cli.in_flight);
             while answered.load(Ordering::Relaxed) < goal {

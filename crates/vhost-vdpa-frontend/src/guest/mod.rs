@@ -6,12 +6,14 @@
 mod quiesce;
 mod ring;
 mod saved;
+mod status;
 
 use std::sync::Arc;
 
 use vdpa_bus::{Callback, VdpaDevice, VqAddress, VqState};
 use virtio_blk_core::memory::IotlbTable;
-use virtio_blk_core::spec::{feature, status};
+use virtio_blk_core::spec::feature;
+use virtio_blk_core::spec::status::FEATURES_OK;
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use quiesce::{
@@ -20,10 +22,10 @@ pub(crate) use quiesce::{
 };
 pub(crate) use ring::RingView;
 pub use saved::{SavedGuest, SavedGuestQueue};
+pub(crate) use status::GuestStatus;
 
 use crate::PathError;
 use crate::error::{DeviceStep, Step};
-use crate::virtio_init::{self, Ring};
 
 /// A queue as the guest set it up. Addresses are guest physical.
 #[derive(Clone, Debug)]
@@ -42,14 +44,12 @@ pub struct GuestQueue {
 pub(crate) struct Guest {
     /// What it acknowledged.
     pub(crate) features: u64,
-    /// The status byte that it sees.
-    pub(crate) status: u8,
+    /// The status byte that it sees, and the configuration interrupt.
+    pub(crate) status: Arc<GuestStatus>,
     /// By index; those it enabled.
     pub(crate) queues: Vec<Option<GuestQueue>>,
     /// Its memory: addresses are guest physical.
     pub(crate) memory: IotlbTable,
-    /// How it hears of configuration changes.
-    pub(crate) config: Option<Callback>,
     /// What it wrote into the configuration space, to be written again after a reset: offset and bytes.
     pub(crate) config_writes: Vec<(usize, Vec<u8>)>,
 }
@@ -58,13 +58,12 @@ pub(crate) struct Guest {
 const MAX_CONFIG_WRITES: usize = 16;
 
 impl Guest {
-    pub(crate) fn new(queues: u16) -> Self {
+    pub(crate) fn new(queues: u16, status: Arc<GuestStatus>) -> Self {
         Self {
             features: 0,
-            status: 0,
+            status,
             queues: vec![None; queues.into()],
             memory: IotlbTable::new(),
-            config: None,
             config_writes: Vec::new(),
         }
     }
@@ -72,22 +71,14 @@ impl Guest {
     /// Forgets all but the memory, as a reset does.
     pub(crate) fn reset(&mut self) {
         self.features = 0;
-        self.status = 0;
+        self.status.set(0);
         self.queues.fill(None);
         self.config_writes.clear();
     }
 
     /// Whether its driver runs.
-    pub(crate) const fn runs(&self) -> bool {
-        self.status & status::DRIVER_OK != 0
-    }
-
-    /// The status byte that it reads of `device`.
-    pub(crate) fn status_on(&self, device: &dyn VdpaDevice) -> u8 {
-        match self.status {
-            0 => 0,
-            byte => byte | device.get_status() & status::DEVICE_NEEDS_RESET,
-        }
+    pub(crate) fn runs(&self) -> bool {
+        self.status.runs()
     }
 
     /// The queues it enabled.
@@ -99,7 +90,7 @@ impl Guest {
 
     /// Notes what it acknowledges of `offered`.
     pub(crate) fn acknowledge(&mut self, features: u64, offered: u64) -> Result<(), PathError> {
-        if self.status & status::FEATURES_OK != 0 {
+        if self.status.get() & FEATURES_OK != 0 {
             return Err(PathError::Busy("features are fixed after FEATURES_OK"));
         }
         if features & !offered != 0 {
@@ -109,22 +100,7 @@ impl Guest {
         Ok(())
     }
 
-    /// It enables a queue of `device`.
-    pub(crate) fn enable(
-        &mut self,
-        device: &dyn VdpaDevice,
-        index: u16,
-        queue: GuestQueue,
-    ) -> Result<(), PathError> {
-        if self.runs() {
-            return Err(PathError::Busy("the driver runs already"));
-        }
-        let max = device.get_vq_size(index);
-        let max = max.unwrap_or_else(|_| device.get_vq_num_max());
-        self.set_queue(index, queue, max)
-    }
-
-    /// Notes a queue of at most `max` entries.
+    /// Records a queue of at most `max` entries.
     pub(crate) fn set_queue(
         &mut self,
         index: u16,
@@ -149,21 +125,7 @@ impl Guest {
         }
     }
 
-    /// It writes the configuration space of `device`.
-    pub(crate) fn write_config(
-        &mut self,
-        device: &dyn VdpaDevice,
-        offset: usize,
-        bytes: &[u8],
-    ) -> Result<(), PathError> {
-        device
-            .set_config(offset, bytes)
-            .step(DeviceStep::WriteConfig)?;
-        self.record_config_write(offset, bytes);
-        Ok(())
-    }
-
-    /// Notes a write into the configuration space.
+    /// Records a write into the configuration space, to be made again after a reset that the guest does not know of.
     pub(crate) fn record_config_write(&mut self, offset: usize, bytes: &[u8]) {
         self.config_writes
             .retain(|(at, old)| (*at, old.len()) != (offset, bytes.len()));
@@ -182,33 +144,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Puts the guest's rings onto a device that [`virtio_init::negotiate`] left, at `states`.
-    pub(crate) fn start(
-        &self,
-        device: &dyn VdpaDevice,
-        states: &[(u16, VqState)],
-    ) -> Result<(), PathError> {
-        self.replay_config_writes(device)?;
-        let mut rings = Vec::new();
-        for (index, queue) in self.enabled() {
-            let state = states
-                .iter()
-                .find(|(found, _)| *found == index)
-                .map_or_else(|| self.fresh(), |(_, state)| *state);
-            rings.push(Ring {
-                index,
-                size: queue.size,
-                state,
-                address: queue.address,
-                kick: Some(queue.kick.clone()),
-                callback: Some(queue.call.clone()),
-            });
-        }
-        virtio_init::start(device, &rings, self.config.clone())
-    }
-
     /// Where a ring starts after a reset.
-    fn fresh(&self) -> VqState {
+    pub(crate) fn first_position(&self) -> VqState {
         if self.features & feature::RING_PACKED != 0 {
             VqState::Packed {
                 last_avail_counter: true,

@@ -26,15 +26,25 @@ pub(crate) type QueuePositions = Vec<(u16, VqState)>;
 
 /// Why a device was not stopped.
 #[derive(Debug)]
-pub(crate) struct QuiesceError {
-    pub(crate) why: PathError,
-    /// It is suspended and can't be resumed; requests are in flight. Else it runs, without kicks.
-    pub(crate) stuck: bool,
+pub(crate) enum QuiesceError {
+    /// It runs, without kicks.
+    Running(PathError),
+    /// It is suspended with requests in flight, and could not be resumed.
+    Stuck(PathError),
+}
+
+impl QuiesceError {
+    /// The cause.
+    pub(crate) fn into_source(self) -> PathError {
+        match self {
+            Self::Running(source) | Self::Stuck(source) => source,
+        }
+    }
 }
 
 impl From<PathError> for QuiesceError {
-    fn from(why: PathError) -> Self {
-        Self { why, stuck: false }
+    fn from(source: PathError) -> Self {
+        Self::Running(source)
     }
 }
 
@@ -102,15 +112,12 @@ pub(crate) fn suspend(
         }
         let late = PathError::Busy("requests in flight don't end");
         if !can_resume {
-            return Err(QuiesceError {
-                why: late,
-                stuck: true,
-            });
+            return Err(QuiesceError::Stuck(late));
         }
         device
             .resume()
             .step(DeviceStep::Resume)
-            .map_err(|why| QuiesceError { why, stuck: true })?;
+            .map_err(QuiesceError::Stuck)?;
         rebind_and_kick(device, guest)?;
         if Instant::now() >= deadline {
             return Err(late.into());
@@ -120,9 +127,12 @@ pub(crate) fn suspend(
 }
 
 /// The error of a device that is suspended, after its return to work.
-fn resume_after(device: &dyn VdpaDevice, can_resume: bool, why: PathError) -> QuiesceError {
-    let stuck = !can_resume || device.resume().is_err();
-    QuiesceError { why, stuck }
+fn resume_after(device: &dyn VdpaDevice, can_resume: bool, source: PathError) -> QuiesceError {
+    if can_resume && device.resume().is_ok() {
+        QuiesceError::Running(source)
+    } else {
+        QuiesceError::Stuck(source)
+    }
 }
 
 fn states(device: &dyn VdpaDevice, guest: &Guest) -> Result<QueuePositions, PathError> {

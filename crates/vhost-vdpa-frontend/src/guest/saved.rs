@@ -53,7 +53,7 @@ impl Guest {
         });
         SavedGuest {
             features: self.features,
-            status: self.status,
+            status: self.status.get(),
             config_writes: self.config_writes.clone(),
             queues: queues.collect(),
         }
@@ -78,10 +78,10 @@ impl Guest {
         let packed = saved.features & feature::RING_PACKED != 0;
         let mut guest = Self {
             features: saved.features,
-            status: saved.status,
+            // Set at the end: until then everything may be refused.
+            status: Arc::default(),
             queues: vec![None; self.queues.len()],
             memory: self.memory.clone(),
-            config: self.config.clone(),
             config_writes: Vec::new(),
         };
         let mut states = Vec::new();
@@ -105,6 +105,8 @@ impl Guest {
         for (offset, bytes) in &saved.config_writes {
             guest.record_config_write(*offset, bytes);
         }
+        guest.status = self.status.clone();
+        guest.status.set(saved.status);
         *self = guest;
         Ok(states)
     }

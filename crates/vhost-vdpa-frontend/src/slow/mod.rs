@@ -25,9 +25,9 @@ use virtio_blk_core::spec::{self, feature, status};
 
 use crate::error::{DeviceStep, PathError, Step};
 use crate::iotlb_sync::IotlbSync;
-use crate::lock;
 use crate::vhost::holds;
 use crate::virtio_init::{self, Ring};
+use crate::{guest, lock, try_lock};
 use completion_event::CompletionEvent;
 use iova_window::IovaWindow;
 use limits::Limits;
@@ -245,6 +245,7 @@ impl SlowPath {
 
     /// Ends the path, whose device is reset next. All queues were closed.
     pub(crate) fn stop(&self) -> Result<(), PathError> {
+        let _control = lock(&self.0.control);
         let shadow_queues = lock(&self.0.shadow_queues);
         if shadow_queues.len() != self.0.completion_events.len() {
             return Err(PathError::Busy("a queue of the slow path is still open"));
@@ -253,10 +254,41 @@ impl SlowPath {
         Ok(())
     }
 
-    /// Gives the device up, so that everything in flight ends with an error at once. For a reset that the guest wants.
-    pub(crate) fn abandon(&self) {
-        self.0
-            .give_up(&"the guest resets it, and its requests don't end");
+    /// Resets the device, so that everything in flight ends with an error at once. The path must be stopped next.
+    pub(crate) fn cancel_all(&self) {
+        let _control = lock(&self.0.control);
+        self.0.end_requests();
+    }
+
+    /// Drives the device for as long as it takes to ask for its serial number, as text, and leaves it reset. For a path
+    /// that is not running yet, so that nobody waits for the answer later.
+    ///
+    /// # Errors
+    /// The device can't be driven. One that does not answer has an empty serial number.
+    pub(crate) fn serial_of_idle(&self) -> Result<String, PathError> {
+        self.start(&IotlbTable::new(), self.0.offered)?;
+        let serial = self.serial().unwrap_or_else(|error| {
+            log::debug!("the device has no serial number: {error}");
+            Vec::new()
+        });
+        self.stop()?;
+        guest::reset(self.0.device.as_ref())?;
+        let text = |byte: u8| {
+            if byte.is_ascii() {
+                char::from(byte)
+            } else {
+                '?'
+            }
+        };
+        Ok(serial.into_iter().map(text).collect())
+    }
+
+    /// As [`Disk::refresh`] while the path runs, else nothing. Never waits for a path that is being set up or stopped.
+    pub(crate) fn refresh_if_running(&self) -> Result<(), DiskError> {
+        if self.0.running.load(Ordering::Acquire) {
+            self.refresh()?;
+        }
+        Ok(())
     }
 
     /// The features that are negotiated with the device.
@@ -393,12 +425,25 @@ impl Shared {
     /// Gives the device up. When it returns nothing of ours is touched any more.
     fn give_up(&self, why: &dyn std::fmt::Display) {
         self.giving_up.store(true, Ordering::Release);
-        let _control = lock(&self.control);
+        let control = lock(&self.control);
+        self.give_up_locked(&control, why);
+    }
+
+    fn give_up_locked(&self, _control: &Control, why: &dyn std::fmt::Display) {
         if self.failed.load(Ordering::Acquire) {
             return;
         }
         log::error!("the vDPA device is given up: {why}");
-        if self.device.reset().is_err() {
+        self.end_requests();
+        let listeners = lock(&self.listeners).clone();
+        listeners
+            .iter()
+            .for_each(|tell| tell(DiskEvent::MediaError));
+    }
+
+    /// Resets the device, after which each queue fails what it has. `control` is locked.
+    fn end_requests(&self) {
+        if guest::reset(self.device.as_ref()).is_err() {
             // It promises the same, for good.
             self.device.free();
         }
@@ -407,10 +452,6 @@ impl Shared {
         self.completion_events
             .iter()
             .for_each(|event| event.signal());
-        let listeners = lock(&self.listeners).clone();
-        listeners
-            .iter()
-            .for_each(|tell| tell(DiskEvent::MediaError));
     }
 
     /// Whether the device says of itself that it does not work (any more).
@@ -455,8 +496,12 @@ impl Disk for SlowPath {
         if self.is_broken() {
             return Err(DiskError::from_errno(libc::ENODEV));
         }
-        if shared.running.load(Ordering::Acquire) && shared.looks_broken() {
-            shared.give_up(&"its status says that it does not run");
+        // Not while the path is set up or stopped: the status byte says something else then.
+        if let Some(control) = try_lock(&shared.control)
+            && shared.running.load(Ordering::Acquire)
+            && shared.looks_broken()
+        {
+            shared.give_up_locked(&control, &"its status says that it does not run");
             return Err(DiskError::from_errno(libc::ENODEV));
         }
         let config = limits::read_config(shared.device.as_ref())

@@ -10,6 +10,7 @@ mod queue_executor;
 mod recovery;
 mod report;
 mod setup;
+mod state;
 mod transition;
 mod vmm;
 
@@ -20,22 +21,32 @@ use vdpa_bus::{Callback, VdpaDevice};
 use virtio_blk_core::device::Device;
 use virtio_blk_core::disk::{Caps, Disk};
 use virtio_blk_core::memory::{DeviceMemory, HostMemory, IotlbMapping, IotlbTable, Permissions};
-use virtio_blk_core::runner::Stop;
+use virtio_blk_core::runner::{ErrorCause, Stop};
 use virtio_blk_core::spec::config::NUM_QUEUES_OFFSET;
-use virtio_blk_core::spec::{feature, status};
+use virtio_blk_core::spec::feature;
 
 pub use policy::{Interception, OnFailure, SwitchPolicy};
 pub use queue_executor::{QueueExecutor, ThreadExecutor};
-pub use report::{Path, QuiesceMethod, SwitchError, SwitchPhases, SwitchReport, SwitchStep};
+pub use report::{
+    DataPath, PathState, QuiesceMethod, SwitchError, SwitchPhases, SwitchReport, SwitchStep,
+};
 pub use vmm::Vmm;
 
-use crate::error::{DeviceStep, PathError, Step};
-use crate::guest::{self, Guest, GuestQueue, QueuePositions};
-use crate::iotlb_sync::IotlbSync;
+use crate::error::PathError;
+use crate::frontend::{Frontend, StatusWrite};
+use crate::guest::{Guest, GuestQueue};
 use crate::lock;
 use crate::slow::{BLOCK_FEATURES, SlowOptions, SlowPath};
-use crate::virtio_init;
 use policy::Interceptions;
+use state::State;
+
+/// Features that the slow path honours as the device does.
+const HONOURED: u64 = BLOCK_FEATURES
+    | feature::CONFIG_WCE
+    | feature::GEOMETRY
+    | feature::RING_INDIRECT_DESC
+    | feature::RING_EVENT_IDX
+    | feature::VERSION_1;
 
 /// How a switch is made.
 #[derive(Clone, Debug)]
@@ -100,8 +111,7 @@ pub struct SwitchParts<M: DeviceMemory> {
 /// For a VMM's transport it looks like [`crate::FastPath`]. One lock is held by all methods: a switch, a write of the
 /// status byte and a change of memory exclude each other.
 pub struct PathSwitch<M: DeviceMemory + Clone> {
-    device: Arc<dyn VdpaDevice>,
-    map: Arc<IotlbSync>,
+    frontend: Frontend,
     memory: M,
     vmm: Arc<dyn Vmm>,
     options: SwitchOptions,
@@ -109,33 +119,27 @@ pub struct PathSwitch<M: DeviceMemory + Clone> {
     /// The slow path with its layers.
     disk: Arc<dyn Disk>,
     caps: Caps,
+    /// The device model in front of `disk`.
+    model: Arc<Device>,
     /// Queues that the guest sees: no more than either path has.
     queues: u16,
     interceptions: Arc<Interceptions>,
-    /// Interceptions that [`PathSwitch::set_interception`] noted.
-    followed: Mutex<Vec<Interception>>,
+    /// Those that [`PathSwitch::set_interception`] holds.
+    held: Mutex<Vec<Interception>>,
     inner: Mutex<Inner<M>>,
 }
 
 struct Inner<M: DeviceMemory> {
     guest: Guest,
-    path: Path,
+    state: State,
     executor: Box<dyn QueueExecutor<M>>,
-    /// The device model in front of `disk`; made when it is first needed.
-    served: Option<Arc<Device>>,
-    /// Where the queues stand while nobody serves them ([`Path::Failed`], [`Path::Paused`]); `None`: unknown.
-    held: Option<QueuePositions>,
-    /// The path to go on with after a pause.
-    next: Path,
-    /// The device has the guest's rings, and is suspended or hears no kicks ([`Path::Failed`]).
-    stalled: bool,
     /// The device can't take rings over that were used.
-    one_way: bool,
-    last: Option<SwitchReport>,
+    starts_at_zero_only: bool,
+    last_report: Option<SwitchReport>,
 }
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
-    /// Takes a device over, and tells it of the guest's memory.
+    /// Takes a device over, asks it for its serial number, and tells it of the guest's memory.
     ///
     /// # Errors
     /// It is no block device or can't be driven; memory reaches into the shadow window.
@@ -147,9 +151,15 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             vmm,
             layers,
         } = parts;
-        device.reset().step(DeviceStep::Reset)?;
-        let map = Arc::new(IotlbSync::new(device.clone()));
-        let slow = SlowPath::idle(device.clone(), map.clone(), options.slow.clone(), false)?;
+        let honoured = HONOURED & !(options.masked_features & !feature::VERSION_1);
+        let frontend = Frontend::new(device, honoured)?;
+        let slow = SlowPath::idle(
+            frontend.device().clone(),
+            frontend.iotlb().clone(),
+            options.slow.clone(),
+            false,
+        )?;
+        let serial = slow.serial_of_idle()?;
         let plain: Arc<dyn Disk> = Arc::new(slow.clone());
         let disk = match layers {
             Some(layers) => layers(plain),
@@ -157,28 +167,32 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         };
         let caps = slow.caps();
         let queues = caps.max_queues.min(disk.caps().max_queues);
+        let model = setup::new_model(&frontend, disk.clone(), queues, serial)?;
+        let status = frontend.guest_status().clone();
+        model.on_request_error(Box::new(move |error| {
+            // At the moment of the break, whoever serves the queue.
+            if let ErrorCause::Queue(_) = error.cause {
+                status.need_reset();
+            }
+        }));
         let this = Self {
             caps,
             queues,
-            followed: Mutex::default(),
+            held: Mutex::default(),
             inner: Mutex::new(Inner {
-                guest: Guest::new(queues),
-                path: Path::Idle,
+                guest: frontend.new_guest(queues),
+                state: State::Idle,
                 executor,
-                served: None,
-                held: None,
-                next: Path::Fast,
-                stalled: false,
-                one_way: false,
-                last: None,
+                starts_at_zero_only: false,
+                last_report: None,
             }),
-            device,
-            map,
+            frontend,
             memory,
             vmm,
             options,
             slow,
             disk,
+            model,
             interceptions: Arc::default(),
         };
         this.sync_memory()?;
@@ -187,7 +201,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
 
     /// The device.
     pub fn device(&self) -> &Arc<dyn VdpaDevice> {
-        &self.device
+        self.frontend.device()
     }
 
     /// The disk of the slow path, with its layers. It works while the path is slow.
@@ -201,119 +215,77 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// Where requests go now.
-    pub fn path(&self) -> Path {
-        lock(&self.inner).path
+    pub fn path(&self) -> PathState {
+        lock(&self.inner).state.path()
     }
 
     /// What the last successful switch did.
     pub fn last_report(&self) -> Option<SwitchReport> {
-        lock(&self.inner).last.clone()
+        lock(&self.inner).last_report.clone()
     }
 
     /// The features to offer to the guest: what the device has and both paths honour.
     pub fn offered(&self) -> u64 {
-        let both = BLOCK_FEATURES
-            | feature::CONFIG_WCE
-            | feature::GEOMETRY
-            | feature::RING_INDIRECT_DESC
-            | feature::RING_EVENT_IDX
-            | feature::VERSION_1;
-        self.device.get_device_features()
-            & both
-            & !(self.options.masked_features & !feature::VERSION_1)
+        self.frontend.offered()
     }
 
-    /// Notes what the guest acknowledges; the device is told at FEATURES_OK.
+    /// Records what the guest acknowledges; the device is told at FEATURES_OK.
     ///
     /// # Errors
     /// Bits that were not offered; the guest set FEATURES_OK before.
     pub fn set_features(&self, features: u64) -> Result<(), PathError> {
-        let offered = self.offered();
-        lock(&self.inner).guest.acknowledge(features, offered)
+        let guest = &mut lock(&self.inner).guest;
+        self.frontend.acknowledge(guest, features)
     }
 
-    /// The status byte that the guest reads.
+    /// The status byte that the guest reads. Does not wait for a switch that is under way.
     pub fn status(&self) -> u8 {
-        lock(&self.inner).guest.status_on(self.device.as_ref())
+        self.frontend.status()
     }
 
-    /// The guest writes the status byte. 0 resets the device, whatever it is doing and on whatever path; FEATURES_OK
-    /// negotiates, and does not stay if the device does not take the features; DRIVER_OK starts the path that the policy
-    /// wants.
+    /// The guest writes the status byte. 0 resets the device, whatever it is doing and on whatever path: what is in
+    /// flight is cancelled. FEATURES_OK negotiates, and does not stay if the device does not take the features; DRIVER_OK
+    /// starts the path that the policy wants.
     ///
     /// # Errors
     /// The device refused a step. After a failed reset it stays reset in the eyes of the guest.
     pub fn set_status(&self, byte: u8) -> Result<(), PathError> {
-        let mut inner = lock(&self.inner);
-        if byte == 0 {
-            return self.reset(&mut inner);
-        }
-        let new = byte & !inner.guest.status;
-        if new & status::FEATURES_OK != 0 {
-            match self.negotiate(&inner.guest) {
-                Ok(()) => {}
-                Err(error) if error.is_about_features() => {
-                    inner.guest.status = byte & !status::FEATURES_OK;
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
+        let inner = &mut *lock(&self.inner);
+        match self.frontend.write_status(&inner.guest, byte)? {
+            StatusWrite::Done => Ok(()),
+            StatusWrite::Reset => self.reset(inner),
+            StatusWrite::Start => {
+                self.begin(inner)?;
+                self.frontend.commit_status(byte);
+                Ok(())
             }
         }
-        if new & status::DRIVER_OK != 0 {
-            if (byte | inner.guest.status) & status::FEATURES_OK == 0 {
-                return Err(PathError::Busy("DRIVER_OK before FEATURES_OK"));
-            }
-            self.begin(&mut inner)?;
-        }
-        inner.guest.status = byte;
-        Ok(())
-    }
-
-    fn negotiate(&self, guest: &Guest) -> Result<(), PathError> {
-        if guest.features & feature::VERSION_1 == 0 {
-            return Err(PathError::Features(guest.features));
-        }
-        self.device.reset().step(DeviceStep::Reset)?;
-        virtio_init::negotiate(self.device.as_ref(), self.fast_features(guest))
-    }
-
-    /// What is negotiated for the fast path.
-    fn fast_features(&self, guest: &Guest) -> u64 {
-        guest.features | self.device.get_device_features() & feature::ACCESS_PLATFORM
     }
 
     /// The guest resets its device.
     fn reset(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
         self.vmm.unmap_doorbells();
-        if !self.close_intakes(inner) && inner.path == Path::Slow {
-            // The device is reset in any case: that ends what it has.
-            self.slow.abandon();
+        if matches!(inner.state, State::Slow) {
+            // The device is reset in any case: that ends what it has, in the time that it takes for that.
+            self.slow.cancel_all();
         }
         self.stop_queues(inner, Stop::HandOver);
         let stopped = self.slow.stop();
-        inner.guest.reset();
-        inner.path = Path::Idle;
-        inner.held = None;
-        inner.stalled = false;
-        guest::reset(self.device.as_ref())?;
-        self.map.set(inner.guest.memory.clone())?;
+        inner.state = State::Idle;
+        self.frontend.reset(&mut inner.guest)?;
+        self.frontend.iotlb().set(inner.guest.memory.clone())?;
         stopped
     }
 
-    /// Reads the configuration space.
+    /// Reads the configuration space. Does not wait for a switch that is under way.
     ///
     /// # Errors
     /// The range does not lie inside.
     pub fn read_config(&self, offset: usize, buf: &mut [u8]) -> Result<(), PathError> {
-        let inner = lock(&self.inner);
-        if inner.path == Path::Slow
-            && let Err(error) = self.slow.refresh()
-        {
+        if let Err(error) = self.slow.refresh_if_running() {
             log::debug!("the slow path's capacity was not brought up to date: {error}");
         }
-        self.device
-            .get_config(offset, buf)
-            .step(DeviceStep::ReadConfig)?;
+        self.frontend.read_config(offset, buf)?;
         if self.offered() & feature::MQ != 0 {
             let field = self.queues.to_le_bytes();
             for (at, byte) in (NUM_QUEUES_OFFSET..).zip(field) {
@@ -331,14 +303,13 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// # Errors
     /// The range does not lie inside, or can't be written.
     pub fn write_config(&self, offset: usize, bytes: &[u8]) -> Result<(), PathError> {
-        let device = self.device.as_ref();
         let guest = &mut lock(&self.inner).guest;
-        guest.write_config(device, offset, bytes)
+        self.frontend.write_config(guest, offset, bytes)
     }
 
-    /// What interrupts the guest when the configuration changes. Before DRIVER_OK.
+    /// What interrupts the guest when the configuration or the status changes. Before DRIVER_OK.
     pub fn set_config_call(&self, call: Option<Callback>) {
-        lock(&self.inner).guest.config = call;
+        self.frontend.guest_status().set_config_call(call);
     }
 
     /// The guest enables a queue. Before DRIVER_OK.
@@ -346,8 +317,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// # Errors
     /// No such queue or size; the driver runs already.
     pub fn set_queue(&self, index: u16, queue: GuestQueue) -> Result<(), PathError> {
-        let device = self.device.as_ref();
-        lock(&self.inner).guest.enable(device, index, queue)
+        let guest = &mut lock(&self.inner).guest;
+        self.frontend.enable_queue(guest, index, queue)
     }
 
     /// Looks at the guest's memory again after it changed (hot plug), and tells the device. May be called while it
@@ -369,23 +340,23 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             }
             table.insert(mapping)?;
         }
-        let mut inner = lock(&self.inner);
-        if inner.path == Path::Slow {
+        let guest_and_state = &mut *lock(&self.inner);
+        let guest = &mut guest_and_state.guest;
+        if matches!(guest_and_state.state, State::Slow) {
             self.slow.set_guest(&table)?;
-        } else {
-            self.map.set(table.clone())?;
+            guest.memory = table;
+            return Ok(());
         }
-        inner.guest.memory = table;
-        Ok(())
+        self.frontend.set_memory(guest, table)
     }
 
-    /// Moves the guest to `path`, `Fast` or `Slow`. Answers what was done, `None` if it is there already or if its
-    /// driver does not run (then it starts there).
+    /// Moves the guest to `path`. Returns what was done, `None` if it is there already or if its driver does not run (then
+    /// it starts where the policy wants it).
     ///
     /// # Errors
     /// It stays where it was ([`SwitchError::path`]), or nobody serves it any more.
-    pub fn switch_to(&self, path: Path) -> Result<Option<SwitchReport>, SwitchError> {
-        self.go(&mut lock(&self.inner), path)
+    pub fn switch_to(&self, path: DataPath) -> Result<Option<SwitchReport>, SwitchError> {
+        self.move_to(&mut lock(&self.inner), path)
     }
 
     /// Says that somebody needs to see requests. With [`SwitchPolicy::Auto`] the guest is on the slow path when this
@@ -397,7 +368,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let mut inner = lock(&self.inner);
         let need = self.interceptions.add(reason);
         if self.options.policy == SwitchPolicy::Auto {
-            self.go(&mut inner, Path::Slow)?;
+            self.move_to(&mut inner, DataPath::Slow)?;
         }
         Ok(need)
     }
@@ -409,21 +380,19 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// It stays where it was.
     pub fn apply_policy(&self) -> Result<Option<SwitchReport>, SwitchError> {
         let mut inner = lock(&self.inner);
-        if self.options.policy == SwitchPolicy::Manual || inner.path == Path::Failed {
+        if self.options.policy == SwitchPolicy::Manual || matches!(inner.state, State::Failed(_)) {
             return Ok(None);
         }
-        let path = if self.interceptions.reasons().is_empty() {
-            Path::Fast
-        } else {
-            Path::Slow
-        };
-        if path == Path::Fast && inner.one_way {
+        if self.interceptions.any() {
+            return self.move_to(&mut inner, DataPath::Slow);
+        }
+        if inner.starts_at_zero_only {
             return Ok(None);
         }
-        self.go(&mut inner, path)
+        self.move_to(&mut inner, DataPath::Fast)
     }
 
-    /// Notes whether somebody needs to see requests, under the name `reason`, and with [`SwitchPolicy::Auto`] brings the guest
+    /// Records whether somebody needs to see requests, under the name `reason`, and with [`SwitchPolicy::Auto`] brings the guest
     /// to the path that follows. For what has layers that come and go: to be called after each change of them, and
     /// before the guest's driver starts, with what `sees_requests` of virtio-blk-disks' `Stack` says (its `listen` does the
     /// former).
@@ -431,17 +400,17 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// # Errors
     /// It can't be brought there. A need is not noted then.
     pub fn set_interception(&self, reason: &'static str, needed: bool) -> Result<(), SwitchError> {
-        let mut followed = lock(&self.followed);
-        let known = followed.iter().position(|need| need.reason() == reason);
+        let mut held = lock(&self.held);
+        let known = held.iter().position(|need| need.reason() == reason);
         match (known, needed) {
-            (None, true) => followed.push(self.intercept(reason)?),
-            (Some(at), false) => drop(followed.swap_remove(at)),
+            (None, true) => held.push(self.intercept(reason)?),
+            (Some(at), false) => drop(held.swap_remove(at)),
             _ => {}
         }
         self.apply_policy().map(drop)
     }
 
-    /// Tries again to serve a guest that nobody serves ([`Path::Failed`]).
+    /// Tries again to serve a guest that nobody serves ([`PathState::Failed`]).
     ///
     /// # Errors
     /// It still fails; or where its queues stand is not known, and only a reset by the guest helps.
@@ -459,11 +428,7 @@ impl<M: DeviceMemory + Clone> Drop for PathSwitch<M> {
     fn drop(&mut self) {
         let mut inner = lock(&self.inner);
         if self.reset(&mut inner).is_err() {
-            self.device.free();
-        }
-        // The memory's owner may end it now.
-        if let Err(error) = self.map.set(IotlbTable::new()) {
-            log::debug!("memory stays mapped in the device: {error}");
+            self.device().free();
         }
     }
 }

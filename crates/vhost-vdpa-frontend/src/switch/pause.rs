@@ -9,8 +9,9 @@ use vdpa_bus::{Callback, VdpaDevice};
 use virtio_blk_core::memory::DeviceMemory;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::transition::{prepare, refuse};
-use super::{Path, PathSwitch, SwitchError, SwitchPolicy};
+use super::state::State;
+use super::transition::refuse;
+use super::{DataPath, PathSwitch, SwitchError, SwitchPolicy};
 use crate::error::PathError;
 use crate::guest::SavedGuest;
 use crate::lock;
@@ -23,28 +24,25 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// that has stopped them already answers that they stand still.
     ///
     /// # Errors
-    /// Requests did not end in time, or nobody serves the guest ([`Path::Failed`]). [`SwitchError::path`] says how it is
+    /// Requests did not end in time, or nobody serves the guest ([`PathState::Failed`]). [`SwitchError::path`] says how it is
     /// now.
     pub fn pause(&self) -> Result<(), SwitchError> {
         let inner = &mut *lock(&self.inner);
-        let states = match inner.path {
-            Path::Idle | Path::Paused => return Ok(()),
-            Path::Failed => return Err(refuse(inner, "nobody serves the guest: retry first")),
-            Path::Slow => self.leave_slow(inner)?,
-            Path::Fast => {
-                let report = self.report(inner, Path::Paused);
-                let mut report = report.map_err(|why| prepare(inner, why))?;
-                let (states, reset) = self.leave_fast(inner, &mut report)?;
+        let (positions, next) = match inner.state {
+            State::Idle | State::Paused { .. } => return Ok(()),
+            State::Failed(_) => return Err(refuse(inner, "nobody serves the guest: retry first")),
+            State::Slow => (self.leave_slow(inner)?, DataPath::Slow),
+            State::Fast => {
+                let mut measured = self.measure(inner)?;
+                let (positions, reset) = self.leave_fast(inner, &mut measured)?;
                 if let Err(error) = reset {
                     // It is reset again before it is used.
                     log::debug!("the paused device was not reset: {error}");
                 }
-                states
+                (positions, DataPath::Fast)
             }
         };
-        inner.next = inner.path;
-        inner.held = Some(states);
-        inner.path = Path::Paused;
+        inner.state = State::Paused { positions, next };
         Ok(())
     }
 
@@ -55,24 +53,24 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// That path could not be set up; [`SwitchError::path`] says whether the other one could.
     pub fn resume(&self) -> Result<(), SwitchError> {
         let inner = &mut *lock(&self.inner);
-        if inner.path != Path::Paused {
+        let State::Paused { positions, next } = &mut inner.state else {
             return Ok(());
-        }
-        let states = inner.held.take().unwrap_or_default();
-        let path = match self.options.policy {
-            SwitchPolicy::Auto if !self.interceptions.reasons().is_empty() || inner.one_way => {
-                Path::Slow
-            }
-            SwitchPolicy::Auto => Path::Fast,
-            SwitchPolicy::Manual => inner.next,
         };
-        let (started, other) = match path {
-            Path::Fast => (self.start_fast(inner, states), Path::Slow),
-            _ => (self.start_slow_anew(inner, states), Path::Fast),
+        let path = match self.options.policy {
+            SwitchPolicy::Auto if self.interceptions.any() || inner.starts_at_zero_only => {
+                DataPath::Slow
+            }
+            SwitchPolicy::Auto => DataPath::Fast,
+            SwitchPolicy::Manual => *next,
+        };
+        let positions = std::mem::take(positions);
+        let started = match path {
+            DataPath::Fast => self.start_fast(inner, positions),
+            DataPath::Slow => self.start_slow_after_reset(inner, positions),
         };
         match started {
             Ok(_) => Ok(()),
-            Err(error) => Err(self.go_back(inner, error, other)),
+            Err(error) => Err(self.go_back(inner, error, path.other())),
         }
     }
 
@@ -82,10 +80,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// It is served, or where its queues stand is not known.
     pub fn save(&self) -> Result<SavedGuest, PathError> {
         let inner = lock(&self.inner);
-        match (&inner.held, inner.path) {
-            (Some(states), Path::Paused) => Ok(inner.guest.save(states)),
-            (_, Path::Idle) => Ok(inner.guest.save(&[])),
-            _ => Err(PathError::Busy("pause it first")),
+        match &inner.state {
+            State::Paused { positions, .. } => Ok(inner.guest.save(positions)),
+            State::Idle => Ok(inner.guest.save(&[])),
+            State::Fast | State::Slow | State::Failed(_) => Err(PathError::Busy("pause it first")),
         }
     }
 
@@ -102,15 +100,16 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     ) -> Result<(), PathError> {
         let offered = self.offered();
         let inner = &mut *lock(&self.inner);
-        if inner.path != Path::Idle {
+        if !matches!(inner.state, State::Idle) {
             return Err(PathError::Busy("the driver runs already"));
         }
-        let device: &dyn VdpaDevice = self.device.as_ref();
-        let states = inner.guest.restore(device, saved, offered, events)?;
+        let device: &dyn VdpaDevice = self.device().as_ref();
+        let positions = inner.guest.restore(device, saved, offered, events)?;
         if inner.guest.runs() {
-            inner.next = Path::Fast;
-            inner.held = Some(states);
-            inner.path = Path::Paused;
+            inner.state = State::Paused {
+                positions,
+                next: DataPath::Fast,
+            };
         }
         Ok(())
     }

@@ -40,6 +40,11 @@ impl Interceptions {
         }
     }
 
+    /// Whether there is one.
+    pub(super) fn any(&self) -> bool {
+        !lock(&self.0).is_empty()
+    }
+
     /// The reasons at the moment.
     pub(super) fn reasons(&self) -> Vec<&'static str> {
         lock(&self.0).clone()

@@ -5,191 +5,175 @@
 
 use std::sync::Arc;
 
+use vdpa_bus::backend_feature;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::Stop;
-use virtio_blk_core::spec::status;
-
-use vdpa_bus::backend_feature;
 
 use super::failed_disk::FailedDisk;
-use super::setup::StepError;
-use super::transition::{prepare, refuse};
-use super::{Inner, OnFailure, Path, PathSwitch, SwitchError, SwitchStep};
+use super::setup::{StepError, new_model};
+use super::state::{Failure, State};
+use super::transition::refuse;
+use super::{DataPath, Inner, OnFailure, PathSwitch, SwitchError, SwitchStep};
 use crate::error::{DeviceStep, PathError, Step};
-use crate::guest::{self, Guest, QueuePositions, QuiesceError};
+use crate::guest::{self, QueuePositions, QuiesceError};
+
+/// Why only the guest can help.
+const UNKNOWN: &str = "where the queues stand is not known: the guest must reset its device";
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// Tries again to serve a guest that nobody serves.
     pub(super) fn try_again(&self, inner: &mut Inner<M>) -> Result<(), SwitchError> {
-        if inner.path != Path::Failed {
-            return Ok(());
-        }
-        if inner.stalled {
-            return self.unstall(inner).map_err(|why| prepare(inner, why));
-        }
-        if self.options.on_failure == OnFailure::Fail && inner.held.is_some() {
-            self.close_intakes(inner);
-            inner.held = self.stop_queues(inner, Stop::Drain);
-        }
-        let Some(states) = inner.held.take() else {
-            return Err(refuse(
-                inner,
-                "where the queues stand is not known: the guest must reset its device",
-            ));
+        let positions = match &mut inner.state {
+            State::Failed(Failure::Held(positions)) => positions.clone(),
+            State::Failed(Failure::Answering) => self.stop_answering(inner)?,
+            State::Failed(Failure::Stalled) => {
+                let working = self.unstall(inner);
+                return working.map_err(|source| inner.error(SwitchStep::Prepare, source));
+            }
+            State::Failed(Failure::NeedsReset) => return Err(refuse(inner, UNKNOWN)),
+            State::Idle | State::Fast | State::Slow | State::Paused { .. } => return Ok(()),
         };
         let step = SwitchStep::Start;
-        let first = if self.interceptions.reasons().is_empty() {
-            self.start_fast(inner, states)
+        let first = if self.interceptions.any() {
+            self.start_slow_after_reset(inner, positions)
         } else {
-            self.start_slow_anew(inner, states)
+            self.start_fast(inner, positions)
         };
-        let error = match first {
-            Ok(_) => return Ok(()),
-            Err(error) => error,
+        let Err(error) = first else {
+            return Ok(());
         };
-        match self.start_slow_anew(inner, error.states) {
+        match self.start_slow_after_reset(inner, error.positions) {
             Ok(_) => Ok(()),
-            Err(again) => Err(self.fail(inner, step, error.why, again.why, again.states)),
+            Err(again) => Err(self.fail(inner, step, error.source, again)),
         }
     }
 
-    /// The device was not stopped: it goes on as it was, if it can.
-    pub(super) fn not_quiesced(&self, inner: &mut Inner<M>, error: QuiesceError) -> SwitchError {
-        if error.stuck {
-            return self.lost(inner, error.why, None);
+    /// Ends the answering of requests with errors, and returns where the queues stand then.
+    fn stop_answering(&self, inner: &mut Inner<M>) -> Result<QueuePositions, SwitchError> {
+        self.close_intakes(inner);
+        match self.stop_queues(inner, Stop::Drain) {
+            Some(positions) => {
+                inner.state = State::Failed(Failure::Held(positions.clone()));
+                Ok(positions)
+            }
+            None => {
+                self.need_guest_reset(inner);
+                Err(refuse(inner, UNKNOWN))
+            }
         }
-        match guest::rebind_and_kick(self.device.as_ref(), &inner.guest) {
-            Ok(()) => {
-                self.vmm.map_doorbells();
-                SwitchError {
-                    step: SwitchStep::Quiesce,
-                    path: inner.path,
-                    source: error.why,
-                    back: None,
+    }
+
+    /// The device was not stopped: it continues as it was, if it can.
+    pub(super) fn not_quiesced(&self, inner: &mut Inner<M>, error: QuiesceError) -> SwitchError {
+        let (source, back) = match error {
+            QuiesceError::Stuck(source) if self.can_resume() => (source, None),
+            QuiesceError::Stuck(source) => {
+                self.need_guest_reset(inner);
+                return inner.error(SwitchStep::Quiesce, source);
+            }
+            QuiesceError::Running(source) => {
+                match guest::rebind_and_kick(self.device().as_ref(), &inner.guest) {
+                    Ok(()) => {
+                        self.vmm.map_doorbells();
+                        return inner.error(SwitchStep::Quiesce, source);
+                    }
+                    Err(back) => (source, Some(back)),
                 }
             }
-            Err(back) => {
-                inner.stalled = true;
-                self.lost(inner, error.why, Some(back))
-            }
-        }
-    }
-
-    /// The device has the guest's rings and does not work on them, with requests in flight: it must not be reset. If it
-    /// can't be brought to go on either, only the guest can help.
-    fn lost(
-        &self,
-        inner: &mut Inner<M>,
-        source: PathError,
-        back: Option<PathError>,
-    ) -> SwitchError {
-        inner.path = Path::Failed;
-        inner.held = None;
-        inner.stalled |= self.can_resume();
-        if !inner.stalled {
-            ask_for_reset(&mut inner.guest);
-        }
+        };
+        // The device has the guest's rings and does not work on them, with requests in flight.
+        inner.state = State::Failed(Failure::Stalled);
         SwitchError {
-            step: SwitchStep::Quiesce,
-            path: inner.path,
-            source,
             back,
+            ..inner.error(SwitchStep::Quiesce, source)
         }
     }
 
-    /// The guest broke a ring: nobody knows where it stands, and only the guest can help.
-    pub(super) fn broken(&self, inner: &mut Inner<M>) -> SwitchError {
-        self.stop_queues(inner, Stop::HandOver);
-        inner.path = Path::Failed;
-        inner.held = None;
-        ask_for_reset(&mut inner.guest);
-        SwitchError {
-            step: SwitchStep::Quiesce,
-            path: inner.path,
-            source: PathError::Busy("the guest broke a ring"),
-            back: None,
-        }
+    /// Nobody can tell where the rings stand: tells the guest that only its reset helps.
+    pub(super) fn need_guest_reset(&self, inner: &mut Inner<M>) {
+        inner.state = State::Failed(Failure::NeedsReset);
+        inner.guest.status.need_reset();
     }
 
     fn can_resume(&self) -> bool {
-        self.device.get_backend_features() & backend_feature::RESUME != 0
+        self.device().get_backend_features() & backend_feature::RESUME != 0
     }
 
     /// Has a device that has the guest's rings work on them again.
     fn unstall(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
-        let device = self.device.as_ref();
+        let device = self.device().as_ref();
         if self.can_resume() {
             // Of no effect on a device that is not suspended.
             device.resume().step(DeviceStep::Resume)?;
         }
         guest::rebind_and_kick(device, &inner.guest)?;
-        inner.stalled = false;
-        inner.path = Path::Fast;
+        inner.state = State::Fast;
         self.vmm.map_doorbells();
         Ok(())
     }
 
-    /// Sets the path up again that was left.
+    /// Sets `path` up, which was left, after the other one failed with `error`.
     pub(super) fn go_back(
         &self,
         inner: &mut Inner<M>,
         error: StepError,
-        path: Path,
+        path: DataPath,
     ) -> SwitchError {
-        let StepError { step, why, states } = error;
+        let StepError {
+            step,
+            source,
+            positions,
+        } = error;
         let back = match path {
-            Path::Fast => self.start_fast(inner, states),
-            _ => self.start_slow_anew(inner, states),
+            DataPath::Fast => self.start_fast(inner, positions),
+            DataPath::Slow => self.start_slow_after_reset(inner, positions),
         };
         match back {
-            Ok(_) => SwitchError {
-                step,
-                path: inner.path,
-                source: why,
-                back: None,
-            },
-            Err(second) => self.fail(inner, step, why, second.why, second.states),
+            Ok(_) => inner.error(step, source),
+            Err(back) => self.fail(inner, step, source, back),
         }
     }
 
-    /// Neither path works.
+    /// Neither path works: `step` failed with `source`, and then the way back.
     pub(super) fn fail(
         &self,
         inner: &mut Inner<M>,
         step: SwitchStep,
         source: PathError,
-        back: PathError,
-        states: QueuePositions,
+        back: StepError,
     ) -> SwitchError {
-        log::error!("neither path could be set up: {source}; then {back}");
-        inner.path = Path::Failed;
-        inner.held = Some(states.clone());
-        if self.options.on_failure == OnFailure::Fail
-            && let Err(error) = self.serve_dead(inner, states)
-        {
-            log::error!("requests can't even be failed: {error}");
-        }
+        log::error!(
+            "neither path could be set up: {source}; then {}",
+            back.source
+        );
+        let failure = match self.options.on_failure {
+            OnFailure::Hold => Failure::Held(back.positions),
+            OnFailure::Fail => self.answer_with_errors(inner, back.positions),
+        };
+        inner.state = State::Failed(failure);
         SwitchError {
-            step,
-            path: Path::Failed,
-            source,
-            back: Some(back),
+            back: Some(back.source),
+            ..inner.error(step, source)
         }
     }
 
-    fn serve_dead(&self, inner: &mut Inner<M>, states: QueuePositions) -> Result<(), PathError> {
-        let device = self.model(Arc::new(FailedDisk(self.caps)), String::new())?;
-        self.serve(inner, &device, states).map_err(|error| {
-            inner.held = Some(error.states);
-            error.why
-        })
-    }
-}
-
-/// Tells the guest that only its reset helps.
-fn ask_for_reset(guest: &mut Guest) {
-    guest.status |= status::DEVICE_NEEDS_RESET;
-    if let Some(config) = &guest.config {
-        config.notify();
+    /// Has the executor fail the guest's requests, if it can.
+    fn answer_with_errors(&self, inner: &mut Inner<M>, positions: QueuePositions) -> Failure {
+        let disk = Arc::new(FailedDisk(self.caps));
+        let served = match new_model(&self.frontend, disk, self.queues, String::new()) {
+            Ok(model) => self.serve(inner, &model, positions),
+            Err(source) => Err(StepError {
+                step: SwitchStep::TakeOver,
+                source,
+                positions,
+            }),
+        };
+        match served {
+            Ok(()) => Failure::Answering,
+            Err(error) => {
+                log::error!("requests can't even be failed: {}", error.source);
+                Failure::Held(error.positions)
+            }
+        }
     }
 }

@@ -7,9 +7,29 @@ use std::time::Duration;
 
 use crate::PathError;
 
-/// Where the guest's requests go.
+/// A way for the guest's requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Path {
+pub enum DataPath {
+    /// From the guest's rings straight into the device.
+    Fast,
+    /// Through the VMM.
+    Slow,
+}
+
+impl DataPath {
+    /// The path that is not this one.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Fast => Self::Slow,
+            Self::Slow => Self::Fast,
+        }
+    }
+}
+
+/// Where the guest's requests go, if they go anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathState {
     /// Nowhere: the guest's driver does not run.
     Idle,
     /// From the guest's rings straight into the device.
@@ -21,6 +41,21 @@ pub enum Path {
     /// Nowhere, or into errors ([`super::OnFailure`]): neither path could be set up. [`super::PathSwitch::retry`] tries
     /// again, a reset by the guest starts anew.
     Failed,
+}
+
+impl From<DataPath> for PathState {
+    fn from(path: DataPath) -> Self {
+        match path {
+            DataPath::Fast => Self::Fast,
+            DataPath::Slow => Self::Slow,
+        }
+    }
+}
+
+impl PartialEq<DataPath> for PathState {
+    fn eq(&self, path: &DataPath) -> bool {
+        *self == Self::from(*path)
+    }
 }
 
 /// How the device was stopped.
@@ -59,10 +94,10 @@ impl SwitchPhases {
 /// A switch that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SwitchReport {
-    /// Where the requests went.
-    pub from: Path,
-    /// Where they go.
-    pub to: Path,
+    /// The path that the requests took before.
+    pub from: DataPath,
+    /// The path that they take now.
+    pub to: DataPath,
     /// How the device was stopped; none where it did nothing.
     pub method: Option<QuiesceMethod>,
     /// Durations.
@@ -108,7 +143,7 @@ pub struct SwitchError {
     /// What was being done.
     pub step: SwitchStep,
     /// Where requests go now.
-    pub path: Path,
+    pub path: PathState,
     /// The cause.
     pub source: PathError,
     /// Why going back failed, too.

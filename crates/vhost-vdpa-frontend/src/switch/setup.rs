@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Setting a path up on a device that was reset, and ending the slow one.
+//! Setting a path up on a device, and stopping the slow one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,150 +10,140 @@ use vdpa_bus::VqState;
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
-use virtio_blk_core::runner::{QueueSetup, Stop};
+use virtio_blk_core::runner::{QueueRunner, QueueSetup, Stop};
 use virtio_blk_core::spec::feature;
 use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::{Inner, Path, PathSwitch, SwitchStep};
+use super::state::State;
+use super::{Inner, PathSwitch, SwitchStep};
 use crate::error::PathError;
+use crate::frontend::Frontend;
 use crate::guest::{self, Guest, QueuePositions};
 use crate::slow::{BLOCK_FEATURES, RING_FEATURES};
-use crate::virtio_init;
 
 /// How long to wait between two looks at queues that drain.
 const POLL_INTERVAL: Duration = Duration::from_micros(20);
 
-/// A step that failed, after the device was reset: nothing is in flight, and the queues stand at `states`.
+/// A step that failed at a moment at which nothing is in flight.
 pub(super) struct StepError {
     pub(super) step: SwitchStep,
-    pub(super) why: PathError,
-    pub(super) states: QueuePositions,
+    pub(super) source: PathError,
+    /// Where the queues stand.
+    pub(super) positions: QueuePositions,
+}
+
+/// A device model in front of `disk`, which accepts whatever the guest is offered.
+pub(super) fn new_model(
+    frontend: &Frontend,
+    disk: Arc<dyn Disk>,
+    queues: u16,
+    serial: String,
+) -> Result<Arc<Device>, PathError> {
+    let size = frontend.device().get_vq_num_max().max(4);
+    let options = DeviceOptions {
+        queues,
+        // The largest power of two: guests can't have made a larger ring.
+        queue_size: 1 << size.ilog2(),
+        seg_max: None,
+        serial,
+        read_only: false,
+        config_wce: false,
+        transport_features: frontend.offered() & !feature::CONFIG_WCE,
+        masked_features: feature::CONFIG_WCE,
+    };
+    Device::new(disk, options).map_err(|error| PathError::Config(error.to_string()))
 }
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
-    /// A device model in front of `disk`, which accepts whatever the guest was offered.
-    pub(super) fn model(
+    /// Resets the device, and starts the slow path. Returns how long handing the guest's rings over took.
+    pub(super) fn start_slow_after_reset(
         &self,
-        disk: Arc<dyn Disk>,
-        serial: String,
-    ) -> Result<Arc<Device>, PathError> {
-        let size = self.device.get_vq_num_max().max(4);
-        let options = DeviceOptions {
-            queues: self.queues,
-            // The largest power of two: guests can't have made a larger ring.
-            queue_size: 1 << size.ilog2(),
-            seg_max: None,
-            serial,
-            read_only: self.caps.read_only,
-            config_wce: false,
-            transport_features: self.offered() & !feature::CONFIG_WCE,
-            masked_features: feature::CONFIG_WCE,
-        };
-        Device::new(disk, options).map_err(|error| PathError::Config(error.to_string()))
+        inner: &mut Inner<M>,
+        positions: QueuePositions,
+    ) -> Result<Duration, StepError> {
+        if let Err(source) = guest::reset(self.device().as_ref()) {
+            return Err(StepError {
+                step: SwitchStep::Reset,
+                source,
+                positions,
+            });
+        }
+        self.start_slow(inner, positions)
     }
 
-    /// After a reset: our rings on the device, the guest's rings to the executor. Answers how long the latter took.
+    /// Starts the slow path on a device that was just reset: our rings in the device, the guest's rings to the executor.
+    /// Returns how long the latter took.
     pub(super) fn start_slow(
         &self,
         inner: &mut Inner<M>,
-        states: QueuePositions,
+        positions: QueuePositions,
     ) -> Result<Duration, StepError> {
-        let step = SwitchStep::Start;
-        let ready = self.ready_slow(inner);
-        if let Err(why) = ready {
-            return Err(StepError { step, why, states });
+        if let Err(source) = self.ready_slow(inner) {
+            return Err(StepError {
+                step: SwitchStep::Start,
+                source,
+                positions,
+            });
         }
         let begun = Instant::now();
-        self.serve_slow(inner, states)?;
-        inner.path = Path::Slow;
+        self.serve(inner, &self.model, positions)?;
+        inner.state = State::Slow;
         Ok(begun.elapsed())
     }
 
-    /// As `start_slow`, with the reset before it.
-    pub(super) fn start_slow_anew(
-        &self,
-        inner: &mut Inner<M>,
-        states: QueuePositions,
-    ) -> Result<Duration, StepError> {
-        if let Err(why) = guest::reset(self.device.as_ref()) {
-            let step = SwitchStep::Reset;
-            return Err(StepError { step, why, states });
-        }
-        self.start_slow(inner, states)
-    }
-
-    fn ready_slow(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
-        let device = self.device.get_device_features();
-        // Its second lane is ours to use, whether the guest accepted MQ or not: a driver that enables a queue it did not
+    /// Sets our rings up in the device, with what the guest chose.
+    fn ready_slow(&self, inner: &Inner<M>) -> Result<(), PathError> {
+        let guest = &inner.guest;
+        let device = self.device().get_device_features();
+        // Its other queues are ours to use, whether the guest accepted MQ or not: a driver that enables a queue it did not
         // ask for is served on the fast path too.
-        let features =
-            inner.guest.features & BLOCK_FEATURES | device & (RING_FEATURES | feature::MQ);
-        let wce = inner.guest.features & feature::CONFIG_WCE;
-        let config = inner.guest.config.clone();
+        let features = guest.features & (BLOCK_FEATURES | feature::CONFIG_WCE)
+            | device & (RING_FEATURES | feature::MQ);
         self.slow
-            .start_with(&inner.guest.memory, features | wce, config)?;
-        inner.guest.replay_config_writes(self.device.as_ref())?;
+            .start_with(&guest.memory, features, guest.status.config_call())?;
+        guest.replay_config_writes(self.device().as_ref())?;
         // The device may have been resized while nobody looked.
         self.slow
             .refresh()
-            .map_err(|error| PathError::Config(error.to_string()))?;
-        if inner.served.is_none() {
-            // The guest may ask for it later, on whatever path.
-            let serial = self.slow.serial().unwrap_or_default();
-            let text = |byte: u8| {
-                if byte.is_ascii() {
-                    char::from(byte)
-                } else {
-                    '?'
-                }
-            };
-            let serial = serial.into_iter().map(text).collect();
-            inner.served = Some(self.model(self.disk.clone(), serial)?);
-        }
-        Ok(())
+            .map_err(|error| PathError::Config(error.to_string()))
     }
 
-    pub(super) fn serve_slow(
-        &self,
-        inner: &mut Inner<M>,
-        states: QueuePositions,
-    ) -> Result<(), StepError> {
-        let Some(served) = inner.served.clone() else {
-            return Err(StepError {
-                step: SwitchStep::TakeOver,
-                why: PathError::Busy("the slow path is not ready"),
-                states,
-            });
-        };
-        self.serve(inner, &served, states)
-    }
-
-    /// Hands the guest's rings to the executor.
+    /// Hands the guest's rings to the executor, over the disk of `model`.
     pub(super) fn serve(
         &self,
         inner: &mut Inner<M>,
-        served: &Device,
-        mut states: QueuePositions,
+        model: &Device,
+        mut positions: QueuePositions,
     ) -> Result<(), StepError> {
         let step = SwitchStep::TakeOver;
-        let runners = match self.runners(&inner.guest, served, &states) {
+        let runners = match self.runners(&inner.guest, model, &positions) {
             Ok(runners) => runners,
-            Err(why) => return Err(StepError { step, why, states }),
+            Err(source) => {
+                return Err(StepError {
+                    step,
+                    source,
+                    positions,
+                });
+            }
         };
         for (index, runner, kick) in runners {
             if let Err(source) = inner.executor.start(index, runner, kick) {
                 // Those that run already may have moved on.
                 self.close_intakes(inner);
                 for (found, state) in self.stop_queues(inner, Stop::Drain).unwrap_or_default() {
-                    if let Some(known) = states.iter_mut().find(|(index, _)| *index == found) {
+                    if let Some(known) = positions.iter_mut().find(|(index, _)| *index == found) {
                         known.1 = state;
                     }
                 }
-                let why = PathError::System {
-                    what: "a queue can't be served",
-                    source,
-                };
-                return Err(StepError { step, why, states });
+                return Err(StepError {
+                    step,
+                    source: PathError::System {
+                        what: "a queue can't be served",
+                        source,
+                    },
+                    positions,
+                });
             }
         }
         Ok(())
@@ -163,22 +153,15 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     fn runners(
         &self,
         guest: &Guest,
-        served: &Device,
-        states: &QueuePositions,
-    ) -> Result<
-        Vec<(
-            u16,
-            virtio_blk_core::runner::QueueRunner<M>,
-            Arc<vmm_sys_util::eventfd::EventFd>,
-        )>,
-        PathError,
-    > {
-        served
+        model: &Device,
+        positions: &QueuePositions,
+    ) -> Result<Vec<(u16, QueueRunner<M>, Arc<EventFd>)>, PathError> {
+        model
             .accept(guest.features & !feature::CONFIG_WCE)
             .map_err(|error| PathError::Config(error.to_string()))?;
         let mut runners = Vec::new();
         for (index, queue) in guest.enabled() {
-            let at = states.iter().find(|(found, _)| *found == index);
+            let at = positions.iter().find(|(found, _)| *found == index);
             let Some((_, VqState::Split { avail_index })) = at else {
                 return Err(PathError::Queue {
                     index,
@@ -198,42 +181,43 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             };
             let call = queue.call.clone();
             let setup = QueueSetup::new(self.memory.clone(), move || call.notify());
-            let runner =
-                served
-                    .start_queue(index, setup, &state)
-                    .map_err(|error| PathError::Queue {
-                        index,
-                        why: error.to_string(),
-                    })?;
+            let started = model.start_queue(index, setup, &state);
+            let runner = started.map_err(|error| PathError::Queue {
+                index,
+                why: error.to_string(),
+            })?;
             runners.push((index, runner, queue.kick.clone()));
         }
         Ok(runners)
     }
 
-    /// Resets the device and puts the guest's rings onto it. Answers how long the reset took.
+    /// Resets the device and puts the guest's rings onto it. Returns how long the reset took.
     pub(super) fn start_fast(
         &self,
         inner: &mut Inner<M>,
-        states: QueuePositions,
+        positions: QueuePositions,
     ) -> Result<Duration, StepError> {
         let begun = Instant::now();
-        let device = self.device.as_ref();
-        let step = SwitchStep::Reset;
-        if let Err(why) = self.slow.stop().and_then(|()| guest::reset(device)) {
-            return Err(StepError { step, why, states });
+        let reset = self
+            .slow
+            .stop()
+            .and_then(|()| guest::reset(self.device().as_ref()));
+        if let Err(source) = reset {
+            return Err(StepError {
+                step: SwitchStep::Reset,
+                source,
+                positions,
+            });
         }
         let reset = begun.elapsed();
-        let started = self
-            // The fence: a guest on the fast path can aim at whatever is mapped.
-            .map
-            .set(inner.guest.memory.clone())
-            .and_then(|()| virtio_init::negotiate(device, self.fast_features(&inner.guest)))
-            .and_then(|()| inner.guest.start(device, &states));
-        if let Err(why) = started {
-            let step = SwitchStep::Start;
-            return Err(StepError { step, why, states });
+        if let Err(source) = self.frontend.restart_guest(&inner.guest, &positions) {
+            return Err(StepError {
+                step: SwitchStep::Start,
+                source,
+                positions,
+            });
         }
-        inner.path = Path::Fast;
+        inner.state = State::Fast;
         inner.guest.signal();
         self.vmm.map_doorbells();
         Ok(reset)
@@ -268,13 +252,14 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    /// Stops all queues that the host serves. `None`: a ring is broken, or a queue was not drained.
+    /// Stops all queues that the executor serves, and returns where they stand. `None`: a ring is broken, or a queue was
+    /// not drained.
     pub(super) fn stop_queues(&self, inner: &mut Inner<M>, mode: Stop) -> Option<QueuePositions> {
         let Inner {
             guest, executor, ..
         } = inner;
         let mut sound = true;
-        let mut states = Vec::new();
+        let mut positions = Vec::new();
         for (index, _) in guest.enabled() {
             executor.begin_stop(index, mode);
         }
@@ -284,8 +269,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             };
             sound &= stopped.error.is_none() && stopped.in_flight.is_empty();
             let avail_index = stopped.state.next_avail;
-            states.push((index, VqState::Split { avail_index }));
+            positions.push((index, VqState::Split { avail_index }));
         }
-        sound.then_some(states)
+        sound.then_some(positions)
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{
-    Layers, Path, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor, Vmm,
+    DataPath, Layers, PathState, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor, Vmm,
 };
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::spec::feature;
@@ -184,10 +184,10 @@ pub fn advances(count: impl Fn() -> u64) {
     }
 }
 
-pub fn other(path: Path) -> Path {
-    match path {
-        Path::Fast => Path::Slow,
-        Path::Slow => Path::Fast,
+pub fn other(path: impl Into<PathState>) -> DataPath {
+    match path.into() {
+        PathState::Fast => DataPath::Slow,
+        PathState::Slow => DataPath::Fast,
         other => panic!("{other:?}"),
     }
 }

@@ -23,6 +23,8 @@ pub struct Flaky {
     pub failed: AtomicI64,
     /// Looks at queue states that differ from the used index, as where a request is in flight.
     pub undrained: AtomicI64,
+    /// DRIVER_OK is taken with success and does not stay, as where a parent behind the kernel refuses it.
+    pub deaf: AtomicBool,
     /// First address of the shadow window; 0: not watched.
     pub window: AtomicU64,
     pub breach: AtomicBool,
@@ -36,6 +38,7 @@ impl Flaky {
             failures: AtomicI64::new(0),
             failed: AtomicI64::new(0),
             undrained: AtomicI64::new(0),
+            deaf: AtomicBool::new(false),
             window: AtomicU64::new(0),
             breach: AtomicBool::new(false),
         })
@@ -162,6 +165,9 @@ impl VdpaDevice for Flaky {
     }
     fn set_status(&self, status: u8) -> Result<(), VdpaError> {
         self.may()?;
+        if status & 4 != 0 && self.deaf.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         self.device.set_status(status)
     }
     fn reset(&self) -> Result<(), VdpaError> {
