@@ -256,3 +256,52 @@ fn the_table_of_crates_is_that_of_the_manifests() {
     rows.sort();
     assert_eq!(rows, crates());
 }
+
+/// Whether `text` has `word` by itself, not as a part of another one.
+fn has_word(text: &str, word: &str) -> bool {
+    let inside = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        !text[..at].ends_with(inside) && !text[at + word.len()..].starts_with(inside)
+    })
+}
+
+/// A `Type::item` of ours that a document names is in the source of the crate that has the type.
+#[test]
+fn documents_name_items_that_exist() {
+    let mut sources = String::new();
+    let mut by_crate = Vec::new();
+    for (name, _) in crates() {
+        let mut paths = Vec::new();
+        files(&format!("crates/{name}/src"), &[".rs"], &mut paths);
+        sources.clear();
+        paths.iter().for_each(|path| sources.push_str(&read(path)));
+        by_crate.push(sources.clone());
+    }
+    let declares = |source: &str, name: &str| {
+        ["struct", "enum", "trait", "type"]
+            .iter()
+            .any(|kind| has_word(source, &format!("{kind} {name}")))
+    };
+    let mut missing = Vec::new();
+    for path in all(&[".md"]) {
+        for span in code_spans(&read(&path)) {
+            let span = span.trim_end_matches("()");
+            let parts: Vec<_> = span.split("::").collect();
+            let [.., holder, item] = parts[..] else {
+                continue;
+            };
+            let plain = |word: &str| word.chars().all(|c| c.is_alphanumeric() || c == '_');
+            if !holder.starts_with(char::is_uppercase) || !plain(holder) || !plain(item) {
+                continue;
+            }
+            let mut of_ours = by_crate
+                .iter()
+                .filter(|source| declares(source, holder))
+                .peekable();
+            if of_ours.peek().is_some() && !of_ours.any(|source| has_word(source, item)) {
+                missing.push(format!("{path}: {span}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
