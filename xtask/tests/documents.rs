@@ -159,6 +159,7 @@ fn no_source_names_a_rule_that_is_not_there() {
 #[test]
 fn documents_name_files_that_exist() {
     let of_ours = ["crates/", "examples/", "docs/", "lab/", "fuzz/", "xtask/"];
+    let sources = all(&[".rs"]);
     let mut missing = Vec::new();
     for path in all(&[".md"]) {
         let text = read(&path);
@@ -170,14 +171,21 @@ fn documents_name_files_that_exist() {
             }
         }
         for span in code_spans(&text) {
-            let plain =
-                !span.contains("NAME") && !span.contains([' ', '*', '…', '{', '<', ':', '\n']);
-            if plain && of_ours.iter().any(|dir| span.starts_with(dir)) {
-                let file = span.split('#').next().unwrap();
+            if span.contains("NAME") || span.contains([' ', '*', '…', '{', '<', ':', '\n']) {
+                continue;
+            }
+            let file = span.split('#').next().unwrap();
+            // Of a source file as much of the path as it takes: `ring/split.rs`.
+            let end = format!("/{file}");
+            let is_source = || sources.iter().any(|source| source.ends_with(&end));
+            let exists = if of_ours.iter().any(|dir| span.starts_with(dir)) {
                 // A crate's README may name an example of the crate.
-                if !root().join(file).exists() && !near.join(file).exists() {
-                    missing.push(format!("{path}: {span}"));
-                }
+                root().join(file).exists() || near.join(file).exists()
+            } else {
+                !file.contains('/') || !file.ends_with(".rs") || is_source()
+            };
+            if !exists {
+                missing.push(format!("{path}: {span}"));
             }
         }
     }
@@ -304,4 +312,45 @@ fn documents_name_items_that_exist() {
         }
     }
     assert!(missing.is_empty(), "{}", missing.join("\n"));
+}
+
+/// Each library's front page says what to begin with, and has an example that is compiled.
+#[test]
+fn front_pages_name_types_and_have_an_example() {
+    for (name, _) in crates() {
+        let library = root().join("crates").join(&name).join("src/lib.rs");
+        // The tool is a program; what is for this workspace alone is not published.
+        if !library.exists() || name == "vblk-testing" {
+            continue;
+        }
+        let lib = fs::read_to_string(library).unwrap();
+        assert!(
+            lib.contains("#![doc = include_str!(\"../README.md\")]"),
+            "{name}"
+        );
+        let page = read(&format!("crates/{name}/README.md"));
+        let (_, rest) = page
+            .split_once("\n## The types to know\n")
+            .unwrap_or_else(|| panic!("{name}: no types"));
+        let table = rest.split("\n## ").next().unwrap();
+        let mut sources = Vec::new();
+        files(&format!("crates/{name}/src"), &[".rs"], &mut sources);
+        let source: String = sources.iter().map(|path| read(path)).collect();
+        let types: Vec<_> = table
+            .lines()
+            .filter_map(|row| row.strip_prefix("| `"))
+            .filter_map(|row| row.split_once(" | "))
+            .flat_map(|(first, _)| first.split(", "))
+            .map(|span| span.trim_matches('`').rsplit("::").next().unwrap())
+            .collect();
+        assert!(types.len() >= 4, "{name}: {types:?}");
+        for item in types {
+            assert!(has_word(&source, item), "{name}: there is no {item}");
+        }
+        let compiled = ["\n```\nuse ", "\n```rust\nuse "];
+        assert!(
+            compiled.iter().any(|fence| page.contains(fence)),
+            "{name}: no example"
+        );
+    }
 }
