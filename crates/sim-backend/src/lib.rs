@@ -4,6 +4,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod address_space;
 mod callback;
 mod compat;
 mod faults;
@@ -11,14 +12,15 @@ mod model;
 mod notifier;
 mod options;
 mod sim;
-mod space;
 mod strict;
 mod worker;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use faults::{FaultCounts, Faults};
-pub use options::{CompatOptions, Drive, Options, OptionsError, Profile, StrictOptions};
+pub use options::{
+    CompatOptions, Execution, SimOptions, SimOptionsError, SimProfile, StrictOptions,
+};
 pub use sim::BlkSim;
 
 /// Locks; whoever panicked with it left the content whole.

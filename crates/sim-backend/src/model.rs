@@ -17,7 +17,7 @@ pub(crate) enum Work {
     /// Nothing until it is rung for.
     Idle,
     /// As `Idle`, with requests in flight.
-    Flying,
+    InFlight,
     /// More, at once.
     More,
     /// Nothing until then.

@@ -66,14 +66,14 @@ impl Notifier {
             // Stored before `asleep` is looked at, as the worker does it the other way round.
             pending.store(true, Ordering::SeqCst);
             if self.asleep.load(Ordering::SeqCst) {
-                self.rouse();
+                self.wake_worker();
             }
         }
     }
 
     /// Wakes the worker.
     #[cold]
-    pub(crate) fn rouse(&self) {
+    pub(crate) fn wake_worker(&self) {
         self.asleep.store(false, Ordering::SeqCst);
         // Edge-triggered and never read: each write wakes, and the counter can't fill up in practice
         // (2^64 of them).
@@ -89,7 +89,7 @@ impl Notifier {
     }
 
     /// Forgets what queue `vq` had to do.
-    pub(crate) fn forget(&self, vq: u16) {
+    pub(crate) fn clear(&self, vq: u16) {
         self.take(vq);
     }
 
@@ -125,7 +125,7 @@ impl Notifier {
     }
 
     /// Looks at the descriptors without waiting. Costs nothing while there are none.
-    pub(crate) fn look(&self, kick: impl Fn(u16)) {
+    pub(crate) fn poll_now(&self, kick: impl Fn(u16)) {
         if self.watching.load(Ordering::Acquire) {
             self.poll(0, kick);
         }
@@ -133,7 +133,7 @@ impl Notifier {
 
     /// Sleeps until something is to do, at most `timeout` milliseconds (-1: without end). `kick` is called
     /// for each eventfd that fired.
-    pub(crate) fn sleep(&self, timeout: i32, kick: impl Fn(u16)) {
+    pub(crate) fn wait(&self, timeout: i32, kick: impl Fn(u16)) {
         self.asleep.store(true, Ordering::SeqCst);
         let idle = !self.pending.iter().any(|p| p.load(Ordering::SeqCst));
         self.poll(if idle { timeout } else { 0 }, kick);

@@ -14,11 +14,11 @@ use crate::Faults;
 
 /// The shape of a simulator, fixed for its life.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct SimOptions {
     /// Whom it behaves like.
-    pub profile: Profile,
+    pub profile: SimProfile,
     /// Who serves its queues.
-    pub drive: Drive,
+    pub execution: Execution,
     /// Memory that is mapped, at these addresses, in each address space as long as the driver maps
     /// nothing: what the machine's physical memory is to the kernel's simulator. May be empty.
     pub physical: Vec<(u64, HostMemory)>,
@@ -31,11 +31,11 @@ pub struct Options {
     pub faults: Faults,
 }
 
-impl Options {
-    fn new(profile: Profile) -> Self {
+impl SimOptions {
+    fn new(profile: SimProfile) -> Self {
         Self {
             profile,
-            drive: Drive::Thread,
+            execution: Execution::Thread,
             physical: Vec::new(),
             max_mappings: 1 << 16,
             use_va: true,
@@ -45,25 +45,25 @@ impl Options {
 
     /// The `strict` profile with its defaults, on a thread of its own.
     pub fn strict() -> Self {
-        Self::new(Profile::Strict(StrictOptions::default()))
+        Self::new(SimProfile::Strict(StrictOptions::default()))
     }
 
     /// The `strict` profile with so many queues.
     pub fn strict_queues(queues: u16) -> Self {
         let mut options = StrictOptions::default();
         options.device.queues = queues;
-        Self::new(Profile::Strict(options))
+        Self::new(SimProfile::Strict(options))
     }
 
     /// The `compat` profile with the module's defaults, on a thread of its own.
     pub fn compat() -> Self {
-        Self::new(Profile::Compat(CompatOptions::default()))
+        Self::new(SimProfile::Compat(CompatOptions::default()))
     }
 
     /// The same, driven by the caller.
     #[must_use]
     pub fn stepped(mut self) -> Self {
-        self.drive = Drive::Stepped;
+        self.execution = Execution::Stepped;
         self
     }
 
@@ -84,7 +84,7 @@ impl Options {
 
 /// Whom a simulator behaves like.
 #[derive(Clone, Debug)]
-pub enum Profile {
+pub enum SimProfile {
     /// As virtio 1.4 and the vDPA interface want it.
     Strict(StrictOptions),
     /// As the kernel's `vdpa_sim_blk` (6.12) behaves, faults included, except where it reads or writes
@@ -136,7 +136,7 @@ impl Default for CompatOptions {
 
 /// Who serves a simulator's queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Drive {
+pub enum Execution {
     /// A thread of the simulator's, one for all queues as in the kernel.
     Thread,
     /// The caller, by [`crate::BlkSim::step`]: nothing happens meanwhile, and all that happens follows from
@@ -147,7 +147,7 @@ pub enum Drive {
 /// Why a simulator could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum OptionsError {
+pub enum SimOptionsError {
     /// The device's options contradict each other or the disk.
     #[error(transparent)]
     Device(#[from] device::DeviceOptionsError),

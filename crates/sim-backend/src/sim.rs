@@ -19,7 +19,7 @@ use crate::faults::FaultCounts;
 use crate::lock;
 use crate::model::{Model, Work};
 use crate::notifier::Notifier;
-use crate::options::{Drive, Options, OptionsError, Profile};
+use crate::options::{Execution, SimOptions, SimOptionsError, SimProfile};
 use crate::strict::Strict;
 use crate::worker::Worker;
 
@@ -40,7 +40,7 @@ impl BlkSim {
     ///
     /// # Errors
     /// What is wrong with the options, or what the system did not give.
-    pub fn new(disk: Arc<dyn Disk>, options: Options) -> Result<Self, OptionsError> {
+    pub fn new(disk: Arc<dyn Disk>, options: SimOptions) -> Result<Self, SimOptionsError> {
         let faulty = options
             .faults
             .disk
@@ -48,12 +48,12 @@ impl BlkSim {
             .map(|plan| Arc::new(FaultDisk::new(disk.clone(), plan)));
         let disk = faulty.clone().map_or(disk, |faulty| faulty);
         let model: Arc<dyn Model> = match &options.profile {
-            Profile::Strict(strict) => Arc::new(Strict::new(disk, strict, &options)?),
-            Profile::Compat(compat) => Arc::new(Compat::new(&*disk, compat, &options)?),
+            SimProfile::Strict(strict) => Arc::new(Strict::new(disk, strict, &options)?),
+            SimProfile::Compat(compat) => Arc::new(Compat::new(&*disk, compat, &options)?),
         };
-        let worker = match options.drive {
-            Drive::Thread => Some(Worker::spawn(model.clone())?),
-            Drive::Stepped => None,
+        let worker = match options.execution {
+            Execution::Thread => Some(Worker::spawn(model.clone())?),
+            Execution::Stepped => None,
         };
         Ok(Self {
             notifier: model.notifier().clone(),
@@ -68,13 +68,13 @@ impl BlkSim {
     ///
     /// # Errors
     /// As [`BlkSim::new`].
-    pub fn in_memory(options: Options) -> Result<Self, OptionsError> {
+    pub fn in_memory(options: SimOptions) -> Result<Self, SimOptionsError> {
         let disk = MemoryDisk::new(compat::CAPACITY * SECTOR_SIZE)?;
         Self::new(Arc::new(disk), options)
     }
 
     /// Serves each queue that was kicked or has requests in flight once, in order. Answers whether to call
-    /// again: a queue has more, or something is in flight. For [`Drive::Stepped`]; harmless beside a worker.
+    /// again: a queue has more, or something is in flight. For [`Execution::Stepped`]; harmless beside a worker.
     pub fn step(&self) -> bool {
         let mut more = false;
         for vq in 0..self.nvqs() {
@@ -88,13 +88,13 @@ impl BlkSim {
     pub fn step_queue(&self, vq: u16, budget: usize) -> bool {
         let model = &*self.model;
         let notifier = &*self.notifier;
-        notifier.look(|vq| model.kick_vq(vq));
+        notifier.poll_now(|vq| model.kick_vq(vq));
         if !notifier.take(vq) && !model.is_busy(vq) {
             return false;
         }
         match model.work(vq, budget) {
             Work::Idle => false,
-            Work::Flying | Work::Until(_) => true,
+            Work::InFlight | Work::Until(_) => true,
             Work::More => {
                 notifier.signal(vq);
                 true

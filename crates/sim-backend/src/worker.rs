@@ -39,7 +39,7 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::SeqCst);
-        self.model.notifier().rouse();
+        self.model.notifier().wake_worker();
         if let Some(thread) = self.thread.take() {
             // A panic of a disk's was reported by the thread itself.
             let _ = thread.join();
@@ -58,7 +58,7 @@ fn run(model: &dyn Model, ending: &AtomicBool) {
             }
             *deadline = None;
             match model.work(vq, BUDGET) {
-                Work::Idle | Work::Flying => {}
+                Work::Idle | Work::InFlight => {}
                 Work::More => {
                     notifier.signal(vq);
                     more = true;
@@ -68,9 +68,9 @@ fn run(model: &dyn Model, ending: &AtomicBool) {
         }
         let kick = |vq| model.kick_vq(vq);
         if more {
-            notifier.look(kick);
+            notifier.poll_now(kick);
         } else {
-            notifier.sleep(timeout(deadlines.iter().flatten().min().copied()), kick);
+            notifier.wait(timeout(deadlines.iter().flatten().min().copied()), kick);
         }
     }
 }

@@ -7,7 +7,7 @@
 mod common;
 
 use common::{Rig, Rng, counter};
-use sim_backend::{FaultCounts, Faults, Options};
+use sim_backend::{FaultCounts, Faults, SimOptions};
 use std::sync::atomic::Ordering;
 use vdpa_bus::VdpaDevice;
 use virtio_blk_core::spec::status::DEVICE_NEEDS_RESET;
@@ -39,7 +39,7 @@ struct Trace {
 }
 
 /// 3000 requests under a plan, by a driver that kicks again when nothing happens.
-fn run(options: Options, queues: u16, seed: u64) -> Trace {
+fn run(options: SimOptions, queues: u16, seed: u64) -> Trace {
     let mut rig = Rig::new(options.stepped().faults(plan(seed)), queues);
     let (callback, interrupts) = counter();
     for vq in 0..queues {
@@ -94,9 +94,9 @@ fn run(options: Options, queues: u16, seed: u64) -> Trace {
 
 #[test]
 fn strict_repeats_itself_and_every_kind_of_fault_happens() {
-    let first = run(Options::strict_queues(2), 2, 1);
-    assert_eq!(first, run(Options::strict_queues(2), 2, 1));
-    assert_ne!(first, run(Options::strict_queues(2), 2, 2));
+    let first = run(SimOptions::strict_queues(2), 2, 1);
+    assert_eq!(first, run(SimOptions::strict_queues(2), 2, 1));
+    assert_ne!(first, run(SimOptions::strict_queues(2), 2, 2));
     assert_eq!(first.answers.len(), 3000);
     let counts = first.counts;
     assert!(counts.kicks > 0 && counts.callbacks > 0, "{counts:?}");
@@ -114,7 +114,7 @@ fn a_missing_translation_is_an_error_or_stops_the_device() {
     let (mut failed, mut stopped) = (0, 0);
     for seed in 0..40 {
         let faults = Faults::new(seed).miss_iotlb(20);
-        let mut rig = Rig::new(Options::strict_queues(1).stepped().faults(faults), 1);
+        let mut rig = Rig::new(SimOptions::strict_queues(1).stepped().faults(faults), 1);
         for sector in 0..100 {
             rig.send(0, &Request::write(sector, &[sector as u8; 512]));
             rig.sim.run();
@@ -138,7 +138,7 @@ fn a_missing_translation_is_an_error_or_stops_the_device() {
 fn compat_repeats_itself() {
     let plan = |seed| Faults::new(seed).drop_kicks(100).drop_callbacks(100);
     let run = |seed| {
-        let mut rig = Rig::new(Options::compat().stepped().faults(plan(seed)), 1);
+        let mut rig = Rig::new(SimOptions::compat().stepped().faults(plan(seed)), 1);
         let (callback, interrupts) = counter();
         rig.sim.set_vq_cb(0, Some(callback)).unwrap();
         let mut rekicks = Vec::new();
@@ -169,7 +169,7 @@ fn compat_repeats_itself() {
 #[test]
 fn compat_loses_what_it_can_not_reach() {
     let faults = Faults::new(3).miss_iotlb(100);
-    let mut rig = Rig::new(Options::compat().stepped().faults(faults), 1);
+    let mut rig = Rig::new(SimOptions::compat().stepped().faults(faults), 1);
     let mut failed = 0;
     for _ in 0..500 {
         rig.send(0, &Request::read(0, 512));
@@ -189,7 +189,7 @@ fn compat_loses_what_it_can_not_reach() {
 fn a_suspend_may_leave_requests_in_flight() {
     let disk = FaultPlan::new(1).delay_reaps(2..=2).poll();
     let faults = Faults::new(1).suspend_undrained(1000).disk(disk);
-    let mut rig = Rig::new(Options::strict().stepped().faults(faults), 1);
+    let mut rig = Rig::new(SimOptions::strict().stepped().faults(faults), 1);
     let used = GuestAddress(rig.queue(0).ring().layout().used().0 + 2);
     for _ in 0..4 {
         rig.queue(0).submit(&Request::flush()).unwrap();
@@ -210,7 +210,7 @@ fn a_suspend_may_leave_requests_in_flight() {
 
 #[test]
 fn errors_of_the_disk_are_answered_in_both_profiles() {
-    for options in [Options::strict(), Options::compat()] {
+    for options in [SimOptions::strict(), SimOptions::compat()] {
         let rule = Rule::errno(libc::EIO).kind(Kind::Read).times(3);
         let faults = Faults::new(1).disk(FaultPlan::new(1).rule(rule));
         let mut rig = Rig::new(options.faults(faults), 1);

@@ -9,7 +9,7 @@ mod common;
 use std::collections::HashMap;
 
 use common::{Rig, Rng};
-use sim_backend::Options;
+use sim_backend::SimOptions;
 use vdpa_bus::VdpaDevice;
 use virtio_blk_driver::request::{Done, Framing, Request, Token};
 use virtio_blk_driver::wire;
@@ -121,7 +121,7 @@ impl Queue {
     }
 }
 
-fn random_io(options: Options, queues: u16, compat: bool, seed: u64) {
+fn random_io(options: SimOptions, queues: u16, compat: bool, seed: u64) {
     const REQUESTS: u64 = 6000;
     let mut rig = Rig::new(options, queues);
     let mut rng = Rng(seed);
@@ -157,20 +157,20 @@ fn random_io(options: Options, queues: u16, compat: bool, seed: u64) {
 
 #[test]
 fn strict_stepped() {
-    random_io(Options::strict_queues(4).stepped(), 4, false, 1);
+    random_io(SimOptions::strict_queues(4).stepped(), 4, false, 1);
 }
 
 #[test]
 fn strict_with_a_worker() {
-    random_io(Options::strict_queues(4), 4, false, 2);
+    random_io(SimOptions::strict_queues(4), 4, false, 2);
 }
 
 #[test]
 fn compat_stepped() {
-    random_io(Options::compat().stepped(), 1, true, 3);
+    random_io(SimOptions::compat().stepped(), 1, true, 3);
 }
 
 #[test]
 fn compat_with_a_worker() {
-    random_io(Options::compat(), 1, true, 4);
+    random_io(SimOptions::compat(), 1, true, 4);
 }

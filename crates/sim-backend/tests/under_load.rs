@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::{MEMORY, Memory, Rig, Rng, mapping, memory};
-use sim_backend::{BlkSim, Faults, Options, Profile};
+use sim_backend::{BlkSim, Faults, SimOptions, SimProfile};
 use vdpa_bus::VdpaDevice;
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::IotlbTable;
@@ -110,7 +110,7 @@ impl Places {
 }
 
 /// A disk whose completions come late and in another order.
-fn late(options: Options, seed: u64) -> Options {
+fn late(options: SimOptions, seed: u64) -> SimOptions {
     options.faults(Faults::new(seed).disk(FaultPlan::new(seed).delay_reaps(0..=3).reorder()))
 }
 
@@ -120,7 +120,7 @@ fn index(memory: &Memory, at: u64) -> u16 {
 }
 
 /// Suspends and resumes with requests on their way to the worker. `kick`: the driver kicks after each resume.
-fn suspends(options: Options, queues: u16, kick: bool) {
+fn suspends(options: SimOptions, queues: u16, kick: bool) {
     let mut rig = Rig::new(options, queues);
     let rings: Vec<_> = (0..queues)
         .map(|vq| rig.queue(vq).ring().layout().used().0 + 2)
@@ -156,22 +156,22 @@ fn suspends(options: Options, queues: u16, kick: bool) {
 
 #[test]
 fn suspend_and_resume_10000_times_strict() {
-    suspends(Options::strict_queues(2), 2, false);
+    suspends(SimOptions::strict_queues(2), 2, false);
 }
 
 #[test]
 fn suspend_and_resume_10000_times_strict_with_a_late_disk() {
-    suspends(late(Options::strict_queues(2), 7), 2, false);
+    suspends(late(SimOptions::strict_queues(2), 7), 2, false);
 }
 
 #[test]
 fn suspend_and_resume_10000_times_compat_with_a_kick_after_each() {
-    suspends(Options::compat(), 1, true);
+    suspends(SimOptions::compat(), 1, true);
 }
 
 #[test]
 fn every_queue_goes_on_after_a_resume_while_the_driver_never_stops() {
-    let mut rig = Rig::new(Options::strict_queues(2), 2);
+    let mut rig = Rig::new(SimOptions::strict_queues(2), 2);
     let (sim, memory) = (rig.sim.clone(), rig.memory.clone());
     let rings = [0, 1].map(|vq| rig.queue(vq).ring().layout().used().0 + 2);
     let control = std::thread::spawn(move || {
@@ -197,7 +197,7 @@ fn every_queue_goes_on_after_a_resume_while_the_driver_never_stops() {
 }
 
 /// Stepped, at random moments; answers how often the device stood still until it was kicked.
-fn stuck(options: Options) -> u64 {
+fn stuck(options: SimOptions) -> u64 {
     let mut rig = Rig::new(options, 1);
     let mut rng = Rng(3);
     let mut stuck = 0;
@@ -221,8 +221,8 @@ fn stuck(options: Options) -> u64 {
 
 #[test]
 fn a_kick_is_needed_after_resume_in_compat_and_not_in_strict() {
-    assert_eq!(stuck(Options::strict().stepped()), 0);
-    assert!(stuck(Options::compat().stepped()) > SUSPENDS / 4);
+    assert_eq!(stuck(SimOptions::strict().stepped()), 0);
+    assert!(stuck(SimOptions::compat().stepped()) > SUSPENDS / 4);
 }
 
 /// Bytes of a window whose mapping changes; the rest of memory stays.
@@ -282,7 +282,7 @@ fn disk() -> Arc<dyn Disk> {
 
 #[test]
 fn map_and_unmap_under_io() {
-    for options in [Options::strict(), late(Options::strict(), 5)] {
+    for options in [SimOptions::strict(), late(SimOptions::strict(), 5)] {
         let mut rig = Rig::over(disk(), options, 1);
         reads_into_the_window(&mut rig, true, |sim, memory| {
             let mut rng = Rng(4);
@@ -306,7 +306,7 @@ fn map_and_unmap_under_io() {
 
 #[test]
 fn an_unmapped_range_is_let_go_of() {
-    let mut rig = Rig::over(disk(), late(Options::strict(), 6), 1);
+    let mut rig = Rig::over(disk(), late(SimOptions::strict(), 6), 1);
     let other = memory();
     let iova = 1 << 40;
     for _ in 0..50 {
@@ -329,7 +329,7 @@ fn an_unmapped_range_is_let_go_of() {
 
 #[test]
 fn set_map_under_io_compat() {
-    let mut rig = Rig::over(disk(), Options::compat(), 1);
+    let mut rig = Rig::over(disk(), SimOptions::compat(), 1);
     // With the buffers the ring stays mapped; buffers that are not are answered.
     reads_into_the_window(&mut rig, true, |sim, memory| {
         let mut rng = Rng(4);
@@ -350,8 +350,8 @@ fn set_map_under_io_compat() {
 #[test]
 fn asid_switches_under_io() {
     for late_disk in [false, true] {
-        let mut options = Options::strict();
-        if let Profile::Strict(strict) = &mut options.profile {
+        let mut options = SimOptions::strict();
+        if let SimProfile::Strict(strict) = &mut options.profile {
             strict.address_spaces = 2;
         }
         if late_disk {
@@ -382,9 +382,9 @@ fn asid_switches_under_io() {
 #[test]
 fn reset_with_io_in_flight() {
     for options in [
-        Options::strict(),
-        late(Options::strict(), 2),
-        Options::compat(),
+        SimOptions::strict(),
+        late(SimOptions::strict(), 2),
+        SimOptions::compat(),
     ] {
         let mut rig = Rig::over(disk(), options, 1);
         let mut rng = Rng(5);

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
-use sim_backend::{BlkSim, Profile, StrictOptions};
+use sim_backend::{BlkSim, SimProfile, StrictOptions};
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::VhostVdpa;
 use virtio_blk_core::device;
@@ -179,8 +179,8 @@ fn simulated(what: &str, queues: u16, serial: String) -> Result<(Arc<dyn VdpaDev
         serial,
         ..device::DeviceOptions::default()
     };
-    let mut options = sim_backend::Options::strict();
-    options.profile = Profile::Strict(StrictOptions {
+    let mut options = sim_backend::SimOptions::strict();
+    options.profile = SimProfile::Strict(StrictOptions {
         device,
         ..StrictOptions::default()
     });

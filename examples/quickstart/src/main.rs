@@ -11,7 +11,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Instant;
 
-use sim_backend::{BlkSim, Options};
+use sim_backend::{BlkSim, SimOptions};
 use vdpa_bus::{Callback, VdpaDevice};
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
 use virtio_blk_core::spec::config::{self, Config};
@@ -37,7 +37,8 @@ const DEPTH: u16 = 32;
 fn main() -> Outcome<()> {
     // The device, served by a thread of its own. From here on it is any vDPA device.
     let disk = Arc::new(MemoryDisk::new(DISK)?);
-    let device: Arc<dyn VdpaDevice> = Arc::new(BlkSim::new(disk, Options::strict_queues(QUEUES))?);
+    let device: Arc<dyn VdpaDevice> =
+        Arc::new(BlkSim::new(disk, SimOptions::strict_queues(QUEUES))?);
     println!(
         "device    {} queues of up to {}, {} address space, offers {}",
         device.nvqs(),

@@ -18,13 +18,13 @@ use virtio_blk_core::spec::config::Config;
 use virtio_blk_core::spec::{self, feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::address_space::{AddressSpaces, MissTable, last};
 use crate::callback::VqCallback;
 use crate::faults::FaultState;
 use crate::lock;
 use crate::model::{Model, Work};
 use crate::notifier::Notifier;
-use crate::options::{CompatOptions, Options, OptionsError};
-use crate::space::{MissTable, Spaces, last};
+use crate::options::{CompatOptions, SimOptions, SimOptionsError};
 use medium::Medium;
 use request::Handler;
 use vring::Vring;
@@ -54,7 +54,7 @@ const FEATURES: u64 = feature::SIZE_MAX
 pub(crate) struct Compat {
     batch_mapping: bool,
     use_va: bool,
-    spaces: Spaces,
+    spaces: AddressSpaces,
     config: Config,
     /// The kernel's one mutex: held by each operation and each pass.
     state: Mutex<State>,
@@ -92,13 +92,13 @@ impl Compat {
     pub(crate) fn new(
         disk: &dyn Disk,
         compat: &CompatOptions,
-        options: &Options,
-    ) -> Result<Self, OptionsError> {
+        options: &SimOptions,
+    ) -> Result<Self, SimOptionsError> {
         let faults = Arc::new(FaultState::new(&options.faults));
         Ok(Self {
             batch_mapping: compat.batch_mapping,
             use_va: options.use_va,
-            spaces: Spaces::new(1, &options.physical, options.max_mappings)?,
+            spaces: AddressSpaces::new(1, &options.physical, options.max_mappings)?,
             config: config(disk.caps().capacity),
             state: Mutex::new(State {
                 features: 0,

@@ -11,7 +11,7 @@ use vm_memory::{GuestAddress, GuestMemory};
 use super::access::{Fault, Stream, read, write};
 use super::medium::{CHUNK, Medium};
 use super::vring::Vring;
-use crate::space::MissTable;
+use crate::address_space::MissTable;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;

@@ -11,7 +11,7 @@ use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::ring::MAX_QUEUE_SIZE;
 
 use super::access::{Fault, Iov, Stream, read, read_u16, write, write_u16};
-use crate::space::MissTable;
+use crate::address_space::MissTable;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;

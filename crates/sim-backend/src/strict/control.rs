@@ -14,8 +14,8 @@ use virtio_queue::QueueState;
 
 use super::Strict;
 use super::queue::{Engine, Running};
+use crate::address_space::{AddressSpaces, MissTable};
 use crate::lock;
-use crate::space::{MissTable, Spaces};
 
 /// What was set of the device.
 pub(super) struct Control {
@@ -238,7 +238,7 @@ impl Strict {
     }
 
     /// Changes the map of an address space. Nothing uses the old one any more when it returns.
-    pub(super) fn change_map<R>(&self, asid: u32, change: impl FnOnce(&Spaces) -> R) -> R {
+    pub(super) fn change_map<R>(&self, asid: u32, change: impl FnOnce(&AddressSpaces) -> R) -> R {
         self.while_stopped(
             &mut lock(&self.control),
             |control, vq| {
@@ -254,7 +254,7 @@ impl Strict {
     pub(super) fn reset_with(&self, control: &mut Control) {
         for vq in 0..self.device.options().queues {
             self.stop(control, vq, Stop::HandOver);
-            self.notifier.forget(vq);
+            self.notifier.clear(vq);
             if let Some(queue) = self.queues.get(usize::from(vq)) {
                 queue.callback.set(None);
             }

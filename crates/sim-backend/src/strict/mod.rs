@@ -16,13 +16,13 @@ use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::{self, feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::address_space::{AddressSpaces, last};
 use crate::callback::{ConfigCallback, VqCallback};
 use crate::faults::FaultState;
 use crate::lock;
 use crate::model::{Model, Work};
 use crate::notifier::Notifier;
-use crate::options::{Drive, Options, OptionsError, StrictOptions};
-use crate::space::{Spaces, last};
+use crate::options::{Execution, SimOptions, SimOptionsError, StrictOptions};
 use control::{Control, Mm};
 use queue::Queue;
 
@@ -38,7 +38,7 @@ pub(crate) struct Strict {
     use_va: bool,
     /// A worker sleeps: it needs to know the disks' descriptors.
     threaded: bool,
-    spaces: Spaces,
+    spaces: AddressSpaces,
     queues: Box<[Queue]>,
     status: Mutex<StatusRegister>,
     control: Mutex<Control>,
@@ -51,14 +51,14 @@ impl Strict {
     pub(crate) fn new(
         disk: Arc<dyn Disk>,
         strict: &StrictOptions,
-        options: &Options,
-    ) -> Result<Self, OptionsError> {
+        options: &SimOptions,
+    ) -> Result<Self, SimOptionsError> {
         for (count, what) in [
             (strict.groups, "groups"),
             (strict.address_spaces, "address_spaces"),
         ] {
             if count == 0 {
-                return Err(OptionsError::Zero(what));
+                return Err(SimOptionsError::Zero(what));
             }
         }
         let mut device = strict.device.clone();
@@ -75,8 +75,8 @@ impl Strict {
             groups: strict.groups,
             iova_range: strict.iova_range.clone(),
             use_va: options.use_va,
-            threaded: options.drive == Drive::Thread,
-            spaces: Spaces::new(
+            threaded: options.execution == Execution::Thread,
+            spaces: AddressSpaces::new(
                 strict.address_spaces,
                 &options.physical,
                 options.max_mappings,

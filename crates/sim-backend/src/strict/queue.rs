@@ -10,11 +10,11 @@ use virtio_blk_core::disk::Wait;
 use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::runner::{QueueRunner, Service, Stop, Stopped};
 
+use crate::address_space::MissTable;
 use crate::callback::VqCallback;
 use crate::lock;
 use crate::model::Work;
 use crate::notifier::Watch;
-use crate::space::MissTable;
 
 /// A runner over a table, or over one that misses by plan.
 pub(super) enum Engine {
@@ -58,10 +58,10 @@ impl Running {
 
     /// What is to be done for requests in flight.
     #[cold]
-    fn flying(&self) -> Work {
+    fn work_in_flight(&self) -> Work {
         match either!(&self.engine, runner => runner.wait()) {
             Wait::Poll => Work::More,
-            Wait::Fd(_) | Wait::Inline => Work::Flying,
+            Wait::Fd(_) | Wait::Inline => Work::InFlight,
         }
     }
 
@@ -125,7 +125,7 @@ impl Queue {
         self.busy.store(in_flight != 0, Ordering::Relaxed);
         match answer {
             Service::Idle if in_flight == 0 => Some(Work::Idle),
-            Service::Idle => Some(running.flying()),
+            Service::Idle => Some(running.work_in_flight()),
             Service::More => Some(Work::More),
             Service::WaitUntil(at) => Some(Work::Until(at)),
             Service::Fatal => {

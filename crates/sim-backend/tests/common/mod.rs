@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sim_backend::{BlkSim, Drive, Options};
+use sim_backend::{BlkSim, Execution, SimOptions};
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqState};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
@@ -55,13 +55,13 @@ pub struct Rig {
 
 impl Rig {
     /// Over memory of the kernel's size, with `queues` queues.
-    pub fn new(options: Options, queues: u16) -> Self {
+    pub fn new(options: SimOptions, queues: u16) -> Self {
         let disk = Arc::new(MemoryDisk::new(128 << 20).unwrap());
         Self::over(disk, options, queues)
     }
 
-    pub fn over(disk: Arc<dyn Disk>, options: Options, queues: u16) -> Self {
-        let stepped = options.drive == Drive::Stepped;
+    pub fn over(disk: Arc<dyn Disk>, options: SimOptions, queues: u16) -> Self {
+        let stepped = options.execution == Execution::Stepped;
         let memory = memory();
         let sim = Arc::new(BlkSim::new(disk, options).unwrap());
         let driver = Self::start(&sim, &memory, queues);
@@ -170,7 +170,7 @@ pub const ARENA: ArenaConfig = ArenaConfig {
 };
 
 /// What the driver mapped survives a reset; after a clean one, what the device was made with is back.
-pub fn compat_reset(options: Options) {
+pub fn compat_reset(options: SimOptions) {
     let physical_memory = memory();
     let options = options.stepped().physical(physical(&physical_memory));
     let mut rig = Rig::new(options, 1);

@@ -147,7 +147,7 @@ fn set_vq_cb_is_called_for_each_request() {
 #[test]
 fn set_config_cb_does_nothing() {
     let disk = Arc::new(MemoryDisk::new(1 << 20).unwrap());
-    let rig = Rig::over(disk.clone(), Options::compat().stepped(), 1);
+    let rig = Rig::over(disk.clone(), SimOptions::compat().stepped(), 1);
     let (callback, count) = counter();
     rig.sim.set_config_cb(Some(callback)).unwrap();
     disk.resize(4096).unwrap();
@@ -208,7 +208,7 @@ fn reset_and_generation() {
 
 #[test]
 fn compat_reset() {
-    common::compat_reset(Options::compat());
+    common::compat_reset(SimOptions::compat());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::{MEMORY, Rig, counter, errno, mapping, memory, physical, table};
-use sim_backend::{BlkSim, Options, Profile};
+use sim_backend::{BlkSim, SimOptions, SimProfile};
 use vdpa_bus::{VdpaDevice, VqAddress, VqState};
 use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::spec::config::Config;
@@ -32,17 +32,17 @@ const EOPNOTSUPP: i32 = 95;
 const LEAST: u64 = feature::VERSION_1 | feature::ACCESS_PLATFORM;
 
 fn rig() -> Rig {
-    Rig::new(Options::compat().stepped(), 1)
+    Rig::new(SimOptions::compat().stepped(), 1)
 }
 
 fn bare() -> BlkSim {
-    BlkSim::in_memory(Options::compat().stepped()).unwrap()
+    BlkSim::in_memory(SimOptions::compat().stepped()).unwrap()
 }
 
 /// With `batch_mapping=0`.
-fn unbatched() -> Options {
-    let mut options = Options::compat().stepped();
-    if let Profile::Compat(compat) = &mut options.profile {
+fn unbatched() -> SimOptions {
+    let mut options = SimOptions::compat().stepped();
+    if let SimProfile::Compat(compat) = &mut options.profile {
         compat.batch_mapping = false;
     }
     options

@@ -24,7 +24,7 @@ fn set_map() {
 
 #[test]
 fn set_map_that_fails_leaves_an_empty_map() {
-    let mut options = Options::compat().stepped();
+    let mut options = SimOptions::compat().stepped();
     options.max_mappings = 1;
     let mut rig = Rig::new(options, 1);
     let mut two = IotlbTable::new();
@@ -78,7 +78,10 @@ fn dma_map_and_dma_unmap() {
 #[test]
 fn reset_map() {
     let memory = memory();
-    let mut rig = Rig::new(Options::compat().stepped().physical(physical(&memory)), 1);
+    let mut rig = Rig::new(
+        SimOptions::compat().stepped().physical(physical(&memory)),
+        1,
+    );
     // Its driver's memory is not the one it was made with: nothing is found there.
     rig.sim.reset_map(0).unwrap();
     rig.send(0, &Request::flush());

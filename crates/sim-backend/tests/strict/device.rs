@@ -7,7 +7,7 @@ use super::*;
 
 #[test]
 fn get_device_features() {
-    let sim = bare(Options::strict_queues(2));
+    let sim = bare(SimOptions::strict_queues(2));
     let names = feature::names(sim.get_device_features());
     for name in [
         "SEG_MAX",
@@ -30,13 +30,13 @@ fn get_device_features() {
 
 #[test]
 fn get_backend_features() {
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     assert_eq!(sim.get_backend_features(), 0x17e);
 }
 
 #[test]
 fn set_driver_features_and_get_driver_features() {
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     assert_eq!(sim.get_driver_features(), 0);
     sim.set_driver_features(LEAST).unwrap();
     assert_eq!(sim.get_driver_features(), LEAST);
@@ -63,7 +63,7 @@ fn set_driver_features_and_get_driver_features() {
 #[test]
 fn set_config_cb_and_live_resize() {
     let disk = Arc::new(MemoryDisk::new(1 << 20).unwrap());
-    let mut rig = Rig::over(disk.clone(), Options::strict().stepped(), 1);
+    let mut rig = Rig::over(disk.clone(), SimOptions::strict().stepped(), 1);
     let (callback, count) = counter();
     rig.sim.set_config_cb(Some(callback)).unwrap();
     let capacity = |sim: &BlkSim| {
@@ -98,13 +98,13 @@ fn set_config_cb_and_live_resize() {
 
 #[test]
 fn get_device_id_and_get_vendor_id() {
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     assert_eq!((sim.get_device_id(), sim.get_vendor_id()), (2, 0));
 }
 
 #[test]
 fn set_status_and_get_status() {
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     assert_eq!(sim.get_status(), 0);
     sim.set_status(1).unwrap();
     sim.set_status(3).unwrap();
@@ -138,7 +138,7 @@ fn set_status_starts_queues_at_driver_ok_only() {
     negotiate(&*sim, u64::MAX).unwrap();
     sim.set_map(0, &table(&memory)).unwrap();
     rig.driver = VdpaDriver::start(
-        Arc::new(bare(Options::strict())),
+        Arc::new(bare(SimOptions::strict())),
         memory.clone(),
         &Setup {
             maps: &[(0, table(&memory))],
@@ -190,7 +190,7 @@ fn reset() {
 
 #[test]
 fn compat_reset() {
-    common::compat_reset(Options::strict());
+    common::compat_reset(SimOptions::strict());
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn suspend_before_driver_ok_does_nothing() {
 
 #[test]
 fn get_config() {
-    let sim = bare(Options::strict_queues(3));
+    let sim = bare(SimOptions::strict_queues(3));
     assert_eq!(sim.get_config_size(), config::SIZE);
     let mut whole = [0; config::SIZE];
     sim.get_config(0, &mut whole).unwrap();
@@ -243,7 +243,7 @@ fn get_config() {
 
 #[test]
 fn set_config() {
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     assert_eq!(
         errno(sim.set_config(config::WRITEBACK_OFFSET, &[0])),
         EINVAL,
@@ -355,9 +355,9 @@ fn every_request_type_answers_as_the_specification_wants() {
 #[test]
 fn shared_backend() {
     let disk = Arc::new(MemoryDisk::new(1 << 20).unwrap());
-    let mut a = Rig::over(disk.clone(), Options::strict().stepped(), 1);
-    let mut b = Rig::over(disk.clone(), Options::compat().stepped(), 1);
-    let mut c = Rig::over(disk, Options::strict(), 1);
+    let mut a = Rig::over(disk.clone(), SimOptions::strict().stepped(), 1);
+    let mut b = Rig::over(disk.clone(), SimOptions::compat().stepped(), 1);
+    let mut c = Rig::over(disk, SimOptions::strict(), 1);
     assert!(a.ask(0, &Request::write(5, &[1; 512])).is_ok());
     assert_eq!(b.read(0, 5, 512), [1; 512]);
     assert!(b.ask(0, &Request::write(6, &[2; 512])).is_ok());

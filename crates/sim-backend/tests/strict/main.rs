@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use common::{MEMORY, Rig, counter, errno, mapping, memory, physical, table};
-use sim_backend::{BlkSim, Options, Profile};
+use sim_backend::{BlkSim, SimOptions, SimProfile};
 use vdpa_bus::{VdpaDevice, VdpaError, VqAddress, VqState};
 use virtio_blk_core::memory::IotlbTable;
 use virtio_blk_core::spec::{config, feature, status};
@@ -35,17 +35,17 @@ const EOPNOTSUPP: i32 = 95;
 const LEAST: u64 = feature::VERSION_1 | feature::ACCESS_PLATFORM;
 
 fn rig() -> Rig {
-    Rig::new(Options::strict_queues(2).stepped(), 2)
+    Rig::new(SimOptions::strict_queues(2).stepped(), 2)
 }
 
-fn bare(options: Options) -> BlkSim {
+fn bare(options: SimOptions) -> BlkSim {
     BlkSim::in_memory(options.stepped()).unwrap()
 }
 
 /// Strict options with groups and address spaces.
-fn grouped(queues: u16, groups: u32, spaces: u32) -> Options {
-    let mut options = Options::strict_queues(queues).stepped();
-    if let Profile::Strict(strict) = &mut options.profile {
+fn grouped(queues: u16, groups: u32, spaces: u32) -> SimOptions {
+    let mut options = SimOptions::strict_queues(queues).stepped();
+    if let SimProfile::Strict(strict) = &mut options.profile {
         strict.groups = groups;
         strict.address_spaces = spaces;
     }

@@ -7,8 +7,8 @@ use super::*;
 
 #[test]
 fn get_iova_range() {
-    let mut options = Options::strict();
-    if let Profile::Strict(strict) = &mut options.profile {
+    let mut options = SimOptions::strict();
+    if let SimProfile::Strict(strict) = &mut options.profile {
         strict.iova_range = 0x1000..=0xffff;
     }
     let sim = bare(options);
@@ -20,7 +20,10 @@ fn get_iova_range() {
         let mut table = IotlbTable::new();
         table.insert(outside.clone()).unwrap();
         assert_eq!(errno(sim.set_map(0, &table)), EINVAL);
-        assert_eq!(errno(bare(Options::strict()).dma_map(1, outside)), EINVAL);
+        assert_eq!(
+            errno(bare(SimOptions::strict()).dma_map(1, outside)),
+            EINVAL
+        );
     }
 }
 
@@ -83,7 +86,7 @@ fn set_map() {
 
 #[test]
 fn set_map_of_too_many_ranges() {
-    let mut options = Options::strict();
+    let mut options = SimOptions::strict();
     options.max_mappings = 2;
     let sim = bare(options);
     let memory = memory();
@@ -175,7 +178,7 @@ fn dma_map_and_dma_unmap() {
 fn reset_map() {
     let memory = memory();
     let sim = Arc::new(
-        BlkSim::in_memory(Options::strict().stepped().physical(physical(&memory))).unwrap(),
+        BlkSim::in_memory(SimOptions::strict().stepped().physical(physical(&memory))).unwrap(),
     );
     let mut driver = VdpaDriver::start(sim.clone(), memory, &Setup::default()).unwrap();
     let mut works = || {
@@ -208,7 +211,7 @@ fn bind_mm_and_unbind_mm() {
     rig.no_answer(0);
     rig.sim.bind_mm(process).unwrap();
     assert!(rig.answer(0).is_ok());
-    let mut options = Options::strict();
+    let mut options = SimOptions::strict();
     options.use_va = false;
     assert_eq!(errno(bare(options).bind_mm(Arc::new(()))), EOPNOTSUPP);
 }

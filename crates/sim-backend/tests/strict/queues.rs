@@ -7,7 +7,7 @@ use super::*;
 
 #[test]
 fn set_vq_address() {
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     let good = VqAddress {
         desc: 0x1000,
         driver: 0x2002,
@@ -42,7 +42,7 @@ fn set_vq_address_takes_effect_when_the_queue_becomes_ready() {
 
 #[test]
 fn set_vq_num() {
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     for good in [1, 2, 128, 256] {
         sim.set_vq_num(0, good).unwrap();
     }
@@ -113,7 +113,7 @@ fn set_vq_kick_survives_a_reset_and_may_be_shared() {
 
 #[test]
 fn set_vq_kick_wakes_the_worker() {
-    let mut rig = Rig::new(Options::strict(), 1);
+    let mut rig = Rig::new(SimOptions::strict(), 1);
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     rig.sim.set_vq_kick(0, Some(kick.clone())).unwrap();
     for _ in 0..100 {
@@ -241,7 +241,7 @@ fn get_vq_align_num_and_size() {
         (1, 256)
     );
     assert_eq!(rig.sim.get_vq_size(0).unwrap(), 256);
-    let sim = bare(Options::strict());
+    let sim = bare(SimOptions::strict());
     sim.set_vq_num(0, 8).unwrap();
     assert_eq!(
         sim.get_vq_size(0).unwrap(),

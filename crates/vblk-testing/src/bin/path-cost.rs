@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use sim_backend::{BlkSim, Options as SimOptions};
+use sim_backend::{BlkSim, SimOptions};
 use vhost_vdpa_frontend::{CompletionMode, SlowOptions, SlowPath};
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use serde::Serialize;
-use sim_backend::{BlkSim, Options};
+use sim_backend::{BlkSim, SimOptions};
 use vdpa_bus::{Callback, VqAddress};
 use vhost_vdpa_frontend::{
     DataPath, GuestQueue, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor,
@@ -251,7 +251,7 @@ fn run(cli: Cli) -> Result<(), Fail> {
         });
     }
     let disk = Arc::new(MemoryDisk::new(PLACES * u64::from(DATA))?);
-    let device = Arc::new(BlkSim::new(disk, Options::strict_queues(cli.queues))?);
+    let device = Arc::new(BlkSim::new(disk, SimOptions::strict_queues(cli.queues))?);
     let parts = SwitchParts {
         device,
         memory,

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use sim_backend::{BlkSim, Options};
+use sim_backend::{BlkSim, SimOptions};
 use vdpa_bus::VdpaDevice;
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
@@ -168,8 +168,8 @@ fn requests(layer: Layer, write: bool, batch: u16, batches: u64, seconds: f64) -
     };
     let (mut driver, mut target) = match layer {
         Layer::None => queue(disk, memory, arena)?,
-        Layer::Strict => sim(disk, Options::strict(), memory, arena)?,
-        Layer::Compat => sim(disk, Options::compat(), memory, arena)?,
+        Layer::Strict => sim(disk, SimOptions::strict(), memory, arena)?,
+        Layer::Compat => sim(disk, SimOptions::compat(), memory, arena)?,
     };
     let mut data = vec![0; DATA as usize];
     // Every place holds its own pattern before the first read.
@@ -283,7 +283,7 @@ fn queue(
 /// A simulator.
 fn sim(
     disk: MemoryDisk,
-    options: Options,
+    options: SimOptions,
     memory: Memory,
     arena: ArenaConfig,
 ) -> Outcome<(Driver<Memory>, Target)> {

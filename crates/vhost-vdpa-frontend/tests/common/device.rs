@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
-use sim_backend::{BlkSim, CompatOptions, Faults, Options, StrictOptions};
+use sim_backend::{BlkSim, CompatOptions, Faults, SimOptions, SimProfile, StrictOptions};
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
 use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
@@ -65,15 +65,15 @@ impl TestDevice {
             ..StrictOptions::default()
         };
         let kind = if profile.compat {
-            sim_backend::Profile::Compat(CompatOptions {
+            SimProfile::Compat(CompatOptions {
                 batch_mapping: !profile.single_maps,
             })
         } else {
-            sim_backend::Profile::Strict(strict)
+            SimProfile::Strict(strict)
         };
-        let options = Options {
+        let options = SimOptions {
             profile: kind,
-            ..Options::strict().faults(profile.faults.clone())
+            ..SimOptions::strict().faults(profile.faults.clone())
         };
         Arc::new(Self {
             sim: BlkSim::new(disk, options).unwrap(),

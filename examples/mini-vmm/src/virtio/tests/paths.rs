@@ -5,7 +5,7 @@
 
 use std::sync::atomic::AtomicBool;
 
-use sim_backend::{BlkSim, Profile, StrictOptions};
+use sim_backend::{BlkSim, SimProfile, StrictOptions};
 
 use super::*;
 use crate::virtio::vdpa::{VdpaDisk, VdpaSource};
@@ -19,8 +19,8 @@ pub fn vdpa(disk: Arc<dyn Disk>, slow: bool, memory: Memory) -> Backend {
         queues: 2,
         ..DeviceOptions::default()
     };
-    let mut options = sim_backend::Options::strict();
-    options.profile = Profile::Strict(StrictOptions {
+    let mut options = sim_backend::SimOptions::strict();
+    options.profile = SimProfile::Strict(StrictOptions {
         device,
         ..StrictOptions::default()
     });

@@ -15,23 +15,23 @@ use vm_memory::{
 
 use crate::faults::FaultState;
 use crate::lock;
-use crate::options::OptionsError;
+use crate::options::SimOptionsError;
 
 /// The address spaces of a device. A table that queues use is never changed: they hold it, and with it the
 /// memory, until they are stopped.
-pub(crate) struct Spaces {
+pub(crate) struct AddressSpaces {
     tables: Box<[Mutex<Arc<IotlbTable>>]>,
     identity: Arc<IotlbTable>,
     max_mappings: usize,
 }
 
-impl Spaces {
+impl AddressSpaces {
     /// `count` spaces, each with the memory that the embedder calls physical at its own addresses.
     pub(crate) fn new(
         count: u32,
         physical: &[(u64, HostMemory)],
         max_mappings: usize,
-    ) -> Result<Self, OptionsError> {
+    ) -> Result<Self, SimOptionsError> {
         let mut identity = IotlbTable::new();
         for (address, memory) in physical {
             let mapping = IotlbMapping::new(*address, memory.clone(), Permissions::ReadWrite)?;
