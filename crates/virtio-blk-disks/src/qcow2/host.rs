@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -48,8 +49,10 @@ pub(super) trait Host: fmt::Debug + Send + Sync {
     -> Result<(), DiskError>;
     /// A path for data whose place is known.
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError>;
-    /// See [`IoQueue::release_held`]: for the calls above.
+    /// See [`IoQueue::release_held`]: for the calls above, until [`Host::hold_again`] was called as often as this.
     fn release_held(&self) {}
+    /// Ends one [`Host::release_held`].
+    fn hold_again(&self) {}
 }
 
 /// A file or a block device.
@@ -230,8 +233,12 @@ fn moved(outcome: i32) -> io::Result<usize> {
 pub(super) struct DiskHost {
     disk: Arc<dyn Disk>,
     queue: Mutex<Box<dyn IoQueue>>,
-    /// Readable from the first stop on: then the queue holds nothing back any more.
+    /// Readable while queues of the image stop: then the queue holds nothing back.
     stop: OwnedFd,
+    /// How many they are.
+    stopping: Mutex<usize>,
+    /// The queue was told so, and does not hold anything back ever again.
+    spent: AtomicBool,
     stable: Stable,
 }
 
@@ -263,12 +270,27 @@ impl DiskHost {
             disk,
             queue,
             stop: stop.map_err(io::Error::from)?,
+            stopping: Mutex::default(),
+            spent: AtomicBool::new(false),
             stable: Stable::default(),
         })
     }
 
     fn queue(&self) -> MutexGuard<'_, Box<dyn IoQueue>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if *self.stopping() == 0
+            && self.spent.load(Ordering::Acquire)
+            // Else it goes on with the one that holds nothing back.
+            && let Ok(new) = self.disk.open_queue(1)
+        {
+            *queue = new;
+            self.spent.store(false, Ordering::Release);
+        }
+        queue
+    }
+
+    fn stopping(&self) -> MutexGuard<'_, usize> {
+        self.stopping.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, queue: &mut dyn IoQueue, kind: OpKind, buf: IoBuf) -> io::Result<IoBuf> {
@@ -287,6 +309,7 @@ impl DiskHost {
         while done.is_empty() {
             if wait(queue, stop)? {
                 queue.release_held();
+                self.spent.store(true, Ordering::Release);
                 stop = None;
             }
             queue.reap(&mut done).map_err(into_io)?;
@@ -415,7 +438,18 @@ impl Host for DiskHost {
     }
 
     fn release_held(&self) {
+        let mut stopping = self.stopping();
+        *stopping += 1;
         // Stays readable: later calls need it, too.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+    }
+
+    fn hold_again(&self) {
+        let mut stopping = self.stopping();
+        *stopping = stopping.saturating_sub(1);
+        if *stopping == 0 {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.stop, &mut count);
+        }
     }
 }

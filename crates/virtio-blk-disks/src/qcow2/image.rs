@@ -555,7 +555,7 @@ impl Image {
     ///
     /// # Errors
     /// The host's, and the image is frozen.
-    fn flush(&self) -> Result<(), DiskError> {
+    pub fn flush(&self) -> Result<(), DiskError> {
         let Some(changes) = &self.changes else {
             return Ok(());
         };

@@ -72,15 +72,20 @@ const PHYSICAL: u32 = 4096;
 /// [`DiskEvent::MediaError`]: virtio_blk_core::disk::DiskEvent::MediaError
 pub struct Qcow2Disk {
     options: Qcow2Options,
-    /// What the image lies on, if it is no file.
-    below: Option<Arc<dyn Disk>>,
     /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
     control: Arc<Control>,
     /// Held while the disk becomes active or inactive, or larger: that can take a while.
     turn: Mutex<()>,
+    medium: Arc<Medium>,
+}
+
+/// The image, shared with the queues: the last of them lets go of it, if it is there longer than the disk is active.
+struct Medium {
     /// None while the disk is not active.
     open: Mutex<Option<Open>>,
+    /// What the image lies on, if it is no file.
+    below: Option<Arc<dyn Disk>>,
     /// What ended all changes of the image when the disk was active before: it has to be opened anew.
     failed: OnceLock<Arc<Frozen>>,
 }
@@ -91,6 +96,38 @@ struct Open {
     image: Arc<Image>,
     /// Started by the first queue, ended by the last.
     pool: Weak<Pool>,
+    /// The disk is not active any more, but a queue is open.
+    leaving: bool,
+}
+
+impl Medium {
+    fn state(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes an image that is to be left, and that nobody else has. `None`: somebody has.
+    fn close(&self, state: &mut Option<Open>) -> Option<Result<(), DiskError>> {
+        let is_free = |open: &mut Open| open.leaving && Arc::strong_count(&open.image) == 1;
+        let open = state.take_if(is_free)?;
+        let closed = open.image.finish();
+        if closed.is_err() || open.image.error().is_some() {
+            let _ = self.failed.set(open.image.frozen());
+        }
+        drop(open);
+        let below = self.below.as_ref().map_or(Ok(()), |disk| disk.deactivate());
+        Some(closed.and(below))
+    }
+}
+
+/// A queue's share of the medium. To be dropped after all else that the queue has.
+struct Leave(Arc<Medium>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.close(&mut self.0.state()) {
+            log::error!("a qcow2 image was let go of after its last queue: {error}");
+        }
+    }
 }
 
 impl std::fmt::Debug for Qcow2Disk {
@@ -151,12 +188,14 @@ impl Qcow2Disk {
         let open = opened.map(|opened| Open::new(opened, &control, options));
         Ok(Self {
             options: options.clone(),
-            below,
             caps,
             control,
             turn: Mutex::default(),
-            open: Mutex::new(open),
-            failed: OnceLock::new(),
+            medium: Arc::new(Medium {
+                open: Mutex::new(open),
+                below,
+                failed: OnceLock::new(),
+            }),
         })
     }
 
@@ -165,18 +204,18 @@ impl Qcow2Disk {
     }
 
     fn state(&self) -> MutexGuard<'_, Option<Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        self.medium.state()
     }
 
     /// Whether the image is closed while no queue is open, and read anew before the next.
     fn hands_over(&self) -> bool {
         let by_lock = self.options.lock == Lock::Handover && !self.options.inspect;
-        self.below.is_some() || by_lock
+        self.medium.below.is_some() || by_lock
     }
 
     /// Opens the image anew. Only its size may differ from what a driver was told.
     fn reopen(&self) -> Result<Open, DiskError> {
-        let opened = open(self.below.as_ref(), &self.options)?;
+        let opened = open(self.medium.below.as_ref(), &self.options)?;
         let found = caps(&opened.header, self.options.read_only);
         let grown = found.capacity >= self.caps().capacity;
         let expected = Caps {
@@ -271,6 +310,7 @@ impl Open {
         Self {
             image: Arc::new(image),
             pool: Weak::new(),
+            leaving: false,
         }
     }
 
@@ -295,18 +335,21 @@ impl Disk for Qcow2Disk {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         let mut state = self.state();
-        let open = state.as_mut().ok_or_else(|| self.inactive())?;
+        let open = state.as_mut().filter(|open| !open.leaving);
+        let open = open.ok_or_else(|| self.inactive())?;
+        // First, so that it is dropped last whatever fails.
+        let leave = Leave(self.medium.clone());
         let (image, pool) = (open.image.clone(), open.pool()?);
         drop(state);
         let inner = image.host.open_queue(depth)?;
-        let queue = Qcow2Queue::new(image, pool, inner, depth)?;
+        let queue = Qcow2Queue::new(image, pool, inner, depth, leave)?;
         Ok(Box::new(queue))
     }
 
     fn flush_error(&self) -> Option<DiskError> {
         match &*self.state() {
             Some(open) => open.image.error(),
-            None => self.failed.get()?.error(),
+            None => self.medium.failed.get()?.error(),
         }
     }
 
@@ -314,56 +357,63 @@ impl Disk for Qcow2Disk {
     /// of its files.
     fn activate(&self) -> Result<(), DiskError> {
         let _turn = self.turn();
-        if let Some(failed) = self.failed.get() {
+        if let Some(failed) = self.medium.failed.get() {
             failed.check()?;
         }
-        if let Some(below) = &self.below {
+        if let Some(below) = &self.medium.below {
             below.activate()?;
         }
-        if self.state().is_none() {
-            let opened = self.reopen();
-            if let (Err(_), Some(below)) = (&opened, &self.below) {
-                // What went wrong first is the answer.
-                let _ = below.deactivate();
+        let mut state = self.state();
+        match &mut *state {
+            Some(open) => open.leaving = false,
+            None => {
+                drop(state);
+                let opened = self.reopen();
+                if let (Err(_), Some(below)) = (&opened, &self.medium.below) {
+                    // What went wrong first is the answer.
+                    let _ = below.deactivate();
+                }
+                *self.state() = Some(opened?);
             }
-            *self.state() = Some(opened?);
         }
         Ok(())
     }
 
-    /// Where [`Disk::activate`] opens the image anew, makes everything stable and closes it. Refused while a queue is open.
+    /// Where [`Disk::activate`] opens the image anew, makes everything stable and closes it. If a queue is still open
+    /// (that of a flush that somebody asked for), the last one closes it when it is dropped.
     fn deactivate(&self) -> Result<(), DiskError> {
         let _turn = self.turn();
         if !self.hands_over() {
             return Ok(());
         }
         let mut state = self.state();
-        let shared = |open: &mut Open| Arc::strong_count(&open.image) > 1;
-        if state.as_mut().is_some_and(shared) {
-            return Err(DiskError::Config(format!(
-                "{} can't be let go of: a queue of it is open",
-                self.options.path.display()
-            )));
+        let Some(open) = &mut *state else {
+            return Ok(());
+        };
+        open.leaving = true;
+        if let Some(closed) = self.medium.close(&mut state) {
+            return closed;
         }
-        let open = state.take();
+        let image = state.as_ref().map(|open| open.image.clone());
         drop(state);
-        let closed = open.map_or(Ok(()), |open| {
-            let closed = open.image.finish();
-            if closed.is_err() || open.image.error().is_some() {
-                let _ = self.failed.set(open.image.frozen());
-            }
-            closed
-        });
-        let below = self.below.as_ref().map_or(Ok(()), |disk| disk.deactivate());
-        closed.and(below)
+        let stable = image.map_or(Ok(()), |image| image.flush());
+        // The last queue may have gone meanwhile.
+        let closed = self.medium.close(&mut self.state());
+        stable.and(closed.unwrap_or(Ok(())))
     }
 
     fn handover(&self) -> Handover {
-        match &self.below {
-            Some(below) => below.handover(),
-            None if !self.hands_over() => Handover::Never,
-            None if self.state().is_some() => Handover::Held(None),
-            None => Handover::Released(None),
+        if !self.hands_over() {
+            return Handover::Never;
+        }
+        let state = self.state();
+        let is_active = state.as_ref().is_some_and(|open| !open.leaving);
+        let is_closed = state.is_none();
+        drop(state);
+        match &self.medium.below {
+            Some(below) if is_active || is_closed => below.handover(),
+            _ if is_active => Handover::Held(None),
+            _ => Handover::Released(None),
         }
     }
 
@@ -371,7 +421,10 @@ impl Disk for Qcow2Disk {
     /// and if the image's backing file reaches further than the image.
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         let _turn = self.turn();
-        let image = self.state().as_ref().map(|open| open.image.clone());
+        let state = self.state();
+        let open = state.as_ref().filter(|open| !open.leaving);
+        let image = open.map(|open| open.image.clone());
+        drop(state);
         image.ok_or_else(|| self.inactive())?.grow(bytes)
     }
 

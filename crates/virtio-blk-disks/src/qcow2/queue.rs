@@ -12,6 +12,7 @@ use virtio_blk_core::disk::{
     Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
+use super::Leave;
 use super::image::Image;
 use super::map::Map;
 use super::pool::{Finished, Home, Pool};
@@ -66,6 +67,25 @@ pub(super) struct Qcow2Queue {
     /// Readable when `inner` or the threads have something, unless `inner` never has.
     ready: Option<OwnedFd>,
     scratch: Vec<Finished>,
+    /// What this disk lies on holds nothing back for our sake.
+    released: Option<Released>,
+    _leave: Leave,
+}
+
+/// The tables of the image are read and written without being held back, until this is dropped.
+struct Released(Arc<Image>);
+
+impl Released {
+    fn new(image: &Arc<Image>) -> Self {
+        image.host.release_held();
+        Self(image.clone())
+    }
+}
+
+impl Drop for Released {
+    fn drop(&mut self) {
+        self.0.host.hold_again();
+    }
 }
 
 impl Qcow2Queue {
@@ -76,6 +96,7 @@ impl Qcow2Queue {
         pool: Arc<Pool>,
         inner: Box<dyn IoQueue>,
         depth: u16,
+        leave: Leave,
     ) -> Result<Self, DiskError> {
         let home = Arc::new(Home::new()?);
         let ready = match inner.wait() {
@@ -100,6 +121,8 @@ impl Qcow2Queue {
             depth: depth.max(1).into(),
             ready,
             scratch: Vec::new(),
+            released: None,
+            _leave: leave,
         })
     }
 
@@ -208,7 +231,9 @@ impl IoQueue for Qcow2Queue {
     fn release_held(&mut self) {
         self.inner.release_held();
         // Tables of all queues are read and written through one path.
-        self.tickets.image.host.release_held();
+        if self.released.is_none() {
+            self.released = Some(Released::new(&self.tickets.image));
+        }
     }
 
     fn cancel(&mut self, token: Token) {
