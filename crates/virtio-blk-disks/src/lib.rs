@@ -14,6 +14,7 @@ pub mod memory;
 pub mod meter;
 pub mod null;
 mod observe;
+mod outbox;
 pub mod policy;
 pub mod power_cut;
 #[cfg(feature = "qcow2")]
@@ -24,7 +25,6 @@ pub mod stack;
 pub mod switch;
 pub mod throttle;
 pub mod verify;
-mod waiting;
 
 pub use dirty::DirtyDisk;
 pub use fault::{FaultDisk, FaultPlan};

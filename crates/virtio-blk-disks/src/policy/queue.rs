@@ -14,7 +14,7 @@ use virtio_blk_core::disk::{
 use super::event::PolicyEvent;
 use super::{RECHECK, Shared};
 use crate::in_flight::InFlight;
-use crate::waiting::Waiting;
+use crate::outbox::Outbox;
 
 /// An operation that is with the disk underneath.
 struct Below {
@@ -46,14 +46,10 @@ pub(super) struct PolicyQueue {
     trying: usize,
     /// Of the calls to try again, how many were followed.
     calls: u64,
-    /// Finished without the disk underneath, or inside its `submit`.
-    done: Vec<Completion>,
+    outbox: Outbox,
     scratch: Vec<Completion>,
-    /// Operations were tried again since the last flush.
-    unflushed: bool,
     /// The owner is about to stop: nothing is kept any more.
     released: bool,
-    waiting: Waiting,
 }
 
 impl PolicyQueue {
@@ -64,7 +60,7 @@ impl PolicyQueue {
     ) -> Result<Self, DiskError> {
         let limit = usize::from(depth.max(1));
         Ok(Self {
-            waiting: Waiting::over(&*inner)?,
+            outbox: Outbox::over(&*inner)?,
             calls: shared.calls(),
             shared,
             inner,
@@ -73,9 +69,7 @@ impl PolicyQueue {
             below: InFlight::new(limit),
             kept: VecDeque::new(),
             trying: 0,
-            done: Vec::new(),
             scratch: Vec::new(),
-            unflushed: false,
             released: false,
         })
     }
@@ -153,7 +147,7 @@ impl PolicyQueue {
                 continue;
             };
             if let Some(completion) = self.end(token, below, completion) {
-                self.done.push(completion);
+                self.outbox.push(completion);
             }
         }
         self.scratch = scratch;
@@ -173,16 +167,12 @@ impl PolicyQueue {
             };
             self.trying -= 1;
             self.shared.leave(1);
-            match self.give(place, op) {
-                Some(Submit::Full(op)) => {
-                    self.kept.push_front(Kept { place, op, error });
-                    self.trying += 1;
-                    self.shared.held().operations += 1;
-                    return;
-                }
-                Some(Submit::Queued) => self.unflushed = true,
-                Some(Submit::Done(completion)) => self.done.push(completion),
-                None => {}
+            let given = self.give(place, op);
+            if let Some(op) = given.and_then(|outcome| self.outbox.went_down(outcome)) {
+                self.kept.push_front(Kept { place, op, error });
+                self.trying += 1;
+                self.shared.held().operations += 1;
+                return;
             }
         }
     }
@@ -206,32 +196,25 @@ impl IoQueue for PolicyQueue {
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {
-        self.unflushed = false;
-        self.inner.flush_batch()
+        self.outbox.flush_batch(&mut *self.inner)
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        if self.waiting.is_inline() && self.kept.is_empty() && self.done.is_empty() {
-            // A disk that is never waited for has nothing.
+        if self.kept.is_empty() && self.outbox.is_idle() {
             return Ok(0);
         }
         let before = done.len();
-        let result = self.collect();
+        let reaped = self.collect();
         self.try_again();
-        done.append(&mut self.done);
-        result?;
-        if std::mem::take(&mut self.unflushed) {
-            self.inner.flush_batch()?;
-        }
-        Ok(done.len() - before)
+        self.outbox.hand_out(&mut *self.inner, done, before, reaped)
     }
 
     fn wait(&self) -> Wait<'_> {
-        self.waiting.wait(&*self.inner)
+        self.outbox.wait(&*self.inner)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let own = if !self.done.is_empty() || self.unflushed {
+        let own = if self.outbox.is_due() {
             Some(Instant::now())
         } else if self.kept.is_empty() {
             None
@@ -247,7 +230,7 @@ impl IoQueue for PolicyQueue {
         self.trying = 0;
         let operations = self.kept.len() as u64;
         for Kept { op, error, .. } in self.kept.drain(..) {
-            self.done.push(op.complete(Err(error)));
+            self.outbox.push(op.complete(Err(error)));
         }
         if operations != 0 {
             self.shared.leave(operations);
@@ -272,7 +255,8 @@ impl IoQueue for PolicyQueue {
                 self.trying -= 1;
             }
             self.shared.leave(1);
-            self.done.push(kept.op.complete(Err(DiskError::Cancelled)));
+            self.outbox
+                .push(kept.op.complete(Err(DiskError::Cancelled)));
         }
     }
 }

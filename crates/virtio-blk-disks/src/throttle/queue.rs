@@ -14,7 +14,7 @@ use virtio_blk_core::disk::{
 use super::group::{ThrottleGroup, Turn};
 use super::limits::Cost;
 use super::stats::Counts;
-use crate::waiting::Waiting;
+use crate::outbox::Outbox;
 
 /// A queue that holds something back looks at the limits again after this time at the latest.
 pub const RECHECK: Duration = Duration::from_millis(100);
@@ -36,13 +36,9 @@ pub(super) struct ThrottleQueue {
     held: VecDeque<Held>,
     /// The turn of the first of them.
     turn: Option<Turn>,
-    /// Finished without the disk underneath, or inside its `submit`.
-    done: Vec<Completion>,
-    /// Operations that waited went down since the last flush.
-    unflushed: bool,
+    outbox: Outbox,
     /// The owner is about to stop: limits hold for nothing any more.
     released: bool,
-    waiting: Waiting,
 }
 
 impl ThrottleQueue {
@@ -53,15 +49,13 @@ impl ThrottleQueue {
         depth: u16,
     ) -> Result<Self, DiskError> {
         Ok(Self {
-            waiting: Waiting::over(&*inner)?,
+            outbox: Outbox::over(&*inner)?,
             group,
             counts,
             inner,
             limit: usize::from(depth.max(1)),
             held: VecDeque::new(),
             turn: None,
-            done: Vec::new(),
-            unflushed: false,
             released: false,
         })
     }
@@ -98,11 +92,10 @@ impl ThrottleQueue {
             let Some(Held { op, cost, since }) = self.held.pop_front() else {
                 return;
             };
-            match self.inner.submit(op) {
+            let outcome = self.inner.submit(op);
+            if let Some(op) = self.outbox.went_down(outcome) {
                 // It keeps its turn.
-                Submit::Full(op) => return self.held.push_front(Held { op, cost, since }),
-                Submit::Queued => self.unflushed = true,
-                Submit::Done(completion) => self.done.push(completion),
+                return self.held.push_front(Held { op, cost, since });
             }
             if let Some(turn) = turn {
                 self.group.started(&turn, now);
@@ -171,33 +164,26 @@ impl IoQueue for ThrottleQueue {
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {
-        self.unflushed = false;
-        self.inner.flush_batch()
+        self.outbox.flush_batch(&mut *self.inner)
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        if self.waiting.is_inline() && self.held.is_empty() && self.done.is_empty() {
-            // A disk that is never waited for has nothing.
+        if self.held.is_empty() && self.outbox.is_idle() {
             return Ok(0);
         }
         let before = done.len();
         // First what the disk has finished: then there is room for more.
-        let result = self.inner.reap(done);
+        let reaped = self.inner.reap(done).map(|_| ());
         self.release();
-        done.append(&mut self.done);
-        result?;
-        if std::mem::take(&mut self.unflushed) {
-            self.inner.flush_batch()?;
-        }
-        Ok(done.len() - before)
+        self.outbox.hand_out(&mut *self.inner, done, before, reaped)
     }
 
     fn wait(&self) -> Wait<'_> {
-        self.waiting.wait(&*self.inner)
+        self.outbox.wait(&*self.inner)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let own = if !self.done.is_empty() || self.unflushed {
+        let own = if self.outbox.is_due() {
             Some(self.group.instant(0))
         } else if self.held.is_empty() {
             None
@@ -234,7 +220,8 @@ impl IoQueue for ThrottleQueue {
         }
         if let Some(held) = self.held.remove(index) {
             self.counts.cancelled();
-            self.done.push(held.op.complete(Err(DiskError::Cancelled)));
+            self.outbox
+                .push(held.op.complete(Err(DiskError::Cancelled)));
         }
     }
 }
