@@ -3,7 +3,7 @@
 
 //! Taking over what another device told the guest.
 
-use super::{Device, GuestAbi, lock};
+use super::{Device, GuestAbi, Shown, lock};
 use crate::disk::{Caps, EraseLimits, ZeroLimits};
 use crate::spec::feature::{self, RO};
 
@@ -127,6 +127,7 @@ impl Device {
     /// Keeps to what a guest was told by another device: from now on, over all resets, this one presents
     /// the same features, limits, number and size of queues. That is possible where it can do as much or
     /// more; the capacity may have grown, which is announced as a change of the configuration space.
+    /// [`Device::present_own`] ends it.
     ///
     /// Call it before the driver's features are accepted, and before queues start. The cache mode that was
     /// told takes effect with the next [`Device::accept`] (or at once if that has happened), if the driver
@@ -142,6 +143,18 @@ impl Device {
         }
         self.adopt_checked(abi);
         Ok(())
+    }
+
+    /// Ends the effect of [`Device::adopt`]: presents again what this device's disk and options can. A transport
+    /// calls it when the guest that was told something else is gone for this device, as the next client may have
+    /// another guest; after [`Device::reset`], with no queue running. Listeners are not called: there is no
+    /// driver whose configuration space would change.
+    pub fn present_own(&self) {
+        *lock(&self.shown) = Shown {
+            abi: self.own,
+            writeback: None,
+        };
+        self.set_writeback();
     }
 
     /// As [`Device::adopt`], for what [`Device::check_abi`] accepted.

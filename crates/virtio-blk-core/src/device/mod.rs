@@ -10,7 +10,11 @@
 //!    configuration space, and resets,
 //! 3. starts each enabled queue with [`Device::start_queue`] at DRIVER_OK (not before: virtio 1.4,
 //!    2.1.2), and
-//! 4. tells the driver when its config listener is called.
+//! 4. tells the driver when its config listener is called, and
+//! 5. keeps the rings that wait. A [`QueueRunner`](crate::runner::QueueRunner) has a mapped ring and a disk that
+//!    was activated ([`Disk::activate`]), and no state of waiting for either: a queue whose ring was unmapped,
+//!    whose medium is not active yet, or whose disk could not be opened is stopped or was never started, and the
+//!    transport starts it once the cause has passed, at the position where it stopped.
 //!
 //! [`StatusRegister`] does the bookkeeping of the status byte for transports that have one.
 

@@ -84,7 +84,7 @@ pub trait Disk: Send + Sync {
     ///
     /// # Errors
     /// Somebody else uses the medium, or it changed in a way the driver was not told of. The disk stays
-    /// inactive, and no queue may be started.
+    /// inactive, and no queue may be started: the rings wait in the transport, which calls again.
     fn activate(&self) -> Result<(), DiskError> {
         Ok(())
     }

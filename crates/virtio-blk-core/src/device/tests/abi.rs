@@ -426,6 +426,30 @@ fn a_driver_that_acknowledged_more_is_not_forgotten() {
 }
 
 #[test]
+fn another_guest_is_told_of_the_device_itself() {
+    let few = Options {
+        queues: 2,
+        queue_size: 64,
+        seg_max: Some(8),
+        masked_features: feature::DISCARD,
+        ..options()
+    };
+    let mut told = device(full(), few).guest_abi();
+    told.writeback = false;
+    let new = device(full(), options());
+    let (own, config) = (new.guest_abi(), new.config());
+    new.adopt(&told).unwrap();
+    assert_ne!(new.guest_abi(), own);
+    new.accept(new.offered()).unwrap();
+    new.reset();
+    new.present_own();
+    assert_eq!(new.guest_abi(), own);
+    assert_eq!(new.config(), config);
+    new.accept(new.offered()).unwrap();
+    assert_eq!(new.config().writeback, 1);
+}
+
+#[test]
 fn with_serde_it_is_the_byte_form() {
     let abi = told();
     let text = serde_json::to_string(&abi).unwrap();
