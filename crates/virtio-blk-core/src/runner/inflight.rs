@@ -14,7 +14,11 @@
 //! - what the guest was told about the device ([`GuestAbi`]), which a restarted server must keep to: at 16 a
 //!   u64 that says which of two places holds it (0: none), and from 64 on the places, of
 //!   [`GuestAbi::MAX_BYTES`] each. A new record is written to the place that is not in use and then chosen
-//!   with one store, so that a process which dies on the way leaves the old one.
+//!   with one store, so that a process which dies on the way leaves the old one; and
+//! - behind that, parts for rings larger than the area was asked for, of the same layout. QEMU asks for an area
+//!   with the queue size that it offers to the operating system, and firmware may make a larger ring. The
+//!   protocol's description of an area has no other size than the one asked for, so how large these rings may
+//!   be follows from the area's length.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
@@ -23,6 +27,7 @@ use vm_memory::{AtomicInteger, VolatileMemory, VolatileSlice};
 use super::InFlightLog;
 use crate::device::{AbiError, GuestAbi};
 use crate::memory::HostMemory;
+use crate::ring::MAX_QUEUE_SIZE;
 
 const HEADER: usize = 16;
 const ENTRY: usize = 16;
@@ -109,12 +114,48 @@ pub struct InFlightArea {
     trailer: Option<usize>,
     /// Where the places for a [`GuestAbi`] begin; areas of older versions have none.
     places: Option<usize>,
+    /// Where the parts for larger rings begin, and the most descriptors of such a ring.
+    larger: Option<(usize, u16)>,
+}
+
+/// A part of an area that belongs to one queue.
+#[derive(Clone, Copy)]
+struct Part {
+    base: usize,
+    /// The most descriptors that it has room for.
+    capacity: u16,
 }
 
 impl InFlightArea {
     /// Bytes that an area for `queues` queues of up to `queue_size` descriptors takes, with our own part.
     pub fn bytes(queues: u16, queue_size: u16) -> usize {
         Self::least_bytes(queues, queue_size) + TRAILER
+    }
+
+    /// Bytes that an area takes that has room for rings of up to `largest` descriptors, too, although it is
+    /// asked for with `queue_size`, a smaller one.
+    pub fn bytes_for_larger(queues: u16, queue_size: u16, largest: u16) -> usize {
+        let parts = if largest > queue_size {
+            Self::least_bytes(queues, largest)
+        } else {
+            0
+        };
+        Self::bytes(queues, queue_size) + parts
+    }
+
+    /// The most descriptors of a ring for which `bytes` have room, if that is more than `queue_size`.
+    fn larger(queues: u16, queue_size: u16, bytes: usize) -> Option<u16> {
+        let sizes = std::iter::successors(Some(MAX_QUEUE_SIZE), |size| Some(size / 2));
+        sizes
+            .take_while(|size| *size > queue_size)
+            .find(|size| Self::bytes_for_larger(queues, queue_size, *size) <= bytes)
+    }
+
+    /// Bytes that an area for `queues` queues of `queue_size` uses of `bytes`: without what is too little for
+    /// anything.
+    pub fn used_bytes(queues: u16, queue_size: u16, bytes: usize) -> usize {
+        let largest = Self::larger(queues, queue_size, bytes).unwrap_or(0);
+        bytes.min(Self::bytes_for_larger(queues, queue_size, largest))
     }
 
     /// Bytes that an area must have at least: without our own part.
@@ -143,6 +184,7 @@ impl InFlightArea {
         Ok(Self {
             trailer: (bytes >= needed + CACHE_MODE).then_some(needed),
             places: (bytes >= needed + TRAILER).then_some(needed + CACHE_MODE),
+            larger: Self::larger(queues, queue_size, bytes).map(|size| (needed + TRAILER, size)),
             memory,
             queue_size,
             queues,
@@ -246,24 +288,50 @@ impl InFlightArea {
     /// # Errors
     /// The area has no such queue.
     pub fn discard(&self, index: u16) -> Result<(), InFlightError> {
-        if index >= self.queues {
-            return Err(InFlightError::Queue {
-                queues: self.queues,
-                queue_size: self.queue_size,
-                index,
-                size: self.queue_size,
-            });
+        let parts = self.parts(index).ok_or_else(|| self.no_queue(index, 0))?;
+        for part in parts.into_iter().flatten() {
+            self.forget(part);
         }
-        let part = part_size(self.queue_size) * usize::from(index);
-        if let Some(version) = field::<AtomicU16>(&self.memory, part + VERSION) {
-            version.store(UNUSED, Ordering::Release);
+        Ok(())
+    }
+
+    fn no_queue(&self, index: u16, size: u16) -> InFlightError {
+        InFlightError::Queue {
+            queues: self.queues,
+            queue_size: self.larger.map_or(self.queue_size, |(_, size)| size),
+            index,
+            size,
         }
-        for head in 0..self.queue_size {
-            if let Some(taken) = field::<AtomicU8>(&self.memory, part + SplitLog::entry(head)) {
+    }
+
+    /// The parts of a queue: for rings of the size asked for, and for larger ones. `None`: there is no such queue.
+    fn parts(&self, index: u16) -> Option<[Option<Part>; 2]> {
+        let part = |start, capacity| Part {
+            base: start + part_size(capacity) * usize::from(index),
+            capacity,
+        };
+        (index < self.queues).then(|| {
+            [
+                Some(part(0, self.queue_size)),
+                self.larger.map(|(start, size)| part(start, size)),
+            ]
+        })
+    }
+
+    /// Says of a part that it names nothing, if it does.
+    fn forget(&self, part: Part) {
+        let Some(version) = field::<AtomicU16>(&self.memory, part.base + VERSION) else {
+            return;
+        };
+        if version.swap(UNUSED, Ordering::AcqRel) == UNUSED {
+            return;
+        }
+        for head in 0..part.capacity {
+            let taken = field::<AtomicU8>(&self.memory, part.base + SplitLog::entry(head));
+            if let Some(taken) = taken {
                 taken.store(0, Ordering::Release);
             }
         }
-        Ok(())
     }
 
     /// The log of queue `index` with `size` descriptors, whose ring shows `used_idx`, and the heads that
@@ -277,24 +345,25 @@ impl InFlightArea {
         size: u16,
         used_idx: u16,
     ) -> Result<(SplitLog, Vec<u16>), InFlightError> {
-        if index >= self.queues || size > self.queue_size {
-            return Err(InFlightError::Queue {
-                queues: self.queues,
-                queue_size: self.queue_size,
-                index,
-                size,
-            });
-        }
+        let parts = self.parts(index).into_iter().flatten().flatten();
+        let mut parts = parts.skip_while(|part| part.capacity < size);
+        let part = parts.next().ok_or_else(|| self.no_queue(index, size))?;
         let mut log = SplitLog {
             memory: self.memory.clone(),
-            base: part_size(self.queue_size) * usize::from(index),
+            base: part.base,
             size,
-            capacity: self.queue_size,
+            capacity: part.capacity,
             counter: 0,
         };
         let version = log.load::<AtomicU16>(VERSION);
         if version > LAYOUT {
             return Err(InFlightError::Layout(version));
+        }
+        // The ring has this size now: what the other part names is of a ring that is no more.
+        for other in self.parts(index).into_iter().flatten().flatten() {
+            if other.base != part.base {
+                self.forget(other);
+            }
         }
         let in_flight = log.recover(used_idx);
         Ok((log, in_flight))

@@ -261,3 +261,68 @@ fn what_is_discarded_is_not_replayed() {
     );
     assert!(area.discard(2).is_err());
 }
+
+/// An area asked for with 8 that has room for rings of 32.
+fn with_larger() -> (InFlightArea, HostMemory) {
+    let memory = zeroes(InFlightArea::bytes_for_larger(2, 8, 32));
+    (InFlightArea::new(memory.clone(), 2, 8).unwrap(), memory)
+}
+
+#[test]
+fn larger_rings_are_logged_as_others_are() {
+    let (area, memory) = with_larger();
+    let (mut log, heads) = reopen(&area, 32, 0);
+    assert!(heads.is_empty());
+    for head in [31, 0, 8] {
+        log.taken(head);
+    }
+    log.returning(&[0], 1);
+    log.returned(&[0], 1);
+    // The other queue is untouched.
+    assert!(area.queue(0, 32, 0).unwrap().1.is_empty());
+    // The next server finds the same room by the length alone.
+    let again = InFlightArea::new(memory, 2, 8).unwrap();
+    assert_eq!(reopen(&again, 32, 1).1, [31, 8]);
+    assert_eq!(
+        reopen(&again, 16, 1).1,
+        [8],
+        "of a ring that has no head 31"
+    );
+    assert!(matches!(
+        area.queue(1, 64, 0).unwrap_err(),
+        InFlightError::Queue { queue_size: 32, .. }
+    ));
+    again.discard(1).unwrap();
+    assert!(reopen(&again, 32, 1).1.is_empty());
+    assert!(again.discard(2).is_err());
+}
+
+#[test]
+fn a_ring_of_another_size_leaves_nothing_behind() {
+    for sizes in [[8, 32], [32, 8]] {
+        let (area, _) = with_larger();
+        let [first, second] = sizes;
+        reopen(&area, first, 0).0.taken(3);
+        assert!(reopen(&area, second, 0).1.is_empty());
+        assert!(reopen(&area, first, 0).1.is_empty(), "{sizes:?}");
+    }
+}
+
+#[test]
+fn what_is_too_little_for_anything_is_not_used() {
+    let sizes = [0, 16, 32, 1024, MAX_QUEUE_SIZE];
+    for largest in sizes {
+        let bytes = InFlightArea::bytes_for_larger(2, 8, largest);
+        assert_eq!(InFlightArea::used_bytes(2, 8, bytes), bytes);
+        assert_eq!(InFlightArea::used_bytes(2, 8, bytes + 64), bytes);
+    }
+    let least = InFlightArea::least_bytes(2, 8);
+    assert_eq!(InFlightArea::used_bytes(2, 8, least), least);
+    let most = InFlightArea::bytes_for_larger(2, 8, MAX_QUEUE_SIZE);
+    assert_eq!(InFlightArea::used_bytes(2, 8, usize::MAX), most);
+    // Nothing is larger than the largest.
+    assert_eq!(
+        InFlightArea::used_bytes(1, MAX_QUEUE_SIZE, usize::MAX),
+        InFlightArea::bytes(1, MAX_QUEUE_SIZE)
+    );
+}
