@@ -14,17 +14,24 @@ struct Writable {
     bytes: u64,
     /// The descriptors of the table at hand that were looked at: in a loop, the status is at its end.
     seen: Vec<bool>,
+    /// What was done, in descriptors read, and how many of those a look at one in the table at hand counts.
+    steps: u32,
+    step: u32,
 }
 
 impl Writable {
-    /// Begins a table of so many descriptors.
-    fn begin(&mut self, count: usize) {
+    /// Begins a table of so many descriptors, in so many pieces of memory.
+    fn begin(&mut self, count: usize, pieces: usize) {
+        self.step = u32::try_from(pieces).unwrap_or(u32::MAX);
+        // Sixty-four flags are cleared in the time of one look.
+        self.steps = self.steps.saturating_add((count / 64) as u32);
         self.seen.clear();
         self.seen.resize(count, false);
     }
 
     /// Whether a descriptor is in the table, and was not looked at before.
     fn is_new(&mut self, index: u16) -> bool {
+        self.steps = self.steps.saturating_add(self.step);
         let seen = self.seen.get_mut(usize::from(index));
         seen.is_some_and(|seen| !std::mem::replace(seen, true))
     }
@@ -51,6 +58,7 @@ impl SplitRing {
     ) -> StatusPlace {
         let mut writable = Writable::default();
         let ended = self.look_through(map, head, &mut writable);
+        self.steps = self.steps.saturating_add(writable.steps);
         match writable.last {
             Some(addr) => StatusPlace::At {
                 addr,
@@ -74,7 +82,7 @@ impl SplitRing {
         head: u16,
         writable: &mut Writable,
     ) -> bool {
-        writable.begin(self.size.into());
+        writable.begin(self.size.into(), 1);
         let mut index = head;
         while writable.is_new(index) {
             let Some(desc) = self.direct(index) else {
@@ -100,7 +108,7 @@ impl SplitRing {
         let Ok(count) = self.open_table(map, table) else {
             return false;
         };
-        writable.begin(count);
+        writable.begin(count, self.table.len());
         let mut index = 0u16;
         while writable.is_new(index) {
             let desc = Descriptor::new(read_entry(&self.table, usize::from(index) * DESC_SIZE));

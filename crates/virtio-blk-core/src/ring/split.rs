@@ -26,6 +26,9 @@ pub const MAX_QUEUE_SIZE: u16 = 32768;
 /// the queue, but drivers fill indirect tables up to `seg_max`, or beyond it.
 pub const MAX_CHAIN: u32 = 32768;
 
+/// Reading so many descriptors counts as another request in a pass's budget: it costs about as much.
+const STEPS_OF_A_REQUEST: u32 = 64;
+
 pub(super) const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
 pub(super) const DESC_F_INDIRECT: u16 = 4;
@@ -132,6 +135,8 @@ pub struct SplitRing {
     in_flight: u16,
     /// Pieces of the indirect table being walked.
     pub(super) table: Vec<(*mut u8, usize)>,
+    /// Descriptors that were read of the chain at hand.
+    pub(super) steps: u32,
     latched: Option<RingError>,
 }
 
@@ -181,6 +186,7 @@ impl SplitRing {
             busy: vec![false; usize::from(state.size)],
             in_flight: 0,
             table: Vec::new(),
+            steps: 0,
             latched: None,
         })
     }
@@ -317,6 +323,13 @@ impl SplitRing {
         usize::from(index.0 & (self.size - 1))
     }
 
+    /// What reading the chain that was taken last, a usual one apart, has cost, in units of
+    /// [`STEPS_OF_A_REQUEST`].
+    #[inline(always)]
+    pub(crate) fn effort(&self) -> usize {
+        (self.steps / STEPS_OF_A_REQUEST) as usize
+    }
+
     /// Reads the chain from `head` on, which was checked, into `chain`, each descriptor once.
     #[inline(always)]
     fn walk<M: DeviceMemory>(
@@ -325,14 +338,29 @@ impl SplitRing {
         head: u16,
         chain: &mut Chain,
     ) -> Result<(), ChainError> {
+        let mut steps = 0;
+        let result = self.walk_counted(map, head, chain, &mut steps);
+        self.steps = steps;
+        result
+    }
+
+    #[inline(always)]
+    fn walk_counted<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        chain: &mut Chain,
+        steps: &mut u32,
+    ) -> Result<(), ChainError> {
         let segments = chain.clear(head);
         let mut parts = Parts::default();
         let mut index = head;
         for direct in 0..self.size {
             let desc = self.direct(index).ok_or(ChainError::NextIndex)?;
+            *steps += 1;
             if desc.flags & DESC_F_INDIRECT != 0 {
                 let limit = MAX_CHAIN - u32::from(direct);
-                self.walk_table(map, &desc, limit, segments, &mut parts)?;
+                self.walk_table(map, &desc, limit, segments, &mut parts, steps)?;
                 return chain.set(parts);
             }
             parts.append(segments, desc.segment(), desc.is_writable())?;
@@ -361,15 +389,19 @@ impl SplitRing {
         limit: u32,
         segments: &mut Vec<Segment>,
         parts: &mut Parts,
+        steps: &mut u32,
     ) -> Result<(), ChainError> {
         let count = self.open_table(map, table)?;
         let pieces = &self.table;
+        // An entry is looked for piece by piece. There are at most 2^8 + 1 of 4096 bytes in a table.
+        let step = pieces.len() as u32;
         let mut index = 0u16;
         for _ in 0..limit {
             if usize::from(index) >= count {
                 return Err(ChainError::NextIndex);
             }
             let desc = Descriptor::new(read_entry(pieces, usize::from(index) * DESC_SIZE));
+            *steps = steps.saturating_add(step);
             if desc.flags & DESC_F_INDIRECT != 0 {
                 return Err(ChainError::IndirectMisplaced);
             }

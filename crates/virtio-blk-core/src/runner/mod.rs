@@ -193,7 +193,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     /// Finishes what the disk is done with, takes up to `budget` new requests (one with much data counts once
-    /// more for each 64 KiB), publishes and notifies. The ranges of discards and the like count as well, each
+    /// more for each 64 KiB, one of many descriptors once more for each 64 of them, also if it is refused),
+    /// publishes and notifies. The ranges of discards and the like count as well, each
     /// with its bytes on the medium; what is left of them is for the next call. Never blocks, apart from what a
     /// synchronous disk does inside a request.
     ///
@@ -292,10 +293,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
                         self.publish_some()?;
                     }
                     Taken::Chain => taken += self.begin_taken()?,
-                    Taken::Malformed(error) => {
-                        self.refuse_malformed(error)?;
-                        taken += 1;
-                    }
+                    Taken::Malformed(error) => taken += self.refuse_malformed(error)?,
                 }
             }
         }
@@ -321,10 +319,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         {
             match self.ring.resume(&self.map, head, &mut self.chain)? {
                 Popped::Chain => taken += self.begin_taken()?,
-                Popped::Malformed(error) => {
-                    self.refuse_malformed(error)?;
-                    taken += 1;
-                }
+                Popped::Malformed(error) => taken += self.refuse_malformed(error)?,
                 Popped::Empty => {}
             }
         }
@@ -341,7 +336,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
         self.begin();
         self.publish_some()?;
-        Ok(weight)
+        // Also what a refusal read.
+        Ok(weight + self.ring.effort())
     }
 
     /// Publishes when enough has come together.

@@ -10,18 +10,19 @@ use crate::ring::{ChainError, Ring, StatusPlace};
 use crate::spec::RequestStatus;
 
 impl<M: DeviceMemory> QueueRunner<M> {
-    /// Refuses the chain whose head is in `chain`, which was just taken.
+    /// Refuses the chain whose head is in `chain`, which was just taken. Returns what it counts of a pass's budget.
     ///
     /// # Errors
     /// The driver can't be told: the queue is broken.
     #[cold]
-    pub(super) fn refuse_malformed(&mut self, error: ChainError) -> Result<(), QueueError> {
+    pub(super) fn refuse_malformed(&mut self, error: ChainError) -> Result<usize, QueueError> {
         if let Some(log) = &mut self.log {
             log.taken(self.chain.head());
         }
         self.refuse_chain(error);
         self.check_ring()?;
-        self.publish_some()
+        self.publish_some()?;
+        Ok(1 + self.ring.effort())
     }
 
     /// Refuses the chain whose head is in `chain`: with IOERR where the driver looks for a status; without

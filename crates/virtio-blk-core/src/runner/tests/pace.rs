@@ -6,7 +6,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use virtio_blk_driver::wire::{Range as WireRange, S_OK};
+use virtio_blk_driver::hostile::HostileRing;
+use virtio_blk_driver::wire::{Descriptor, Range as WireRange, S_IOERR, S_OK};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
@@ -165,4 +166,101 @@ fn a_broken_queue_collects_what_the_disk_has() {
         let stopped = rig.runner.stop(Stop::Drain);
         assert!(stopped.error.is_some() && stopped.in_flight.is_empty());
     }
+}
+
+/// Chains of very many descriptors, and what becomes of them.
+#[derive(Clone, Copy, Debug)]
+enum Long {
+    /// Empty ones between header and status.
+    Empty,
+    /// A byte each.
+    Data,
+    /// A readable one behind all the writable ones.
+    Order,
+    /// Nothing is writable.
+    NoStatus,
+    /// They end in a loop, behind a status.
+    Loop,
+}
+
+#[test]
+fn descriptors_count_whatever_becomes_of_their_chain() {
+    const DESCRIPTORS: usize = 30_000;
+    const CHAINS: u16 = 16;
+    use Long::*;
+    for kind in [Empty, Data, Order, NoStatus, Loop] {
+        let (mem, space) = virtio_blk_driver::testmem::single(2 << 20).unwrap();
+        let mem = Arc::new(mem);
+        let disk = disk(Mode::Execute, WaitKind::Inline);
+        let device = device(&disk);
+        let mut ring = HostileRing::new(&*mem, space, 32, 0, true).unwrap();
+        let head = ring.read_header().unwrap();
+        let status = ring.writable(1).unwrap();
+        let middle = match kind {
+            Empty => Descriptor::readable(head.addr, 0),
+            NoStatus => head,
+            _ => ring.writable(1).unwrap(),
+        };
+        let mut list = vec![head];
+        list.resize(DESCRIPTORS, middle);
+        match kind {
+            Order => list.push(head),
+            NoStatus => {}
+            _ => list.push(status),
+        }
+        let table = ring.table(&list).unwrap();
+        if let Loop = kind {
+            // The last one points to the one before it.
+            let last = list.len() - 1;
+            let entry = Descriptor {
+                next: last as u16 - 1,
+                flags: status.flags | 1,
+                ..status
+            };
+            let at = table.addr.0 + 16 * last as u64;
+            mem.write_slice(&entry.to_bytes(), GuestAddress(at))
+                .unwrap();
+        }
+        for index in 0..CHAINS {
+            ring.descriptor(index, table).unwrap();
+            ring.avail_entry(index, index).unwrap();
+        }
+        ring.avail_idx(CHAINS).unwrap();
+        let setup = QueueSetup::new(mem.clone(), || {});
+        let mut runner = device.start_queue(0, setup, &ring.state).unwrap();
+        // As a queue's thread calls it.
+        assert_eq!(runner.service(256), Service::More, "{kind:?}");
+        let first = ring.used_idx().unwrap();
+        assert_eq!(first, 1, "{kind:?}");
+        let mut passes = 1;
+        while ring.used_idx().unwrap() < CHAINS {
+            assert_ne!(
+                runner.service(256),
+                Service::Fatal,
+                "{kind:?}: {:?}",
+                runner.error()
+            );
+            passes += 1;
+        }
+        assert!(passes <= CHAINS);
+        let mut got = [0];
+        virtio_blk_driver::Memory::read_at(&*mem, status.addr, &mut got).unwrap();
+        match kind {
+            Empty => assert_eq!(got, [S_OK]),
+            // Not whole sectors.
+            Data | Loop => assert_eq!(got, [S_IOERR], "{kind:?}"),
+            Order | NoStatus => {}
+        }
+    }
+}
+
+/// The budget of a queue's thread is for many usual requests.
+#[test]
+fn usual_requests_count_once() {
+    let mut rig = rig(Mode::Execute, WaitKind::Inline);
+    for sector in 0..16 {
+        rig.queue(&Request::read(sector, 4096));
+    }
+    rig.runner.service(16);
+    assert_eq!(rig.answers().len(), 16);
 }
