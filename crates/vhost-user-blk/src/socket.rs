@@ -318,7 +318,8 @@ impl Drop for Listener {
     }
 }
 
-/// Whether somebody listens. Never waits.
+/// Whether somebody listens. Never waits. A socket that this process may not connect to is an error: it may be
+/// another user's server.
 fn is_alive(address: &SocketAddrUnix) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let client = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -326,6 +327,11 @@ fn is_alive(address: &SocketAddrUnix) -> io::Result<bool> {
         // A full queue of connections, or a socket of another type, is somebody's.
         Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+        Err(Errno::ACCESS | Errno::PERM) => Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "a socket is there that this process may not connect to, so that it can't be told whether a server \
+             uses it: give another path, or remove it if none does",
+        )),
         Err(error) => Err(error.into()),
     }
 }

@@ -190,3 +190,24 @@ fn addresses_as_text() {
         assert_eq!(parse(text).unwrap().to_string(), text);
     }
 }
+
+/// What can't be asked is not dead: another user's server keeps its socket.
+#[test]
+fn a_socket_that_may_not_be_asked_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+    let path = dir.path().join("socket");
+    let listener = Listener::bind(&path, &with_mode(0)).unwrap();
+    let asked = path.clone();
+    let result = std::thread::spawn(move || {
+        // SAFETY: a number. Of this thread alone, which loses root's privileges for files with it.
+        unsafe { libc::setfsuid(65_534) };
+        Listener::bind(&asked, &SocketOptions::default())
+    });
+    let error = result.join().unwrap().unwrap_err();
+    assert!(error.to_string().contains("may not connect"), "{error}");
+    fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+    UnixStream::connect(&path).unwrap();
+    drop(listener);
+    assert!(!path.exists());
+}
