@@ -11,9 +11,9 @@ mod common;
 use std::net::Shutdown;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use common::{Served, count, serve, test_disk, wait_for};
+use common::{Served, count, log, serve, test_disk, wait_for};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType, connect, socket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use vblk_testing::frontend::Client;
@@ -136,9 +136,7 @@ fn short_of_descriptors() {
     connect(&stream, &address).unwrap();
     // Whatever the server does now, it can't get a descriptor.
     wait_for("the server to notice", || {
-        let log = LOG.lock().unwrap();
-        log.iter()
-            .any(|line| line.contains("no client can be accepted"))
+        log::text().contains("no client can be accepted")
     });
     let connected = served.handle.is_connected();
     setrlimit(Resource::Nofile, limit).unwrap();
@@ -164,7 +162,7 @@ fn descriptors_lost_on_the_way() {
     let said = wire.wait_for_end();
     setrlimit(Resource::Nofile, limit).unwrap();
     assert_eq!(said.unwrap(), b"");
-    let log = LOG.lock().unwrap().join("\n");
+    let log = log::text();
     assert!(
         log.contains("SET_VRING_CALL: descriptors") && log.contains("ulimit -n"),
         "{log}"
@@ -174,28 +172,9 @@ fn descriptors_lost_on_the_way() {
 
 const SET_VRING_CALL: u32 = 13;
 
-static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Logger;
-
-impl log::Log for Logger {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            LOG.lock().unwrap().push(record.args().to_string());
-        }
-    }
-
-    fn flush(&self) {}
-}
-
 #[test]
 fn clients_and_servers_leave_nothing_behind() {
-    log::set_logger(&Logger).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    log::keep();
     vanishing();
     stopping();
     short_of_descriptors();

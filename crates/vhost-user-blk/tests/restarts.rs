@@ -8,11 +8,11 @@
 
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::stuck::{At, StuckDisk};
-use common::{Served, heads_in_flight, options, test_disk, wait_for};
+use common::{Served, heads_in_flight, log, options, test_disk, wait_for};
 use vblk_testing::frontend::{Client, Guest, InFlight, Queue};
 use virtio_blk_core::device::DeviceOptions;
 use virtio_blk_core::disk::{Caps, Disk, EraseLimits};
@@ -20,24 +20,6 @@ use virtio_blk_core::spec::feature;
 use virtio_blk_core::testdisk::{Mode, TestDisk, WaitKind};
 use virtio_blk_driver::request::Request;
 use virtio_blk_driver::wire::Range;
-
-static LOG: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Logger;
-
-impl log::Log for Logger {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            LOG.lock().unwrap().push(record.args().to_string());
-        }
-    }
-
-    fn flush(&self) {}
-}
 
 /// A guest that lives on while servers come and go.
 struct Survivor {
@@ -167,8 +149,7 @@ fn erase(max_sectors: u32) -> Option<EraseLimits> {
 
 #[test]
 fn each_option_changed() {
-    log::set_logger(&Logger).unwrap();
-    log::set_max_level(log::LevelFilter::Warn);
+    log::keep();
     // The change, and what a refusal names; `None`: the guest goes on.
     let cases: Vec<(&str, Change, Option<&str>)> = vec![
         ("nothing", option(|_| {}), None),
@@ -248,18 +229,18 @@ fn each_option_changed() {
         println!("{what}");
         let disk = test_disk();
         let mut survivor = Survivor::new(&disk, options());
-        LOG.lock().unwrap().clear();
+        log::clear();
         let mut changed = options();
         let other = change(&disk, &mut changed);
         let served = Served::with_device(Arc::new(other.clone()), changed);
         match (survivor.connect(&served), refusal) {
             (Ok(client), None) => {
                 survivor.goes_on(client, &other);
-                assert!(LOG.lock().unwrap().is_empty(), "{:?}", LOG.lock().unwrap());
+                assert_eq!(log::text(), "");
             }
             (Err(_), Some(refusal)) => {
                 served.wait_idle();
-                let log = LOG.lock().unwrap().join("\n");
+                let log = log::text();
                 assert!(
                     log.contains(refusal) && log.contains("the guest was"),
                     "{what}: {log}"
@@ -272,7 +253,7 @@ fn each_option_changed() {
                 survivor.goes_on(client, &disk);
             }
             (Ok(_), Some(_)) => panic!("{what} was not refused"),
-            (Err(error), None) => panic!("{what}: {error}, {:?}", LOG.lock().unwrap()),
+            (Err(error), None) => panic!("{what}: {error}, {}", log::text()),
         }
     }
 }

@@ -6,6 +6,7 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub mod log;
 pub mod stuck;
 
 use std::os::unix::fs::FileExt;
