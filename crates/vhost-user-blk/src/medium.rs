@@ -92,7 +92,7 @@ impl Medium {
                 return Err(MediumError::Deactivate(DiskError::Config(why)));
             }
             State::Leaving(wait) => wait,
-            State::Active => match self.begin_leave() {
+            State::Active => match self.begin_leave(false) {
                 Ok(wait) => wait,
                 Err(error) => {
                     log::warn!("no thread to leave the disk on, so it is waited for: {error}");
@@ -113,13 +113,39 @@ impl Medium {
         }
     }
 
-    /// Lets go of the disk on a thread: it may take for ever, as the disk is asked to write.
-    fn begin_leave(&self) -> io::Result<Receiver<Left>> {
+    /// Begins to let go of the disk, if it is in use, and does not wait: for when there is no client to be told.
+    /// A failure is logged.
+    pub(crate) fn leave_later(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(*state, State::Active) {
+            return;
+        }
+        match self.begin_leave(true) {
+            Ok(wait) => *state = State::Leaving(wait),
+            Err(error) => {
+                log::warn!("no thread to leave the disk on, so it is waited for: {error}");
+                if let Err(error) = Self::left(&mut state, self.disk.deactivate()) {
+                    log::error!("{error}");
+                }
+            }
+        }
+    }
+
+    /// Lets go of the disk on a thread: it may take for ever, as the disk is asked to write. The thread logs a
+    /// failure if `nobody_waits` for it.
+    fn begin_leave(&self, nobody_waits: bool) -> io::Result<Receiver<Left>> {
         let (done, wait) = sync_channel(1);
         let disk = self.disk.clone();
         let leave = move || {
+            let left = disk.deactivate();
+            if let Err(error) = &left
+                && nobody_waits
+            {
+                let error = MediumError::Deactivate(DiskError::Config(error.to_string()));
+                log::error!("{error}");
+            }
             // Nobody may be there any more to hear it.
-            let _ = done.send(disk.deactivate());
+            let _ = done.send(left);
         };
         let thread = std::thread::Builder::new().name("vblk-leave".to_owned());
         thread.spawn(leave)?;

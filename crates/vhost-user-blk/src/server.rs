@@ -97,8 +97,14 @@ impl Shared {
 pub struct ServerHandle(Arc<Shared>);
 
 impl ServerHandle {
-    /// Makes [`Server::run`] return, after the present client's requests were finished, and after
-    /// [`ServerOptions::stop_time`] at the latest. Returns at once.
+    /// Makes [`Server::run`] return, and does not wait for it. The present client's queues are stopped before:
+    /// requests of a client with an in-flight area are left to the next server, those of another are finished.
+    /// From the first call on this takes [`ServerOptions::stop_time`] at most, and 200 ms more if the disk does
+    /// not let go in time, as [`Server::run`] says; what takes longer is a call of [`Disk::activate`] or
+    /// [`Disk::open_queue`] that a message of the client has begun.
+    ///
+    /// [`Disk::activate`]: virtio_blk_core::disk::Disk::activate
+    /// [`Disk::open_queue`]: virtio_blk_core::disk::Disk::open_queue
     pub fn stop(&self) {
         self.0.stops.begin_end();
         self.0.stopping.store(true, Ordering::Release);
@@ -187,9 +193,11 @@ impl Server {
             }
         }));
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ServerError::SetUp)?;
+        let medium = Arc::new(Medium::new(device.disk().clone(), options.stop_time));
+        let stops = Arc::new(Stops::new(options.stop_time, medium.clone()));
         Ok(Self {
             listener,
-            medium: Arc::new(Medium::new(device.disk().clone(), options.stop_time)),
+            medium,
             device,
             poll: options.poll,
             memory: None,
@@ -198,7 +206,7 @@ impl Server {
                 wake,
                 client: Mutex::new(None),
                 clients: AtomicU64::new(0),
-                stops: Arc::new(Stops::new(options.stop_time)),
+                stops,
             }),
             channel,
             told,
@@ -236,7 +244,8 @@ impl Server {
     /// Serves until [`ServerHandle::stop`]. When it returns, no request is in flight and no memory of a
     /// client is mapped, unless the disk did not finish.
     ///
-    /// A stop takes [`ServerOptions::stop_time`] at most: GET_VRING_BASE, a queue that is disabled or gets
+    /// A stop takes [`ServerOptions::stop_time`] at most, and where the disk has not let go then, 200 ms more, in
+    /// which queues that are inside a call of the disk may end it: GET_VRING_BASE, a queue that is disabled or gets
     /// other addresses or another kick descriptor, RESET_DEVICE, a client that goes, and
     /// [`ServerHandle::stop`]. If the disk has not finished then, the connection is closed. The client's
     /// memory stays mapped until the disk has let go of it; nothing more is returned to the client, and the

@@ -26,7 +26,7 @@ use crate::server::MemoryListener;
 use crate::shared_file::Alarm;
 use crate::stops::Stops;
 use crate::told::Told;
-use crate::vring::{Vring, VringContext};
+use crate::vring::{Stuck, Vring, VringContext};
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
@@ -198,10 +198,10 @@ impl Session {
     /// # Errors
     /// What the disk kept could not be made stable, or not in time.
     fn leave(&self, deadline: Instant) -> std::result::Result<(), MediumError> {
-        if self.vrings.iter().any(Vring::is_used) || self.stops.stuck() != 0 {
+        if self.vrings.iter().any(Vring::is_used) {
             return Ok(());
         }
-        self.medium.leave(deadline)
+        self.stops.leave_medium(deadline)
     }
 
     /// As [`Session::leave`], where the client can't be told of a failure.
@@ -242,35 +242,37 @@ impl Session {
     fn stop(
         &mut self,
         mode: Stop,
-        which: impl Fn(&Vring) -> bool,
+        which: impl Fn(u16, &Vring) -> bool,
         deadline: Instant,
     ) -> Result<()> {
-        let chosen = self.vrings.iter_mut().zip(0..);
-        let mut chosen: Vec<_> = chosen.filter(|(vring, _)| which(vring)).collect();
-        for (vring, _) in &chosen {
+        let chosen = (0..).zip(&mut self.vrings);
+        let mut chosen: Vec<_> = chosen
+            .filter(|(index, vring)| which(*index, vring))
+            .collect();
+        for (_, vring) in &chosen {
             vring.begin_stop(mode);
         }
-        let mut result = Ok(());
-        for (vring, index) in &mut chosen {
-            if let Err(stuck) = vring.end_stop(*index, &self.stops, deadline) {
-                log::error!("{stuck}");
-                self.is_over = true;
-                result = Err(failed(stuck));
+        let (mut queues, mut threads) = (Vec::new(), Vec::new());
+        for (index, vring) in &mut chosen {
+            if let Err(thread) = vring.end_stop(deadline) {
+                queues.push(*index);
+                threads.push(thread);
             }
         }
-        result
+        if queues.is_empty() {
+            return Ok(());
+        }
+        self.is_over = true;
+        self.stops.abandon(threads);
+        let time = self.stops.time();
+        Err(failed(Stuck { queues, time }))
     }
 
     /// As [`Session::stop`], for queue `index`, drained.
     fn stop_one(&mut self, index: u32, deadline: Instant) -> Result<&mut Vring> {
-        let stops = self.stops.clone();
-        let vring = self.vring(index)?;
-        vring.begin_stop(Stop::Drain);
-        // Below the number of queues.
-        if let Err(stuck) = vring.end_stop(index as u16, &stops, deadline) {
-            self.is_over = true;
-            return Err(failed(stuck));
-        }
+        self.vring(index)?;
+        let is_it = |number, _: &Vring| u32::from(number) == index;
+        self.stop(Stop::Drain, is_it, deadline)?;
         self.vring(index)
     }
 
@@ -300,7 +302,8 @@ impl Session {
         for vring in &mut self.vrings {
             vring.set_parked(losers.next() == Some(&true));
         }
-        self.stop(Stop::Drain, Vring::is_parked, self.stops.deadline())?;
+        let is_parked = |_, vring: &Vring| vring.is_parked();
+        self.stop(Stop::Drain, is_parked, self.stops.deadline())?;
         self.table.replace(next);
         self.remap();
         self.tell_memory();
@@ -333,7 +336,9 @@ impl Drop for Session {
         };
         // What the disk does not finish was logged, and is in the in-flight area.
         let deadline = self.stops.deadline();
-        let _ = self.stop(mode, Vring::is_running, deadline);
+        if let Err(error) = self.stop(mode, |_, vring| vring.is_running(), deadline) {
+            log::error!("{error}");
+        }
         self.vrings.clear();
         self.leave_unused(deadline);
         self.device.reset();

@@ -13,14 +13,14 @@ use virtio_blk_core::device::{Device, StartError};
 use virtio_blk_core::memory::GuestMap;
 use virtio_blk_core::ring::{RingError, SplitRing};
 use virtio_blk_core::runner::{
-    InFlightArea, InFlightError, InFlightLog, QueueSetup, QueueThread, Stop, ThreadOptions,
+    InFlightArea, InFlightError, InFlightLog, QueueError, QueueSetup, QueueThread, Stop,
+    ThreadOptions,
 };
 use virtio_queue::QueueState;
 
 use crate::event;
 use crate::medium::{Medium, MediumError};
 use crate::memory::{Memory, MemoryError, MemoryTable, Table};
-use crate::stops::Stops;
 
 /// Why a queue could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -39,15 +39,15 @@ pub(crate) enum VringError {
     InFlight(#[source] InFlightError),
 }
 
-/// A queue whose disk did not finish in time.
+/// Queues whose disk did not finish in time.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "queue {index} can't be stopped: the disk did not finish its requests within {time:?}; they stay in the \
-     in-flight area, and no client is served until the disk has let go of them"
+    "queues {queues:?} can't be stopped: the disk did not finish their requests within {time:?}; they stay in \
+     the in-flight area, and no client is served until the disk has let go of them"
 )]
 pub(crate) struct Stuck {
-    index: u16,
-    time: Duration,
+    pub(crate) queues: Vec<u16>,
+    pub(crate) time: Duration,
 }
 
 /// A descriptor that can be exchanged while a queue's thread uses it.
@@ -106,6 +106,8 @@ pub(crate) struct Vring {
     parked: bool,
     /// It ran since the client began to set it up: the in-flight area's entry is this session's.
     ran: bool,
+    /// Its ring broke when it ran last.
+    broken: bool,
     kick: Option<File>,
     call: Shared,
     err: Shared,
@@ -211,7 +213,7 @@ impl Vring {
         };
         let kick = event::eventfd(kick.try_clone().map_err(VringError::Thread)?);
         self.thread = Some(QueueThread::spawn(runner, kick, options).map_err(VringError::Thread)?);
-        (self.parked, self.ran) = (false, true);
+        (self.parked, self.ran, self.broken) = (false, true, false);
         log::debug!("queue {index} started at {}", state.next_avail);
         Ok(true)
     }
@@ -227,24 +229,18 @@ impl Vring {
     /// client, unless its ring is broken.
     ///
     /// # Errors
-    /// The disk has not let go at `deadline`. The queue is given up: nothing is returned to the client any
-    /// more, and the in-flight area keeps naming the requests.
-    pub(crate) fn end_stop(
-        &mut self,
-        index: u16,
-        stops: &Stops,
-        deadline: Instant,
-    ) -> Result<(), Stuck> {
+    /// The disk has not let go at `deadline`. The queue is no longer this one's: its thread must be abandoned.
+    /// The in-flight area keeps naming the requests.
+    pub(crate) fn end_stop(&mut self, deadline: Instant) -> Result<(), QueueThread<Memory>> {
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
         if !thread.wait_stopped(deadline) {
-            stops.abandon(thread);
-            let time = stops.time();
-            return Err(Stuck { index, time });
+            return Err(thread);
         }
         if let Some(stopped) = thread.stop(Stop::HandOver) {
             self.base = stopped.state.next_avail;
+            self.broken = matches!(stopped.error, Some(QueueError::Ring(_)));
         }
         Ok(())
     }
@@ -296,12 +292,16 @@ impl Vring {
         std::mem::take(&mut self.ran)
     }
 
-    /// Forgets what the client set, as after GET_VRING_BASE; the queue is stopped. Answers whether what the
-    /// in-flight area still names is nobody's: requests of a ring that broke.
+    /// Forgets what the client set, as after GET_VRING_BASE; the queue is stopped. Returns whether what the
+    /// in-flight area still names belongs to a ring that broke, so that it can't be returned to the client any
+    /// more. What a failed disk left there is for the ring's next server.
     pub(crate) fn close(&mut self) -> bool {
         self.kick = None;
         self.parked = false;
         put(&self.call, None);
-        std::mem::take(&mut self.ran)
+        let broken = std::mem::take(&mut self.broken);
+        // What is left belongs to the same ring: other addresses will discard it.
+        self.ran &= !broken;
+        broken
     }
 }

@@ -137,6 +137,7 @@ fn over_a_disk_that_never_answers(what: What, at: At) {
     // The connection is closed; the memory is mapped for the disk, and the log keeps the requests.
     assert!(running.client.capacity().is_err());
     assert!(mapped(&running.guest) > 2, "the disk has it");
+    assert!(disk.is_active());
     assert!(
         named
             .iter()
@@ -157,6 +158,8 @@ fn over_a_disk_that_never_answers(what: What, at: At) {
         disk.open();
     }
     wait_for("the memory to be unmapped", || mapped(&running.guest) == 2);
+    // Also if no client comes any more: another server may wait for the disk.
+    wait_for("the disk to be left", || !disk.is_active());
     resume(&served.socket(), &mut running, &area);
     for queue in &mut running.queues {
         for _ in 0..4 {

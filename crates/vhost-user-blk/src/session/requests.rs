@@ -38,7 +38,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     fn reset_device(&mut self) -> Result<()> {
         // Its requests are the guest's no more: they need not be executed.
         let deadline = self.stops.deadline();
-        self.stop(Stop::HandOver, Vring::is_running, deadline)?;
+        self.stop(Stop::HandOver, |_, vring| vring.is_running(), deadline)?;
         for index in 0..self.vrings.len() {
             self.discard_in_flight(index as u16);
         }

@@ -3,6 +3,7 @@
 
 //! A disk that does not finish.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use virtio_blk_core::disk::{
@@ -43,6 +44,7 @@ pub struct StuckDisk {
     inner: TestDisk,
     at: At,
     gate: Arc<Gate>,
+    active: Arc<AtomicBool>,
 }
 
 impl StuckDisk {
@@ -52,7 +54,13 @@ impl StuckDisk {
             inner,
             at,
             gate: Arc::default(),
+            active: Arc::default(),
         }
+    }
+
+    /// Whether a server has taken it into use and not left it.
+    pub fn is_active(&self) -> bool {
+        self.active.load(Ordering::Acquire)
     }
 
     pub fn close(&self) {
@@ -75,6 +83,16 @@ impl Disk for StuckDisk {
             at: self.at,
             gate: self.gate.clone(),
         }))
+    }
+
+    fn activate(&self) -> Result<(), DiskError> {
+        assert!(!self.active.swap(true, Ordering::AcqRel));
+        Ok(())
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        assert!(self.active.swap(false, Ordering::AcqRel));
+        Ok(())
     }
 
     fn listen(&self, listener: DiskListener) {
