@@ -12,13 +12,15 @@ use virtio_blk_core::runner::InFlightArea;
 
 use crate::shared_file::{Alarm, SharedFile};
 
-/// Makes a new area of zeroes. Answers the file to hand to the client and its size in bytes.
+/// Makes a new area of zeroes as a client asks for it, with room for rings of up to `largest` descriptors: firmware
+/// may make larger ones than QEMU asks for. Returns the file to hand to the client and its size in bytes.
 pub(crate) fn create(
     queues: u16,
     queue_size: u16,
+    largest: u16,
     alarm: &Alarm,
 ) -> io::Result<(InFlightArea, File, u64)> {
-    let size = InFlightArea::bytes(queues, queue_size) as u64;
+    let size = InFlightArea::bytes_for_larger(queues, queue_size, largest) as u64;
     let fd = rustix::fs::memfd_create(
         "vblk-inflight",
         MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
@@ -43,8 +45,14 @@ pub(crate) fn open(
     queue_size: u16,
     alarm: &Alarm,
 ) -> io::Result<InFlightArea> {
-    // What a client says beyond what an area can need is not mapped.
-    let size = size.min(InFlightArea::bytes(queues, queue_size) as u64);
+    // A client may have rounded the size up. What an area can't need is not mapped.
+    let meta = file.metadata()?;
+    let there = match meta.is_file() {
+        true => size.min(meta.len().saturating_sub(offset)),
+        false => size,
+    };
+    let bytes = usize::try_from(there).unwrap_or(usize::MAX);
+    let size = InFlightArea::used_bytes(queues, queue_size, bytes) as u64;
     let memory = SharedFile::map(file, offset, size, alarm)?.into_memory();
     InFlightArea::new(memory, queues, queue_size)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))

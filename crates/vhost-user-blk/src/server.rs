@@ -328,7 +328,6 @@ impl Server {
             log::info!("client gone");
         }
         self.channel.close();
-        self.told.close();
         *self.shared.client() = None;
     }
 

@@ -84,6 +84,8 @@ pub(crate) struct Session {
     log: Arc<DirtyLog>,
     alarm: Alarm,
     in_flight: Option<InFlightArea>,
+    /// The device presents what this client's guest was told by another server.
+    adopted: bool,
     /// The cache mode of an earlier server, until the features are known.
     kept_cache_mode: Option<u8>,
     vrings: Vec<Vring>,
@@ -120,6 +122,7 @@ impl Session {
             log,
             alarm,
             in_flight: None,
+            adopted: false,
             kept_cache_mode: None,
             is_over: false,
         })
@@ -341,7 +344,13 @@ impl Drop for Session {
         }
         self.vrings.clear();
         self.leave_unused(deadline);
+        // Before the device changes: the record of what this client's guest was told stays as it is.
+        self.told.close();
         self.device.reset();
+        if self.adopted {
+            // The next client may have another guest.
+            self.device.present_own();
+        }
         if let Some(listener) = &self.listener {
             listener(&[]);
         }

@@ -48,7 +48,7 @@ impl Told {
         self.keep(device);
     }
 
-    /// The client is gone, and with it the area.
+    /// The client is gone, and with it the area: nothing is kept there any more.
     pub(crate) fn close(&self) {
         *self.lock() = None;
     }

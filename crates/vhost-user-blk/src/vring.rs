@@ -179,7 +179,7 @@ impl Vring {
         context.medium.take(context.deadline)?;
         let memory = context.table.memory();
         let mut state = QueueState {
-            max_size: context.device.options().queue_size,
+            max_size: context.device.guest_abi().queue_size,
             size: self.size,
             ready: true,
             next_avail: self.base,

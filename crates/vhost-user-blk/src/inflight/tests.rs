@@ -6,7 +6,7 @@ use crate::shared_file::alarm;
 
 #[test]
 fn an_area_comes_back_from_its_file() {
-    let (area, file, size) = create(2, 8, &alarm()).unwrap();
+    let (area, file, size) = create(2, 8, 8, &alarm()).unwrap();
     assert_eq!(file.metadata().unwrap().len(), size);
     assert!(file.set_len(0).is_err(), "sealed");
     area.keep_cache_mode(0);
@@ -19,7 +19,7 @@ fn an_area_comes_back_from_its_file() {
 
 #[test]
 fn sizes_are_checked() {
-    let (_area, file, size) = create(2, 8, &alarm()).unwrap();
+    let (_area, file, size) = create(2, 8, 8, &alarm()).unwrap();
     assert!(open(&file, 0, size, 6, 8, &alarm()).is_err());
     assert!(open(&file, 4096, size, 2, 8, &alarm()).is_err());
     assert!(open(&file, 0, size, 0, 8, &alarm()).is_err());

@@ -82,7 +82,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let max = self.device.options().queue_size;
+        let max = self.device.guest_abi().queue_size;
         let vring = self.vring(index)?;
         let size = u16::try_from(num)
             .ok()
@@ -190,7 +190,7 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(self.vrings.len() as u64)
+        Ok(u64::from(self.device.guest_abi().queues))
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
@@ -228,22 +228,23 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_inflight_fd(&mut self, wanted: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
         self.check_in_flight_area_unused()?;
-        let options = self.device.options();
-        if wanted.num_queues > options.queues || wanted.queue_size > options.queue_size {
+        let abi = self.device.guest_abi();
+        if wanted.num_queues > abi.queues || wanted.queue_size > abi.queue_size {
             return Err(failed(format!(
                 "in-flight area for {} queues of {}: the device has {} of {}",
                 { wanted.num_queues },
                 { wanted.queue_size },
-                options.queues,
-                options.queue_size
+                abi.queues,
+                abi.queue_size
             )));
         }
+        let (queues, queue_size) = (wanted.num_queues, wanted.queue_size);
         let (area, file, size) =
-            inflight::create(wanted.num_queues, wanted.queue_size, &self.alarm).map_err(failed)?;
+            inflight::create(queues, queue_size, abi.queue_size, &self.alarm).map_err(failed)?;
         self.told.keep_in(&self.device, &area);
         self.in_flight = Some(area);
         self.keep_cache_mode();
-        let reply = VhostUserInflight::new(size, 0, wanted.num_queues, wanted.queue_size);
+        let reply = VhostUserInflight::new(size, 0, queues, queue_size);
         Ok((reply, file))
     }
 
@@ -264,6 +265,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             self.is_over = true;
             failed(error)
         })?;
+        self.adopted |= told;
         // With the record the device has taken it over.
         self.kept_cache_mode = opened.cache_mode().filter(|_| !told);
         self.in_flight = Some(opened);
