@@ -13,10 +13,11 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex};
 
 use common::{QUEUE_SIZE, QUEUES, Served, mapped, serve, start, test_disk, wait_for};
-use vblk_testing::frontend::{Client, Guest, LOG_ALL, Queue, memory_file};
+use vblk_testing::frontend::{Client, Guest, InFlight, LOG_ALL, Queue, memory_file};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost::{VhostBackend, VhostUserDirtyLogRegion};
+use virtio_blk_core::runner::InFlightArea;
 use virtio_blk_core::testdisk::Mode;
 use virtio_blk_driver::request::Request;
 
@@ -249,6 +250,13 @@ fn an_in_flight_area_is_as_large_as_asked_for() {
                 .is_err()
         );
     }
+    // One that an earlier version made, or whose client did not keep all of it.
+    let asked = InFlightArea::bytes(2, 16) as u64;
+    let area = InFlight {
+        area: VhostUserInflight::new(asked, 0, 2, 16),
+        file: area.file,
+    };
+    client.set_in_flight(&area).unwrap();
     // A smaller queue uses a part of it, a larger one and one too many are refused.
     let mut guest = common::guest();
     client.set_memory(&guest).unwrap();
