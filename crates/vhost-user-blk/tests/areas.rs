@@ -17,7 +17,7 @@ use common::{
 use vblk_testing::frontend::{Client, InFlight, Queue};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use virtio_blk_core::device::Options;
+use virtio_blk_core::device::DeviceOptions;
 use virtio_blk_core::testdisk::{Break, Mode, TestDisk};
 use virtio_blk_driver::request::Request;
 use virtio_blk_driver::wire::S_IOERR;
@@ -184,7 +184,7 @@ fn the_next_client_is_told_of_the_server_itself() {
     let first = Served::new(Arc::new(test_disk()));
     let (running, area) = connect(&first.socket(), QUEUE_SIZE, QUEUE_SIZE);
     drop((running, first));
-    let more = Options {
+    let more = DeviceOptions {
         queues: 2 * QUEUES,
         queue_size: 2 * QUEUE_SIZE,
         seg_max: Some(200),

@@ -266,7 +266,7 @@ impl SplitRing {
         }
     }
 
-    /// Takes the next available chain. A usual one is only looked at; any other is in `chain` then.
+    /// Takes the next available chain. A simple one is only looked at; any other is in `chain` then.
     ///
     /// # Errors
     /// As for [`Ring::pop`].
@@ -323,7 +323,7 @@ impl SplitRing {
         usize::from(index.0 & (self.size - 1))
     }
 
-    /// What reading the chain that was taken last, a usual one apart, has cost, in units of
+    /// What reading the chain that was taken last, unless it is a simple one, has cost, in units of
     /// [`STEPS_OF_A_REQUEST`].
     #[inline(always)]
     pub(crate) fn effort(&self) -> usize {

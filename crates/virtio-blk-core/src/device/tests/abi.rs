@@ -427,7 +427,7 @@ fn a_driver_that_acknowledged_more_is_not_forgotten() {
 
 #[test]
 fn another_guest_is_told_of_the_device_itself() {
-    let few = Options {
+    let few = DeviceOptions {
         queues: 2,
         queue_size: 64,
         seg_max: Some(8),

@@ -254,9 +254,9 @@ fn descriptors_count_whatever_becomes_of_their_chain() {
     }
 }
 
-/// The budget of a queue's thread is for many usual requests.
+/// The budget of a queue's thread is for many simple requests.
 #[test]
-fn usual_requests_count_once() {
+fn simple_requests_count_once() {
     let mut rig = rig(Mode::Execute, WaitKind::Inline);
     for sector in 0..16 {
         rig.queue(&Request::read(sector, 4096));
