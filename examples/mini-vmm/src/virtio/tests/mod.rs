@@ -326,17 +326,21 @@ impl<R: Registers> Guest<R> {
         assert_eq!(self.registers.status(), 0xb, "the features are taken");
     }
 
-    /// Makes a ring for the next queue and enables it.
-    fn add_queue(&mut self) {
+    /// A driver of a new ring with so many entries.
+    fn ring(&mut self, size: u16) -> Driver<Memory> {
         let slots = ArenaConfig {
             slots: 64,
             data_len: 512,
             ..ArenaConfig::default()
         };
-        let driver = self
-            .space
-            .driver(self.memory.clone(), SIZE, RingConfig::default(), slots)
-            .unwrap();
+        self.space
+            .driver(self.memory.clone(), size, RingConfig::default(), slots)
+            .unwrap()
+    }
+
+    /// Makes a ring for the next queue and enables it.
+    fn add_queue(&mut self) {
+        let driver = self.ring(SIZE);
         let index = self.drivers.len() as u16;
         self.registers.enable(index, &driver.state());
         self.drivers.push(driver);

@@ -46,6 +46,40 @@ fn resets_do_not_wait_for_a_throttle() {
     resets_soon(Guest::mmio(|_| own(throttled(), 2)));
 }
 
+/// A queue that was reset continues at its first entry, with the size and the rings that it is given then
+/// (virtio 1.4, 2.6.1), and the other queue is not touched.
+fn comes_back_with_another_size<R: Registers>(mut guest: Guest<R>) {
+    guest.start(feature::RING_RESET, 2);
+    for queue in [0, 1] {
+        guest.submit(queue, 3);
+        (0..3).for_each(|_| guest.answer(queue));
+    }
+    guest.registers.reset_queue(1);
+    assert_eq!(guest.registers.queue(1), (false, false));
+    // Nothing is executed meanwhile.
+    guest.submit(1, 1);
+    guest.submit(0, 1);
+    guest.answer(0);
+    assert!(guest.is_quiet(1));
+    let small = guest.ring(SIZE / 4);
+    assert_eq!((small.state().size, small.state().next_avail), (64, 0));
+    guest.registers.enable(1, &small.state());
+    guest.drivers[1] = small;
+    // More than the new ring has entries for: it goes round.
+    for _ in 0..80 {
+        guest.submit(1, 1);
+        guest.answer(1);
+    }
+    guest.submit(0, 1);
+    guest.answer(0);
+}
+
+#[test]
+fn a_queue_that_was_reset_comes_back_with_another_size() {
+    comes_back_with_another_size(Guest::pci(|_| own(memory_disk(), 2)));
+    comes_back_with_another_size(Guest::mmio(|_| own(memory_disk(), 2)));
+}
+
 #[test]
 fn a_machine_that_ends_does_not_wait_for_a_throttle() {
     let mut guest = Guest::pci(|_| own(throttled(), 1));
