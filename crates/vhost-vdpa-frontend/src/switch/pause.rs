@@ -24,7 +24,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// that has stopped them already answers that they stand still.
     ///
     /// # Errors
-    /// Requests did not end in time, or nobody serves the guest ([`PathState::Failed`]). [`SwitchError::path`] says how it is
+    /// Requests did not end in time, or nobody serves the guest ([`Failed`](super::PathState::Failed)). [`SwitchError::path`] says how it is
     /// now.
     pub fn pause(&self) -> Result<(), SwitchError> {
         let inner = &mut *lock(&self.inner);
