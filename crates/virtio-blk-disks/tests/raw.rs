@@ -567,3 +567,29 @@ fn a_disk_grows_through_its_own_descriptor() {
         ));
     }
 }
+
+#[test]
+fn a_file_that_ends_within_a_block_is_made_longer_where_that_is_wanted() {
+    let directory = directory();
+    let path = image(directory.path(), 1300);
+    let options = RawOptions::new(&path);
+    assert!(RawDisk::open(&options).is_err());
+    let looked_at = RawDisk::open(&options.clone().extend(true).inspect(true));
+    assert!(looked_at.is_err());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 1300);
+    let disk = RawDisk::open(&options.extend(true)).unwrap();
+    assert_eq!(disk.caps().capacity, 3);
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 1536);
+    // Somebody else made it longer.
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(1537)
+        .unwrap();
+    disk.refresh().unwrap();
+    assert_eq!(disk.caps().capacity, 4);
+    let mut queue = disk.open_queue(1).unwrap();
+    let tail = read(&mut *queue, 1024, 1024).unwrap();
+    assert_eq!(tail[276..], [0; 748]);
+}

@@ -262,6 +262,20 @@ impl IoBuf {
         covered
     }
 
+    /// The bytes from `offset` on, at most `len` of them, as a buffer of its own over the same memory, which it keeps
+    /// mapped as this one does: for a disk that passes parts of an operation on.
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        let mut part = Self::new();
+        let inner = part.inner();
+        inner.keep = self.0.as_ref().and_then(|inner| inner.keep.clone());
+        self.visit(offset, len, |base, len| {
+            // SAFETY: a part of a segment of this buffer, whose owner is the part's, too.
+            unsafe { inner.push(base, len) };
+            true
+        });
+        part
+    }
+
     /// Copies `data` into the buffer from byte `offset` on, as far as there is room. Returns the bytes
     /// copied.
     pub fn copy_in(&self, offset: usize, data: &[u8]) -> usize {

@@ -29,6 +29,19 @@ fn adjacent_segments_merge_and_empty_ones_vanish() {
 }
 
 #[test]
+fn a_part_is_the_same_memory_and_keeps_it() {
+    let (buf, memory) = scattered(&[(0, 4), (6, 4), (12, 4)], 16);
+    let part = buf.part(2, 5);
+    assert_eq!(part.to_vec(), [2, 3, 6, 7, 8]);
+    assert_eq!(Arc::strong_count(&memory), 3);
+    drop(buf);
+    assert_eq!(Arc::strong_count(&memory), 2);
+    assert_eq!(part.part(1, 100).to_vec(), [3, 6, 7, 8]);
+    assert!(part.part(5, 1).is_empty());
+    assert!(IoBuf::new().part(0, 1).is_empty());
+}
+
+#[test]
 fn window_respects_both_limits() {
     let (buf, _memory) = scattered(&[(0, 4), (6, 4), (12, 4)], 16);
     let mut out = Vec::new();

@@ -77,6 +77,8 @@ pub(super) struct Medium {
     pub in_memory: bool,
     pub listeners: Listeners,
     pub durability: Durability,
+    /// A file that ends within a block is made longer.
+    pub extends: bool,
     /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
     /// Whether operations may change it.
@@ -118,6 +120,7 @@ impl Medium {
             in_memory,
             listeners: Listeners::default(),
             durability,
+            extends: false,
             writable,
             caps,
             direct,
@@ -262,9 +265,10 @@ impl Medium {
     }
 
     fn look_again(&self) -> Result<(), OpenError> {
-        let size = probe::size(self.file.file(), self.block_device)
-            .map_err(|source| OpenError::io("find the size of", &self.path, source))?;
         let block = self.caps.align.guest_block;
+        let extend = self.extends.then_some(block);
+        let size = probe::found_size(&self.file, self.block_device, extend)
+            .map_err(|source| OpenError::io("find the size of", &self.path, source))?;
         let rest = probe::Rest::of(self.block_device, self.caps.read_only);
         let size = probe::usable_size(size, block, rest, &self.path)?;
         self.set_end(size);

@@ -34,6 +34,7 @@ pub struct RawOptions {
     pub(crate) lock: Lock,
     pub(crate) mmap: bool,
     pub(crate) inspect: bool,
+    pub(crate) extend: bool,
     #[cfg(feature = "inject")]
     pub(crate) inject: Option<Injector>,
 }
@@ -51,6 +52,7 @@ impl RawOptions {
             lock: Lock::On,
             mmap: true,
             inspect: false,
+            extend: false,
             #[cfg(feature = "inject")]
             inject: None,
         }
@@ -120,6 +122,15 @@ impl RawOptions {
     #[must_use]
     pub fn inspect(mut self, yes: bool) -> Self {
         self.inspect = yes;
+        self
+    }
+
+    /// Whether a regular file that ends within a block is made longer, up to the block's end, when it is opened for
+    /// writing and when it is looked at again (default: no, it is refused). For files whose end means nothing, as those
+    /// of other formats.
+    #[must_use]
+    pub fn extend(mut self, yes: bool) -> Self {
+        self.extend = yes;
         self
     }
 

@@ -59,8 +59,10 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
         .max(direct.offset)
         .max(SECTOR_SIZE as u32);
     let guest_block = choose_block(options.block, least, path)?;
-    let bytes =
-        size(&file, is_device).map_err(|source| OpenError::io("find the size of", path, source))?;
+    let file = HostFile::new(file, options);
+    let extend = options.extend && options.is_writable() && !is_device;
+    let bytes = found_size(&file, is_device, extend.then_some(guest_block))
+        .map_err(|source| OpenError::io("find the size of", path, source))?;
     let rest = Rest::of(is_device, options.read_only);
     let size = usable_size(bytes, guest_block, rest, path)?;
     let capacity = size.bytes / SECTOR_SIZE;
@@ -84,7 +86,7 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
         if options.discard {
             caps.discard = match device {
                 Some(_) => BlockQueue::read(Path::new(SYSFS), metadata.rdev()).discard_limits(),
-                None => sys::may_punch(&file).then(|| EraseLimits {
+                None => sys::may_punch(file.file()).then(|| EraseLimits {
                     max_sectors: MAX_ERASE_SECTORS,
                     max_segments: MAX_ERASE_SEGMENTS,
                     alignment: sectors(metadata.blksize()),
@@ -92,7 +94,7 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
             };
             punch = caps.discard.is_some();
         }
-        if device.is_some() && sys::can_secure_erase(&file) {
+        if device.is_some() && sys::can_secure_erase(file.file()) {
             caps.secure_erase = Some(caps.discard.unwrap_or(EraseLimits {
                 max_sectors: MAX_ERASE_SECTORS,
                 max_segments: MAX_ERASE_SEGMENTS,
@@ -110,11 +112,11 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
         block: guest_block,
         why: error.to_string(),
     })?;
-    let map = options.mmap && !options.direct && (is_device || sys::has_local_cache(&file));
+    let map = options.mmap && !options.direct && (is_device || sys::has_local_cache(file.file()));
     let can = Abilities::new(punch, map);
     let path = path.to_owned();
-    let medium = Medium::new(
-        HostFile::new(file, options),
+    let mut medium = Medium::new(
+        file,
         path,
         caps,
         options.is_writable(),
@@ -123,6 +125,7 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
         is_device,
     );
     medium.set_end(size);
+    medium.extends = extend;
     Ok(medium)
 }
 
@@ -205,6 +208,16 @@ pub(super) fn size(file: &File, is_device: bool) -> io::Result<u64> {
     } else {
         Ok(file.metadata()?.len())
     }
+}
+
+/// The size of an open file in bytes, after it was made longer up to a multiple of `extend` bytes, if that is wanted.
+pub(super) fn found_size(file: &HostFile, is_device: bool, extend: Option<u32>) -> io::Result<u64> {
+    let found = size(file.file(), is_device)?;
+    let whole = extend.map_or(found, |block| found.next_multiple_of(block.into()));
+    if whole != found {
+        file.set_len(whole)?;
+    }
+    Ok(whole)
 }
 
 /// What becomes of a last block that is not whole.
