@@ -1,0 +1,156 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What every part of an open image needs: the medium, the sizes, the header, and whether changes are allowed.
+
+use std::sync::{Arc, Mutex};
+
+use virtio_blk_core::disk::DiskError;
+
+use crate::format::{Geometry, Header, field, put};
+use crate::freeze::Changes;
+use crate::lane::Lane;
+use crate::medium::{Medium, Put};
+use crate::sync::lock;
+
+/// Bytes of the file's beginning in which all fields are that ever change.
+pub const HEAD: usize = 512;
+
+/// What every part of an open image needs.
+#[derive(Debug)]
+pub struct Base {
+    /// The file.
+    pub medium: Arc<Medium>,
+    /// Sizes.
+    pub geometry: Geometry,
+    /// 2 or 3.
+    pub version: u32,
+    /// Whether changes are allowed.
+    pub changes: Changes,
+    /// Guest data is in another file.
+    pub external: bool,
+    /// The beginning of the header as it is in the file.
+    head: Mutex<Vec<u8>>,
+    /// Autoclear bits that survive a change by us.
+    autoclear: u64,
+    /// Where no data may be: what was metadata when the image was opened. Sorted first clusters and their number.
+    tables: Vec<(u64, u64)>,
+}
+
+impl Base {
+    /// `head` is the beginning of the file, `tables` the places of its metadata in clusters, sorted.
+    pub fn new(
+        medium: Arc<Medium>,
+        header: &Header,
+        head: Vec<u8>,
+        tables: Vec<(u64, u64)>,
+    ) -> Self {
+        Self {
+            medium,
+            geometry: header.geometry,
+            version: header.version,
+            changes: Changes::default(),
+            external: header.external,
+            head: Mutex::new(head),
+            autoclear: header.kept_autoclear(),
+            tables,
+        }
+    }
+
+    /// Whether a cluster of the file was metadata when the image was opened.
+    pub fn is_table(&self, cluster: u64) -> bool {
+        let after = self.tables.partition_point(|(first, _)| *first <= cluster);
+        after
+            .checked_sub(1)
+            .and_then(|index| self.tables.get(index))
+            .is_some_and(|(first, count)| cluster - first < *count)
+    }
+
+    /// Makes everything stable that was written, metadata first of all. A failure freezes the image, unless it is one
+    /// of writing metadata again, which can be tried again.
+    ///
+    /// # Errors
+    /// The image is frozen; the disk's.
+    pub fn barrier(&self, lane: &mut Lane) -> Result<(), DiskError> {
+        self.changes.check()?;
+        self.medium.settle(lane)?;
+        lane.flush().inspect_err(|error| {
+            self.changes.freeze("a flush of its file", error);
+        })
+    }
+
+    /// Changes the header. A failure freezes the image: what the file's header says is not known.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn update_header(
+        &self,
+        lane: &mut Lane,
+        change: impl FnOnce(&mut [u8]),
+    ) -> Result<(), DiskError> {
+        let mut head = lock(&self.head);
+        let mut new = head.clone();
+        change(&mut new);
+        if *head == new {
+            return Ok(());
+        }
+        match self.medium.write_meta(lane, 0, &new, &head) {
+            Put::Done => {
+                *head = new;
+                Ok(())
+            }
+            Put::Failed(error) => {
+                self.changes.freeze("a write of its header", &error);
+                Err(error)
+            }
+            Put::Later => Err(DiskError::from_errno(EAGAIN)),
+        }
+    }
+
+    /// Prepares the image for the first change: features that the change makes stale are cleared, and stably so.
+    ///
+    /// # Errors
+    /// The image is frozen; the disk's, and nothing is changed.
+    pub fn begin_changes(&self, lane: &mut Lane) -> Result<(), DiskError> {
+        self.changes.check()?;
+        if self.changes.allowed() {
+            return Ok(());
+        }
+        let stale = {
+            let head = lock(&self.head);
+            self.version >= 3 && crate::format::be64(&head, field::AUTOCLEAR) & !self.autoclear != 0
+        };
+        if stale {
+            self.update_header(lane, |head| {
+                put(head, field::AUTOCLEAR, &self.autoclear.to_be_bytes());
+            })?;
+            self.barrier(lane)?;
+        }
+        self.changes.allow();
+        Ok(())
+    }
+
+    /// The error of an entry of a table that is not possible.
+    pub fn damaged(&self, what: &str) -> DiskError {
+        log::error!("a qcow2 image is damaged: {what}. `qemu-img check` says more");
+        DiskError::from_errno(EIO)
+    }
+}
+
+/// Linux's numbers of the errors that the crate makes itself.
+pub const EIO: i32 = 5;
+/// See [`EIO`].
+pub const EAGAIN: i32 = 11;
+/// See [`EIO`].
+pub const ENOSPC: i32 = 28;
+/// See [`EIO`].
+pub const EFAULT: i32 = 14;
+
+/// The part of a table of `total` bytes that is written when `range` of it changes: whole blocks of the medium, or the
+/// whole table if that is smaller than a block.
+pub fn window(range: std::ops::Range<usize>, block: usize, total: usize) -> std::ops::Range<usize> {
+    if total <= block {
+        return 0..total;
+    }
+    range.start - range.start % block..range.end.next_multiple_of(block).min(total)
+}

@@ -1,0 +1,197 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Places for new data: clusters that read as zeroes get one in the file, without a wait where that is possible.
+
+use virtio_blk_core::disk::DiskError;
+
+use crate::format::Entry;
+use crate::image::{Image, Way};
+use crate::medium::{MetaIo, Put};
+use crate::refcounts::Run;
+use crate::slice::{Slice, State};
+use crate::tables::Tables;
+
+/// Most clusters that get a place in one go.
+const MAX_GRANT: u64 = 64;
+
+/// How far a write has come.
+#[derive(Debug)]
+pub enum Granted {
+    /// So many bytes of it, at least one, have a place where they can be written.
+    Ready(u64),
+    /// Its first cluster has to be copied up first.
+    Copy,
+    /// Its first cluster is being copied.
+    Transit,
+    /// Its slice's table is shared with a snapshot.
+    Shared,
+    /// So many clusters are wanted, and not there.
+    Want(u64),
+    /// Not in this way: on a thread that may wait.
+    Later,
+}
+
+/// A write to a slice.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// First byte of the guest.
+    pub offset: u64,
+    /// Bytes, within the slice's reach.
+    pub len: u64,
+    /// The entry of the first cluster in the slice.
+    pub index: usize,
+}
+
+impl Image {
+    /// Has as many bytes as possible of a write have a place in the file: `slice` is locked and loaded.
+    ///
+    /// A cluster that reads as zeroes gets a place that reads as zeroes, so that the order in which its entry and the
+    /// data come into the file does not matter.
+    ///
+    /// # Errors
+    /// The disk's; a damaged image. What has a place then reads as before.
+    pub fn grant(
+        &self,
+        io: &mut dyn MetaIo,
+        slice: &Slice,
+        state: &mut State,
+        target: Target,
+    ) -> Result<Granted, DiskError> {
+        let geometry = self.base.geometry;
+        let first = target.offset >> geometry.cluster_bits;
+        let last = (target.offset + target.len - 1) >> geometry.cluster_bits;
+        let mut fresh = Vec::new();
+        let mut ready = 0;
+        for cluster in first..=last {
+            let index = target.index + (cluster - first) as usize;
+            let begin = target.offset.max(cluster << geometry.cluster_bits);
+            let end = (target.offset + target.len).min((cluster + 1) << geometry.cluster_bits);
+            let stop = if state.in_transit(index) {
+                Some(Granted::Transit)
+            } else {
+                let entry = self.entry(state, index)?;
+                let inside = begin & (geometry.cluster() - 1);
+                match self.way(entry, cluster, self.units(inside, end - begin)) {
+                    Way::InPlace(_) => {
+                        self.learn(entry, cluster);
+                        None
+                    }
+                    Way::Fresh if fresh.len() as u64 == MAX_GRANT => break,
+                    Way::Fresh => {
+                        fresh.push((index, cluster));
+                        None
+                    }
+                    Way::Copy => Some(Granted::Copy),
+                }
+            };
+            match stop {
+                Some(Granted::Copy) if ready == 0 => {
+                    return Ok(self.table(io, slice, state)?.unwrap_or(Granted::Copy));
+                }
+                Some(stop) if ready == 0 => return Ok(stop),
+                Some(_) => break,
+                None => ready += end - begin,
+            }
+        }
+        if fresh.is_empty() {
+            return Ok(Granted::Ready(ready));
+        }
+        match self.place_fresh(io, slice, state, &fresh)? {
+            None => Ok(Granted::Ready(ready)),
+            Some(other) => Ok(other),
+        }
+    }
+
+    /// Gives clusters a place. `None`: they have one.
+    fn place_fresh(
+        &self,
+        io: &mut dyn MetaIo,
+        slice: &Slice,
+        state: &mut State,
+        fresh: &[(usize, u64)],
+    ) -> Result<Option<Granted>, DiskError> {
+        let geometry = self.base.geometry;
+        if let Some(other) = self.table(io, slice, state)? {
+            return Ok(Some(other));
+        }
+        let want = fresh.len() as u64;
+        let Some(mut runs) = self.take(want) else {
+            return Ok(Some(Granted::Want(want)));
+        };
+        let taken = runs.clone();
+        let changes: Vec<(usize, Entry)> = fresh
+            .iter()
+            .map(|(index, _)| {
+                let host = pop(&mut runs) << geometry.cluster_bits;
+                (*index, Entry::data(geometry, host))
+            })
+            .collect();
+        if let Some(result) = failed(self.tables.store(io, slice, state, &changes)) {
+            self.retire(taken);
+            return result;
+        }
+        for ((_, cluster), (_, entry)) in fresh.iter().zip(&changes) {
+            self.learn(*entry, *cluster);
+        }
+        Ok(None)
+    }
+}
+
+impl Image {
+    /// Has a locked and loaded slice have a table that can be changed. `None`: it has.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn table(
+        &self,
+        io: &mut dyn MetaIo,
+        slice: &Slice,
+        state: &mut State,
+    ) -> Result<Option<Granted>, DiskError> {
+        if Tables::is_writable(state) {
+            return Ok(None);
+        }
+        if Tables::has_table(state) {
+            return Ok(Some(Granted::Shared));
+        }
+        let Some(run) = self.take(1).and_then(|runs| runs.first().copied()) else {
+            return Ok(Some(Granted::Want(1)));
+        };
+        let host = run.first << self.base.geometry.cluster_bits;
+        let (put, used) = self.tables.add_table(io, slice.number, host);
+        if !used {
+            // Somebody else was quicker, and nothing refers to ours.
+            self.reserve.fill([run]);
+        }
+        if let Some(result) = failed(put) {
+            self.retire([run]);
+            return result;
+        }
+        self.tables.is_loaded(slice, state);
+        Ok(None)
+    }
+}
+
+/// What a write of metadata that was not done means to who wanted it.
+fn failed(put: Put) -> Option<Result<Option<Granted>, DiskError>> {
+    match put {
+        Put::Done => None,
+        Put::Failed(error) => Some(Err(error)),
+        Put::Later => Some(Ok(Some(Granted::Later))),
+    }
+}
+
+/// Takes the first cluster of some runs, which have one.
+fn pop(runs: &mut Vec<Run>) -> u64 {
+    let Some(run) = runs.first_mut() else {
+        return 0;
+    };
+    let first = run.first;
+    run.first += 1;
+    run.count -= 1;
+    if run.count == 0 {
+        runs.remove(0);
+    }
+    first
+}

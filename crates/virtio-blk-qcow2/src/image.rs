@@ -1,0 +1,294 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! An open image: what its queues and threads share.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use virtio_blk_core::disk::{Caps, DiskError, SECTOR_SIZE};
+
+use crate::base::{Base, EIO};
+use crate::epoch::Epochs;
+use crate::format::{Compression, Entry, Header, Place};
+use crate::keeper::Desk;
+use crate::map::Map;
+use crate::medium::Medium;
+use crate::refcounts::{Refcounts, Run};
+use crate::reserve::Reserve;
+use crate::slice::State;
+use crate::tables::Tables;
+
+/// An open image.
+pub struct Image {
+    /// The file, sizes, header.
+    pub base: Arc<Base>,
+    /// Where the guest's data is: the same as the file, or an external data file.
+    pub data: Arc<Medium>,
+    /// The backing file as the guest of it would see it, and its bytes.
+    pub backing: Option<(Arc<Medium>, u64)>,
+    /// L1 and L2 tables.
+    pub tables: Tables,
+    /// The clusters' counts.
+    pub refcounts: Mutex<Refcounts>,
+    /// Clusters that are ready for use.
+    pub reserve: Reserve,
+    /// Where units are.
+    pub map: Map,
+    /// Who uses places in the file.
+    pub epochs: Epochs,
+    /// What the keeper is to do.
+    pub desk: Desk,
+    /// How clusters are compressed.
+    pub compression: Compression,
+    /// Whether space that becomes free is given back to the host.
+    pub discard: bool,
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// Persistent bitmaps that are up to date.
+    bitmaps: u32,
+    /// What the disk can do. The capacity in it is not kept up to date.
+    caps: Caps,
+    /// Bytes that the guest sees.
+    size: AtomicU64,
+}
+
+/// What can be done about a write to a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The data goes to this place of the file; nothing else is to be done.
+    InPlace(u64),
+    /// The cluster reads as zeroes and has no place: it gets one, and then the data goes there.
+    Fresh,
+    /// What the write leaves of the cluster has to be copied to a new place, or made zero.
+    Copy,
+}
+
+impl Image {
+    /// Puts together what was opened.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        base: Arc<Base>,
+        data: Arc<Medium>,
+        backing: Option<(Arc<Medium>, u64)>,
+        tables: Tables,
+        refcounts: Refcounts,
+        header: &Header,
+        caps: Caps,
+        discard: bool,
+        read_only: bool,
+    ) -> Self {
+        let geometry = base.geometry;
+        let size = caps.capacity_bytes();
+        Self {
+            data,
+            backing,
+            tables,
+            refcounts: Mutex::new(refcounts),
+            reserve: Reserve::new(geometry.cluster_bits),
+            map: Map::new(size, geometry.unit_bits()),
+            epochs: Epochs::default(),
+            desk: Desk::default(),
+            compression: header.compression,
+            bitmaps: header.bitmaps(),
+            discard,
+            read_only,
+            caps,
+            size: AtomicU64::new(size),
+            base,
+        }
+    }
+
+    /// Bytes that the guest sees.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// What the disk can do.
+    pub fn caps(&self) -> Caps {
+        Caps {
+            capacity: self.size() / SECTOR_SIZE,
+            ..self.caps
+        }
+    }
+
+    /// Persistent bitmaps that are up to date, and won't be after the first change.
+    pub fn bitmaps(&self) -> u32 {
+        if self.read_only || self.base.changes.allowed() {
+            0
+        } else {
+            self.bitmaps
+        }
+    }
+
+    /// Checks an entry of the guest's cluster `cluster`, in whatever table it was found.
+    ///
+    /// # Errors
+    /// The image is damaged.
+    pub fn check(&self, entry: Entry) -> Result<Entry, DiskError> {
+        let base = &self.base;
+        if let Some(fault) = entry.fault(base.geometry, base.version) {
+            return Err(base.damaged(fault));
+        }
+        if entry.is_compressed() {
+            // Its end is rounded up to a sector, which may lie behind the end of the file.
+            if base.external || entry.compressed(base.geometry).offset >= base.medium.len() {
+                return Err(base.damaged("compressed data lies outside the file"));
+            }
+            return Ok(entry);
+        }
+        let Some(host) = entry.host(base.external) else {
+            return Ok(entry);
+        };
+        if base.external {
+            return Ok(entry);
+        }
+        if host >= base.medium.len() {
+            return Err(base.damaged("a cluster lies outside the file"));
+        }
+        if base.is_table(host >> base.geometry.cluster_bits) {
+            return Err(base.damaged("a cluster of data is one of the tables"));
+        }
+        Ok(entry)
+    }
+
+    /// Where unit `unit` of the guest's cluster `cluster` is, by its entry. What the backing file does not have is zero.
+    pub fn place(&self, entry: Entry, cluster: u64, unit: u32) -> Place {
+        let geometry = self.base.geometry;
+        let place = entry.place(geometry, unit, self.base.external);
+        if place != Place::Below {
+            return place;
+        }
+        let at = (cluster << geometry.cluster_bits) + (u64::from(unit) << geometry.unit_bits());
+        match &self.backing {
+            Some((_, len)) if at < *len => Place::Below,
+            _ => Place::Zero,
+        }
+    }
+
+    /// Whether a unit that is in the backing file ends within it, so that it can be read there in one piece.
+    fn is_wholly_below(&self, cluster: u64, unit: u32) -> bool {
+        let geometry = self.base.geometry;
+        let at = (cluster << geometry.cluster_bits) + (u64::from(unit) << geometry.unit_bits());
+        // The last unit of the disk may be a part of one only, of which the guest can't reach the rest.
+        let end = (at + geometry.unit()).min(self.size());
+        self.backing.as_ref().is_some_and(|(_, len)| end <= *len)
+    }
+
+    /// Remembers where the units of a cluster are, by its entry, under the lock of its slice.
+    pub fn learn(&self, entry: Entry, cluster: u64) {
+        let geometry = self.base.geometry;
+        let first = cluster << (geometry.cluster_bits - geometry.unit_bits());
+        for unit in 0..geometry.units() {
+            let place = self.place(entry, cluster, unit);
+            let known = match place {
+                Place::Data(host) => host + geometry.unit() <= self.data.len(),
+                Place::Below => self.is_wholly_below(cluster, unit),
+                Place::Zero => true,
+                Place::Compressed => false,
+            };
+            if known {
+                self.map
+                    .set(first + u64::from(unit), place, entry.is_copied());
+            } else {
+                self.map.clear(first + u64::from(unit));
+            }
+        }
+    }
+
+    /// What can be done about a write to the units `mask` of a cluster.
+    pub fn way(&self, entry: Entry, cluster: u64, mask: u32) -> Way {
+        let geometry = self.base.geometry;
+        let units = || 0..geometry.units();
+        let touched = || units().filter(|unit| mask >> unit & 1 != 0);
+        if entry.is_copied()
+            && touched().all(|unit| matches!(self.place(entry, cluster, unit), Place::Data(_)))
+            && let Some(host) = entry.host(self.base.external)
+        {
+            return Way::InPlace(host);
+        }
+        let is_nowhere = !self.base.external
+            && entry.host(false).is_none()
+            && units().all(|unit| self.place(entry, cluster, unit) == Place::Zero);
+        if is_nowhere { Way::Fresh } else { Way::Copy }
+    }
+
+    /// The units of a cluster that `len` bytes at byte `inside` of it touch.
+    pub fn units(&self, inside: u64, len: u64) -> u32 {
+        let bits = self.base.geometry.unit_bits();
+        let (first, last) = (inside >> bits, (inside + len.max(1) - 1) >> bits);
+        let upto = |unit: u64| (1_u64 << unit) - 1;
+        (upto(last + 1) & !upto(first)) as u32
+    }
+
+    /// Clusters that nothing refers to any more, in the file: they are counted once less when that is stable, and when
+    /// nobody uses them any more.
+    pub fn retire(&self, runs: impl IntoIterator<Item = Run>) {
+        self.desk.retire(runs);
+    }
+
+    /// The clusters that an entry refers to, to be retired.
+    pub fn clusters_of(&self, entry: Entry) -> Option<Run> {
+        let (first, count) = entry.clusters(self.base.geometry, self.base.external)?;
+        Some(Run { first, count })
+    }
+
+    /// Takes clusters that are ready for use. `None`: there are not as many.
+    pub fn take(&self, want: u64) -> Option<Vec<Run>> {
+        let taken = self.reserve.take(want);
+        if taken.ask {
+            self.desk.refill();
+        }
+        (!taken.runs.is_empty()).then_some(taken.runs)
+    }
+
+    /// Takes a cluster that is ready for use, and waits for one if need be.
+    ///
+    /// # Errors
+    /// There is none to be had.
+    pub fn take_one(&self) -> Result<u64, DiskError> {
+        loop {
+            if let Some(run) = self.take(1).and_then(|runs| runs.first().copied()) {
+                return Ok(run.first);
+            }
+            self.await_clusters(1)?;
+        }
+    }
+
+    /// Waits for clusters that are ready for use.
+    ///
+    /// # Errors
+    /// There are none to be had.
+    pub fn await_clusters(&self, want: u64) -> Result<(), DiskError> {
+        self.base.changes.check()?;
+        self.reserve.wait(want, &|| self.desk.refill())
+    }
+
+    /// Makes everything stable. The threads have ended.
+    ///
+    /// # Errors
+    /// The image is frozen; the disks'.
+    pub fn close(&self) -> Result<(), DiskError> {
+        if self.read_only || !self.base.changes.allowed() {
+            return self.base.changes.check();
+        }
+        if self.base.external {
+            self.data.lane()?.flush()?;
+        }
+        self.base.barrier(&mut self.base.medium.lane()?)
+    }
+
+    /// The entry of a cluster in a loaded slice.
+    ///
+    /// # Errors
+    /// The image is damaged.
+    pub fn entry(&self, state: &State, index: usize) -> Result<Entry, DiskError> {
+        self.check(state.get(self.base.geometry, index))
+    }
+}
+
+/// The error of a call that did not do what it promised.
+pub fn broken() -> DiskError {
+    DiskError::from_errno(EIO)
+}

@@ -1,0 +1,439 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The thread that makes things stable: whatever has to wait for that is handed to it, and one barrier serves all.
+//!
+//! - An entry that is to refer to copied data is stored after a barrier, so that the data is there whatever happens.
+//! - New counts are made stable ahead of use, for the [`Reserve`](crate::reserve::Reserve).
+//! - What nothing refers to any more is counted once less when that is stable, and when nobody uses it any more.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use virtio_blk_core::disk::{DiskError, OpKind};
+
+use crate::base::EIO;
+use crate::format::Entry;
+use crate::image::Image;
+use crate::job::Job;
+use crate::lane::Lane;
+use crate::medium::Put;
+use crate::pool::Line;
+use crate::refcounts::Run;
+use crate::slice::Slice;
+use crate::sync::lock;
+
+/// Retired clusters that have a barrier made for them.
+const MAX_RETIRED: u64 = 4096;
+/// How often it is looked whether nobody uses retired clusters any more.
+const GLANCE: Duration = Duration::from_millis(2);
+
+/// An entry that is stored when what it refers to is stable. Its cluster is in transit.
+pub struct Update {
+    /// Where the entry is.
+    pub slice: Arc<Slice>,
+    /// Which entry.
+    pub index: usize,
+    /// The guest's cluster.
+    pub cluster: u64,
+    /// The new entry.
+    pub entry: Entry,
+    /// What only the old entry referred to.
+    pub old: Option<Run>,
+    /// What only the new entry refers to.
+    pub new: Option<Run>,
+}
+
+/// What becomes of an operation after a barrier.
+pub enum Then {
+    /// It completes with this.
+    Finish(Job, Result<(), DiskError>),
+    /// It goes on.
+    Resume(Job),
+}
+
+/// Entries to be stored after a barrier, and an operation that waits for that.
+pub struct Commit {
+    /// The entries.
+    pub updates: Vec<Update>,
+    /// The operation.
+    pub then: Then,
+}
+
+/// A cluster that nothing refers to any more.
+#[derive(Clone, Copy, Debug)]
+struct Retired {
+    run: Run,
+    /// A flush that began when the counter was here makes it stable that nothing refers to it.
+    stamp: u64,
+}
+
+#[derive(Default)]
+struct Work {
+    commits: Vec<Commit>,
+    refill: bool,
+    retired: Vec<Retired>,
+    closed: bool,
+}
+
+/// What the keeper is to do.
+#[derive(Default)]
+pub struct Desk {
+    work: Mutex<Work>,
+    bell: Condvar,
+    /// Counts what was retired.
+    stamp: AtomicU64,
+    /// Up to here, a flush of the guest has made it stable.
+    stable: AtomicU64,
+}
+
+impl Desk {
+    /// Hands over entries to be stored after a barrier.
+    pub fn commit(&self, commit: Commit) {
+        lock(&self.work).commits.push(commit);
+        self.bell.notify_one();
+    }
+
+    /// Asks for a refill of the reserve.
+    pub fn refill(&self) {
+        lock(&self.work).refill = true;
+        self.bell.notify_one();
+    }
+
+    /// Hands over clusters that nothing refers to any more: the file says so, if only unstably.
+    pub fn retire(&self, runs: impl IntoIterator<Item = Run>) {
+        let stamp = self.stamp.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut work = lock(&self.work);
+        let before = work.retired.len();
+        let retired = runs.into_iter().map(|run| Retired { run, stamp });
+        work.retired.extend(retired);
+        let first = before == 0 && !work.retired.is_empty();
+        drop(work);
+        if first {
+            self.bell.notify_one();
+        }
+    }
+
+    /// To be called before a flush of the guest begins; its success is told with what is returned.
+    pub fn before_flush(&self) -> u64 {
+        self.stamp.load(Ordering::Acquire)
+    }
+
+    /// A flush of the guest succeeded.
+    pub fn flushed(&self, stamp: u64) {
+        self.stable.fetch_max(stamp, Ordering::AcqRel);
+    }
+
+    /// Opens the desk anew.
+    pub fn open(&self) {
+        lock(&self.work).closed = false;
+    }
+
+    /// Ends the keeper when it has done everything.
+    pub fn close(&self) {
+        lock(&self.work).closed = true;
+        self.bell.notify_one();
+    }
+
+    /// Takes what there is to do; waits for something, but not longer than a glance if `soon`.
+    fn take(&self, soon: bool) -> Work {
+        let mut work = lock(&self.work);
+        while work.commits.is_empty() && !work.refill && work.retired.is_empty() && !work.closed {
+            if soon {
+                let waited = self.bell.wait_timeout(work, GLANCE);
+                work = waited.unwrap_or_else(PoisonError::into_inner).0;
+                break;
+            }
+            work = crate::sync::wait(&self.bell, work);
+        }
+        let closed = work.closed;
+        let taken = std::mem::take(&mut *work);
+        work.closed = closed;
+        taken
+    }
+}
+
+/// The thread's own state.
+pub struct Keeper {
+    image: Arc<Image>,
+    line: Arc<Line>,
+    lane: Lane,
+    /// Where the guest's data is, if that is another file.
+    data: Option<Lane>,
+    /// May still be used by an operation that began before this turn was over.
+    turning: Option<(u64, Vec<Retired>)>,
+    /// Not looked at yet.
+    fresh: Vec<Retired>,
+    /// Nobody uses them any more.
+    idle: VecDeque<Retired>,
+}
+
+impl Keeper {
+    /// # Errors
+    /// The disk's.
+    pub fn new(image: Arc<Image>, line: Arc<Line>) -> Result<Self, DiskError> {
+        Ok(Self {
+            lane: image.base.medium.lane()?,
+            data: if image.base.external {
+                Some(image.data.lane()?)
+            } else {
+                None
+            },
+            image,
+            line,
+            turning: None,
+            fresh: Vec::new(),
+            idle: VecDeque::new(),
+        })
+    }
+
+    /// What the thread does until the desk is closed.
+    pub fn run(mut self) {
+        loop {
+            let waits = self.turning.is_some() || !self.fresh.is_empty();
+            let mut work = self.image.desk.take(waits);
+            self.fresh.append(&mut work.retired);
+            self.advance();
+            let closed = work.closed && work.commits.is_empty();
+            let many = self
+                .idle
+                .iter()
+                .map(|retired| retired.run.count)
+                .sum::<u64>()
+                > MAX_RETIRED;
+            let (filled, short) = if work.refill {
+                self.refill()
+            } else {
+                (Vec::new(), None)
+            };
+            let waits = !self.idle.is_empty() && (many || closed || short.is_some());
+            let mut well = true;
+            if waits || !work.commits.is_empty() || !filled.is_empty() {
+                well = self.barrier(work.commits, filled);
+            }
+            self.release_stable();
+            if let Some(error) = short {
+                // Something may have become free.
+                let (filled, short) = if waits && well {
+                    self.refill()
+                } else {
+                    (Vec::new(), Some(error))
+                };
+                if !filled.is_empty() {
+                    self.barrier(Vec::new(), filled);
+                }
+                if let Some(error) = short {
+                    self.image.reserve.fail(&error);
+                }
+            }
+            let left = self.turning.is_some() || !self.fresh.is_empty() || !self.idle.is_empty();
+            if closed && (!left || !well || self.image.base.changes.check().is_err()) {
+                self.give_back();
+                return;
+            }
+        }
+    }
+
+    /// Moves on what is retired.
+    fn advance(&mut self) {
+        let epochs = &self.image.epochs;
+        if let Some((turn, retired)) = self.turning.take() {
+            if epochs.is_over(turn) {
+                self.idle.extend(retired);
+            } else {
+                self.turning = Some((turn, retired));
+            }
+        }
+        if self.turning.is_none()
+            && !self.fresh.is_empty()
+            && let Some(turn) = epochs.turn()
+        {
+            let fresh = std::mem::take(&mut self.fresh);
+            if epochs.is_over(turn) {
+                self.idle.extend(fresh);
+            } else {
+                self.turning = Some((turn, fresh));
+            }
+        }
+    }
+
+    /// Counts clusters for the reserve. What could be counted, and why it is not as much as was wanted.
+    fn refill(&mut self) -> (Vec<Run>, Option<DiskError>) {
+        let mut left = self.image.reserve.target();
+        let mut filled = Vec::new();
+        let mut refcounts = lock(&self.image.refcounts);
+        while left > 0 {
+            match refcounts.reserve(&mut self.lane, left) {
+                Ok(run) => {
+                    left -= run.count.min(left);
+                    filled.push(run);
+                }
+                Err(error) => {
+                    let short = filled.is_empty().then_some(error);
+                    return (filled, short);
+                }
+            }
+        }
+        (filled, None)
+    }
+
+    /// Makes everything stable, and does what waited for it. Whether that went well.
+    fn barrier(&mut self, commits: Vec<Commit>, filled: Vec<Run>) -> bool {
+        let image = self.image.clone();
+        let stamp = image.desk.before_flush();
+        let data = match &mut self.data {
+            Some(data) => data.flush().inspect_err(|error| {
+                image.base.changes.freeze("a flush of its data file", error);
+            }),
+            None => Ok(()),
+        };
+        let result = data.and_then(|()| image.base.barrier(&mut self.lane));
+        match result {
+            Ok(()) => {
+                image.desk.flushed(stamp);
+                if !filled.is_empty() {
+                    image.reserve.fill(filled);
+                }
+                for commit in commits {
+                    self.apply(commit);
+                }
+                true
+            }
+            Err(error) => {
+                for commit in commits {
+                    self.abandon(commit, &error);
+                }
+                if !filled.is_empty() {
+                    image.retire(filled);
+                    image.reserve.fail(&error);
+                }
+                false
+            }
+        }
+    }
+
+    /// Stores what a commit brings.
+    fn apply(&mut self, commit: Commit) {
+        let image = self.image.clone();
+        let mut stored = Ok(());
+        for update in commit.updates {
+            let mut state = lock(&update.slice.state);
+            let loaded = image.tables.load(&mut self.lane, &update.slice, &mut state);
+            let put = loaded.map(|()| {
+                let change = [(update.index, update.entry)];
+                (image.tables).store(&mut self.lane, &update.slice, &mut state, &change)
+            });
+            let gone = match put {
+                Ok(Put::Done) => {
+                    image.learn(update.entry, update.cluster);
+                    update.old
+                }
+                Ok(Put::Failed(error)) | Err(error) => {
+                    stored = Err(error);
+                    update.new
+                }
+                Ok(Put::Later) => {
+                    stored = Err(DiskError::from_errno(EIO));
+                    update.new
+                }
+            };
+            let waiting = state.end_transit(update.index);
+            drop(state);
+            image.retire(gone);
+            self.line.put_all(waiting);
+        }
+        match (commit.then, stored) {
+            (Then::Finish(job, result), Ok(())) => {
+                if result.is_ok() && is_fua(&job.op().kind) && !job.last {
+                    let mut job = job;
+                    // The entries themselves have to become stable, too.
+                    job.last = true;
+                    let then = Then::Finish(job, result);
+                    let updates = Vec::new();
+                    image.desk.commit(Commit { updates, then });
+                } else {
+                    job.finish(result);
+                }
+            }
+            (Then::Resume(job), Ok(())) => self.line.put(job),
+            (Then::Finish(job, _) | Then::Resume(job), Err(error)) => job.finish(Err(error)),
+        }
+    }
+
+    /// Ends a commit whose barrier failed.
+    fn abandon(&mut self, commit: Commit, error: &DiskError) {
+        for update in commit.updates {
+            let waiting = lock(&update.slice.state).end_transit(update.index);
+            self.image.retire(update.new);
+            self.line.put_all(waiting);
+        }
+        let (Then::Finish(job, _) | Then::Resume(job)) = commit.then;
+        job.finish(Err(again(error)));
+    }
+
+    /// Counts clusters once less of which it is stable that nothing refers to them.
+    fn release_stable(&mut self) {
+        let stable = self.image.desk.stable.load(Ordering::Acquire);
+        let mut runs = Vec::new();
+        while let Some(retired) = self.idle.front()
+            && retired.stamp <= stable
+        {
+            runs.push(retired.run);
+            self.idle.pop_front();
+        }
+        self.release(runs);
+    }
+
+    fn release(&mut self, runs: Vec<Run>) {
+        if runs.is_empty() || self.image.base.changes.check().is_err() {
+            return;
+        }
+        let mut freed = Vec::new();
+        let mut refcounts = lock(&self.image.refcounts);
+        for run in runs {
+            if let Err(error) = refcounts.release(&mut self.lane, run, &mut freed) {
+                log::warn!(
+                    "{} clusters of a qcow2 image stay counted though nothing refers to them ({error}): `qemu-img check \
+                     -r leaks` frees them",
+                    run.count
+                );
+            }
+        }
+        drop(refcounts);
+        if self.image.discard {
+            let cluster = self.image.base.geometry.cluster();
+            for run in freed {
+                // Only a favour to the host.
+                let _ = (self.lane).zero(run.first * cluster, run.count * cluster, true);
+            }
+        }
+    }
+
+    /// Frees what is left of the reserve.
+    fn give_back(&mut self) {
+        let runs = self.image.reserve.drain(true);
+        self.release(runs);
+    }
+}
+
+/// Whether an operation completes only when what it did is stable.
+pub const fn is_fua(kind: &OpKind) -> bool {
+    matches!(
+        kind,
+        OpKind::Write { fua: true, .. } | OpKind::WriteZeroes { fua: true, .. }
+    )
+}
+
+/// The same error once more.
+pub fn again(error: &DiskError) -> DiskError {
+    match error {
+        DiskError::FlushLost { errno } => DiskError::FlushLost { errno: *errno },
+        DiskError::Io(inner) => match inner.raw_os_error() {
+            Some(errno) => DiskError::from_errno(errno),
+            None => std::io::Error::from(inner.kind()).into(),
+        },
+        other => DiskError::Config(other.to_string()),
+    }
+}

@@ -1,0 +1,37 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod base;
+mod disk;
+mod epoch;
+mod error;
+mod files;
+mod flight;
+mod format;
+mod freeze;
+mod grant;
+mod image;
+mod inflate;
+mod job;
+mod keeper;
+mod lane;
+mod layout;
+mod map;
+mod medium;
+mod open;
+mod options;
+mod pool;
+mod queue;
+mod refcounts;
+mod reserve;
+mod slice;
+mod sync;
+mod tables;
+mod worker;
+
+pub use disk::Qcow2Disk;
+pub use error::OpenError;
+pub use files::{Access, Files};
+pub use options::Qcow2Options;

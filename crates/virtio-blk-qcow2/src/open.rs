@@ -1,0 +1,319 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Opens an image and what it stands on.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use virtio_blk_core::disk::{
+    Alignments, Caps, Disk, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits,
+};
+
+use crate::base::{Base, HEAD};
+use crate::disk::Qcow2Disk;
+use crate::error::OpenError;
+use crate::files::{Access, Files};
+use crate::format::Header;
+use crate::image::Image;
+use crate::layout::{Layout, LayoutError};
+use crate::medium::Medium;
+use crate::options::Qcow2Options;
+use crate::refcounts::Refcounts;
+use crate::sync::lock;
+use crate::tables::Tables;
+
+/// Most images on top of each other.
+const MAX_CHAIN: usize = 64;
+/// Most segments in one erasing request.
+const MAX_ERASE_SEGMENTS: u32 = 32;
+/// Most sectors in one segment: 2 GiB.
+const MAX_ERASE_SECTORS: u32 = 1 << 22;
+/// Bytes that the host transfers best.
+const PHYSICAL: u32 = 4096;
+
+/// The files of a chain so far, so that none stands on itself.
+#[derive(Debug, Default)]
+pub struct Chain(Mutex<Vec<PathBuf>>);
+
+impl Chain {
+    /// Adds a file.
+    ///
+    /// # Errors
+    /// It is in the chain already, or the chain is too long.
+    pub fn add(&self, path: &Path) -> Result<(), OpenError> {
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let mut files = lock(&self.0);
+        if files.contains(&real) {
+            let what = "it is its own backing file, directly or through others";
+            return Err(OpenError::damaged(path, what));
+        }
+        if files.len() == MAX_CHAIN {
+            let what = format!("more than {MAX_CHAIN} images stand on each other");
+            return Err(OpenError::damaged(path, what));
+        }
+        files.push(real);
+        Ok(())
+    }
+}
+
+/// What an image is opened with.
+pub struct Opening<'a> {
+    /// Where it is, or what it is called.
+    pub path: &'a Path,
+    /// Opens what it names.
+    pub files: &'a Arc<dyn Files>,
+    /// How it is to be used.
+    pub options: Qcow2Options,
+    /// What stands on it.
+    pub chain: &'a Arc<Chain>,
+}
+
+/// What is said of an image by its header alone.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn header(disk: &Arc<dyn Disk>, opening: &Opening<'_>) -> Result<(Header, Vec<u8>), OpenError> {
+    let path = opening.path;
+    let failed = |error| OpenError::file(path, error);
+    let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
+    let mut lane = medium.lane().map_err(failed)?;
+    let len = medium.len();
+    let mut first = vec![0; HEAD.min(usize::try_from(len).unwrap_or(HEAD))];
+    lane.read(0, &mut first).map_err(failed)?;
+    let cluster = Header::cluster(&first).map_err(|error| OpenError::format(path, error))?;
+    first.resize(usize::try_from(cluster.min(len)).unwrap_or(HEAD), 0);
+    lane.read(0, &mut first).map_err(failed)?;
+    let header = Header::parse(&first, len).map_err(|error| OpenError::format(path, error))?;
+    first.truncate(HEAD);
+    if header.dirty && !opening.options.inspect {
+        return Err(OpenError::Marked {
+            path: path.to_owned(),
+            mark: "dirty: it was not closed, and its refcounts may be out of date",
+        });
+    }
+    if let Some(backing) = &header.backing
+        && !opening.options.backing
+    {
+        return Err(OpenError::BackingDenied {
+            path: path.to_owned(),
+            backing: backing.clone(),
+        });
+    }
+    Ok((header, first))
+}
+
+/// What the disk of an image can do, by its header and the disk that its data is on.
+///
+/// # Errors
+/// The two don't fit.
+pub fn caps(header: &Header, below: &dyn Disk, opening: &Opening<'_>) -> Result<Caps, OpenError> {
+    let path = opening.path;
+    let block = below.caps().align.guest_block;
+    if u64::from(block) > header.geometry.unit() {
+        return Err(OpenError::unsupported(
+            path,
+            format!(
+                "clusters smaller than the blocks of the disk below it ({block} bytes; try direct=off)"
+            ),
+        ));
+    }
+    if !header.size.is_multiple_of(block.into()) {
+        return Err(OpenError::damaged(
+            path,
+            format!(
+                "its size, {} bytes, is not a multiple of {block} bytes",
+                header.size
+            ),
+        ));
+    }
+    let cluster = u32::try_from(header.geometry.cluster() / SECTOR_SIZE).unwrap_or(1);
+    let physical = PHYSICAL.max(block);
+    let read_only = opening.options.read_only;
+    let mut caps = Caps {
+        align: Alignments {
+            guest_block: block,
+            ..below.caps().align
+        },
+        topology: Topology {
+            physical_block_exp: (physical / block).ilog2() as u8,
+            alignment_offset: 0,
+            min_io_size: u16::try_from(physical / block).unwrap_or(1),
+            opt_io_size: (cluster * SECTOR_SIZE as u32 / block).max(1),
+        },
+        read_only,
+        flush: true,
+        ..Caps::basic(header.size / SECTOR_SIZE)
+    };
+    // Version 2 has no way to say that a cluster is zero although there is a backing file.
+    if !read_only && header.version >= 3 {
+        caps.discard = Some(EraseLimits {
+            max_sectors: MAX_ERASE_SECTORS,
+            max_segments: MAX_ERASE_SEGMENTS,
+            alignment: cluster,
+        });
+        caps.write_zeroes = Some(ZeroLimits {
+            max_sectors: MAX_ERASE_SECTORS,
+            max_segments: MAX_ERASE_SEGMENTS,
+            may_unmap: true,
+        });
+    }
+    caps.validate()
+        .map_err(|error| OpenError::damaged(path, error.to_string()))?;
+    Ok(caps)
+}
+
+/// Opens an image on a disk.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn image(disk: &Arc<dyn Disk>, opening: &Opening<'_>) -> Result<Image, OpenError> {
+    let (path, options) = (opening.path, opening.options);
+    let failed = |error| OpenError::file(path, error);
+    let (header, head) = header(disk, opening)?;
+    let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
+    if options.is_writable() {
+        // Clusters are written as a whole, also the last.
+        let whole = header.geometry.clusters(medium.len()) * header.geometry.cluster();
+        medium.ensure(whole).map_err(failed)?;
+    }
+    let mut lane = medium.lane().map_err(failed)?;
+    let layout = Layout::read(&header, medium.len(), &mut lane).map_err(|error| match error {
+        LayoutError::Disk(error) => failed(error),
+        LayoutError::Format(error) => OpenError::format(path, error),
+    })?;
+    let backing = match &header.backing {
+        Some(name) => Some(backing(name, &header, opening)?),
+        None => None,
+    };
+    let base = Arc::new(Base::new(medium.clone(), &header, head, layout.tables));
+    let data = if header.external {
+        data_file(&header, opening)?
+    } else {
+        medium
+    };
+    if let Some((below, _)) = &backing
+        && below.block() > data.block()
+    {
+        return Err(OpenError::unsupported(
+            path,
+            "a backing file with larger blocks",
+        ));
+    }
+    let caps = caps(&header, data.disk(), opening)?;
+    let tables = Tables::new(base.clone(), &header, &layout.l1);
+    let refcounts = Refcounts::open(base.clone(), &header, &mut lane).map_err(failed)?;
+    drop(lane);
+    Ok(Image::new(
+        base,
+        data,
+        backing,
+        tables,
+        refcounts,
+        &header,
+        caps,
+        options.discard,
+        !options.is_writable(),
+    ))
+}
+
+/// Where a file is that an image names.
+fn resolve(name: &str, opening: &Opening<'_>) -> Result<PathBuf, OpenError> {
+    let plain = name.strip_prefix("file:").unwrap_or(name);
+    let scheme = plain.split('/').next().unwrap_or_default();
+    if scheme.contains(':') {
+        return Err(OpenError::Named {
+            path: opening.path.to_owned(),
+            name: name.to_owned(),
+            why: "only plain files are opened".into(),
+        });
+    }
+    let directory = opening.path.parent().unwrap_or(Path::new(""));
+    Ok(directory.join(plain))
+}
+
+/// Opens the backing file.
+fn backing(
+    name: &str,
+    header: &Header,
+    opening: &Opening<'_>,
+) -> Result<(Arc<Medium>, u64), OpenError> {
+    let named = |why: String| OpenError::Named {
+        path: opening.path.to_owned(),
+        name: name.to_owned(),
+        why,
+    };
+    let path = resolve(name, opening)?;
+    let access = if opening.options.inspect {
+        Access::Look
+    } else {
+        Access::Read
+    };
+    let disk: Arc<dyn Disk> = match header.extensions.backing_format.as_deref() {
+        Some("raw") => {
+            opening.chain.add(&path)?;
+            let disk = opening.files.open(&path, access);
+            disk.map_err(|error| named(error.to_string()))?
+        }
+        Some("qcow2") => {
+            let options = opening.options.read_only(true).handover(false);
+            let disk =
+                Qcow2Disk::open_in(&path, opening.files.clone(), options, opening.chain.clone())?;
+            Arc::new(disk)
+        }
+        Some(other) => {
+            return Err(named(format!("its format is {other}, not raw or qcow2")));
+        }
+        None => {
+            return Err(named(format!(
+                "the image does not name its format, and guessing it would let a guest choose: `qemu-img rebase -u -b \
+                 {name} -F raw {}` names it, or qcow2 in place of raw",
+                opening.path.display()
+            )));
+        }
+    };
+    let medium = Medium::new(disk).map_err(|error| named(error.to_string()))?;
+    let len = medium.len();
+    Ok((Arc::new(medium), len))
+}
+
+/// Opens the external data file.
+fn data_file(header: &Header, opening: &Opening<'_>) -> Result<Arc<Medium>, OpenError> {
+    let Some(name) = &header.extensions.data_file else {
+        return Err(OpenError::damaged(
+            opening.path,
+            "it has an external data file without a name",
+        ));
+    };
+    let named = |why: String| OpenError::Named {
+        path: opening.path.to_owned(),
+        name: name.clone(),
+        why,
+    };
+    if !opening.options.backing {
+        return Err(named(
+            "with backing=allow it is opened, too. Whoever wrote the image chose that file, and a guest can read and write \
+             it; check it before"
+                .into(),
+        ));
+    }
+    let path = resolve(name, opening)?;
+    let access = match opening.options {
+        Qcow2Options { inspect: true, .. } => Access::Look,
+        Qcow2Options {
+            read_only: true, ..
+        } => Access::Read,
+        _ => Access::Write,
+    };
+    opening.chain.add(&path)?;
+    let disk = opening.files.open(&path, access);
+    let disk = disk.map_err(|error| named(error.to_string()))?;
+    let medium = Medium::new(disk).map_err(|error| named(error.to_string()))?;
+    if access == Access::Write {
+        let block = medium.block() as u64;
+        medium
+            .ensure(header.size.next_multiple_of(block))
+            .map_err(|error| named(error.to_string()))?;
+    }
+    Ok(Arc::new(medium))
+}

@@ -1,0 +1,121 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The threads of an image that is in use: workers, which wait for the disk, and the keeper.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
+
+use virtio_blk_core::disk::DiskError;
+
+use crate::image::Image;
+use crate::job::Job;
+use crate::keeper::Keeper;
+use crate::sync::{lock, wait};
+use crate::worker::Worker;
+
+/// Workers of an image.
+const WORKERS: usize = 4;
+
+#[derive(Debug, Default)]
+struct Work {
+    jobs: VecDeque<Job>,
+    closed: bool,
+}
+
+/// Operations that wait for a worker.
+#[derive(Debug, Default)]
+pub struct Line {
+    work: Mutex<Work>,
+    more: Condvar,
+}
+
+impl Line {
+    /// Adds an operation.
+    pub fn put(&self, job: Job) {
+        lock(&self.work).jobs.push_back(job);
+        self.more.notify_one();
+    }
+
+    /// Adds operations.
+    pub fn put_all(&self, jobs: Vec<Job>) {
+        if !jobs.is_empty() {
+            lock(&self.work).jobs.extend(jobs);
+            self.more.notify_all();
+        }
+    }
+
+    /// The next operation. `None`: there will be none.
+    pub fn next(&self) -> Option<Job> {
+        let mut work = lock(&self.work);
+        loop {
+            match work.jobs.pop_front() {
+                Some(job) => return Some(job),
+                None if work.closed => return None,
+                None => work = wait(&self.more, work),
+            }
+        }
+    }
+
+    fn close(&self) {
+        lock(&self.work).closed = true;
+        self.more.notify_all();
+    }
+}
+
+/// The threads of an image. They end when this is dropped: then no queue is left, the clusters that were ready for use
+/// are free again, and the file is complete.
+pub struct Pool {
+    image: Arc<Image>,
+    line: Arc<Line>,
+    workers: Vec<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Pool {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// The host has no more threads or descriptors; the disk's.
+    pub fn new(image: &Arc<Image>) -> Result<Self, DiskError> {
+        let line = Arc::new(Line::default());
+        image.desk.open();
+        image.reserve.drain(image.read_only);
+        let keeper = Keeper::new(image.clone(), line.clone())?;
+        let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(run)
+        };
+        let mut pool = Self {
+            image: image.clone(),
+            line: line.clone(),
+            workers: Vec::new(),
+            keeper: None,
+        };
+        pool.keeper = Some(start("qcow2-keeper", Box::new(move || keeper.run()))?);
+        for _ in 0..WORKERS {
+            let worker = Worker::new(image.clone(), line.clone())?;
+            let thread = start("qcow2", Box::new(move || worker.run()))?;
+            pool.workers.push(thread);
+        }
+        Ok(pool)
+    }
+
+    /// Hands an operation over.
+    pub fn put(&self, job: Job) {
+        self.line.put(job);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.line.close();
+        for thread in self.workers.drain(..) {
+            let _ = thread.join();
+        }
+        self.image.desk.close();
+        if let Some(keeper) = self.keeper.take() {
+            let _ = keeper.join();
+        }
+    }
+}

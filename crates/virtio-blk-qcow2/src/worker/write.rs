@@ -1,0 +1,215 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Writes that a queue could not finish by itself.
+
+use std::sync::Arc;
+
+use virtio_blk_core::disk::DiskError;
+
+use super::{Source, Step, Updates, Worker, source};
+use crate::base::EFAULT;
+use crate::format::Place;
+use crate::grant::{Granted, Target};
+use crate::image::broken;
+use crate::job::Job;
+use crate::refcounts::Run;
+use crate::slice::{Slice, State};
+use crate::sync::lock;
+
+/// How far a write has come.
+pub(super) enum Progress {
+    /// So many bytes are done, or will be with the updates.
+    Wrote(u64),
+    /// Its first cluster is being copied, by somebody else or for an earlier part of the same operation.
+    Transit(Arc<Slice>, usize),
+}
+
+/// What has to be done outside of everything before a write goes on.
+enum Next {
+    Is(Progress),
+    Unshare,
+    Wait(u64),
+}
+
+/// Where an operation's data is, piece by piece.
+type Pieces = Vec<(u64, u64)>;
+
+impl Worker {
+    /// Writes what is left of a job.
+    pub(super) fn write(&mut self, mut job: Job, offset: u64, updates: &mut Updates) -> Step {
+        let total = job.op().buf.len() as u64;
+        while job.done < total {
+            let rest = source(job.op()).from(job.done as usize);
+            match self.write_some(rest, offset + job.done, total - job.done, updates) {
+                Ok(Progress::Wrote(len)) => job.done += len,
+                Ok(Progress::Transit(slice, index)) => {
+                    return self.wait_for(job, &slice, index, updates);
+                }
+                Err(error) => return Err((job, error)),
+            }
+        }
+        if !job.op().buf.is_intact() {
+            return Err((job, DiskError::from_errno(EFAULT)));
+        }
+        job.last = true;
+        Ok(Some(job))
+    }
+
+    /// Has a job go on when a copy is over.
+    pub(super) fn wait_for(
+        &mut self,
+        job: Job,
+        slice: &Slice,
+        index: usize,
+        updates: &Updates,
+    ) -> Step {
+        if !updates.is_empty() {
+            // Others wait for these, perhaps the one that this waits for.
+            return Ok(Some(job));
+        }
+        Ok(lock(&slice.state).park(index, job))
+    }
+
+    /// Writes a part of `len` bytes at `offset` of the guest.
+    pub(super) fn write_some(
+        &mut self,
+        source: Source<'_>,
+        offset: u64,
+        len: u64,
+        updates: &mut Updates,
+    ) -> Result<Progress, DiskError> {
+        let image = self.image.clone();
+        let geometry = image.base.geometry;
+        let (number, index) = image.tables.place(offset >> geometry.cluster_bits);
+        let end = (number + 1) * geometry.slice_reach();
+        let target = Target {
+            offset,
+            len: len.min(end - offset),
+            index,
+        };
+        let slice = image.tables.slice(number);
+        loop {
+            let turn = image.epochs.enter(&self.path);
+            let next = self.write_in(&slice, target, source, updates);
+            self.path.leave(turn);
+            match next? {
+                Next::Is(progress) => return Ok(progress),
+                Next::Wait(want) => image.await_clusters(want)?,
+                Next::Unshare => self.unshare(number)?,
+            }
+        }
+    }
+
+    /// Writes a part of what is to be written in a slice.
+    fn write_in(
+        &mut self,
+        slice: &Arc<Slice>,
+        target: Target,
+        source: Source<'_>,
+        updates: &mut Updates,
+    ) -> Result<Next, DiskError> {
+        let image = self.image.clone();
+        let mut state = lock(&slice.state);
+        image.tables.load(&mut self.lane, slice, &mut state)?;
+        let granted = image.grant(&mut self.lane, slice, &mut state, target)?;
+        Ok(match granted {
+            Granted::Ready(len) => {
+                let pieces = self.pieces(&state, Target { len, ..target })?;
+                drop(state);
+                let mut done = 0;
+                for (host, len) in pieces {
+                    self.write_data(host, source.from(done), len)?;
+                    done += len as usize;
+                }
+                Next::Is(Progress::Wrote(len))
+            }
+            Granted::Transit => {
+                let waits = (slice.clone(), target.index);
+                Next::Is(Progress::Transit(waits.0, waits.1))
+            }
+            Granted::Copy => {
+                let entry = image.entry(&state, target.index)?;
+                state.begin_transit(target.index);
+                drop(state);
+                match self.copy_up(slice, target, entry, source) {
+                    Ok((update, len)) => {
+                        updates.push(update);
+                        Next::Is(Progress::Wrote(len))
+                    }
+                    Err(error) => {
+                        let waiting = lock(&slice.state).end_transit(target.index);
+                        self.line.put_all(waiting);
+                        return Err(error);
+                    }
+                }
+            }
+            Granted::Shared => Next::Unshare,
+            Granted::Want(want) => Next::Wait(want),
+            Granted::Later => return Err(broken()),
+        })
+    }
+
+    /// Where the bytes are that have been granted: places in the file and lengths.
+    fn pieces(&self, state: &State, target: Target) -> Result<Pieces, DiskError> {
+        let image = &self.image;
+        let geometry = image.base.geometry;
+        let mut pieces: Pieces = Vec::new();
+        let (mut at, end) = (target.offset, target.offset + target.len);
+        while at < end {
+            let cluster = at >> geometry.cluster_bits;
+            let first = target.offset >> geometry.cluster_bits;
+            let entry = image.entry(state, target.index + (cluster - first) as usize)?;
+            let inside = at & (geometry.cluster() - 1);
+            let len = (geometry.cluster() - inside).min(end - at);
+            let unit = (inside >> geometry.unit_bits()) as u32;
+            let Place::Data(_) = image.place(entry, cluster, unit) else {
+                return Err(broken());
+            };
+            let host = entry.host(image.base.external).ok_or_else(broken)? + inside;
+            match pieces.last_mut() {
+                Some((first, sum)) if *first + *sum == host => *sum += len,
+                _ => pieces.push((host, len)),
+            }
+            at += len;
+        }
+        Ok(pieces)
+    }
+
+    /// Writes to a place of the file.
+    fn write_data(&mut self, host: u64, source: Source<'_>, len: u64) -> Result<(), DiskError> {
+        match source {
+            Source::Buffer(buf, at) => self.data().write_from(host, buf, at, len as usize),
+            Source::Zeroes => self.data().zero(host, len, false),
+        }
+    }
+
+    /// Gives a slice whose table is shared with a snapshot a table of its own.
+    pub(super) fn unshare(&mut self, slice: u64) -> Result<(), DiskError> {
+        let image = self.image.clone();
+        let bits = image.base.geometry.cluster_bits;
+        let mine = Run {
+            first: image.take_one()?,
+            count: 1,
+        };
+        match image
+            .tables
+            .unshare(&mut self.lane, slice, mine.first << bits)
+        {
+            Ok(Some(old)) => {
+                let first = old >> bits;
+                image.retire([Run { first, count: 1 }]);
+                Ok(())
+            }
+            // Somebody else was quicker.
+            Ok(None) => {
+                image.reserve.fill([mine]);
+                Ok(())
+            }
+            Err(error) => {
+                image.retire([mine]);
+                Err(error)
+            }
+        }
+    }
+}
