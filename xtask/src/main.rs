@@ -8,6 +8,7 @@ mod command;
 mod coverage;
 mod fuzz;
 mod lab;
+mod request_path;
 mod verify;
 
 use std::process::ExitCode;
@@ -33,6 +34,8 @@ enum Command {
     Verify(verify::Args),
     /// Count the instructions of a request, and measure vblk beside qemu-storage-daemon
     Bench(bench::Args),
+    /// List the files whose code runs for one request, for docs/architecture.md
+    RequestPath(request_path::Args),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         Command::Fuzz(args) => fuzz::run(&args).map_err(Into::into),
         Command::Verify(args) => verify::run(&args).map_err(Into::into),
         Command::Bench(args) => bench::run(&args).map_err(Into::into),
+        Command::RequestPath(args) => request_path::run(&args).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error}");
