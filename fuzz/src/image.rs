@@ -163,7 +163,7 @@ impl<M: GuestMemory> Image<M> {
         }
     }
 
-    /// Sets what may be done with a page, behind an IOMMU. Answers whether that changed anything.
+    /// Sets what may be done with a page, behind an IOMMU. Returns whether that changed anything.
     pub fn protect(&self, page: u8, permissions: Permissions) -> bool {
         let Some((mem, targets)) = &self.iommu else {
             return false;

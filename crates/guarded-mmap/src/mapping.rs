@@ -152,7 +152,7 @@ impl Mapping {
         self
     }
 
-    /// Takes the file's memory away from whoever still has addresses in the mapping: once this returns, no
+    /// Takes the file's memory away from code that still has addresses in the mapping: once this returns, no
     /// access through them reaches the file any more. The processor's find a page of zeroes of their own
     /// (without an alarm), system calls fail with `EFAULT`, also those that are under way and did not copy
     /// yet. Not undone: devices that were given the pages before (direct I/O) go on using them.
@@ -208,8 +208,8 @@ impl Mapping {
         self.area.page
     }
 
-    /// Whether a page that was touched was not there and has become zeroes, or the mapping was revoked. Whoever copies from the
-    /// mapping and asks afterwards learns whether the copy can be relied on.
+    /// Whether a page that was touched was not there and has become zeroes, or the mapping was revoked. Asked after a
+    /// copy from the mapping, it says whether the copy can be relied on.
     #[inline]
     pub fn is_poisoned(&self) -> bool {
         // What was read before came from before the flag, or from before the page was replaced.

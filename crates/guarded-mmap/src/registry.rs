@@ -114,7 +114,7 @@ impl Slot {
         (stable && inside).then_some(area)
     }
 
-    /// Flags the mapping and puts zeroes where `address` is. Answers whether the access can be repeated.
+    /// Flags the mapping and puts zeroes where `address` is. Returns whether the access can be repeated.
     /// Only async-signal-safe calls.
     fn poison(&self, area: &Area, address: usize) -> bool {
         let first = !self.poisoned.swap(true, Ordering::SeqCst);

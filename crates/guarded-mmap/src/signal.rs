@@ -25,7 +25,7 @@ type Handler = extern "C" fn(c_int);
 type Action = extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 /// Keeps this crate from installing a handler for `SIGBUS`, ever: for programs that have their own and
-/// call [`handle`] from it. Mappings are not safe to touch without. Answers `false`, and changes nothing,
+/// call [`handle`] from it. Mappings are not safe to touch without. Returns `false`, and changes nothing,
 /// if the handler is installed already, with the first [`Mapping`](crate::Mapping).
 pub fn opt_out() -> bool {
     let _guard = SETTLING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +36,7 @@ pub fn opt_out() -> bool {
     true
 }
 
-/// Deals with a `SIGBUS` if it is about a [`Mapping`](crate::Mapping). Answers whether it was, and the
+/// Deals with a `SIGBUS` if it is about a [`Mapping`](crate::Mapping). Returns whether it was, and the
 /// handler may return; otherwise the signal is the caller's to deal with. To be called from a handler for
 /// `SIGBUS` (installed with `SA_SIGINFO`) of the embedder's own. Async-signal-safe; leaves `errno` alone.
 ///
@@ -116,7 +116,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
         libc::SIG_IGN if is_fault(info) => by_default(signal, info),
         libc::SIG_IGN => {}
         handler if previous.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: whoever installed it with this flag gave a function of this type.
+            // SAFETY: it was installed with this flag, so it is a function of this type.
             let handler = unsafe { mem::transmute::<usize, Action>(handler) };
             handler(signal, info, context);
         }
@@ -128,7 +128,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut libc::siginfo_t, context: *mut
     }
 }
 
-/// Whether the signal is about what this thread just did, and comes again when it goes on.
+/// Whether the signal is about what this thread just did, and comes again if it continues.
 fn is_fault(info: *const libc::siginfo_t) -> bool {
     // SAFETY: `info` is the kernel's.
     let code = unsafe { (*info).si_code };

@@ -61,7 +61,7 @@ fn missing_page() -> *mut u8 {
     base.cast()
 }
 
-/// Touches a page that is missing, in nobody's mapping. Answers if somebody repaired it.
+/// Touches a page that is missing, in nobody's mapping. Returns if somebody repaired it.
 fn fault() {
     let page = missing_page();
     ADDRESS.store(page as usize, Ordering::Relaxed);

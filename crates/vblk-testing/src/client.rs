@@ -251,7 +251,7 @@ impl Queue {
     }
 
     /// Submits what was queued and appends to `done` what has completed, without waiting; at most [`Queue::BATCH`].
-    /// Answers how many.
+    /// Returns how many.
     ///
     /// # Errors
     /// The driver failed.

@@ -157,7 +157,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Keeps the load up for some time. Answers how many I/Os completed.
+    /// Keeps the load up for some time. Returns how many I/Os completed.
     fn work(&mut self, time: Duration) -> Result<u64, Error> {
         let mut ios = 0;
         let end = Instant::now() + time;

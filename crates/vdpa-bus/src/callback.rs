@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 /// any thread.
 #[derive(Clone)]
 pub enum Callback {
-    /// Writes 1 to an eventfd: KVM's irqfd, or whoever waits for it. Every device takes these; a kernel
+    /// Writes 1 to an eventfd: KVM's irqfd, or one that a thread waits for. Every device takes these; a kernel
     /// device takes only these.
     Trigger(Arc<EventFd>),
     /// Calls a function, which must not block nor call the device.

@@ -85,7 +85,7 @@ pub trait VdpaDevice: Send + Sync {
     /// Whether queue `vq` was started; false for an unknown one.
     fn get_vq_ready(&self, vq: u16) -> bool;
 
-    /// Sets where queue `vq` goes on. Before it becomes ready.
+    /// Sets where queue `vq` continues. Before it becomes ready.
     ///
     /// # Errors
     /// No such queue; a state of another kind of ring than was negotiated; or the device can't start in the middle of
@@ -312,7 +312,7 @@ pub trait VdpaDevice: Send + Sync {
     fn unbind_mm(&self) {}
 
     /// Ends the device's life: nothing is in flight, no memory is mapped, no callback is called any
-    /// more when it returns. Whatever is asked of it then fails with [`VdpaError::Gone`], or answers 0.
+    /// more when it returns. Each operation then fails with [`VdpaError::Gone`], or returns 0.
     fn free(&self);
 
     /// Whether there is a queue `vq`.

@@ -176,7 +176,7 @@ where
         &mut self.queues
     }
 
-    /// Makes what was submitted to queue `vq` visible, and kicks if the device wants that. Answers whether it
+    /// Makes what was submitted to queue `vq` visible, and kicks if the device wants that. Returns whether it
     /// did.
     ///
     /// # Errors
@@ -198,7 +198,7 @@ where
     }
 }
 
-/// Status and features, up to FEATURES_OK. Answers the features in use.
+/// Status and features, up to FEATURES_OK. Returns the features in use.
 ///
 /// # Errors
 /// The device refused.

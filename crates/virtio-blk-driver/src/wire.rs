@@ -41,7 +41,7 @@ pub const S_OK: u8 = blk::VIRTIO_BLK_S_OK as u8;
 pub const S_IOERR: u8 = blk::VIRTIO_BLK_S_IOERR as u8;
 /// Status: the device does not do that.
 pub const S_UNSUPP: u8 = blk::VIRTIO_BLK_S_UNSUPP as u8;
-/// What we put into a status byte before the device may write it; no device answers this.
+/// What we put into a status byte before the device may write it; no device stores this.
 pub const S_UNWRITTEN: u8 = 0xee;
 
 /// Bytes of a request's header.

@@ -63,7 +63,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// Writes a table and answers its address.
+    /// Writes a table and returns its address.
     fn put(&mut self, table: &dyn Aml) -> Result<u64> {
         let mut bytes = Vec::new();
         table.to_aml_bytes(&mut bytes);

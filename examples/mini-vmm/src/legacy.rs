@@ -32,7 +32,7 @@ const EXIT_PORT: u16 = 0xf4;
 pub struct Console(Serial<LineTrigger, NoEvents, Stdout>);
 
 impl Console {
-    /// Hands over what was typed, as much as there is room for. Answers how much.
+    /// Hands over what was typed, as much as there is room for. Returns how much.
     pub fn input(&mut self, bytes: &[u8]) -> usize {
         let room = self.0.fifo_capacity().min(bytes.len());
         let Some(bytes) = bytes.get(..room) else {

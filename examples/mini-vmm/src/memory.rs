@@ -13,7 +13,7 @@ use crate::error::{Context, Error, Result};
 
 pub type Memory = Arc<GuestMemoryMmap<()>>;
 
-/// RAM ends here and goes on at [`HIGH_RAM`]; devices are between.
+/// RAM ends here and continues at [`HIGH_RAM`]; devices are between.
 const LOW_RAM_END: u64 = 0xc000_0000;
 const HIGH_RAM: u64 = 1 << 32;
 

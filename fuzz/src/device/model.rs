@@ -280,7 +280,7 @@ impl Model {
         }
     }
 
-    /// Lets a read know what a write may do to it, and the other way round. Answers whether they meet.
+    /// Lets a read know what a write may do to it, and the other way round. Returns whether they meet.
     fn meet(&self, one: &mut Asked, other: &mut Asked) -> bool {
         let rules = &self.rules;
         let touched = |asked: &Asked| -> Vec<(u64, Option<Content>)> {

@@ -451,7 +451,7 @@ impl<'a, M: GuestMemory> Field<'a, M> {
         }
     }
 
-    /// Answers whether anything changed.
+    /// Returns whether anything changed.
     fn protect(&self, protect: &Protect) -> bool {
         let permissions = match protect.access & 3 {
             0 => Permissions::No,

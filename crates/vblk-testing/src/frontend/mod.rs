@@ -213,7 +213,7 @@ impl Client {
         Ok(())
     }
 
-    /// Stops a queue. Answers where to go on.
+    /// Stops a queue. Returns where to go on.
     ///
     /// # Errors
     /// The server refuses it.
@@ -272,7 +272,7 @@ impl Client {
         Ok(self.frontend.set_inflight_fd(&in_flight.area, fd)?)
     }
 
-    /// Opens the channel on which the server sends requests of its own. Answers our end.
+    /// Opens the channel on which the server sends requests of its own. Returns our end.
     ///
     /// # Errors
     /// The server refuses it.

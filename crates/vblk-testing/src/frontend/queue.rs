@@ -31,7 +31,7 @@ pub fn event() -> std::io::Result<EventFd> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
 }
 
-/// Waits until a descriptor is readable, at most that long. Answers whether it is.
+/// Waits until a descriptor is readable, at most that long. Returns whether it is.
 pub fn readable(fd: &impl AsRawFd, timeout: Duration) -> bool {
     let mut poll = libc::pollfd {
         fd: fd.as_raw_fd(),

@@ -76,7 +76,7 @@ impl Wire {
         self.send(request, VERSION, words, fds);
     }
 
-    /// Sends a message of 64-bit words and wants it acknowledged. Answers the server's word on it.
+    /// Sends a message of 64-bit words and wants it acknowledged. Returns the server's word on it.
     ///
     /// # Errors
     /// It hung up, or said something else.
@@ -109,7 +109,7 @@ impl Wire {
         }
     }
 
-    /// Says that nothing more comes, and waits until the server hangs up. Answers what it said.
+    /// Says that nothing more comes, and waits until the server hangs up. Returns what it said.
     ///
     /// # Errors
     /// It is silent and stays for a minute.
@@ -119,7 +119,7 @@ impl Wire {
         self.wait_for_end()
     }
 
-    /// Waits until the server hangs up by itself. Answers what it said.
+    /// Waits until the server hangs up by itself. Returns what it said.
     ///
     /// # Errors
     /// It is silent and stays for a minute.

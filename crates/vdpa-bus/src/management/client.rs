@@ -171,7 +171,7 @@ impl<L: Link> Management<L> {
     }
 
     /// Adds a device to the bus. If a driver takes it, its probe runs before this returns: **never call
-    /// this from the thread that answers the device's VDUSE messages or serves its queues**.
+    /// this from the thread that replies to the device's VDUSE messages or serves its queues**.
     ///
     /// # Errors
     /// [`ManagementError::Refused`]: `ENODEV` without such a management device, `EEXIST` if the name is
@@ -191,7 +191,7 @@ impl<L: Link> Management<L> {
     }
 
     /// Takes a device off the bus. Its driver's removal runs before this returns, with the same rule for
-    /// the calling thread as [`Management::add`], and it waits for whoever has `/dev/vhost-vdpa-N` open.
+    /// the calling thread as [`Management::add`], and it waits until `/dev/vhost-vdpa-N` is closed.
     ///
     /// # Errors
     /// [`ManagementError::NoDevice`]; [`ManagementError::Refused`]: `EPERM` without `CAP_NET_ADMIN`,

@@ -16,8 +16,8 @@
 //! Adding a device, deleting one and binding it to a driver run the driver's probe or removal **inside the
 //! call**, and the kernel waits there without a limit of ours:
 //! - a probe sends messages to a VDUSE device's daemon and does I/O on it (the partition scan), so **never
-//!   call from the thread that answers the device's VDUSE messages or serves its queues**;
-//! - deletion and unbinding wait until whoever has `/dev/vhost-vdpa-N` open closes it. Deletion holds the
+//!   call from the thread that replies to the device's VDUSE messages or serves its queues**;
+//! - deletion and unbinding wait until `/dev/vhost-vdpa-N` is closed. Deletion holds the
 //!   kernel's global vDPA lock meanwhile, so every other call of this module, by any process, waits too.
 //!
 //! The time limit of a [`Link`] is for replies that don't come, not for these.

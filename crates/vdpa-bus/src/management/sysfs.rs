@@ -116,7 +116,7 @@ impl Sysfs {
     /// Binds a device to a driver, or to none, and leaves it so: also drivers that are loaded later don't
     /// take it. The device is unbound from the one it has, which waits until nobody has its
     /// `/dev/vhost-vdpa-N` open, and the new driver's probe runs before this returns: **never call this
-    /// from the thread that answers the device's VDUSE messages or serves its queues**.
+    /// from the thread that replies to the device's VDUSE messages or serves its queues**.
     ///
     /// Nothing is changed if the driver isn't loaded.
     ///

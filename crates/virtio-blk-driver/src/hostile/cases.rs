@@ -14,9 +14,9 @@ use crate::wire::Descriptor;
 /// What a device has to do with a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
-    /// Each of the chains comes back with length 0, and the queue goes on. Nothing is writable.
+    /// Each of the chains comes back with length 0, and the queue continues. Nothing is writable.
     LenZero,
-    /// Each of the chains comes back with this status byte, and the queue goes on. With an OK, the
+    /// Each of the chains comes back with this status byte, and the queue continues. With an OK, the
     /// length is all that was writable; else at most what can have been written.
     Status(u8),
     /// The queue stops when it comes to the case. Nothing comes back, except a chain that was in flight

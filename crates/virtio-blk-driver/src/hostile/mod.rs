@@ -9,7 +9,7 @@
 //! works on it.
 //!
 //! What is expected, in short: a chain that is broken in its structure comes back with IOERR in its last
-//! writable byte, and the queue goes on; one that was read to its end and has nothing writable comes back
+//! writable byte, and the queue continues; one that was read to its end and has nothing writable comes back
 //! with length 0. A request that is broken in its content comes back with a status. A ring that is broken
 //! stops the queue for good, and so does a chain of whose failure the driver can't be told: it would take
 //! it for a success.

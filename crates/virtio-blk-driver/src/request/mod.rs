@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Requests: what to ask of a device ([`Request`]), in which descriptors ([`Framing`]), in which memory
-//! ([`Arena`]), and the queue that sends them and collects the answers ([`Driver`]).
+//! ([`Arena`]), and the queue that sends them and collects their completions ([`Driver`]).
 
 mod arena;
 mod ask;

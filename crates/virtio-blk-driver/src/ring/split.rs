@@ -86,7 +86,7 @@ struct Flight {
 /// reads back what the device could have changed, except to check it; all state that matters is its own.
 ///
 /// The order of things: [`SplitDriver::add`] chains, [`SplitDriver::publish`] them,
-/// [`SplitDriver::needs_kick`]; then [`SplitDriver::poll_used`] until it answers `None`, and
+/// [`SplitDriver::needs_kick`]; then [`SplitDriver::poll_used`] until it returns `None`, and
 /// [`SplitDriver::enable_interrupts`] before waiting.
 #[derive(Debug)]
 pub struct SplitDriver {
@@ -371,7 +371,7 @@ impl SplitDriver {
     /// Takes back the next chain the device is done with, in the order of the used ring.
     ///
     /// # Errors
-    /// [`RingError::Violation`] if the device broke a rule: from then on every call answers so.
+    /// [`RingError::Violation`] if the device broke a rule: from then on every call returns it.
     pub fn poll_used<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<Option<Used>, RingError> {
         self.check_broken()?;
         if self.used == self.seen {

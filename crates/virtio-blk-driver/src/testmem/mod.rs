@@ -10,7 +10,7 @@
 //! | [`fragmented`] | behind an IOMMU, each page somewhere else in host memory |
 //! | [`fragmented_naive`] | the same with an IOMMU as careless as vm-memory's own lookup |
 //!
-//! Each answers the memory and a [`Space`] to take buffers from. [`on_each_memory!`](crate::on_each_memory)
+//! Each returns the memory and a [`Space`] to take buffers from. [`on_each_memory!`](crate::on_each_memory)
 //! runs a block on each of the first three.
 
 mod iommu;

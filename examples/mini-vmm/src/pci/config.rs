@@ -67,7 +67,7 @@ impl ConfigSpace {
         self.allow(BAR0, &(!(size - 1)).to_le_bytes());
     }
 
-    /// Adds a capability with these bytes after its two of header. Answers its offset.
+    /// Adds a capability with these bytes after its two of header. Returns its offset.
     pub fn add_capability(&mut self, id: u8, body: &[u8]) -> usize {
         let at = self.free;
         self.set(self.link, &[at as u8]);

@@ -19,7 +19,7 @@ pub trait PciFunction: Send {
     /// `offset + data.len()` is at most 256.
     fn read_config(&mut self, offset: usize, data: &mut [u8]);
     fn write_config(&mut self, offset: usize, data: &[u8]);
-    /// The addresses its BAR answers for, while it does.
+    /// The addresses that its BAR decodes, while it does.
     fn window(&self) -> Option<(u64, u64)>;
     fn read_bar(&mut self, offset: u64, data: &mut [u8]);
     fn write_bar(&mut self, offset: u64, data: &[u8]);
