@@ -15,7 +15,7 @@ use virtio_blk_core::disk::{Caps, Disk};
 use virtio_blk_disks::spec::SpecError;
 
 use crate::report::{self, describe};
-use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, RawDisk};
+use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, Qcow2Options, RawDisk, RawOptions};
 
 /// Where the blocks are. `Display` writes what `FromStr` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,35 +109,36 @@ impl Source {
 
     fn look_as(&self, read_only: bool) -> Result<Looked, Box<dyn Error>> {
         let caps = |caps| Looked { caps, engine: None };
-        Ok(match self {
-            Self::Disk(DiskSpec::Raw(options)) => {
-                let mut options = options.clone().inspect(true);
-                if read_only {
-                    options = options.read_only(true);
-                }
-                let disk = RawDisk::open(&options)?;
-                Looked {
-                    caps: disk.caps(),
-                    engine: Some(engine(&disk)),
-                }
+        let Self::Disk(spec) = self else {
+            return Ok(caps(self.open(read_only)?.disk.caps()));
+        };
+        if let Some(qcow2) = spec.options::<Qcow2Options>() {
+            let mut options = qcow2.clone().inspect(true);
+            if read_only {
+                options = options.read_only(true);
             }
-            Self::Disk(DiskSpec::Qcow2(options)) => {
-                let mut options = options.clone().inspect(true);
-                if read_only {
-                    options = options.read_only(true);
-                }
-                caps(Qcow2Disk::open(&options)?.caps())
-            }
-            _ => caps(self.open(read_only)?.disk.caps()),
+            return Ok(caps(Qcow2Disk::open(&options)?.caps()));
+        }
+        let Some(raw) = spec.options::<RawOptions>() else {
+            let spec = spec.clone().for_inspection();
+            return Ok(caps(spec.open(read_only)?.caps()));
+        };
+        let mut options = raw.clone().inspect(true);
+        if read_only {
+            options = options.read_only(true);
+        }
+        let disk = RawDisk::open(&options)?;
+        Ok(Looked {
+            caps: disk.caps(),
+            engine: Some(engine(&disk)),
         })
     }
 
     /// The file that it stands for, if it is one.
     pub fn file(&self) -> Option<&Path> {
         match self {
-            Self::Disk(DiskSpec::Raw(options)) => Some(options.path()),
-            Self::Disk(DiskSpec::Qcow2(options)) => Some(options.path()),
-            _ => None,
+            Self::Disk(spec) => spec.path(),
+            Self::Vdpa(_) => None,
         }
     }
 

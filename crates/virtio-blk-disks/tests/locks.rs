@@ -182,7 +182,7 @@ fn the_option_is_read_and_written() {
         ("raw:x,lock=handover", Lock::Handover),
     ] {
         let spec: DiskSpec = text.parse().unwrap();
-        assert_eq!(spec, DiskSpec::Raw(RawOptions::new("x").lock(lock)));
+        assert_eq!(spec, DiskSpec::new(RawOptions::new("x").lock(lock)));
         assert_eq!(spec.to_string(), text);
     }
     let error = "raw:x,lock=yes"

@@ -80,7 +80,7 @@ fn persistent_bitmaps_stay_true_until_the_first_write() {
         };
         let options = Qcow2Options::new(&image);
         let served = open(&image);
-        let look = DiskSpec::Qcow2(options.clone()).for_inspection();
+        let look = DiskSpec::new(options.clone()).for_inspection();
         let look = look.open(false).unwrap();
         assert_eq!(look.caps(), served.caps(), "beside one that is served");
         let mut queue = look.open_queue(4).unwrap();

@@ -15,8 +15,9 @@ use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::VhostVdpa;
 use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
+use virtio_blk_disks::spec::MemoryOptions;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
-use virtio_blk_disks::{DiskSpec, MemoryDisk, SpecError};
+use virtio_blk_disks::{DiskSpec, MemoryDisk, RawOptions, SpecError};
 
 use crate::error::{Error, Result};
 use crate::machine::Transport;
@@ -192,15 +193,15 @@ fn simulated(what: &str, queues: u16, serial: String) -> Result<(Arc<dyn VdpaDev
 fn own(name: &str) -> Result<(Arc<dyn Disk>, Size)> {
     let fail = |why: &dyn Display| disk_error(name, why);
     let spec: DiskSpec = name.parse().map_err(|error| fail(&error))?;
-    if let DiskSpec::Memory { bytes } = &spec {
-        let disk = MemoryDisk::new(*bytes).map_err(|error| fail(&error))?;
+    if let Some(memory) = spec.options::<MemoryOptions>() {
+        let disk = MemoryDisk::new(memory.bytes).map_err(|error| fail(&error))?;
         let disk = Arc::new(disk);
         return Ok((disk.clone(), Size::Memory(disk)));
     }
     let opened = spec.open(false).map_err(|error| fail(&error))?;
-    let size = match &spec {
-        DiskSpec::Raw(raw) => Size::File(raw.path().to_owned(), opened.clone()),
-        _ => Size::Fixed,
+    let size = match spec.options::<RawOptions>() {
+        Some(raw) => Size::File(raw.path().to_owned(), opened.clone()),
+        None => Size::Fixed,
     };
     Ok((opened, size))
 }

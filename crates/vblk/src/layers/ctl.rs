@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use virtio_blk_disks::spec::MemoryOptions;
 use virtio_blk_disks::{DiskSpec, SpecError};
 
 use super::act::MAX_HOLD;
@@ -169,12 +170,13 @@ impl TryFrom<DirtyArgs> for Dirty {
 
 /// A SIZE as a DISK has it.
 fn bytes(text: &str) -> Result<u64, SpecError> {
-    match format!("memory:{text}").parse()? {
-        DiskSpec::Memory { bytes } => Ok(bytes),
-        _ => Err(SpecError::Size {
+    let spec: DiskSpec = format!("memory:{text}").parse()?;
+    let memory: Option<&MemoryOptions> = spec.options();
+    memory
+        .map(|memory| memory.bytes)
+        .ok_or_else(|| SpecError::Size {
             value: text.to_owned(),
-        }),
-    }
+        })
 }
 
 /// Asks, and prints the answer.

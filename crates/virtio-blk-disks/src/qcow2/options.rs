@@ -5,22 +5,37 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 #[cfg(feature = "inject")]
 use crate::inject::Injector;
-use crate::{Engine, Lock};
+use crate::{Engine, Lock, spec};
 
 /// How a qcow2 image is to be used as a disk: what [`super::Qcow2Disk::open`] takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Qcow2Options {
+    #[serde(skip)]
     pub(crate) path: PathBuf,
+    #[serde(rename = "readonly")]
     pub(crate) read_only: bool,
+    #[serde(deserialize_with = "spec::allow_or_deny")]
     pub(crate) backing: bool,
     pub(crate) engine: Engine,
     pub(crate) discard: bool,
     pub(crate) lock: Lock,
+    #[serde(skip)]
     pub(crate) inspect: bool,
     #[cfg(feature = "inject")]
+    #[serde(skip)]
     pub(crate) inject: Option<Injector>,
+}
+
+impl Default for Qcow2Options {
+    /// Of no path yet.
+    fn default() -> Self {
+        Self::new("")
+    }
 }
 
 impl Qcow2Options {

@@ -19,6 +19,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use serde::Deserialize;
+
 use super::error::OpenError;
 use super::sys;
 
@@ -43,7 +45,8 @@ pub(super) const HANDOVER_PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(15);
 
 /// When a file is locked against other users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Lock {
     /// From its opening until the disk and its queues are gone.
     #[default]

@@ -5,12 +5,16 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
 use super::lock::Lock;
 #[cfg(feature = "inject")]
 use crate::inject::Injector;
+use crate::spec;
 
 /// How the I/O is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Engine {
     /// What is best for the file on this host, see [`super::RawDisk::engine`].
@@ -23,20 +27,34 @@ pub enum Engine {
 }
 
 /// How a file or block device is to be used as a disk: what [`super::RawDisk::open`] takes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct RawOptions {
+    #[serde(skip)]
     pub(crate) path: PathBuf,
+    #[serde(rename = "readonly")]
     pub(crate) read_only: bool,
     pub(crate) direct: bool,
     pub(crate) engine: Engine,
     pub(crate) discard: bool,
+    #[serde(deserialize_with = "spec::block")]
     pub(crate) block: Option<u32>,
     pub(crate) lock: Lock,
+    #[serde(deserialize_with = "spec::auto_or_off")]
     pub(crate) mmap: bool,
+    #[serde(skip)]
     pub(crate) inspect: bool,
     pub(crate) extend: bool,
     #[cfg(feature = "inject")]
+    #[serde(skip)]
     pub(crate) inject: Option<Injector>,
+}
+
+impl Default for RawOptions {
+    /// Of no path yet.
+    fn default() -> Self {
+        Self::new("")
+    }
 }
 
 impl RawOptions {

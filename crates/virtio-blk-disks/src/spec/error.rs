@@ -3,6 +3,8 @@
 
 //! What is wrong with the name of a disk.
 
+use std::borrow::Cow;
+
 use crate::throttle::LimitError;
 
 /// What is wrong with the name of a disk. Each message quotes the offending word and says what could
@@ -20,12 +22,12 @@ pub enum SpecError {
         text: String,
     },
     /// A format we don't have.
-    #[error(
-        "unknown disk format `{format}`: use raw, qcow2, memory or null (a bare path needs raw: before it)"
-    )]
+    #[error("unknown disk format `{format}`: use {known} (a bare path needs raw: before it)")]
     Format {
         /// The word before the colon.
         format: String,
+        /// The formats there are.
+        known: String,
     },
     /// A format that this build leaves out.
     #[error("this program was built without {format}: build it with the cargo feature `{format}`")]
@@ -51,7 +53,7 @@ pub enum SpecError {
         /// The format.
         format: &'static str,
         /// The options there are.
-        allowed: &'static str,
+        allowed: Cow<'static, str>,
     },
     /// An option given twice.
     #[error("the option `{option}` is given twice")]
@@ -63,11 +65,11 @@ pub enum SpecError {
     #[error("`{value}` is no value for {option}: use {allowed}")]
     Value {
         /// The option.
-        option: &'static str,
+        option: Cow<'static, str>,
         /// The word after the equals sign.
         value: String,
         /// The values there are.
-        allowed: &'static str,
+        allowed: Cow<'static, str>,
     },
     /// Not a size.
     #[error(

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{Engine, RawOptions};
 
 fn parse(text: &str) -> Result<DiskSpec, SpecError> {
     text.parse()
@@ -27,15 +28,15 @@ fn every_option_is_read() {
         .lock(false)
         .mmap(false)
         .read_only(true);
-    assert_eq!(spec, Ok(DiskSpec::Raw(expected)));
+    assert_eq!(spec, Ok(DiskSpec::new(expected)));
     assert_eq!(
         parse("raw:x,engine=sync,mmap=auto"),
-        Ok(DiskSpec::Raw(RawOptions::new("x").engine(Engine::Sync)))
+        Ok(DiskSpec::new(RawOptions::new("x").engine(Engine::Sync)))
     );
-    let null = DiskSpec::Null {
+    let null = DiskSpec::new(NullOptions {
         bytes: 1 << 40,
         zero: false,
-    };
+    });
     assert_eq!(parse("null:1T,zero=off"), Ok(null));
 }
 
@@ -52,7 +53,7 @@ fn sizes_have_binary_units() {
     ] {
         assert_eq!(
             parse(&format!("memory:{text}")),
-            Ok(DiskSpec::Memory { bytes }),
+            Ok(DiskSpec::new(MemoryOptions { bytes })),
             "{text}"
         );
     }
@@ -124,9 +125,8 @@ fn a_comma_in_a_path_is_written_twice() {
         ("raw:a,,,lock=off", "a,"),
         ("raw:a:b", "a:b"),
     ] {
-        let DiskSpec::Raw(options) = parse(text).unwrap() else {
-            panic!("{text}");
-        };
+        let spec = parse(text).unwrap();
+        let options: &RawOptions = spec.options().unwrap();
         assert_eq!(options.path.to_str(), Some(path), "{text}");
     }
 }
@@ -142,7 +142,7 @@ fn opening_makes_the_disk() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a,b.img");
     std::fs::write(&path, [0; 4096]).unwrap();
-    let text = DiskSpec::Raw(RawOptions::new(&path)).to_string();
+    let text = DiskSpec::new(RawOptions::new(&path)).to_string();
     assert!(text.contains("a,,b.img"));
     let spec = parse(&text).unwrap();
     assert!(spec.open(true).unwrap().caps().read_only);
@@ -169,7 +169,7 @@ fn any_spec() -> impl Strategy<Value = DiskSpec> {
         block,
     )
         .prop_map(|(path, (a, b, c, d, e), engine, block)| {
-            DiskSpec::Raw(
+            DiskSpec::new(
                 RawOptions::new(path)
                     .read_only(a)
                     .direct(b)
@@ -182,8 +182,10 @@ fn any_spec() -> impl Strategy<Value = DiskSpec> {
         });
     prop_oneof![
         raw,
-        bytes.clone().prop_map(|bytes| DiskSpec::Memory { bytes }),
-        (bytes, any::<bool>()).prop_map(|(bytes, zero)| DiskSpec::Null { bytes, zero }),
+        bytes
+            .clone()
+            .prop_map(|bytes| DiskSpec::new(MemoryOptions { bytes })),
+        (bytes, any::<bool>()).prop_map(|(bytes, zero)| DiskSpec::new(NullOptions { bytes, zero })),
     ]
 }
 
@@ -211,7 +213,7 @@ fn qcow2_has_options_of_its_own() {
         .lock(false)
         .backing(true)
         .engine(Engine::Sync);
-    assert_eq!(parse(all).unwrap(), DiskSpec::Qcow2(options));
+    assert_eq!(parse(all).unwrap(), DiskSpec::new(options));
     for text in [
         all,
         "qcow2:x",
@@ -254,5 +256,104 @@ fn every_format_is_listed() {
         // An error names all there are.
         let said = "nothing:512".parse::<DiskSpec>().unwrap_err().to_string();
         assert!(said.contains(format), "{said}");
+    }
+}
+
+/// A kind of another crate.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Tape {
+    #[serde(skip)]
+    reel: String,
+    speed: u16,
+    rewind: Option<bool>,
+}
+
+impl DiskOptions for Tape {
+    const NAME: &'static str = "tape";
+    const TARGET: &'static str = "REEL";
+    const HELP: &'static str = "tape:REEL[,speed=N][,rewind=on|off]";
+
+    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+        self.reel = target;
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        self.reel.clone()
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        let speed = (self.speed != 0).then(|| ("speed", self.speed.to_string()));
+        let rewind = self.rewind.map(|on| if on { "on" } else { "off" });
+        let rewind = rewind.map(|word| ("rewind", word.to_owned()));
+        speed.into_iter().chain(rewind).collect()
+    }
+
+    fn open(&self, _: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        Err(DiskError::Config(format!("no tape {}", self.reel)))
+    }
+}
+
+#[test]
+fn a_program_adds_kinds_of_its_own() {
+    let table = [OWN, &[DiskKind::of::<Tape>()]].concat();
+    let kinds = Kinds::new(&table);
+    assert_eq!(kinds.iter().last().unwrap().help, Tape::HELP);
+    let spec = kinds.parse("tape:a,,b:7,rewind=off,speed=30").unwrap();
+    assert_eq!(spec.to_string(), "tape:a,,b:7,speed=30,rewind=off");
+    let tape: &Tape = spec.options().unwrap();
+    assert_eq!(
+        (tape.reel.as_str(), tape.speed, tape.rewind),
+        ("a,b:7", 30, Some(false))
+    );
+    assert!(spec.options::<RawOptions>().is_none());
+    assert!(spec.path().is_none());
+    assert_eq!(spec, spec.clone().unlocked().for_inspection());
+    let error = spec.open(false).err().unwrap().to_string();
+    assert_eq!(error, "no tape a,b:7");
+    for (text, wanted) in [
+        ("tape:", "`tape:` lacks its REEL: write tape:REEL"),
+        (
+            "tape:a,speed=fast",
+            "`fast` is no value for speed: use a number",
+        ),
+        ("tape:a,speed=70000", "70000"),
+        (
+            "tape:a,rewind=1",
+            "`1` is no value for rewind: use on or off",
+        ),
+        (
+            "tape:a,loud=on",
+            "unknown option `loud` for tape: it has speed and rewind",
+        ),
+        ("tap:a", "null or tape"),
+    ] {
+        let error = kinds.parse(text).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+    assert_eq!(kinds.parse("null:1M"), parse("null:1M"));
+    assert!(parse("tape:a").is_err());
+}
+
+/// What a kind's help says of it is what it takes.
+#[test]
+fn help_names_each_option() {
+    let names: Vec<_> = Kinds::new(OWN).iter().map(|kind| kind.name).collect();
+    assert_eq!(names, DiskSpec::FORMATS);
+    for kind in Kinds::new(OWN).iter() {
+        let error = refusal(&format!("{}:512,?=", kind.name));
+        let (_, known) = error.split_once(": it has ").unwrap();
+        let (known, _) = known.split_once('.').unwrap();
+        let known: std::collections::BTreeSet<&str> = known
+            .split([',', ' '])
+            .filter(|word| !["", "and", "none"].contains(word))
+            .collect();
+        let said = kind.help.split("[,").skip(1);
+        let said = said.map(|rest| rest.split('=').next().unwrap()).collect();
+        assert_eq!(known, said, "{}", kind.help);
+        // In the documentation it is the same.
+        let page = include_str!("mod.rs").replace("\\|", "|");
+        assert!(page.contains(&format!("`{}`", kind.help)), "{}", kind.help);
     }
 }

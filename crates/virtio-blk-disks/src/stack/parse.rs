@@ -92,9 +92,9 @@ pub(super) fn layer(part: &str) -> Result<LayerSpec, SpecError> {
         "throttle" => throttle(value),
         "dirty" => dirty(value),
         "meter" | "verify" if part != name => Err(SpecError::Value {
-            option: if name == "meter" { "meter" } else { "verify" },
+            option: if name == "meter" { "meter" } else { "verify" }.into(),
             value: value.to_owned(),
-            allowed: "it as a word of its own, without a value",
+            allowed: "it as a word of its own, without a value".into(),
         }),
         "meter" => Ok(LayerSpec::Meter),
         "verify" => Ok(LayerSpec::Verify),
@@ -136,9 +136,9 @@ fn items<'a>(value: &'a str, repeats: &[&str]) -> Result<Vec<(&'a str, &'a str)>
 
 fn wrong(option: &'static str, value: &str, allowed: &'static str) -> SpecError {
     SpecError::Value {
-        option,
+        option: option.into(),
         value: value.to_owned(),
-        allowed,
+        allowed: allowed.into(),
     }
 }
 
@@ -220,7 +220,8 @@ fn throttle(value: &str) -> Result<LayerSpec, SpecError> {
                 option: word.to_owned(),
                 format: "throttle",
                 allowed: "it has iops, read_iops, write_iops, bandwidth, read_bandwidth, \
-                          write_bandwidth, burst, length and group",
+                          write_bandwidth, burst, length and group"
+                    .into(),
             });
         };
         *slot = Some(Rate::new(rate(name, value, in_bytes)?));
@@ -274,7 +275,7 @@ fn dirty(value: &str) -> Result<LayerSpec, SpecError> {
                 return Err(SpecError::Option {
                     option: word.to_owned(),
                     format: "dirty",
-                    allowed: "it has granularity, persist and sync",
+                    allowed: "it has granularity, persist and sync".into(),
                 });
             }
         }
@@ -327,7 +328,7 @@ fn errors(value: &str) -> Result<LayerSpec, SpecError> {
                 return Err(SpecError::Option {
                     option: word.to_owned(),
                     format: "errors",
-                    allowed: "it has rerror and werror",
+                    allowed: "it has rerror and werror".into(),
                 });
             }
         }
@@ -363,7 +364,7 @@ fn fault(value: &str) -> Result<LayerSpec, SpecError> {
                 return Err(SpecError::Option {
                     option: word.to_owned(),
                     format: "fault",
-                    allowed: "it has seed, errors, torn, delay and reorder",
+                    allowed: "it has seed, errors, torn, delay and reorder".into(),
                 });
             }
         }

@@ -508,7 +508,7 @@ proptest! {
         path in "[ -~]{1,20}",
         layers in proptest::collection::vec(any_layer(), 0..5),
     ) {
-        let disk = DiskSpec::Raw(crate::RawOptions::new(path));
+        let disk = DiskSpec::new(crate::RawOptions::new(path));
         let spec = StackSpec { disk, layers };
         prop_assert_eq!(spec.to_string().parse(), Ok(spec));
     }

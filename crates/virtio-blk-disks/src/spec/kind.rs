@@ -1,0 +1,197 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Kinds of disks, and the table of those that a program knows.
+
+use std::any::Any;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use virtio_blk_core::disk::{Disk, DiskError};
+
+use super::text::{self, split};
+use super::{DiskSpec, SpecError};
+
+/// A kind of disk: the type of its options. To implement it, and to list the kind in a table ([`Kinds`]), is all that
+/// a kind needs to have a name on command lines; its crate may lie above this one.
+///
+/// A disk is written `NAME:TARGET,OPTION=VALUE…`. The options are read by serde into the type, which says in its
+/// attributes what they are called and that unknown ones are refused: `#[serde(default, deny_unknown_fields)]`, with
+/// `skip` for what is no option, as the target. A `bool` is written `on` or `off`.
+pub trait DiskOptions:
+    DeserializeOwned + Default + Clone + fmt::Debug + Send + Sync + 'static
+{
+    /// The word before the colon.
+    const NAME: &'static str;
+    /// What stands behind it, in capitals: `PATH`, `SIZE`.
+    const TARGET: &'static str;
+    /// The whole syntax in one line, for help texts.
+    const HELP: &'static str;
+
+    /// Takes over what stands between the colon and the options. It is not empty.
+    ///
+    /// # Errors
+    /// It can't be that.
+    fn set_target(&mut self, target: String) -> Result<(), SpecError>;
+
+    /// What [`DiskOptions::set_target`] takes.
+    fn target(&self) -> String;
+
+    /// Names and values of the options that are not as by default, as they are written.
+    fn changed(&self) -> Vec<(&'static str, String)>;
+
+    /// Makes the disk. It is read-only if `read_only` or the options say so.
+    ///
+    /// # Errors
+    /// [`DiskError::Config`] or [`DiskError::Io`], naming the file where there is one.
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError>;
+
+    /// The same disk for a look that changes nothing, also while others use it.
+    #[must_use]
+    fn for_inspection(self) -> Self {
+        self
+    }
+
+    /// The same disk without locks on its files.
+    #[must_use]
+    fn unlocked(self) -> Self {
+        self
+    }
+
+    /// The file that holds the disk, if one does.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+}
+
+/// [`DiskOptions`] whose type is not known.
+pub(super) trait AnyOptions: fmt::Debug + Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn name(&self) -> &'static str;
+    fn target(&self) -> String;
+    fn changed(&self) -> Vec<(&'static str, String)>;
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError>;
+    fn for_inspection(&self) -> Arc<dyn AnyOptions>;
+    fn unlocked(&self) -> Arc<dyn AnyOptions>;
+    fn path(&self) -> Option<&Path>;
+}
+
+impl<O: DiskOptions> AnyOptions for O {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn name(&self) -> &'static str {
+        O::NAME
+    }
+
+    fn target(&self) -> String {
+        DiskOptions::target(self)
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        DiskOptions::changed(self)
+    }
+
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        DiskOptions::open(self, read_only)
+    }
+
+    fn for_inspection(&self) -> Arc<dyn AnyOptions> {
+        Arc::new(DiskOptions::for_inspection(self.clone()))
+    }
+
+    fn unlocked(&self) -> Arc<dyn AnyOptions> {
+        Arc::new(DiskOptions::unlocked(self.clone()))
+    }
+
+    fn path(&self) -> Option<&Path> {
+        DiskOptions::path(self)
+    }
+}
+
+/// A kind of disk in a table.
+#[derive(Clone, Copy, Debug)]
+pub struct DiskKind {
+    /// The word before the colon.
+    pub name: &'static str,
+    /// The whole syntax in one line. Empty: this build leaves the kind out.
+    pub help: &'static str,
+    /// Reads what stands behind the colon.
+    parse: fn(&str) -> Result<DiskSpec, SpecError>,
+}
+
+impl DiskKind {
+    /// The kind that has these options.
+    pub const fn of<O: DiskOptions>() -> Self {
+        Self {
+            name: O::NAME,
+            help: O::HELP,
+            parse: parse::<O>,
+        }
+    }
+
+    /// qcow2 in a build that leaves it out: refused with the cargo feature to build it with.
+    pub const QCOW2_LEFT_OUT: Self = Self {
+        name: "qcow2",
+        help: "",
+        parse: |_| Err(SpecError::NotBuilt { format: "qcow2" }),
+    };
+}
+
+fn parse<O: DiskOptions>(text: &str) -> Result<DiskSpec, SpecError> {
+    let mut parts = split(text);
+    let target = parts.remove(0);
+    if target.is_empty() {
+        return Err(SpecError::Missing {
+            format: O::NAME,
+            what: O::TARGET,
+        });
+    }
+    // What is wrong with the first word comes first.
+    O::default().set_target(target.clone())?;
+    let mut options: O = text::read(O::NAME, &parts)?;
+    options.set_target(target)?;
+    Ok(DiskSpec::new(options))
+}
+
+/// The kinds of disks that a program knows, in the order in which help and errors name them.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds<'a>(&'a [DiskKind]);
+
+impl<'a> Kinds<'a> {
+    /// A table of these. Usually a `static` of the program, with the kinds of all crates that it links.
+    pub const fn new(kinds: &'a [DiskKind]) -> Self {
+        Self(kinds)
+    }
+
+    /// The kinds of this build.
+    pub fn iter(&self) -> impl Iterator<Item = &'a DiskKind> + use<'a> {
+        self.0.iter().filter(|kind| !kind.help.is_empty())
+    }
+
+    /// Reads a disk by name.
+    ///
+    /// # Errors
+    /// The text is of no kind in the table, or not what that kind needs.
+    pub fn parse(&self, text: &str) -> Result<DiskSpec, SpecError> {
+        let none = || SpecError::NoFormat {
+            text: text.to_owned(),
+        };
+        let (format, rest) = text.split_once(':').ok_or_else(none)?;
+        if let Some(kind) = self.0.iter().find(|kind| kind.name == format) {
+            return (kind.parse)(rest);
+        }
+        // A path with a colon in it.
+        if format.contains('/') {
+            return Err(none());
+        }
+        let names: Vec<&str> = self.0.iter().map(|kind| kind.name).collect();
+        Err(SpecError::Format {
+            format: format.to_owned(),
+            known: text::list(&names, "or"),
+        })
+    }
+}

@@ -1,0 +1,286 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The kinds of disks of this crate.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, de};
+use virtio_blk_core::disk::{Disk, DiskError};
+
+use super::size::{self, Size};
+use super::{DiskKind, DiskOptions, SpecError};
+use crate::{Engine, Lock, MemoryDisk, NullDisk, RawDisk, RawOptions};
+#[cfg(feature = "qcow2")]
+use crate::{Qcow2Disk, Qcow2Options};
+
+/// The kinds of disks of this crate, in the order in which they are named.
+pub const OWN: &[DiskKind] = &[
+    DiskKind::of::<RawOptions>(),
+    #[cfg(feature = "qcow2")]
+    DiskKind::of::<Qcow2Options>(),
+    #[cfg(not(feature = "qcow2"))]
+    DiskKind::QCOW2_LEFT_OUT,
+    DiskKind::of::<MemoryOptions>(),
+    DiskKind::of::<NullOptions>(),
+];
+
+/// A disk in memory: `memory:SIZE`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryOptions {
+    /// Bytes, a multiple of 512.
+    #[serde(skip)]
+    pub bytes: u64,
+}
+
+/// A disk that holds nothing: `null:SIZE`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NullOptions {
+    /// Bytes, a multiple of 512.
+    #[serde(skip)]
+    pub bytes: u64,
+    /// Reads give zeroes, see [`NullDisk::zero_fill`].
+    pub zero: bool,
+}
+
+impl Default for NullOptions {
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            zero: true,
+        }
+    }
+}
+
+const fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+const fn lock(lock: Lock) -> &'static str {
+    match lock {
+        Lock::On => "on",
+        Lock::Off => "off",
+        Lock::Handover => "handover",
+    }
+}
+
+const fn engine(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Auto => "auto",
+        Engine::IoUring => "io_uring",
+        Engine::Sync => "sync",
+    }
+}
+
+/// The words of those options whose values are not as by default.
+fn differing<const N: usize>(
+    options: [(&'static str, &'static str, &'static str); N],
+) -> Vec<(&'static str, String)> {
+    let changed = options.into_iter().filter(|(_, now, usual)| now != usual);
+    changed
+        .map(|(name, now, _)| (name, now.to_owned()))
+        .collect()
+}
+
+/// Reads `auto` or `off`.
+pub(crate) fn auto_or_off<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        Auto,
+        Off,
+    }
+    Ok(matches!(Word::deserialize(from)?, Word::Auto))
+}
+
+/// Reads `allow` or `deny`.
+#[cfg(feature = "qcow2")]
+pub(crate) fn allow_or_deny<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Word {
+        Allow,
+        Deny,
+    }
+    Ok(matches!(Word::deserialize(from)?, Word::Allow))
+}
+
+/// Reads the size of a block.
+pub(crate) fn block<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    struct Block;
+
+    impl Block {
+        fn checked(bytes: u64) -> Option<u32> {
+            let bytes = u32::try_from(bytes).ok()?;
+            (bytes.is_power_of_two() && (512..=1 << 21).contains(&bytes)).then_some(bytes)
+        }
+    }
+
+    impl de::Visitor<'_> for Block {
+        type Value = u32;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a power of two from 512 to 2097152 (bytes)")
+        }
+
+        fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<u32, E> {
+            let wrong = || E::invalid_value(de::Unexpected::Unsigned(bytes), &self);
+            Self::checked(bytes).ok_or_else(wrong)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<u32, E> {
+            let wrong = || E::invalid_value(de::Unexpected::Str(text), &self);
+            let bytes = text.parse().ok().and_then(Self::checked);
+            bytes.ok_or_else(wrong)
+        }
+    }
+
+    from.deserialize_any(Block).map(Some)
+}
+
+impl DiskOptions for RawOptions {
+    const NAME: &'static str = "raw";
+    const TARGET: &'static str = "PATH";
+    const HELP: &'static str = "raw:PATH[,readonly=on|off][,direct=on|off][,engine=auto|io_uring|sync]\
+                                [,discard=on|off][,block=BYTES][,lock=on|off|handover][,mmap=auto|off]";
+
+    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+        self.path = target.into();
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        self.path.to_string_lossy().into_owned()
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        let usual = Self::default();
+        let mut changed = differing([
+            ("readonly", on_off(self.read_only), on_off(usual.read_only)),
+            ("direct", on_off(self.direct), on_off(usual.direct)),
+            ("discard", on_off(self.discard), on_off(usual.discard)),
+            ("lock", lock(self.lock), lock(usual.lock)),
+            ("engine", engine(self.engine), engine(usual.engine)),
+        ]);
+        changed.extend(self.block.map(|bytes| ("block", bytes.to_string())));
+        if !self.mmap {
+            changed.push(("mmap", "off".to_owned()));
+        }
+        changed
+    }
+
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        let read_only = read_only || self.read_only;
+        Ok(Arc::new(RawDisk::open(&self.clone().read_only(read_only))?))
+    }
+
+    fn for_inspection(self) -> Self {
+        self.inspect(true)
+    }
+
+    fn unlocked(self) -> Self {
+        self.lock(false)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+}
+
+#[cfg(feature = "qcow2")]
+impl DiskOptions for Qcow2Options {
+    const NAME: &'static str = "qcow2";
+    const TARGET: &'static str = "PATH";
+    const HELP: &'static str = "qcow2:PATH[,readonly=on|off][,backing=deny|allow][,engine=auto|io_uring|sync]\
+                                [,discard=on|off][,lock=on|off|handover]";
+
+    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+        self.path = target.into();
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        self.path.to_string_lossy().into_owned()
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        let usual = Self::default();
+        let backing = |allowed| if allowed { "allow" } else { "deny" };
+        differing([
+            ("readonly", on_off(self.read_only), on_off(usual.read_only)),
+            ("discard", on_off(self.discard), on_off(usual.discard)),
+            ("lock", lock(self.lock), lock(usual.lock)),
+            ("backing", backing(self.backing), backing(usual.backing)),
+            ("engine", engine(self.engine), engine(usual.engine)),
+        ])
+    }
+
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        let read_only = read_only || self.read_only;
+        let options = self.clone().read_only(read_only);
+        Ok(Arc::new(Qcow2Disk::open(&options)?))
+    }
+
+    fn for_inspection(self) -> Self {
+        self.inspect(true)
+    }
+
+    fn unlocked(self) -> Self {
+        self.lock(false)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+}
+
+impl DiskOptions for MemoryOptions {
+    const NAME: &'static str = "memory";
+    const TARGET: &'static str = "SIZE";
+    const HELP: &'static str = "memory:SIZE";
+
+    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+        self.bytes = size::parse(&target)?;
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        Size(self.bytes).to_string()
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        let disk = MemoryDisk::new(self.bytes)?;
+        Ok(Arc::new(if read_only { disk.read_only()? } else { disk }))
+    }
+}
+
+impl DiskOptions for NullOptions {
+    const NAME: &'static str = "null";
+    const TARGET: &'static str = "SIZE";
+    const HELP: &'static str = "null:SIZE[,zero=on|off]";
+
+    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+        self.bytes = size::parse(&target)?;
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        Size(self.bytes).to_string()
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        differing([("zero", on_off(self.zero), "on")])
+    }
+
+    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        let disk = NullDisk::new(self.bytes)?.zero_fill(self.zero);
+        Ok(Arc::new(disk.read_only(read_only)))
+    }
+}
