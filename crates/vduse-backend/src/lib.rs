@@ -7,7 +7,6 @@ mod affinity;
 pub mod fake;
 pub mod kernel;
 mod linux;
-mod medium;
 mod memory;
 pub mod message;
 mod queue;

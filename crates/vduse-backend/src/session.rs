@@ -19,13 +19,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{Device, StatusChange, StatusRegister};
-use virtio_blk_core::disk::DiskError;
-use virtio_blk_core::runner::Stop;
+use virtio_blk_core::disk::{Disk, DiskError};
+use virtio_blk_core::runner::{Medium, MediumEvent, Refused, Stop};
 use virtio_blk_core::spec::status::FEATURES_OK;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kernel::{Attribute, DeviceFile, Kernel};
-use crate::medium::{Medium, Refused};
 use crate::memory::AddressSpace;
 use crate::message::{Answer, Request};
 use crate::queue::{Gate, Queue, Wish, Worker};
@@ -78,6 +77,21 @@ pub(crate) struct Session {
     bounce: u64,
 }
 
+/// The disk, which rings `wake` when it is what it should be.
+fn medium(disk: Arc<dyn Disk>, wake: Arc<EventFd>) -> Medium {
+    Medium::new(disk, move |event| match event {
+        // The message that asks next may not report it.
+        MediumEvent::Lost(error) => {
+            log::error!("the disk can't be left in order, what it kept may be lost: {error}");
+        }
+        MediumEvent::Refused(error) => log::error!("the disk can't be taken into use: {error}"),
+        MediumEvent::Settled => {
+            // The counter can't overflow.
+            let _ = wake.write(1);
+        }
+    })
+}
+
 /// What a session leaves.
 pub(crate) struct Ended {
     /// The disk let go of everything in time.
@@ -99,7 +113,7 @@ impl Session {
             queues: (0..state.shape().abi.queues)
                 .map(|_| Queue::default())
                 .collect(),
-            medium: Medium::new(device.disk().clone(), wake.clone()),
+            medium: medium(device.disk().clone(), wake.clone()),
             kernel,
             device,
             file,

@@ -80,7 +80,8 @@ pub trait Disk: Send + Sync {
     /// that two servers of one medium can hand it over in a migration. A disk that holds a lock only
     /// while it is in use takes it here and reads anew what it knows of the medium (size, tables).
     /// Returns at once if the disk is active already. May wait for another owner's lock, for a bounded
-    /// time that the implementer states.
+    /// time that the implementer states. A transport that can't wait leaves this and
+    /// [`Disk::deactivate`] to a [`Medium`](crate::runner::Medium) (feature `thread`).
     ///
     /// # Errors
     /// Somebody else uses the medium, or it changed in a way the driver was not told of. The disk stays

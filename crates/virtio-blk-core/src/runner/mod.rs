@@ -17,6 +17,8 @@ mod completion;
 mod counters;
 mod inflight;
 mod log;
+#[cfg(feature = "thread")]
+mod medium;
 mod pace;
 mod refuse;
 mod report;
@@ -39,6 +41,8 @@ use virtio_queue::QueueState;
 pub use counters::{Counter, Counters};
 pub use inflight::{InFlightArea, InFlightError, SplitLog};
 pub use log::InFlightLog;
+#[cfg(feature = "thread")]
+pub use medium::{Medium, MediumEvent, Refused};
 use pace::Pace;
 pub use report::{ErrorCause, ErrorListener, RequestError};
 pub(crate) use report::{ErrorListeners, Reports};

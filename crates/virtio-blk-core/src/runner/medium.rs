@@ -3,16 +3,15 @@
 
 //! Taking the disk into use before the first queue starts, and letting go of it after the last has stopped.
 //!
-//! Both may wait (for another owner's lock, for data to become stable), so a thread of its own does them, and
-//! messages wait for that thread no longer than they may.
+//! Both may wait (for another owner's lock, for data to become stable), so a thread of its own does them, and a
+//! transport waits for that thread no longer than it may.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Disk, DiskError};
-use vmm_sys_util::eventfd::EventFd;
+use crate::disk::{Disk, DiskError};
 
 /// How long after the disk could not be taken into use this is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -20,11 +19,24 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Why a disk could not be taken into use.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the disk can't be taken into use: {why}")]
-pub(crate) struct Refused {
+pub struct Refused {
     why: String,
-    /// When to try again.
-    pub(crate) until: Instant,
+    /// When to try again at the earliest: a second after the attempt.
+    pub until: Instant,
 }
+
+/// What the listener of a [`Medium`] is told, on the thread that did it.
+#[derive(Debug)]
+pub enum MediumEvent<'a> {
+    /// The disk was let go of, and what it kept in memory may be lost.
+    Lost(&'a DiskError),
+    /// The disk can't be taken into use, and is not wanted any more. Otherwise [`Medium::wait_taken`] returns that.
+    Refused(&'a DiskError),
+    /// The disk is what was wanted last, or can't be: no method of [`Medium`] waits now.
+    Settled,
+}
+
+type Listener = Box<dyn Fn(MediumEvent<'_>) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -46,8 +58,7 @@ struct Shared {
     disk: Arc<dyn Disk>,
     state: Mutex<State>,
     changed: Condvar,
-    /// Rings after each change.
-    wake: Arc<EventFd>,
+    listener: Listener,
 }
 
 impl Shared {
@@ -56,23 +67,28 @@ impl Shared {
     }
 }
 
-/// The disk of a device, in use or not.
-pub(crate) struct Medium(Arc<Shared>);
+/// The disk of a device, in use or not: calls [`Disk::activate`] and [`Disk::deactivate`] on a thread of its own. The
+/// thread lives as long as a call does. The caller wants the disk before it starts the first queue, and does not want it
+/// any more once the last queue is dropped.
+pub struct Medium(Arc<Shared>);
 
 impl Medium {
-    /// A disk that is not in use. `wake` rings whenever that has changed.
-    pub(crate) fn new(disk: Arc<dyn Disk>, wake: Arc<EventFd>) -> Self {
+    /// A disk that is not in use. `listener` must not block.
+    pub fn new(
+        disk: Arc<dyn Disk>,
+        listener: impl Fn(MediumEvent<'_>) + Send + Sync + 'static,
+    ) -> Self {
         Self(Arc::new(Shared {
             disk,
             state: Mutex::default(),
             changed: Condvar::new(),
-            wake,
+            listener: Box::new(listener),
         }))
     }
 
     /// Wants the disk in use, or not. Does not wait. If it could not be taken into use before, that is tried again at
-    /// once; [`Medium::refused`] says when it should be.
-    pub(crate) fn want(&self, wanted: bool) {
+    /// once: [`Medium::refused`] says when it should be.
+    pub fn want(&self, wanted: bool) {
         let mut state = self.0.lock();
         state.refused = None;
         state.wanted = wanted;
@@ -87,17 +103,20 @@ impl Medium {
             let mut state = self.0.lock();
             state.working = false;
             state.wanted = state.active;
-            state.failed(wanted, error.into());
+            match wanted {
+                true => state.refused = Some(Refused::new(&error)),
+                false => state.lost = Some(error.into()),
+            }
         }
     }
 
     /// The driver resets the device: what is lost is what a power cut would have taken.
-    pub(crate) fn reset(&self) {
+    pub fn reset(&self) {
         self.0.lock().reset = true;
     }
 
     /// Why the disk could not be taken into use. `None`: it was not tried, or is being tried, or it is in use.
-    pub(crate) fn refused(&self) -> Option<Refused> {
+    pub fn refused(&self) -> Option<Refused> {
         self.0.lock().refused.clone()
     }
 
@@ -105,7 +124,7 @@ impl Medium {
     ///
     /// # Errors
     /// It can't be taken into use.
-    pub(crate) fn wait_taken(&self, deadline: Instant) -> Option<Result<(), Refused>> {
+    pub fn wait_taken(&self, deadline: Instant) -> Option<Result<(), Refused>> {
         let state = self.settled(deadline)?;
         Some(state.refused.clone().map_or(Ok(()), Err))
     }
@@ -116,7 +135,7 @@ impl Medium {
     /// # Errors
     /// What it held in memory can't be made stable. Said to each who asks, until the disk is in use again or the driver
     /// resets the device.
-    pub(crate) fn wait_left(&self, deadline: Instant) -> Option<Result<(), String>> {
+    pub fn wait_left(&self, deadline: Instant) -> Option<Result<(), String>> {
         let state = self.settled(deadline)?;
         Some(match &state.lost {
             Some(error) if !state.reset => Err(error.to_string()),
@@ -126,7 +145,7 @@ impl Medium {
 
     /// Why what the disk held in memory when it was used last may be lost, also if the driver has reset the device since.
     /// The caller is the last who asks.
-    pub(crate) fn take_lost(&self) -> Option<DiskError> {
+    pub fn take_lost(&self) -> Option<DiskError> {
         self.0.lock().lost.take()
     }
 
@@ -144,35 +163,38 @@ impl Medium {
     }
 }
 
-impl State {
-    /// Notes that the disk could not be taken into use, or not be left in order.
-    fn failed(&mut self, taking: bool, error: DiskError) {
-        if taking {
-            self.refused = Some(Refused {
-                why: error.to_string(),
-                until: Instant::now() + RETRY,
-            });
-        } else {
-            // The message that asks next may not report it.
-            log::error!("the disk can't be left in order, what it kept may be lost: {error}");
-            self.lost = Some(error);
+impl Refused {
+    fn new(why: &dyn std::fmt::Display) -> Self {
+        Self {
+            why: why.to_string(),
+            until: Instant::now() + RETRY,
         }
     }
+}
 
+impl Shared {
     /// Notes what came of an attempt to take the disk into use, or to let go of it.
-    fn note(&mut self, taking: bool, done: Result<(), DiskError>) {
-        self.active = taking && done.is_ok();
+    fn note(&self, taking: bool, done: Result<(), DiskError>) {
+        if let (false, Err(error)) = (taking, &done) {
+            (self.listener)(MediumEvent::Lost(error));
+        }
+        let mut state = self.lock();
+        state.active = taking && done.is_ok();
         match done {
-            Err(error) if !taking || self.wanted => {
-                self.failed(taking, error);
+            Err(error) if !taking => state.lost = Some(error),
+            Err(error) if state.wanted => {
+                state.refused = Some(Refused::new(&error));
                 // Until it is wanted again.
-                self.wanted &= !taking;
+                state.wanted = false;
             }
-            Err(error) => log::error!("the disk can't be taken into use: {error}"),
+            Err(error) => {
+                drop(state);
+                (self.listener)(MediumEvent::Refused(&error));
+            }
             Ok(()) => {
-                self.lost = None;
+                state.lost = None;
                 // What is taken for a driver that is gone already is let go of again.
-                self.reset &= !(taking && self.wanted);
+                state.reset &= !(taking && state.wanted);
             }
         }
     }
@@ -194,11 +216,10 @@ fn work(shared: &Shared) {
             false => shared.disk.deactivate(),
         }));
         let panicked = |_| Err(io::Error::other("the disk panicked").into());
-        shared.lock().note(taking, done.unwrap_or_else(panicked));
+        shared.note(taking, done.unwrap_or_else(panicked));
     }
     shared.changed.notify_all();
-    // The counter can't overflow.
-    let _ = shared.wake.write(1);
+    (shared.listener)(MediumEvent::Settled);
 }
 
 #[cfg(test)]

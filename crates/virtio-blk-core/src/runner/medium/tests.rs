@@ -4,8 +4,7 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use virtio_blk_core::disk::{Caps, IoQueue};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK};
+use crate::disk::{Caps, IoQueue};
 
 use super::*;
 
@@ -48,14 +47,25 @@ impl Disk for Scripted {
 type Script = Sender<Option<Result<(), DiskError>>>;
 
 fn medium() -> (Medium, Receiver<bool>, Script) {
+    let (medium, asks, script, _) = heard();
+    (medium, asks, script)
+}
+
+/// Also with what the listener is told.
+fn heard() -> (Medium, Receiver<bool>, Script, Receiver<String>) {
     let (asked, asks) = channel();
     let (script, next) = channel();
     let disk = Scripted {
         asked: Mutex::new(asked),
         script: Mutex::new(next),
     };
-    let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
-    (Medium::new(Arc::new(disk), Arc::new(wake)), asks, script)
+    let (told, events) = channel();
+    let told = Mutex::new(told);
+    let listener = move |event: MediumEvent<'_>| {
+        // Most tests don't listen.
+        let _ = told.lock().unwrap().send(format!("{event:?}"));
+    };
+    (Medium::new(Arc::new(disk), listener), asks, script, events)
 }
 
 fn taken(medium: &Medium) -> Result<(), String> {
@@ -73,7 +83,7 @@ fn fails(why: &str) -> Option<Result<(), DiskError>> {
 
 #[test]
 fn a_disk_is_taken_into_use_and_let_go_of_once() {
-    let (medium, asks, script) = medium();
+    let (medium, asks, script, events) = heard();
     medium.want(false);
     assert_eq!(left(&medium), Ok(()), "nothing to do");
     for active in [true, false, true] {
@@ -84,12 +94,31 @@ fn a_disk_is_taken_into_use_and_let_go_of_once() {
             assert_eq!(done(&medium), Ok(()));
         }
         assert_eq!(asks.try_iter().collect::<Vec<_>>(), [active]);
-        let deadline = Instant::now() + PATIENCE;
-        while medium.0.wake.read().is_err() {
-            assert!(Instant::now() < deadline, "it rings");
-            std::thread::yield_now();
-        }
+        assert_eq!(events.recv_timeout(PATIENCE).unwrap(), "Settled");
     }
+}
+
+/// Also what nobody waits for any more.
+#[test]
+fn failures_are_told_when_they_happen() {
+    let (medium, asks, script, events) = heard();
+    medium.want(true);
+    assert!(asks.recv().unwrap());
+    medium.want(false);
+    script.send(fails("it is locked")).unwrap();
+    let event = |word: &str| {
+        let event = events.recv_timeout(PATIENCE).unwrap();
+        assert!(event.starts_with(word), "{event}");
+    };
+    event("Refused");
+    event("Settled");
+    script.send(Some(Ok(()))).unwrap();
+    medium.want(true);
+    event("Settled");
+    script.send(fails("no room")).unwrap();
+    medium.want(false);
+    event("Lost");
+    event("Settled");
 }
 
 #[test]
