@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use vdpa_bus::VqAddress;
 use vhost_vdpa_frontend::GuestQueue;
 use virtio_blk_core::device::{StatusChange, StatusRegister};
-use virtio_blk_core::runner::{QueueSetup, QueueThread, Stop, ThreadOptions};
+use virtio_blk_core::runner::{Medium, MediumEvent, QueueSetup, QueueThread, Stop, ThreadOptions};
 use virtio_blk_core::spec::status;
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
@@ -41,9 +41,8 @@ pub trait Interrupt: Send + Sync {
     fn config(&self);
 }
 
-/// How long a stop waits for the disk: a vCPU that resets its device or a queue of it, or takes Bus Master Enable
-/// away, is back in the guest by then, and a machine that ends has ended. A pause waits twice as long. What the disk
-/// still has then keeps its memory.
+/// How long a start or a stop waits for the disk: a vCPU that starts its device, or resets it or a queue of it, is back
+/// in the guest by then. A pause and a vCPU that takes Bus Master Enable away wait twice as long. What the disk still has then keeps its memory.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A device with its queues: the registers of a transport are views of this.
@@ -68,8 +67,8 @@ pub struct Block {
     deferred: Option<u8>,
     /// A reset has begun, and the disk still has buffers of a queue.
     resetting: bool,
-    /// The disk was taken into use.
-    active: bool,
+    /// The disk of the own device, in use or not.
+    medium: Option<Medium>,
     /// [`PATIENCE`].
     patience: Duration,
 }
@@ -90,6 +89,10 @@ impl Block {
                 Some(calls)
             }
         };
+        let medium = match &backend {
+            Backend::Own(device) => Some(Medium::new(device.disk().clone(), log_medium)),
+            Backend::Vdpa(_) => None,
+        };
         let max_size = backend.queue_size();
         let queues = (0..backend.queues()).map(|_| Queue::new(max_size));
         Ok(Self {
@@ -106,7 +109,7 @@ impl Block {
             dma: true,
             deferred: None,
             resetting: false,
-            active: false,
+            medium,
             patience: PATIENCE,
         })
     }
@@ -183,11 +186,13 @@ impl Block {
         if !queue.has_stopped(Instant::now()) {
             return broken("the disk has not let go of what it had");
         }
-        if !self.active {
-            if let Err(error) = device.disk().activate() {
-                return broken(&error.to_string());
+        if let Some(medium) = &self.medium {
+            medium.want(true);
+            match medium.wait_taken(Instant::now() + self.patience) {
+                Some(Ok(())) => {}
+                Some(Err(refused)) => return broken(&refused.to_string()),
+                None => return broken("the disk takes too long to be taken into use"),
             }
-            self.active = true;
         }
         let interrupt = self.interrupt.clone();
         let mut setup = QueueSetup::new(self.memory.clone(), move || interrupt.queue(index));
@@ -221,41 +226,81 @@ impl Block {
 
     // ANCHOR: stop
     /// Stops all queues and leaves everything else as it is, to be started again. Requests that the disk does not
-    /// finish in time are cancelled, and executed again then. `false`: the disk still has buffers.
-    fn halt(&mut self) -> bool {
-        self.stop_all(Stop::Drain) || self.stop_all(Stop::HandOver)
+    /// finish in time are cancelled, and executed again then.
+    ///
+    /// # Errors
+    /// The disk still has buffers, or what it keeps in memory is not stable.
+    fn halt(&mut self) -> Result<()> {
+        let stopped = self.stop_all(Stop::Drain, Instant::now() + self.patience);
+        self.leave(stopped, Instant::now() + self.patience)
     }
 
-    fn stop_all(&mut self, mode: Stop) -> bool {
+    /// Stops all queues until `deadline`, if they have not `stopped`, and waits for the disk to be let go of.
+    fn leave(&mut self, stopped: bool, deadline: Instant) -> Result<()> {
+        if !stopped && !self.stop_all(Stop::HandOver, deadline) {
+            let text = "the disk does not let go of the requests that it has";
+            return Err(Error::Control(text.to_owned()));
+        }
+        match self.wait_left(deadline) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(Error::Control(format!(
+                "the disk can't be left in order, what it kept may be lost: {error}"
+            ))),
+            None => {
+                let text = "the disk still makes stable what it kept in memory";
+                Err(Error::Control(text.to_owned()))
+            }
+        }
+    }
+
+    fn stop_all(&mut self, mode: Stop, deadline: Instant) -> bool {
         self.queues
             .iter_mut()
             .for_each(|queue| queue.begin_stop(mode));
-        self.have_stopped(Instant::now() + self.patience)
+        self.have_stopped(deadline)
     }
 
-    /// Waits until `deadline` for the queues that were told to stop.
+    /// Waits until `deadline` for the queues that were told to stop. When the last has stopped the disk is let go of,
+    /// which is not waited for.
     fn have_stopped(&mut self, deadline: Instant) -> bool {
         let mut all = true;
         for queue in &mut self.queues {
             all &= queue.has_stopped(deadline);
         }
+        // Where it stood is not known, so it can't go on.
+        let lost = (0..).zip(&self.queues).find(|(_, queue)| queue.panicked());
+        if let (Some((index, _)), false) = (lost, self.broken.load(Ordering::Acquire)) {
+            on_broken(index, self.broken.clone(), self.interrupt.clone())("its thread panicked");
+        }
         let idle = self.queues.iter().all(|queue| queue.thread.is_none());
-        if let (Backend::Own(device), true) = (&self.backend, self.active && idle) {
-            self.active = false;
-            if let Err(error) = device.disk().deactivate() {
-                log::error!("what the disk kept is not stable: {error}");
-            }
+        if let (Some(medium), true) = (&self.medium, idle) {
+            medium.want(false);
         }
         all
+    }
+
+    /// Waits until `deadline` for the disk to be let go of, once all queues have stopped. `None`: it is not yet.
+    fn wait_left(&self, deadline: Instant) -> Option<std::result::Result<(), String>> {
+        let idle = self.queues.iter().all(|queue| queue.thread.is_none());
+        match &self.medium {
+            Some(medium) if idle => medium.wait_left(deadline),
+            _ => Some(Ok(())),
+        }
     }
     // ANCHOR_END: stop
 
     fn reset(&mut self) {
         self.queues.iter_mut().for_each(Queue::begin_reset);
         self.resetting = true;
-        self.finish_reset(Instant::now() + self.patience);
+        let deadline = Instant::now() + self.patience;
+        self.finish_reset(deadline);
         if self.resetting {
             log::warn!("a reset waits for the disk, which has not let go of the driver's buffers");
+        }
+        // Whatever comes of it: to the driver, what is not stable is what a power cut would have taken.
+        let _ = self.wait_left(deadline);
+        if let Some(medium) = &self.medium {
+            medium.reset();
         }
         self.interrupt.set(false);
     }
@@ -357,7 +402,10 @@ impl Block {
         }
         if let Some(queue) = self.queues.get_mut(usize::from(index)) {
             queue.begin_reset();
-            self.have_stopped(Instant::now() + self.patience);
+            let deadline = Instant::now() + self.patience;
+            self.have_stopped(deadline);
+            // A pause tells what came of it.
+            let _ = self.wait_left(deadline);
         }
     }
 
@@ -454,12 +502,7 @@ impl Block {
             let done = disk.switch.pause();
             return done.map_err(|error| Error::Control(error.to_string()));
         }
-        if self.halt() {
-            return Ok(());
-        }
-        let seconds = 2 * self.patience.as_secs();
-        let text = format!("the disk still has requests after {seconds} s");
-        Err(Error::Control(text))
+        self.halt()
     }
 
     /// Goes on after [`Block::pause`] or [`Block::restore`].
@@ -489,12 +532,12 @@ impl Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        if self.stop_all(Stop::HandOver) {
-            return;
+        if let Err(error) = self.leave(false, Instant::now() + self.patience) {
+            log::error!("a machine ends without its disk: {error}");
         }
-        log::warn!("a disk has not let go of its buffers: they stay in memory until it does");
+        // Their buffers stay in memory until the disk lets go of them.
         let left = self.queues.iter_mut().filter_map(|q| q.thread.take());
-        left.for_each(QueueThread::detach);
+        QueueThread::detach_all(left);
     }
 }
 
@@ -503,6 +546,15 @@ fn address(state: &QueueState) -> VqAddress {
         desc: state.desc_table,
         driver: state.avail_ring,
         device: state.used_ring,
+    }
+}
+
+/// Tells of what nobody waits for.
+fn log_medium(event: MediumEvent<'_>) {
+    match event {
+        MediumEvent::Lost(error) => log::error!("what the disk kept is not stable: {error}"),
+        MediumEvent::Refused(error) => log::error!("the disk can't be taken into use: {error}"),
+        MediumEvent::Settled => {}
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Queue {
     pub thread: Option<QueueThread<Memory>>,
     /// The thread was told to stop.
     stopping: bool,
+    /// The thread panicked: what it had taken and returned is not known.
+    panicked: bool,
     /// The driver reset the queue: its registers are cleared as soon as the thread has stopped.
     resetting: bool,
 }
@@ -38,6 +40,7 @@ impl Queue {
             kick: Arc::new(kick),
             thread: None,
             stopping: false,
+            panicked: false,
             resetting: false,
         })
     }
@@ -66,10 +69,13 @@ impl Queue {
                     self.thread = Some(thread);
                     return false;
                 }
-                if let Some(stopped) = thread.stop(Stop::HandOver) {
-                    self.state.next_avail = stopped.state.next_avail;
-                    self.state.next_used = stopped.state.next_used;
-                    self.in_flight = stopped.in_flight;
+                match thread.stop(Stop::HandOver) {
+                    Some(stopped) => {
+                        self.state.next_avail = stopped.state.next_avail;
+                        self.state.next_used = stopped.state.next_used;
+                        self.in_flight = stopped.in_flight;
+                    }
+                    None => self.panicked = true,
                 }
             }
             self.stopping = false;
@@ -77,6 +83,7 @@ impl Queue {
         if std::mem::take(&mut self.resetting) {
             self.state = reset_state(self.state.max_size);
             self.in_flight.clear();
+            self.panicked = false;
         }
         true
     }
@@ -84,6 +91,11 @@ impl Queue {
     /// Whether a reset of it has begun, and [`Queue::has_stopped`] did not see its end.
     pub const fn is_resetting(&self) -> bool {
         self.resetting
+    }
+
+    /// Whether its thread panicked (a bug in a disk) since the queue was reset: only a reset of the device helps.
+    pub const fn panicked(&self) -> bool {
+        self.panicked
     }
 
     /// Whether a thread takes requests.

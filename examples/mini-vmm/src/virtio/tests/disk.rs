@@ -22,8 +22,14 @@ pub struct State {
     lets_go: bool,
     /// Calls of `activate` and `deactivate`.
     pub calls: Vec<&'static str>,
-    /// Why it can't be activated.
+    /// It can't be activated.
     pub refuses: bool,
+    /// Deactivating it does not end.
+    pub stays: bool,
+    /// Deactivating it fails.
+    pub loses: bool,
+    /// Requests make it panic.
+    pub panics: bool,
 }
 
 /// A disk that takes requests and never answers them. It keeps their buffers until it is told to let go.
@@ -38,6 +44,12 @@ impl Silent {
     /// Has it let go of all buffers, now and later.
     pub fn let_go(&self) {
         self.with(|state| state.lets_go = true);
+        self.0.1.notify_all();
+    }
+
+    /// Whether deactivating it takes for ever.
+    pub fn stay(&self, stays: bool) {
+        self.with(|state| state.stays = stays);
         self.0.1.notify_all();
     }
 }
@@ -64,7 +76,12 @@ impl Disk for Silent {
 
     fn deactivate(&self) -> Result<(), DiskError> {
         self.with(|state| state.calls.push("deactivate"));
-        Ok(())
+        let (state, told) = &*self.0;
+        let state = told.wait_while(lock(state), |state| state.stays);
+        match state.unwrap().loses {
+            true => Err(DiskError::Config("no room".to_owned())),
+            false => Ok(()),
+        }
     }
 }
 
@@ -73,7 +90,11 @@ struct SilentQueue(Silent, Vec<Op>);
 impl IoQueue for SilentQueue {
     fn submit(&mut self, op: Op) -> Submit {
         self.1.push(op);
-        self.0.with(|state| state.taken += 1);
+        let panics = self.0.with(|state| {
+            state.taken += 1;
+            state.panics
+        });
+        assert!(!panics, "as a test wants it");
         Submit::Queued
     }
 

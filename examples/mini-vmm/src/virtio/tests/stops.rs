@@ -115,8 +115,7 @@ fn waits_for_the_disk<R: Registers>(mut guest: Guest<R>, silent: &Silent) {
     assert_eq!(guest.registers.queue(0), (false, false));
     let left = Arc::strong_count(&guest.memory);
     assert!(left < users, "the memory was kept until then");
-    let calls = silent.with(|state| state.calls.clone());
-    assert_eq!(calls, ["activate", "deactivate"]);
+    eventually(|| silent.with(|state| state.calls.clone()) == ["activate", "deactivate"]);
     guest.start(0, 1);
     guest.submit(0, 1);
     eventually(|| silent.with(|state| state.taken) == 4);
@@ -227,4 +226,83 @@ fn a_disk_is_in_use_while_queues_are() {
     silent.with(|state| state.refuses = true);
     guest.start(0, 1);
     assert_eq!(guest.registers.status(), 0xf | status::DEVICE_NEEDS_RESET);
+}
+
+/// What a disk does before it is let go of may take for ever.
+#[test]
+fn no_vcpu_waits_for_a_disk_that_is_not_let_go_of() {
+    let silent = Silent::default();
+    silent.let_go();
+    let mut guest = Guest::pci(|_| own(Arc::new(silent.clone()), 2));
+    guest.registers.block.patience = Duration::from_millis(50);
+    let needs_reset = status::DEVICE_NEEDS_RESET;
+
+    guest.start(feature::RING_RESET, 1);
+    silent.stay(true);
+    assert!(timed(|| guest.registers.reset_queue(0)) < SOON);
+    assert_eq!(guest.registers.queue(0), (false, false));
+    // It can't be used before it was let go of.
+    let state = guest.drivers[0].state();
+    assert!(timed(|| guest.registers.enable(0, &state)) < SOON);
+    assert_eq!(guest.registers.status() & needs_reset, needs_reset);
+    assert!(timed(|| guest.registers.set_status(0)) < SOON);
+    assert_eq!(guest.registers.status(), 0);
+    guest.registers.block.pause().unwrap_err();
+    silent.stay(false);
+    eventually(|| guest.registers.block.pause().is_ok());
+    guest.registers.block.resume();
+
+    guest.start(0, 1);
+    silent.stay(true);
+    assert!(timed(|| guest.registers.block.set_dma(false)) < SOON);
+    assert_eq!(guest.registers.status() & needs_reset, needs_reset);
+    assert!(timed(|| drop(guest.registers)) < SOON);
+    silent.stay(false);
+}
+
+#[test]
+fn a_pause_tells_that_data_is_lost() {
+    let silent = Silent::default();
+    silent.let_go();
+    let mut guest = Guest::mmio(|_| own(Arc::new(silent.clone()), 1));
+    guest.start(feature::RING_RESET, 1);
+    silent.with(|state| state.loses = true);
+    let block = &mut guest.registers.block;
+    for _ in 0..2 {
+        let said = block.pause().unwrap_err().to_string();
+        assert!(said.contains("no room"), "{said}");
+        block.resume();
+    }
+    // Also what nobody was told of when it happened.
+    guest.registers.reset_queue(0);
+    for _ in 0..2 {
+        guest.registers.block.pause().unwrap_err();
+    }
+    silent.with(|state| state.loses = false);
+    guest.registers.enable(0, &guest.drivers[0].state());
+    guest.registers.block.pause().unwrap();
+}
+
+/// Where its queue stood is not known: nothing is executed again.
+#[test]
+fn a_queue_whose_thread_panicked_does_not_start_again() {
+    let silent = Silent::default();
+    silent.let_go();
+    let mut guest = Guest::mmio(|_| own(Arc::new(silent.clone()), 1));
+    guest.start(0, 1);
+    silent.with(|state| state.panics = true);
+    guest.submit(0, 1);
+    eventually(|| silent.with(|state| state.taken) == 1);
+    silent.with(|state| state.panics = false);
+    let block = &mut guest.registers.block;
+    block.pause().unwrap();
+    block.resume();
+    assert_eq!(guest.registers.status(), 0xf | status::DEVICE_NEEDS_RESET);
+    assert!(guest.registers.block.queues[0].thread.is_none());
+    assert_eq!(silent.with(|state| state.taken), 1);
+    guest.registers.set_status(0);
+    guest.start(0, 1);
+    guest.submit(0, 1);
+    eventually(|| silent.with(|state| state.taken) == 2);
+    assert_eq!(guest.registers.status(), 0xf);
 }
