@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::{
     Error, command, need_cargo_tool, root, run as execute, target_dir, tool_path,
 };
+use crate::replace::replace;
 
 /// Options of `cargo xtask coverage`.
 #[derive(clap::Args)]
@@ -118,7 +119,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             what: path.display().to_string(),
             source,
         })?;
-        fs::write(&path, json + "\n").map_err(|source| Error::File { path, source })?;
+        replace(&path, &(json + "\n")).map_err(|source| Error::File { path, source })?;
         return Ok(ExitCode::SUCCESS);
     }
     match verdict(recorded, measured) {

@@ -8,6 +8,7 @@ mod command;
 mod coverage;
 mod fuzz;
 mod lab;
+mod replace;
 mod request_path;
 mod verify;
 

@@ -27,7 +27,7 @@ pub fn update(sections: &[(&str, String)]) -> Result<(), Error> {
             ))
         })?;
     }
-    fs::write(&path, text).map_err(file)
+    crate::replace::replace(&path, &text).map_err(file)
 }
 
 const END: &str = "<!-- bench:end -->";
