@@ -11,7 +11,7 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,23 +39,56 @@ struct LineWriter {
 }
 
 fn write_lines(lines: &Receiver<Message>) {
-    for message in lines {
+    let mut telling = Telling::default();
+    loop {
+        let message = match DROPPED.load(Ordering::Relaxed) {
+            0 => lines.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            _ => lines.recv_timeout(telling.left(Instant::now())),
+        };
         match message {
-            Message::Line(line) => write_now(&line),
-            Message::Mark(written) => {
+            Ok(Message::Line(line)) => write_now(&line),
+            Ok(Message::Mark(written)) => {
                 // Nobody waits for it any more.
                 let _ = written.try_send(());
             }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
-        tell_dropped();
+        tell_dropped(telling.due(&DROPPED, Instant::now()));
+    }
+}
+
+/// When it was told last that lines are missing. The line that tells it may be one of those that find no room, so it
+/// comes at most once a second.
+#[derive(Default)]
+struct Telling(Option<Instant>);
+
+impl Telling {
+    const PAUSE: Duration = Duration::from_secs(1);
+
+    /// How long until it may be told again.
+    fn left(&self, now: Instant) -> Duration {
+        let next = self.0.map(|told| told + Self::PAUSE);
+        next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now))
+    }
+
+    /// How many lines are to be told of now, which are no longer among the `dropped`.
+    fn due(&mut self, dropped: &AtomicU64, now: Instant) -> u64 {
+        if !self.left(now).is_zero() {
+            return 0;
+        }
+        let count = dropped.swap(0, Ordering::Relaxed);
+        if count != 0 {
+            self.0 = Some(now);
+        }
+        count
     }
 }
 
 /// Logs how many lines are missing at this place.
-fn tell_dropped() {
-    let dropped = DROPPED.swap(0, Ordering::Relaxed);
-    if dropped != 0 {
-        log::warn!("{dropped} lines of the log were dropped here: they were more than it takes");
+fn tell_dropped(count: u64) {
+    if count != 0 {
+        log::warn!("{count} lines of the log were dropped here: they were more than it takes");
     }
 }
 
@@ -80,7 +113,7 @@ fn write(bytes: &[u8]) {
 
 /// Waits until what was said is written, for a second at most.
 pub fn flush() {
-    tell_dropped();
+    tell_dropped(DROPPED.swap(0, Ordering::Relaxed));
     let Some(writer) = WRITER.get() else { return };
     let (written, wait) = sync_channel(1);
     if writer.lines.try_send(Message::Mark(written)).is_ok() {
@@ -291,6 +324,26 @@ pub fn fail(kind: Kind, message: &str, errno: Option<i32>, json: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The line that tells it is dropped each time, too.
+    #[test]
+    fn what_is_missing_is_told_once_a_second() {
+        let (dropped, since) = (AtomicU64::new(1), Instant::now());
+        let mut telling = Telling::default();
+        let (mut lines, mut sum) = (0, 0);
+        for millis in 0..=10_000 {
+            let count = telling.due(&dropped, since + Duration::from_millis(millis));
+            if count != 0 {
+                lines += 1;
+                sum += count;
+                dropped.fetch_add(1, Ordering::Relaxed);
+            }
+            let left = telling.left(since + Duration::from_millis(millis));
+            assert!(left <= Telling::PAUSE);
+        }
+        assert_eq!((lines, sum), (11, 11));
+        assert_eq!(dropped.load(Ordering::Relaxed), 1, "and none is forgotten");
+    }
 
     #[test]
     fn the_log_takes_a_burst_and_then_a_rate() {
