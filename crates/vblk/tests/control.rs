@@ -10,6 +10,7 @@ mod common;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr::null_mut;
@@ -276,4 +277,72 @@ fn top_survives_a_server_that_restarts() {
     until(&|line| line["disk"] == "memory:2M" && line["interval"].is_number());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[test]
+fn wrong_requests_get_errors_and_change_nothing() {
+    let served = Server::of("memory:1M,meter");
+    for (set, word) in [
+        ("metre", "`metre`"),
+        ("meter,meter", "twice"),
+        ("throttle=iops:x", "`x`"),
+        ("meter,verify", "from the start"),
+    ] {
+        let said = served.refused(&["layers", set]);
+        assert!(said.contains(word), "{set}: {said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    let mut stream = UnixStream::connect(served.control()).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    for line in [
+        "rubbish",
+        "{}",
+        "[1]",
+        "{\"command\":\"fly\"}",
+        "{\"command\":\"layers\",\"set\":7}",
+        "{\"command\":\"dirty\"}",
+        "{\"command\":\"stats\",\"more\":1}",
+        "{\"command\":\"drain\",\"hold\":4000}",
+        "{\"command\":\"resize\",\"bytes\":-1}",
+        "{\"command\":\"dirty\",\"bitmap\":\"a\",\"take\":true,\"load\":\"/x\"}",
+        "\u{0}",
+    ] {
+        writeln!(stream, "{line}").unwrap();
+        let mut answer = String::new();
+        answers.read_line(&mut answer).unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert!(answer["error"].is_string(), "{line}: {answer}");
+    }
+    // A line without an end is not kept for ever.
+    let mut endless = UnixStream::connect(served.control()).unwrap();
+    let closed = (0..64).any(|_| endless.write_all(&[b' '; 4096]).is_err())
+        || endless.read(&mut [0]).is_ok_and(|read| read == 0);
+    assert!(closed);
+    assert_eq!(
+        served.ask(&["layers"]),
+        serde_json::json!({"layers": ["meter"], "settled": true})
+    );
+    let refreshed = served.ask(&["refresh"]);
+    assert_eq!(refreshed["capacity"], 1 << 20);
+    let mode = std::fs::metadata(served.control())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn nobody_to_talk_to_is_one_line() {
+    for args in [
+        &["ctl", "/nonexistent/c", "stats"][..],
+        &["top", "/nonexistent/c"],
+    ] {
+        let output = vblk(args);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("--control") && said.lines().count() == 1,
+            "{said}"
+        );
+    }
 }

@@ -13,9 +13,18 @@ use std::net::{Shutdown, TcpStream};
 
 use common::{Server, guest, vblk};
 use exposition::{Family, Kind, parse};
+use vblk_testing::verify::{self, Config};
 
 fn metered(disk: &str) -> (Server, String) {
-    let args = ["--json", "--metrics", "127.0.0.1:0", "--disk", disk];
+    let args = [
+        "--json",
+        "--queues",
+        "4",
+        "--metrics",
+        "127.0.0.1:0",
+        "--disk",
+        disk,
+    ];
     let mut server = Server::spawn(&args, None, None);
     let address = server.event("metrics")["address"]
         .as_str()
@@ -253,4 +262,46 @@ fn addresses_by_name_and_by_port_alone() {
     for wrong in ["9477", ":x", "127.0.0.1"] {
         refused(wrong);
     }
+}
+
+#[test]
+fn numbers_agree_wherever_they_are_shown() {
+    let (served, address) = metered("memory:32M,throttle=iops:1000000");
+    verify::run(&Config::new(served.socket(), 3000)).unwrap();
+    let stats = served.ask(&["stats"]);
+    let (head, text) = get(&address, "/metrics");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let sum = |name: &str, op: &str| -> f64 {
+        let label = format!("op=\"{op}\"");
+        let lines = text
+            .lines()
+            .filter(|line| line.starts_with(name) && line.contains(&label));
+        lines
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    };
+    for op in ["read", "write", "flush", "discard", "write_zeroes"] {
+        let ops = &stats["total"]["ops"][op];
+        let count = ops["count"].as_f64().unwrap();
+        assert!(count > 0.0, "{op}: {stats}");
+        assert_eq!(sum("vblk_operations_total{", op), count, "{text}");
+        assert_eq!(sum("vblk_latency_seconds_count{", op), count, "{text}");
+        let bytes = ops["bytes"].as_f64().unwrap();
+        assert_eq!(sum("vblk_transferred_bytes_total{", op), bytes, "{text}");
+    }
+    assert!(text.contains("} 33554432\n"), "{text}");
+    let control = served.control();
+    let top = vblk(&["top", &control, "--count", "2", "--interval", "0.01"]);
+    let table = String::from_utf8(top.stdout).unwrap();
+    assert!(top.status.success());
+    assert!(table.contains("memory:32M  32 MiB"), "{table}");
+    assert!(
+        table.contains("depth 0") && table.contains("p99.99"),
+        "{table}"
+    );
+    assert!(
+        table.contains("throttle=iops:1000000: 0 waiting"),
+        "{table}"
+    );
 }

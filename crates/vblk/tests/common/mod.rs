@@ -64,6 +64,11 @@ impl Server {
         this
     }
 
+    /// One of this disk, with four queues.
+    pub fn of(disk: &str) -> Self {
+        Self::start(&["--queues", "4", "--disk", disk])
+    }
+
     /// Reads events up to this one.
     pub fn event(&mut self, event: &str) -> Value {
         let output = self.output.as_mut().unwrap();
@@ -121,6 +126,13 @@ impl Server {
         let output = vblk(&[&["--json", "ctl", &self.control()], args].concat());
         assert!(output.status.success(), "{args:?}: {output:?}");
         serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// Runs `vblk ctl` for what it refuses. Returns what it says.
+    pub fn refused(&self, args: &[&str]) -> String {
+        let output = self.ctl(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        String::from_utf8(output.stderr).unwrap()
     }
 
     pub fn signal(&self, signal: libc::c_int) {
