@@ -8,6 +8,7 @@ mod address_space;
 mod callback;
 mod compat;
 mod faults;
+mod in_use;
 mod model;
 mod notifier;
 mod options;

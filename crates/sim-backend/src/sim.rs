@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::compat::{self, Compat};
 use crate::faults::FaultCounts;
+use crate::in_use::InUse;
 use crate::lock;
 use crate::model::{Model, Work};
 use crate::notifier::Notifier;
@@ -23,7 +24,8 @@ use crate::options::{Execution, SimOptions, SimOptionsError, SimProfile};
 use crate::strict::Strict;
 use crate::worker::Worker;
 
-/// A vDPA block device in this process, over any [`Disk`].
+/// A vDPA block device in this process, over any [`Disk`]. The disk is in use ([`Disk::activate`]) while a queue runs. If
+/// what it keeps in memory can't be made stable after that, disabling the last queue and suspending the device fail.
 ///
 /// Several may share one disk (the module parameter `shared_backend` of the kernel's simulator): give each
 /// the same `Arc`.
@@ -46,10 +48,14 @@ impl BlkSim {
             .disk
             .clone()
             .map(|plan| Arc::new(FaultDisk::new(disk.clone(), plan)));
-        let disk = faulty.clone().map_or(disk, |faulty| faulty);
+        let top: Arc<dyn Disk> = match &faulty {
+            Some(faulty) => faulty.clone(),
+            None => disk.clone(),
+        };
+        let in_use = InUse::new(top, &disk);
         let model: Arc<dyn Model> = match &options.profile {
-            SimProfile::Strict(strict) => Arc::new(Strict::new(disk, strict, &options)?),
-            SimProfile::Compat(compat) => Arc::new(Compat::new(&*disk, compat, &options)?),
+            SimProfile::Strict(strict) => Arc::new(Strict::new(in_use, strict, &options)?),
+            SimProfile::Compat(compat) => Arc::new(Compat::new(in_use, compat, &options)?),
         };
         let worker = match options.execution {
             Execution::Thread => Some(Worker::spawn(model.clone())?),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
-use virtio_blk_core::disk::{Disk, KeepAlive};
+use virtio_blk_core::disk::KeepAlive;
 use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::config::Config;
 use virtio_blk_core::spec::{self, feature, status};
@@ -21,6 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::address_space::{AddressSpaces, MissTable, last};
 use crate::callback::VqCallback;
 use crate::faults::FaultState;
+use crate::in_use::InUse;
 use crate::lock;
 use crate::model::{Model, Work};
 use crate::notifier::Notifier;
@@ -84,13 +85,16 @@ struct State {
     unbound: bool,
     /// Freed.
     gone: bool,
-    medium: Medium,
+    /// While the queue runs.
+    medium: Option<Medium>,
+    /// Behind what uses it.
+    disk: InUse,
     handler: Handler,
 }
 
 impl Compat {
     pub(crate) fn new(
-        disk: &dyn Disk,
+        disk: InUse,
         compat: &CompatOptions,
         options: &SimOptions,
     ) -> Result<Self, SimOptionsError> {
@@ -99,7 +103,7 @@ impl Compat {
             batch_mapping: compat.batch_mapping,
             use_va: options.use_va,
             spaces: AddressSpaces::new(1, &options.physical, options.max_mappings)?,
-            config: config(disk.caps().capacity),
+            config: config(disk.disk().caps().capacity),
             state: Mutex::new(State {
                 features: 0,
                 generation: 0,
@@ -110,7 +114,8 @@ impl Compat {
                 mm: None,
                 unbound: false,
                 gone: false,
-                medium: Medium::open(disk)?,
+                medium: None,
+                disk,
                 handler: Handler::new(),
             }),
             waiting: AtomicUsize::new(0),
@@ -135,6 +140,8 @@ impl Compat {
     fn reset_with(&self, state: &mut State, clean_map: bool) -> Result<(), VdpaError> {
         self.running.store(false, Ordering::Release);
         self.ready.store(false, Ordering::Release);
+        state.medium = None;
+        state.disk.reset();
         self.callback.set(None);
         state.address = VqAddress::default();
         // `num` stays, and so does a pending kick (until 7.3).
@@ -146,6 +153,32 @@ impl Compat {
         self.status.store(0, Ordering::Release);
         state.generation = state.generation.wrapping_add(1);
         Ok(())
+    }
+
+    /// Takes the disk into use if the queue runs, or lets go of it.
+    ///
+    /// # Errors
+    /// The disk can't be used, or what it kept in memory may be lost.
+    fn follow(&self, state: &mut State) -> Result<(), VdpaError> {
+        if !self.running.load(Ordering::Acquire) || !self.ready.load(Ordering::Acquire) {
+            state.medium = None;
+            return state.disk.leave();
+        }
+        if state.medium.is_some() {
+            return Ok(());
+        }
+        let taken = state.disk.take();
+        match taken.and_then(|()| Medium::open(&**state.disk.disk())) {
+            Ok(medium) => {
+                state.medium = Some(medium);
+                Ok(())
+            }
+            Err(error) => {
+                // Nothing was written that could be lost.
+                let _ = state.disk.leave();
+                Err(VdpaError::Failed(error.into()))
+            }
+        }
     }
 
     fn map_identity(&self, state: &mut State) -> Result<(), VdpaError> {
@@ -202,10 +235,13 @@ impl Model for Compat {
         let memory = MissTable::new(table, self.faults.clone(), true);
         let State {
             vring,
-            medium,
+            medium: Some(medium),
             handler,
             ..
-        } = &mut *state;
+        } = &mut *state
+        else {
+            return Work::Idle;
+        };
         for _ in 0..PASS {
             if !handler.handle(vring, &memory, medium) {
                 return Work::Idle;
@@ -298,7 +334,11 @@ impl VdpaDevice for Compat {
                 .init(num, address.desc, address.driver, address.device);
         }
         self.ready.store(ready, Ordering::Release);
-        Ok(())
+        let followed = self.follow(&mut state);
+        if followed.is_err() {
+            self.ready.store(false, Ordering::Release);
+        }
+        followed
     }
 
     fn get_vq_ready(&self, vq: u16) -> bool {
@@ -395,11 +435,17 @@ impl VdpaDevice for Compat {
         if value == 0 {
             return self.reset();
         }
-        let _state = self.control();
+        let mut state = self.control();
         self.status.store(value, Ordering::Release);
         self.running
             .store(value & status::DRIVER_OK != 0, Ordering::Release);
-        Ok(())
+        let followed = self.follow(&mut state);
+        if followed.is_err() {
+            self.status
+                .store(value & !status::DRIVER_OK, Ordering::Release);
+            self.running.store(false, Ordering::Release);
+        }
+        followed
     }
 
     fn reset(&self) -> Result<(), VdpaError> {
@@ -411,14 +457,24 @@ impl VdpaDevice for Compat {
     }
 
     fn suspend(&self) -> Result<(), VdpaError> {
-        let _state = self.control();
-        self.running.store(false, Ordering::Release);
-        Ok(())
+        let mut state = self.control();
+        let ran = self.running.swap(false, Ordering::AcqRel);
+        let left = self.follow(&mut state);
+        if left.is_err() {
+            // It goes on, if it can be used; if not, the next suspension says so again.
+            self.running.store(ran, Ordering::Release);
+            let _ = self.follow(&mut state);
+        }
+        left
     }
 
     fn resume(&self) -> Result<(), VdpaError> {
-        let _state = self.control();
+        let mut state = self.control();
         self.running.store(true, Ordering::Release);
+        if let Err(error) = self.follow(&mut state) {
+            self.running.store(false, Ordering::Release);
+            return Err(error);
+        }
         if self.pending_kick.swap(false, Ordering::AcqRel) && self.ready.load(Ordering::Acquire) {
             self.notifier.signal(0);
         }

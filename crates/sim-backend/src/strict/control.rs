@@ -13,8 +13,9 @@ use virtio_blk_core::spec::feature;
 use virtio_queue::QueueState;
 
 use super::Strict;
-use super::queue::{Engine, Running};
+use super::queue::{Engine, Queue, Running};
 use crate::address_space::{AddressSpaces, MissTable};
+use crate::in_use::InUse;
 use crate::lock;
 
 /// What was set of the device.
@@ -24,6 +25,7 @@ pub(super) struct Control {
     /// Freed.
     pub(super) gone: bool,
     pub(super) mm: Mm,
+    disk: InUse,
     vqs: Vec<Vq>,
     /// By group.
     asids: Vec<u32>,
@@ -60,12 +62,13 @@ impl Vq {
 }
 
 impl Control {
-    pub(super) fn new(queues: u16, queue_size: u16, groups: u32) -> Self {
+    pub(super) fn new(disk: InUse, queues: u16, queue_size: u16, groups: u32) -> Self {
         Self {
             features: 0,
             suspended: false,
             gone: false,
             mm: Mm::Any,
+            disk,
             vqs: vec![Vq::new(queue_size); usize::from(queues)],
             asids: vec![0; groups as usize],
         }
@@ -108,9 +111,9 @@ impl Strict {
 
     /// Starts queue `vq` if it should run and does not. One whose ring can't be used stays as it is and is
     /// tried again whenever the map changes.
-    pub(super) fn start(&self, control: &Control, vq: u16) {
+    pub(super) fn start(&self, control: &mut Control, vq: u16) {
         let index = usize::from(vq);
-        let (Some(queue), Some(state)) = (self.queues.get(index), control.vqs.get(index)) else {
+        let (Some(queue), Some(&state)) = (self.queues.get(index), control.vqs.get(index)) else {
             return;
         };
         let Some((address, size)) = state.active else {
@@ -138,18 +141,50 @@ impl Strict {
             avail_ring: address.driver,
             used_ring: address.device,
         };
-        match self.engine(control, vq, &ring) {
+        let started = match control.disk.take() {
+            Ok(()) => self.engine(control, vq, &ring),
+            Err(error) => Err(StartError::Disk(error)),
+        };
+        let error = match started {
             Ok(running) => {
                 *slot = Some(running);
+                return self.notifier.signal(vq);
+            }
+            Err(error) => error,
+        };
+        drop(slot);
+        // Nothing was written that could be lost.
+        let _ = self.release(control);
+        // All else is the driver's fault: nothing happens until it is right.
+        if matches!(error, StartError::Disk(_)) {
+            self.need_reset();
+        }
+    }
+
+    /// Lets go of the disk if no queue runs.
+    ///
+    /// # Errors
+    /// What the disk kept in memory may be lost.
+    pub(super) fn release(&self, control: &mut Control) -> Result<(), VdpaError> {
+        let runs = |queue: &Queue| queue.control().is_some();
+        if self.queues.iter().any(runs) {
+            return Ok(());
+        }
+        control.disk.leave()
+    }
+
+    /// Has the queues of a suspended device go on.
+    pub(super) fn go_on(&self, control: &mut Control) {
+        control.suspended = false;
+        for (vq, queue) in (0..).zip(&self.queues) {
+            if let Some(running) = &mut *queue.control() {
+                running.paused = false;
                 self.notifier.signal(vq);
             }
-            Err(StartError::Disk(_)) => {
-                drop(slot);
-                self.need_reset();
-            }
-            // The driver's fault: nothing happens until it is right.
-            Err(_) => {}
         }
+        // Each looks at its ring at once, whatever was kicked meanwhile.
+        self.start_all(control);
+        self.config.hold(false);
     }
 
     fn engine(&self, control: &Control, vq: u16, ring: &QueueState) -> Result<Running, StartError> {
@@ -234,6 +269,8 @@ impl Strict {
         }
         let answer = change(control);
         self.start_all(control);
+        // If no queue could start. What is lost is said when the device is suspended.
+        let _ = self.release(control);
         answer
     }
 
@@ -259,6 +296,7 @@ impl Strict {
                 queue.callback.set(None);
             }
         }
+        control.disk.reset();
         control.vqs.fill(Vq::new(self.device.options().queue_size));
         control.asids.fill(0);
         control.features = 0;

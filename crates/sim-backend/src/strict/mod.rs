@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
 use virtio_blk_core::device::{Device, StatusChange, StatusRegister};
-use virtio_blk_core::disk::{Disk, KeepAlive};
+use virtio_blk_core::disk::KeepAlive;
 use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::{self, feature, status};
 use vmm_sys_util::eventfd::EventFd;
@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::address_space::{AddressSpaces, last};
 use crate::callback::{ConfigCallback, VqCallback};
 use crate::faults::FaultState;
+use crate::in_use::InUse;
 use crate::lock;
 use crate::model::{Model, Work};
 use crate::notifier::Notifier;
@@ -49,7 +50,7 @@ pub(crate) struct Strict {
 
 impl Strict {
     pub(crate) fn new(
-        disk: Arc<dyn Disk>,
+        disk: InUse,
         strict: &StrictOptions,
         options: &SimOptions,
     ) -> Result<Self, SimOptionsError> {
@@ -63,7 +64,7 @@ impl Strict {
         }
         let mut device = strict.device.clone();
         device.transport_features |= feature::ACCESS_PLATFORM;
-        let device = Device::new(disk, device)?;
+        let device = Device::new(disk.disk().clone(), device)?;
         let queues = device.options().queues;
         let faults = Arc::new(FaultState::new(&options.faults));
         let config = Arc::new(ConfigCallback::default());
@@ -86,6 +87,7 @@ impl Strict {
                 .collect(),
             status: Mutex::default(),
             control: Mutex::new(Control::new(
+                disk,
                 queues,
                 device.options().queue_size,
                 strict.groups,
@@ -231,12 +233,12 @@ impl VdpaDevice for Strict {
         }
         if ready {
             state.active = Some((state.address, state.num));
-            self.start(&control, vq);
-        } else {
-            self.drain(&mut control, vq);
-            control.vq(vq)?.active = None;
+            self.start(&mut control, vq);
+            return Ok(());
         }
-        Ok(())
+        self.drain(&mut control, vq);
+        control.vq(vq)?.active = None;
+        self.release(&mut control)
     }
 
     fn get_vq_ready(&self, vq: u16) -> bool {
@@ -412,23 +414,19 @@ impl VdpaDevice for Strict {
                 self.drain(&mut control, vq);
             }
         }
-        Ok(())
+        // The driver may go on with another device over this medium.
+        let left = self.release(&mut control);
+        if left.is_err() {
+            self.go_on(&mut control);
+        }
+        left
     }
 
     fn resume(&self) -> Result<(), VdpaError> {
         let mut control = lock(&self.control);
-        if !std::mem::take(&mut control.suspended) {
-            return Ok(());
+        if control.suspended {
+            self.go_on(&mut control);
         }
-        for vq in 0..self.nvqs() {
-            if let Some(running) = &mut *self.queue(vq)?.control() {
-                running.paused = false;
-                self.notifier.signal(vq);
-            }
-        }
-        // Each looks at its ring at once, whatever was kicked meanwhile.
-        self.start_all(&mut control);
-        self.config.hold(false);
         Ok(())
     }
 
