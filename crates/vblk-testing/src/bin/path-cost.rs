@@ -114,6 +114,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     };
     let mut driver = Driver::new(memory.clone(), layout, ring, arena)?;
     let setup = QueueSetup::new(memory, || {});
+    device.disk().activate()?;
     let mut queue = device.start_queue(0, setup, &driver.state())?;
     for kick in 0..cli.batches {
         for index in 0..cli.batch {
@@ -135,6 +136,8 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             }
         }
     }
+    drop(queue);
+    device.disk().deactivate()?;
     Ok(())
 }
 

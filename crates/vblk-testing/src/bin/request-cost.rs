@@ -149,6 +149,7 @@ where
     };
     let mut driver = Driver::new(Arc::clone(memory), layout, ring, arena)?;
     let setup = QueueSetup::new(Arc::clone(memory), || {});
+    device.disk().activate()?;
     let mut queue = device.start_queue(0, setup, &driver.state())?;
     // Reads of a memory disk find data.
     for place in 0..PLACES {
@@ -160,6 +161,8 @@ where
             request(cli.write, cli.indirect, place)
         })?;
     }
+    drop(queue);
+    device.disk().deactivate()?;
     Ok(())
 }
 

@@ -159,7 +159,7 @@ fn requests(layer: Layer, write: bool, batch: u16, batches: u64, seconds: f64) -
         GuestAddress(0),
         16 << 20,
     )])?);
-    let disk = MemoryDisk::new(PLACES * u64::from(DATA))?;
+    let disk: Arc<dyn Disk> = Arc::new(MemoryDisk::new(PLACES * u64::from(DATA))?);
     let arena = ArenaConfig {
         slots: 64,
         data_len: DATA,
@@ -167,9 +167,9 @@ fn requests(layer: Layer, write: bool, batch: u16, batches: u64, seconds: f64) -
         ..ArenaConfig::default()
     };
     let (mut driver, mut target) = match layer {
-        Layer::None => queue(disk, memory, arena)?,
-        Layer::Strict => sim(disk, SimOptions::strict(), memory, arena)?,
-        Layer::Compat => sim(disk, SimOptions::compat(), memory, arena)?,
+        Layer::None => queue(disk.clone(), memory, arena)?,
+        Layer::Strict => sim(disk.clone(), SimOptions::strict(), memory, arena)?,
+        Layer::Compat => sim(disk.clone(), SimOptions::compat(), memory, arena)?,
     };
     let mut data = vec![0; DATA as usize];
     // Every place holds its own pattern before the first read.
@@ -237,7 +237,10 @@ fn requests(layer: Layer, write: bool, batch: u16, batches: u64, seconds: f64) -
     }
     // Each target can be stopped: a queue that never is would be compiled into its only caller.
     match target {
-        Target::Queue(queue) => drop(queue.stop(Stop::Drain)),
+        Target::Queue(queue) => {
+            drop(queue.stop(Stop::Drain));
+            disk.deactivate()?;
+        }
         Target::Sim(sim) => sim.free(),
     }
     println!("{rate:.0}");
@@ -256,11 +259,10 @@ fn fill(data: &mut [u8], place: u64, round: u64) {
 
 /// A queue alone.
 fn queue(
-    disk: MemoryDisk,
+    disk: Arc<dyn Disk>,
     memory: Memory,
     arena: ArenaConfig,
 ) -> Outcome<(Driver<Memory>, Target)> {
-    let disk: Arc<dyn Disk> = Arc::new(disk);
     let device = Device::new(disk, DeviceOptions::default())?;
     device.accept(device.offered())?;
     let setup = Setup::default();
@@ -276,18 +278,19 @@ fn queue(
         ring,
         Arena::new(GuestAddress(0x1_0000), arena)?,
     )?;
+    device.disk().activate()?;
     let queue = device.start_queue(0, QueueSetup::new(memory, || {}), &driver.state())?;
     Ok((driver, Target::Queue(Box::new(queue))))
 }
 
 /// A simulator.
 fn sim(
-    disk: MemoryDisk,
+    disk: Arc<dyn Disk>,
     options: SimOptions,
     memory: Memory,
     arena: ArenaConfig,
 ) -> Outcome<(Driver<Memory>, Target)> {
-    let sim = Arc::new(BlkSim::new(Arc::new(disk), options.stepped())?);
+    let sim = Arc::new(BlkSim::new(disk, options.stepped())?);
     let mut table = IotlbTable::new();
     for (address, part) in HostMemory::of_map(&memory) {
         table.insert(IotlbMapping::new(address, part, Permissions::ReadWrite)?)?;
