@@ -36,7 +36,7 @@ pub(crate) struct Header {
 
 impl Header {
     /// Waits for the next message; it stays in the socket. `None` at the end of the connection, and for
-    /// a header that arrives in pieces: whoever reads it finds out.
+    /// a header that arrives in pieces, which reading the message will show.
     ///
     /// # Errors
     /// The connection is broken.
@@ -83,7 +83,7 @@ impl Header {
         self.flags & FLAG_NEED_REPLY != 0
     }
 
-    /// Whether a client can go on after this request failed; `acks`: it can be told.
+    /// Whether a session can continue after this request failed; `acks`: it can be told.
     pub(crate) fn may_fail(&self, acks: bool) -> bool {
         match self.code() {
             // A guest's write without effect, as on any other transport.

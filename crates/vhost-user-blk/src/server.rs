@@ -34,7 +34,7 @@ pub const MAX_QUEUES: u16 = 256;
 /// How long a stop takes at most, unless [`ServerOptions::stop_time`] says otherwise.
 pub const STOP_TIME: Duration = Duration::from_secs(5);
 
-/// Why a server could not be set up or go on.
+/// Why a server could not be set up, or could not continue.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
@@ -249,7 +249,7 @@ impl Server {
     /// other addresses or another kick descriptor, RESET_DEVICE, a client that goes, and
     /// [`ServerHandle::stop`]. If the disk has not finished then, the connection is closed. The client's
     /// memory stays mapped until the disk has let go of it; nothing more is returned to the client, and the
-    /// in-flight area goes on naming the requests. Other clients are turned away until the disk has let go,
+    /// in-flight area still names the requests. Other clients are turned away until the disk has let go,
     /// as it could still write what they read or write; then the next one is served, and what the in-flight
     /// area names is executed again. `run` and dropping the server do not wait for such a disk, and its
     /// threads do not keep the process from ending.

@@ -214,7 +214,7 @@ impl Session {
         }
     }
 
-    /// Leaves the driver's cache mode to whoever serves it after this process.
+    /// Leaves the driver's cache mode to the server that comes after this process.
     fn keep_cache_mode(&self) {
         if let Some(area) = &self.in_flight {
             area.keep_cache_mode(self.device.config().writeback);

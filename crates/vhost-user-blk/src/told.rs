@@ -24,7 +24,7 @@ impl Told {
         }
     }
 
-    /// A client came with this area: the device keeps to what an earlier server told, if one did. Answers
+    /// A client came with this area: the device keeps to what an earlier server told, if one did. Returns
     /// whether there is such a record.
     ///
     /// # Errors

@@ -102,7 +102,7 @@ pub(crate) struct Vring {
     /// The next available entry, while stopped.
     pub(crate) base: u16,
     pub(crate) enabled: bool,
-    /// It ran, and stopped because the memory of its ring was taken away: it goes on once that is back.
+    /// It ran, and stopped because the memory of its ring was taken away: it starts again once that is back.
     parked: bool,
     /// It ran since the client began to set it up: the in-flight area's entry is this session's.
     ran: bool,
@@ -151,7 +151,7 @@ impl Vring {
         signal(&self.err);
     }
 
-    /// Starts the queue if everything it needs is there and it does not run. Answers whether it did.
+    /// Starts the queue if everything it needs is there and it does not run. Returns whether it did.
     pub(crate) fn start(
         &mut self,
         index: u16,
@@ -266,7 +266,7 @@ impl Vring {
         there.is_none() || there != addresses.resolve(self.size, now)
     }
 
-    /// Notes whether the queue, if it runs, is stopped because its ring is taken away: it then goes on once
+    /// Notes whether the queue, if it runs, is stopped because its ring is taken away: it then starts again once
     /// that is mapped again.
     pub(crate) fn set_parked(&mut self, parked: bool) {
         if self.is_running() {
@@ -284,8 +284,8 @@ impl Vring {
         self.is_running() || self.parked
     }
 
-    /// Takes other addresses; the queue is stopped. Answers whether requests of a ring before are now
-    /// nobody's.
+    /// Takes other addresses; the queue is stopped. Returns whether requests of an earlier ring may still
+    /// be in the in-flight area, which nobody waits for any more.
     pub(crate) fn set_addresses(&mut self, addresses: Addresses) -> bool {
         self.addresses = Some(addresses);
         self.parked = false;

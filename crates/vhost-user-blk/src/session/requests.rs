@@ -19,7 +19,7 @@ use crate::inflight;
 use crate::memory::MAX_SLOTS;
 use crate::vring::{Addresses, Vring};
 
-/// An address of a region's start in the client, as the `postcopy` part of the protocol answers it.
+/// An address of a region's start in the client, as the `postcopy` part of the protocol returns it.
 type RegionBase = u64;
 
 fn unsupported<T>(what: &'static str) -> Result<T> {
@@ -138,7 +138,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             // Below the number of queues.
             self.discard_in_flight(index as u16);
         }
-        // A client that goes on elsewhere must not believe that all is stable if it is not.
+        // A client that continues elsewhere must not believe that all is stable if it is not.
         self.leave(deadline).map_err(|error| {
             self.is_over = true;
             failed(error)
@@ -259,7 +259,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             &self.alarm,
         );
         let opened = opened.map_err(failed)?;
-        // A client that goes on with less than its guest was told would corrupt it: it is sent away, and can
+        // A client that continued with less than its guest was told would corrupt it: it is sent away, and can
         // come back once the server was started with what is missing.
         let told = self.told.adopt(&self.device, &opened).map_err(|error| {
             self.is_over = true;

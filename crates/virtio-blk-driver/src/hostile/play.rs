@@ -141,7 +141,7 @@ impl From<AccessError> for Mismatch {
 
 /// Builds a case in `mem`, runs it against `subject`, and checks: the used entries, their lengths, the
 /// status bytes, the queue's health, that well-formed requests beside and after the malformed one are
-/// served (where the queue is to go on) or not (where it is to stop), and that the device wrote nothing
+/// served (where the queue is to stay usable) or not (where it is to stop), and that the device wrote nothing
 /// it must not write.
 ///
 /// `space` is memory to play in: 64 KiB are plenty for a queue of 16.

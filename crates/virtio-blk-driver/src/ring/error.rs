@@ -34,7 +34,7 @@ pub enum LayoutError {
     Overlap(&'static str, &'static str),
 }
 
-/// A rule of virtio that the device broke. Whoever sees one can't trust the queue any more and has to
+/// A rule of virtio that the device broke. A caller that sees one can't trust the queue any more and must
 /// reset the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {

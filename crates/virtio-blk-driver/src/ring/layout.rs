@@ -14,7 +14,7 @@ const DESC: &str = "descriptor table";
 const AVAIL: &str = "available ring";
 const USED: &str = "used ring";
 
-/// Size and addresses of a split virtqueue. Whoever has one knows: the size is a power of two, the
+/// Size and addresses of a split virtqueue. Each value guarantees that the size is a power of two, the
 /// areas are aligned, fit the address space and do not overlap. Nothing is said about memory there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SplitLayout {

@@ -4,7 +4,7 @@
 //! The driver half of a split virtqueue (virtio 1.4, 2.7).
 //!
 //! [`SplitLayout`] says where the three areas lie, [`SplitDriver`] puts chains in and takes them back,
-//! and checks on the way that the device keeps the rules ([`Violation`]).
+//! and checks meanwhile that the device keeps the rules ([`Violation`]).
 
 mod audit;
 mod error;

@@ -21,7 +21,7 @@ pub struct RingConfig {
     /// `VIRTIO_F_INDIRECT_DESC` is negotiated.
     pub indirect: bool,
     /// The first available and used index: 0 after a device reset, else where another driver of the
-    /// ring stopped (and the device will go on).
+    /// ring stopped (and the device will continue).
     pub start: u16,
 }
 

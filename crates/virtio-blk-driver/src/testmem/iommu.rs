@@ -12,7 +12,7 @@ use vm_memory::{GuestAddress, Iommu, Permissions};
 /// Bytes of a page of the [`TestIommu`].
 pub const PAGE: usize = 4096;
 
-/// An IOMMU whose mappings are single pages. A translation that was begun goes on with the table it
+/// An IOMMU whose mappings are single pages. A translation that was begun continues with the table it
 /// began with, as hardware may; a lock is never held while one is in use.
 #[derive(Debug)]
 pub struct TestIommu {
