@@ -282,10 +282,21 @@ impl SplitRing {
         if let Some(simple) = self.simple(map, head) {
             return Ok(Taken::Simple(simple));
         }
-        Ok(match self.walk(map, head, chain) {
+        Ok(match self.walk_apart(map, head, chain) {
             Ok(()) => Taken::Chain,
             Err(error) => Taken::Malformed(error),
         })
+    }
+
+    /// As `walk`, with registers of its own, so that the simple chain's path has all of them.
+    #[inline(never)]
+    fn walk_apart<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        chain: &mut Chain,
+    ) -> Result<(), ChainError> {
+        self.walk(map, head, chain)
     }
 
     /// Takes the next available head.
