@@ -354,3 +354,51 @@ fn front_pages_name_types_and_have_an_example() {
         );
     }
 }
+
+/// A table of files in a crate's README: each is there.
+#[test]
+fn tables_of_files_are_those_of_the_sources() {
+    for (name, _) in crates() {
+        let page = root().join("crates").join(&name).join("README.md");
+        let Ok(text) = fs::read_to_string(page) else {
+            continue;
+        };
+        let Some((_, table)) = text.split_once("| file | holds |\n|---|---|\n") else {
+            continue;
+        };
+        let rows = table.lines().map_while(|row| row.strip_prefix("| "));
+        for file in rows.flat_map(|row| code_spans(row.split(" | ").next().unwrap())) {
+            let source = root().join("crates").join(&name).join("src").join(file);
+            assert!(
+                source.is_dir() || source.with_extension("rs").exists(),
+                "{name}: there is no {file}"
+            );
+        }
+    }
+}
+
+/// Grouped by crate, each entry once, in lines that fit a page.
+#[test]
+fn decisions_are_in_their_groups() {
+    let text = read("docs/decisions.md");
+    let known = |group: &str| {
+        [
+            "All crates",
+            "vblk-testing and other tests",
+            "fuzz, xtask, lab",
+        ]
+        .contains(&group)
+            || root().join("crates").join(group).is_dir()
+            || root().join(group).is_dir()
+    };
+    let mut titles = Vec::new();
+    for line in text.lines() {
+        assert!(line.chars().count() <= 120, "too long: {line}");
+        if let Some(group) = line.strip_prefix("## ") {
+            assert!(known(group), "no group: {group}; an entry begins with ###");
+        } else if let Some(title) = line.strip_prefix("### ") {
+            assert!(!titles.contains(&title), "twice: {title}");
+            titles.push(title);
+        }
+    }
+}
