@@ -12,10 +12,18 @@ use std::sync::Arc;
 
 use vhost_vdpa_frontend::{SlowOptions, SlowPath, VhostVdpa};
 use virtio_blk_core::disk::{Caps, Disk};
-use virtio_blk_disks::spec::SpecError;
+use virtio_blk_disks::spec::{DiskKind, Kinds, MemoryOptions, NullOptions, SpecError};
 
 use crate::report::{self, describe};
 use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, Qcow2Options, RawDisk, RawOptions};
+
+/// The kinds of disks that this program links, beside vDPA devices.
+const KINDS: Kinds<'static> = Kinds::new(&[
+    DiskKind::of::<RawOptions>(),
+    DiskKind::of::<Qcow2Options>(),
+    DiskKind::of::<MemoryOptions>(),
+    DiskKind::of::<NullOptions>(),
+]);
 
 /// Where the blocks are. `Display` writes what `FromStr` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +97,8 @@ fn hinted(error: Box<dyn Error>, path: &Path) -> Box<dyn Error> {
 impl Source {
     /// All formats that a DISK can have.
     pub fn formats() -> Vec<&'static str> {
-        [DiskSpec::FORMATS, &["vdpa"]].concat()
+        let own = KINDS.iter().map(|kind| kind.name);
+        own.chain(["vdpa"]).collect()
     }
 
     /// Looks at it without a change: files are opened for reading and without locks, also while others use them. A vDPA
@@ -186,7 +195,7 @@ impl FromStr for Source {
                 what: "/dev/vhost-vdpa-N",
             }),
             Some(path) => Ok(Self::Vdpa(path.into())),
-            None => text.parse().map(Self::Disk),
+            None => KINDS.parse(text).map(Self::Disk),
         }
     }
 }
