@@ -10,12 +10,13 @@ mod qemu;
 
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use common::{directory, image, read, run, write};
-use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, IoBuf, OpKind};
+use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, Handover, IoBuf, OpKind};
 use virtio_blk_disks::inject::{Call, Injector, Plan};
 use virtio_blk_disks::raw::{Holder, OpenError};
 use virtio_blk_disks::{DiskSpec, Lock, RawDisk, RawOptions};
@@ -289,7 +290,19 @@ fn a_handover_that_could_not_make_all_stable_says_so_and_lets_go() {
     // It stays lost for the one that lost it.
     disk.activate().unwrap();
     assert!(disk.flush_error().is_some());
+    let changed = |path: &Path| {
+        let about = path.metadata().unwrap();
+        (about.ctime(), about.ctime_nsec())
+    };
+    // Until a change now has another time than the last one of the image.
+    let clock = directory.path().join("clock");
+    while {
+        std::fs::write(&clock, "").unwrap();
+        changed(&clock) <= changed(&path)
+    } {}
     disk.deactivate().unwrap_err();
+    // What was read before it was lost may be other data now.
+    assert_eq!(disk.handover(), Handover::Released(None));
     // Readers have nothing to make stable.
     let reader = RawDisk::open(&options.read_only(true).inject(&injector)).unwrap();
     injector.arm(Plan::new(1, &[Call::Sync], libc::EIO).for_good());

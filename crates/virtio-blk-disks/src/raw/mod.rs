@@ -223,7 +223,9 @@ impl Disk for RawDisk {
             errno => Err(DiskError::from_errno(-errno)),
         };
         let file = self.medium.file.file();
-        *state = (false, stamp::settled(file));
+        // What was lost may have been there when somebody looked.
+        let left = stable.as_ref().ok().and_then(|()| stamp::settled(file));
+        *state = (false, left);
         lock::unlock(file);
         stable
     }
