@@ -90,12 +90,12 @@ impl<M: GuestMemory + Send + Sync + 'static> Bare<M> {
             }
             2 if !self.heads.is_empty() => {
                 let head = self.heads.swap_remove(pick);
-                self.ring.push(head, argument);
+                self.ring.add_used(head, argument);
                 self.returned += u16::from(self.latched.is_none());
             }
             2 => {
                 // One that the device does not have: ignored.
-                self.ring.push(argument as u16, argument);
+                self.ring.add_used(argument as u16, argument);
             }
             3 => {
                 let result = self.ring.publish(&self.map);

@@ -262,7 +262,7 @@ impl<'a, A: GuestMemory + Send + Sync + 'static, B: GuestMemory> Pair<'a, A, B> 
     fn publish(&mut self) {
         let any = !self.done.is_empty();
         for (head, len) in self.done.drain(..) {
-            self.ring.push(head, len);
+            self.ring.add_used(head, len);
             self.queue.add_used(&*self.theirs.mem, head, len).unwrap();
         }
         let mine = self.ring.publish(&self.map).unwrap();

@@ -10,7 +10,7 @@ use crate::disk::DiskError;
 use crate::memory::DeviceMemory;
 use crate::request::RequestLimits;
 use crate::ring::RingError;
-use crate::runner::{QueueParts, QueueRunner, QueueSetup, Reports};
+use crate::runner::{DeviceView, QueueParts, QueueRunner, QueueSetup, Reports};
 use crate::spec::feature;
 
 /// Why a queue could not be started.
@@ -70,11 +70,13 @@ impl Device {
         let mut limits = RequestLimits::new(&self.shown_caps(), features);
         limits.capacity = self.capacity();
         let parts = QueueParts {
-            limits,
             features,
-            shared: self.shared.clone(),
-            serial: abi.serial,
-            write_cache: self.write_cache(),
+            device: DeviceView {
+                limits,
+                shared: self.shared.clone(),
+                serial: abi.serial,
+                write_cache: self.write_cache(),
+            },
             counters: counters.clone(),
             reports: Reports {
                 queue: index,

@@ -3,8 +3,7 @@
 
 //! A descriptor chain in private memory: two byte streams.
 
-use super::{ChainError, SimpleChain};
-use crate::spec::HEADER_SIZE;
+use super::ChainError;
 
 /// One contiguous guest range of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +12,23 @@ pub struct Segment {
     pub addr: u64,
     /// Bytes; not 0.
     pub len: u32,
+}
+
+/// A chain of three segments that is told apart by its shape, without a list: one that the device reads, data
+/// that it reads or writes, and one that it writes. What the first and the last hold is up to the device type,
+/// which says how long they are ([`Ring::read_simple`](super::Ring::read_simple)).
+#[derive(Clone, Copy, Debug)]
+pub struct SimpleChain {
+    /// As for [`Chain::head`].
+    pub head: u16,
+    /// Guest address of the first segment.
+    pub first: u64,
+    /// The data; not empty. The lengths of all segments add up to less than 2^32.
+    pub data: Segment,
+    /// Whether the data is for the device to write.
+    pub writable: bool,
+    /// Guest address of the last segment.
+    pub last: u64,
 }
 
 /// A descriptor chain as two byte streams: what the device reads, then what it writes. Reused from one
@@ -92,7 +108,8 @@ impl Chain {
         }
     }
 
-    /// The index of the first descriptor: how ring and driver name the chain.
+    /// How ring and driver name the chain: by the index of its first descriptor in a split ring, by its buffer ID
+    /// in a packed one.
     #[inline]
     pub const fn head(&self) -> u16 {
         self.head
@@ -172,20 +189,17 @@ impl Chain {
         &mut self.segments
     }
 
-    /// Becomes a usual chain.
-    pub(crate) fn set_simple(&mut self, simple: &SimpleChain) {
-        let header = Segment {
-            addr: simple.header,
-            len: HEADER_SIZE as u32,
-        };
-        let status = Segment {
-            addr: simple.status,
-            len: 1,
-        };
-        let writable = [false, simple.writable, true];
+    /// Becomes a simple chain with a first segment of `FIRST` bytes and a last one of `LAST`.
+    pub fn set_simple<const FIRST: u32, const LAST: u32>(&mut self, simple: &SimpleChain) {
+        let segment = |addr, len| Segment { addr, len };
+        let parts_of = [
+            (segment(simple.first, FIRST), false),
+            (simple.data, simple.writable),
+            (segment(simple.last, LAST), true),
+        ];
         let mut parts = Parts::default();
         let segments = self.clear(simple.head);
-        for (segment, writable) in [header, simple.data, status].into_iter().zip(writable) {
+        for (segment, writable) in parts_of {
             // Never refused: readable before writable.
             let _ = parts.append(segments, segment, writable);
         }

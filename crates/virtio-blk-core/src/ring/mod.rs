@@ -21,9 +21,8 @@ mod split;
 
 use virtio_queue::QueueState;
 
-pub use chain::{Chain, Segment};
+pub use chain::{Chain, Segment, SimpleChain};
 pub use split::{MAX_CHAIN, MAX_QUEUE_SIZE, SplitRing};
-pub(crate) use split::{SimpleChain, StatusPlace, Taken};
 
 use crate::memory::{DeviceMemory, GuestMap, Unmapped};
 
@@ -161,38 +160,119 @@ pub enum Popped {
     Malformed(ChainError),
 }
 
-/// The device side of one virtqueue. Cut so that the layouts are interchangeable below a queue runner.
+impl From<Result<(), ChainError>> for Popped {
+    fn from(read: Result<(), ChainError>) -> Self {
+        match read {
+            Ok(()) => Self::Chain,
+            Err(error) => Self::Malformed(error),
+        }
+    }
+}
+
+/// Where the last writable byte of a chain lies that can't be taken. There a driver of a device with a status
+/// looks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastWritable {
+    /// At this guest address.
+    At {
+        /// The guest address of the byte.
+        addr: u64,
+        /// Nothing else is writable.
+        alone: bool,
+    },
+    /// The chain was read to its end, and nothing of it is writable.
+    Nowhere,
+    /// The chain's end was not found, and nothing writable before.
+    Unknown,
+}
+
+/// The device side of one virtqueue, whatever its layout: all that a queue runner needs of a ring. It knows
+/// chains of descriptors, and nothing of what requests are made of.
+///
+/// Chains are taken in two steps: [`Ring::next`] finds the next one, then [`Ring::read_simple`] or
+/// [`Ring::read`] looks at its descriptors. From the second on the ring and its user name the chain as the
+/// driver does ([`Chain::head`]): by the index of its first descriptor in a split ring, by its buffer ID in a
+/// packed one.
 pub trait Ring: Send {
-    /// Takes the next available chain. On [`Popped::Chain`] the segments are in `chain`, in guest
-    /// addresses, not yet translated.
+    /// A chain that was found and not read yet.
+    type Found: Copy;
+
+    /// Takes the next available chain; it belongs to the device from now on. `None`: there is none.
     ///
     /// # Errors
-    /// The latched [`RingError`]. The head is not taken then.
+    /// The latched [`RingError`]. Nothing is taken then.
+    fn next(&mut self) -> Result<Option<Self::Found>, RingError>;
+
+    /// Reads a chain that was found if it is a simple one, whose first segment has `FIRST` bytes and whose last
+    /// has `LAST`. `None` says nothing about the chain, and nothing is kept of what was looked at.
+    fn read_simple<const FIRST: u32, const LAST: u32, M: DeviceMemory>(
+        &self,
+        map: &GuestMap<M>,
+        found: Self::Found,
+    ) -> Option<SimpleChain>;
+
+    /// Reads a chain that was found into `chain`, each descriptor once. The segments are in guest addresses, not
+    /// yet translated.
+    ///
+    /// # Errors
+    /// The chain is malformed: of `chain` only [`Chain::head`] is valid.
+    fn read<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        found: Self::Found,
+        chain: &mut Chain,
+    ) -> Result<(), ChainError>;
+
+    /// Takes the next available chain and reads it: [`Ring::next`] and [`Ring::read`] in one.
+    ///
+    /// # Errors
+    /// As for [`Ring::next`].
     fn pop<M: DeviceMemory>(
         &mut self,
         map: &GuestMap<M>,
         chain: &mut Chain,
+    ) -> Result<Popped, RingError> {
+        let Some(found) = self.next()? else {
+            return Ok(Popped::Empty);
+        };
+        Ok(Popped::from(self.read(map, found, chain)))
+    }
+
+    /// Takes over a chain that an earlier device left in flight, as if `pop` had found it: for replaying an
+    /// in-flight log. The state must already count it as taken.
+    ///
+    /// # Errors
+    /// The latched [`RingError`] if the head is out of range or taken twice.
+    fn resume<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        chain: &mut Chain,
     ) -> Result<Popped, RingError>;
 
-    /// Hands a head back that `pop` gave out: `len` bytes were written from the first writable byte on.
-    /// The driver sees it at the next [`Ring::publish`]. A head the device does not have is ignored.
-    fn push(&mut self, head: u16, len: u32);
+    /// Where the last writable byte of a chain lies that [`Ring::read`] refused. Reads the chain anew, as far as
+    /// it can be read and without regard to order and length; the driver may have changed it since.
+    fn last_writable<M: DeviceMemory>(&mut self, map: &GuestMap<M>, head: u16) -> LastWritable;
 
-    /// Makes all pushed heads visible with one index store. Answers whether the driver wants a
-    /// notification for them; `false` if there were none.
+    /// Returns a chain to the driver: `len` bytes were written from the first writable byte on. The driver sees
+    /// it at the next [`Ring::publish`]. A head the device does not have is ignored.
+    fn add_used(&mut self, head: u16, len: u32);
+
+    /// Makes all used chains visible, with one store. Returns whether the driver wants a notification for them;
+    /// `false` if there were none.
     ///
     /// # Errors
     /// The latched [`RingError`].
     fn publish<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<bool, RingError>;
 
-    /// Asks the driver to notify for the next buffer, then looks again. Answers whether there is one
-    /// already: if so the notification may never come, and the caller goes on at once.
+    /// Asks the driver to notify for the next buffer, then looks again. Returns whether there is one already:
+    /// if so the notification may never come, and the caller must look again without waiting for it.
     ///
     /// # Errors
     /// The latched [`RingError`].
     fn enable_kicks<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<bool, RingError>;
 
-    /// Whether [`Ring::pop`] would find something; nothing the driver sees changes.
+    /// Whether [`Ring::next`] would find something; nothing the driver sees changes.
     fn has_available(&self) -> bool;
 
     /// Tells the driver that notifications are not needed for now. A hint: they may still come.
@@ -209,10 +289,17 @@ pub trait Ring: Send {
     /// The ring is not mapped any more; the error is latched.
     fn remap<M: DeviceMemory>(&mut self, map: &GuestMap<M>) -> Result<(), RingError>;
 
-    /// Heads the device has: popped and not yet pushed.
+    /// What reading the chain that was taken last has cost, a simple one apart, in descriptors that were read; with
+    /// the search of [`Ring::last_writable`].
+    fn steps(&self) -> u32;
+
+    /// Stops the ring for a chain that can neither be taken nor refused: [`RingError::Chain`] is latched.
+    fn break_off(&mut self, head: u16, source: ChainError);
+
+    /// Chains the device has: taken and not yet used.
     fn in_flight(&self) -> usize;
 
-    /// The state to go on from later. Exact only when nothing is in flight and all is published.
+    /// How far the ring was worked on. Exact only when nothing is in flight and all is published.
     fn state(&self) -> QueueState;
 
     /// The error that stopped the ring, if any.

@@ -1,10 +1,10 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Chains that can't be taken: where the driver looks for their status.
+//! Chains that can't be taken: where their last writable byte lies.
 
 use super::split::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_SIZE, Descriptor, read_entry};
-use super::{ChainError, RingError, SplitRing, StatusPlace};
+use super::{LastWritable, SplitRing};
 use crate::memory::{DeviceMemory, GuestMap};
 
 /// The last writable byte so far.
@@ -48,31 +48,24 @@ impl Writable {
 }
 
 impl SplitRing {
-    /// Where the status of the chain from `head` on belongs, which `walk` refused. Reads the chain anew, as
-    /// far as it can be read and without regard to order and length; the driver may have changed it since.
+    /// See [`Ring::last_writable`](super::Ring::last_writable).
     #[cold]
-    pub(crate) fn status_place<M: DeviceMemory>(
+    pub(super) fn find_last_writable<M: DeviceMemory>(
         &mut self,
         map: &GuestMap<M>,
         head: u16,
-    ) -> StatusPlace {
+    ) -> LastWritable {
         let mut writable = Writable::default();
         let ended = self.look_through(map, head, &mut writable);
         self.steps = self.steps.saturating_add(writable.steps);
         match writable.last {
-            Some(addr) => StatusPlace::At {
+            Some(addr) => LastWritable::At {
                 addr,
                 alone: writable.bytes == 1,
             },
-            None if ended => StatusPlace::Nowhere,
-            None => StatusPlace::Unknown,
+            None if ended => LastWritable::Nowhere,
+            None => LastWritable::Unknown,
         }
-    }
-
-    /// Stops the queue for a chain that can't be answered.
-    #[cold]
-    pub(crate) fn break_off(&mut self, head: u16, source: ChainError) -> RingError {
-        self.latch(RingError::Chain { head, source })
     }
 
     /// Whether the chain's end was found.

@@ -12,11 +12,10 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::QueueState;
 
 use super::chain::Parts;
-use super::{Chain, ChainError, Popped, Ring, RingError, Segment};
+use super::{Chain, ChainError, LastWritable, Popped, Ring, RingError, Segment, SimpleChain};
 use crate::disk::KeepAlive;
 use crate::memory::{DeviceMemory, GuestMap, Permissions, RingArea, read_16};
 use crate::spec::feature;
-pub(crate) use simple::SimpleChain;
 
 /// The largest queue size the specification allows, in descriptors.
 pub const MAX_QUEUE_SIZE: u16 = 32768;
@@ -25,9 +24,6 @@ pub const MAX_QUEUE_SIZE: u16 = 32768;
 /// can make the device do for one chain, and no more than that: the specification forbids chains longer than
 /// the queue, but drivers fill indirect tables up to `seg_max`, or beyond it.
 pub const MAX_CHAIN: u32 = 32768;
-
-/// Reading so many descriptors counts as another request in a pass's budget: it costs about as much.
-const STEPS_OF_A_REQUEST: u32 = 64;
 
 pub(super) const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
@@ -85,32 +81,6 @@ struct Areas {
     used: RingArea,
     /// Keeps the areas mapped.
     _keep: Arc<dyn KeepAlive>,
-}
-
-/// What [`SplitRing::take_next`] found.
-pub(crate) enum Taken {
-    /// No chain is available.
-    Nothing,
-    Simple(SimpleChain),
-    /// One that is in the caller's [`Chain`].
-    Chain,
-    /// One whose head is in the caller's [`Chain`], to be refused.
-    Malformed(ChainError),
-}
-
-/// Where the status of a chain belongs that can't be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StatusPlace {
-    /// In the last writable byte that was found, at this guest address.
-    At {
-        addr: u64,
-        /// Nothing else is writable.
-        alone: bool,
-    },
-    /// The chain was read to its end, and nothing of it is writable.
-    Nowhere,
-    /// The chain's end was not found, and nothing writable before.
-    Unknown,
 }
 
 /// The device side of a split virtqueue.
@@ -206,25 +176,6 @@ impl SplitRing {
             .ok_or(RingError::NotReady)
     }
 
-    /// Takes over a head that an earlier device left in flight, as if `pop` had found it: for replaying
-    /// an in-flight log. The state must already count it as taken.
-    ///
-    /// # Errors
-    /// The latched [`RingError`] if the head is out of range or taken twice.
-    pub fn resume<M: DeviceMemory>(
-        &mut self,
-        map: &GuestMap<M>,
-        head: u16,
-        chain: &mut Chain,
-    ) -> Result<Popped, RingError> {
-        self.check()?;
-        self.take(head)?;
-        Ok(match self.walk(map, head, chain) {
-            Ok(()) => Popped::Chain,
-            Err(error) => Popped::Malformed(error),
-        })
-    }
-
     #[inline]
     fn check(&self) -> Result<(), RingError> {
         match self.latched {
@@ -266,39 +217,6 @@ impl SplitRing {
         }
     }
 
-    /// Takes the next available chain. A simple one is only looked at; any other is in `chain` then.
-    ///
-    /// # Errors
-    /// As for [`Ring::pop`].
-    #[inline(always)]
-    pub(crate) fn take_next<M: DeviceMemory>(
-        &mut self,
-        map: &GuestMap<M>,
-        chain: &mut Chain,
-    ) -> Result<Taken, RingError> {
-        let Some(head) = self.next_head()? else {
-            return Ok(Taken::Nothing);
-        };
-        if let Some(simple) = self.simple(map, head) {
-            return Ok(Taken::Simple(simple));
-        }
-        Ok(match self.walk_apart(map, head, chain) {
-            Ok(()) => Taken::Chain,
-            Err(error) => Taken::Malformed(error),
-        })
-    }
-
-    /// As `walk`, with registers of its own, so that the simple chain's path has all of them.
-    #[inline(never)]
-    fn walk_apart<M: DeviceMemory>(
-        &mut self,
-        map: &GuestMap<M>,
-        head: u16,
-        chain: &mut Chain,
-    ) -> Result<(), ChainError> {
-        self.walk(map, head, chain)
-    }
-
     /// Takes the next available head.
     #[inline(always)]
     fn next_head(&mut self) -> Result<Option<u16>, RingError> {
@@ -332,13 +250,6 @@ impl SplitRing {
     #[inline]
     fn slot(&self, index: Wrapping<u16>) -> usize {
         usize::from(index.0 & (self.size - 1))
-    }
-
-    /// What reading the chain that was taken last, unless it is a simple one, has cost, in units of
-    /// [`STEPS_OF_A_REQUEST`].
-    #[inline(always)]
-    pub(crate) fn effort(&self) -> usize {
-        (self.steps / STEPS_OF_A_REQUEST) as usize
     }
 
     /// Reads the chain from `head` on, which was checked, into `chain`, each descriptor once.
@@ -572,23 +483,50 @@ impl Areas {
 }
 
 impl Ring for SplitRing {
+    type Found = u16;
+
     #[inline(always)]
-    fn pop<M: DeviceMemory>(
-        &mut self,
-        map: &GuestMap<M>,
-        chain: &mut Chain,
-    ) -> Result<Popped, RingError> {
-        let Some(head) = self.next_head()? else {
-            return Ok(Popped::Empty);
-        };
-        Ok(match self.walk(map, head, chain) {
-            Ok(()) => Popped::Chain,
-            Err(error) => Popped::Malformed(error),
-        })
+    fn next(&mut self) -> Result<Option<u16>, RingError> {
+        self.next_head()
     }
 
     #[inline(always)]
-    fn push(&mut self, head: u16, len: u32) {
+    fn read_simple<const FIRST: u32, const LAST: u32, M: DeviceMemory>(
+        &self,
+        map: &GuestMap<M>,
+        head: u16,
+    ) -> Option<SimpleChain> {
+        self.simple::<FIRST, LAST, M>(map, head)
+    }
+
+    // With registers of its own, so that the simple chain's path has all of them.
+    #[inline(never)]
+    fn read<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        chain: &mut Chain,
+    ) -> Result<(), ChainError> {
+        self.walk(map, head, chain)
+    }
+
+    fn resume<M: DeviceMemory>(
+        &mut self,
+        map: &GuestMap<M>,
+        head: u16,
+        chain: &mut Chain,
+    ) -> Result<Popped, RingError> {
+        self.check()?;
+        self.take(head)?;
+        Ok(Popped::from(self.walk(map, head, chain)))
+    }
+
+    fn last_writable<M: DeviceMemory>(&mut self, map: &GuestMap<M>, head: u16) -> LastWritable {
+        self.find_last_writable(map, head)
+    }
+
+    #[inline(always)]
+    fn add_used(&mut self, head: u16, len: u32) {
         if self.latched.is_some() || !self.release(head) {
             return;
         }
@@ -685,6 +623,15 @@ impl Ring for SplitRing {
             }
             Err(error) => Err(self.latch(error)),
         }
+    }
+
+    #[inline(always)]
+    fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    fn break_off(&mut self, head: u16, source: ChainError) {
+        self.latch(RingError::Chain { head, source });
     }
 
     fn in_flight(&self) -> usize {

@@ -1,30 +1,29 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From a completion to the used ring.
+//! What completes: status bytes, used entries, the in-flight log, notifications and counters.
 
-use super::QueueRunner;
-use super::slab::{RequestKind, Slot};
-use crate::disk::{Completion, DiskError, IoBuf, Lifetime, Op, Token};
+use std::sync::Arc;
+
+use super::log::InFlightLog;
+use super::report::Reports;
+use super::setup::Notify;
+use super::slab::StatusByte;
+use super::{Counters, ErrorCause};
+use crate::disk::DiskError;
 use crate::memory::{DeviceMemory, GuestMap};
-use crate::ring::Segment;
+use crate::ring::{ChainError, Ring, RingError, Segment};
 use crate::spec::{RequestStatus, RequestType};
+
+/// Used entries are published at the latest after this many, so that the driver has work while the rest
+/// of a batch is executed.
+pub(super) const PUBLISH_EVERY: usize = 16;
 
 /// The used length after `written` bytes of `writable` data with the status behind them: never more than
 /// was written from the first byte on without a gap (virtio 1.4, 2.7.8.2).
 #[inline]
-pub(super) const fn used_len(written: u32, writable: u32) -> u32 {
+const fn used_len(written: u32, writable: u32) -> u32 {
     written + (written == writable) as u32
-}
-
-/// Marks the first `written` bytes of a chain's writable data as dirty.
-pub(super) fn mark_written<M: DeviceMemory>(map: &GuestMap<M>, data: &[Segment], written: u32) {
-    let mut left = written;
-    for segment in data {
-        let part = segment.len.min(left);
-        map.mark_dirty(segment.addr, part as usize);
-        left -= part;
-    }
 }
 
 /// The status byte for a disk's error: the one place where they meet.
@@ -35,150 +34,180 @@ pub(super) fn status_of(error: &DiskError) -> RequestStatus {
     }
 }
 
-impl<M: DeviceMemory> QueueRunner<M> {
-    /// Takes a completion of the disk: finishes the request, or answers its next operation.
-    #[inline(always)]
-    #[must_use]
-    pub(super) fn complete(&mut self, completion: Completion) -> Option<Op> {
-        let Completion { token, result, buf } = completion;
-        let Some(slot) = self.slab.get(token) else {
-            self.counters.spurious_completions.add(1);
-            return None;
-        };
-        let mut status = match &result {
-            Ok(()) => RequestStatus::Ok,
-            Err(error) => {
-                self.reports.job(slot.job, slot.place(), error);
-                status_of(error)
-            }
-        };
-        match slot.job {
-            RequestKind::Read | RequestKind::Write | RequestKind::Flush => slot.put_back(buf),
-            RequestKind::Lifetime => {
-                if status == RequestStatus::Ok {
-                    status = copy_lifetime(&buf, &slot.buf);
-                }
-            }
-            RequestKind::Ranges { kind, fua } => {
-                if status == RequestStatus::Ok
-                    && let Some(next) = slot.ranges.pop()
-                {
-                    slot.at(&next);
-                    return Some(Op {
-                        // Of its own, so that a completion that is repeated is not taken for the next.
-                        token: slot.renew(token),
-                        kind: next.op(kind, fua),
-                        buf,
-                    });
-                }
-            }
+/// Marks the first `written` bytes of a chain's writable data as dirty.
+fn mark_written<M: DeviceMemory>(map: &GuestMap<M>, data: &[Segment], written: u32) {
+    let mut left = written;
+    for segment in data {
+        let part = segment.len.min(left);
+        map.mark_dirty(segment.addr, part as usize);
+        left -= part;
+    }
+}
+
+/// A request that has ended: what the driver is to find, and what is counted.
+pub(super) struct Finished<'a> {
+    pub(super) head: u16,
+    /// Where the status goes: mapped, in the ring's memory or that of the request's slot.
+    pub(super) status: StatusByte,
+    pub(super) result: RequestStatus,
+    /// The counter it belongs to. `None`: none, as nothing is known of the request.
+    pub(super) counted: Option<RequestType>,
+    /// Bytes to count of a successful read or write.
+    pub(super) data_len: u32,
+    /// Bytes written from the first writable byte on.
+    pub(super) written: u32,
+    /// Bytes of the writable data, without the status.
+    pub(super) writable_len: u32,
+    /// The writable data in guest addresses; only needed where dirty pages are tracked.
+    pub(super) writable: &'a [Segment],
+}
+
+/// The way back to the driver.
+pub(super) struct Completer {
+    log: Option<Box<dyn InFlightLog>>,
+    notify: Notify,
+    counters: Arc<Counters>,
+    reports: Reports,
+    /// Used entries that are not published yet.
+    unpublished: usize,
+    /// Their heads; only kept for the log.
+    returning: Vec<u16>,
+}
+
+impl Completer {
+    pub(super) fn new(
+        log: Option<Box<dyn InFlightLog>>,
+        notify: Notify,
+        counters: Arc<Counters>,
+        reports: Reports,
+    ) -> Self {
+        Self {
+            log,
+            notify,
+            counters,
+            reports,
+            unpublished: 0,
+            returning: Vec::new(),
         }
-        let returned = conclude(slot, &self.map, status);
-        self.slab.release(token);
-        self.finish_counted(returned, status);
-        None
     }
 
-    /// Answers a request in flight and returns its chain.
-    pub(super) fn finish(&mut self, token: Token, status: RequestStatus) {
-        if let Some(slot) = self.slab.get(token) {
-            let returned = conclude(slot, &self.map, status);
-            self.slab.release(token);
-            self.finish_counted(returned, status);
+    /// The counters of the queue.
+    pub(super) const fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// The listeners for what goes wrong.
+    pub(super) const fn reports(&self) -> &Reports {
+        &self.reports
+    }
+
+    /// Counts a chain that can't be taken, and tells of it.
+    #[cold]
+    pub(super) fn note_malformed(&self, error: ChainError) {
+        self.counters.malformed.add(1);
+        self.reports.tell(ErrorCause::Chain(error));
+    }
+
+    /// Notes a head in the log, before anything is done for it.
+    #[inline(always)]
+    pub(super) fn taken(&mut self, head: u16) {
+        if let Some(log) = &mut self.log {
+            log.taken(head);
         }
     }
 
+    /// Finishes a request: the one place where a status is written and a chain with one is returned.
     #[inline(always)]
-    fn finish_counted(&mut self, returned: Returned, status: RequestStatus) {
-        let Returned {
-            head,
-            len,
-            job,
-            data_len,
-        } = returned;
-        self.count(job.wire(), data_len, status);
-        self.add_used(head, len);
+    pub(super) fn finish<M: DeviceMemory>(
+        &mut self,
+        ring: &mut impl Ring,
+        map: &GuestMap<M>,
+        request: Finished<'_>,
+    ) {
+        // SAFETY: translated from a map whose memory is still held: the ring's, or the slot's.
+        unsafe { request.status.host.write_volatile(request.result as u8) };
+        if map.tracks_dirty() {
+            map.mark_dirty(request.status.guest, 1);
+            mark_written(map, request.writable, request.written);
+        }
+        self.count(&request);
+        let len = used_len(request.written, request.writable_len);
+        self.add_used(ring, request.head, len);
     }
 
     #[inline(always)]
-    pub(super) fn count(&self, wire: RequestType, data_len: u32, status: RequestStatus) {
-        let c = &self.counters;
-        let bytes = if status == RequestStatus::Ok {
-            u64::from(data_len)
+    fn count(&self, request: &Finished<'_>) {
+        let c = &*self.counters;
+        let bytes = if request.result == RequestStatus::Ok {
+            u64::from(request.data_len)
         } else {
             c.errors.add(1);
             0
         };
-        match wire {
-            RequestType::In => {
+        match request.counted {
+            Some(RequestType::In) => {
                 c.reads.add(1);
                 c.read_bytes.add(bytes);
             }
-            RequestType::Out => {
+            Some(RequestType::Out) => {
                 c.writes.add(1);
                 c.written_bytes.add(bytes);
             }
-            RequestType::Flush => c.flushes.add(1),
-            RequestType::Discard | RequestType::WriteZeroes | RequestType::SecureErase => {
-                c.erases.add(1)
+            Some(RequestType::Flush) => c.flushes.add(1),
+            Some(RequestType::Discard | RequestType::WriteZeroes | RequestType::SecureErase) => {
+                c.erases.add(1);
             }
-            _ => c.others.add(1),
+            Some(_) => c.others.add(1),
+            None => {}
         }
     }
-}
 
-/// What is left to do for a concluded request.
-struct Returned {
-    head: u16,
-    /// The used length.
-    len: u32,
-    job: RequestKind,
-    data_len: u32,
-}
-
-/// Writes a request's status, and whatever else the guest is to find in its buffers.
-#[inline(always)]
-fn conclude<M: DeviceMemory>(
-    slot: &mut Slot,
-    map: &GuestMap<M>,
-    status: RequestStatus,
-) -> Returned {
-    let ok = status == RequestStatus::Ok;
-    let written = match slot.job {
-        RequestKind::Read if ok => slot.data_len,
-        // Whatever a failed read left behind must not reach the guest as data.
-        RequestKind::Read => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
-        RequestKind::Lifetime if ok => Lifetime::SIZE as u32,
-        RequestKind::Ranges { .. } => {
-            slot.ranges.clear();
-            0
+    /// Returns a chain to the driver, with the next [`Completer::publish`].
+    #[inline(always)]
+    pub(super) fn add_used(&mut self, ring: &mut impl Ring, head: u16, len: u32) {
+        ring.add_used(head, len);
+        self.unpublished += 1;
+        if self.log.is_some() {
+            self.returning.push(head);
         }
-        RequestKind::Lifetime | RequestKind::Write | RequestKind::Flush => 0,
-    };
-    // SAFETY: the address was translated from the map whose owner the slot holds.
-    unsafe { slot.status.host.write_volatile(status as u8) };
-    let len = used_len(written, slot.writable_len);
-    let (head, job, data_len) = (slot.head, slot.job, slot.data_len);
-    if map.tracks_dirty() {
-        map.mark_dirty(slot.status.guest, 1);
-        mark_written(map, &slot.dirty, written);
     }
-    // Memory of an earlier map must not stay mapped for the next request of the slot.
-    slot.release_other(map);
-    Returned {
-        head,
-        len,
-        job,
-        data_len,
-    }
-}
 
-/// Copies lifetime information to the guest unless it holds reserved values (virtio 1.4, 5.2.6).
-fn copy_lifetime(from: &IoBuf, to: &IoBuf) -> RequestStatus {
-    let mut bytes = [0; Lifetime::SIZE];
-    let whole = from.copy_out(0, &mut bytes) == bytes.len();
-    match Lifetime::from_bytes(bytes) {
-        Some(_) if whole && to.copy_in(0, &bytes) == bytes.len() => RequestStatus::Ok,
-        _ => RequestStatus::IoErr,
+    /// Whether enough has come together to be published.
+    #[inline(always)]
+    pub(super) const fn is_due(&self) -> bool {
+        self.unpublished >= PUBLISH_EVERY
+    }
+
+    /// Makes used entries visible and notifies the driver if it wants that.
+    #[inline(always)]
+    pub(super) fn publish<M: DeviceMemory>(
+        &mut self,
+        ring: &mut impl Ring,
+        map: &GuestMap<M>,
+    ) -> Result<(), RingError> {
+        if self.unpublished == 0 {
+            return Ok(());
+        }
+        self.unpublished = 0;
+        let used_idx = ring.state().next_used;
+        if let Some(log) = &mut self.log {
+            log.returning(&self.returning, used_idx);
+        }
+        let notify = ring.publish(map)?;
+        if let Some(log) = &mut self.log {
+            log.returned(&self.returning, used_idx);
+            self.returning.clear();
+        }
+        if notify {
+            self.notify();
+        }
+        Ok(())
+    }
+
+    /// Notifies the driver.
+    #[inline]
+    pub(super) fn notify(&self) {
+        self.counters.interrupts.add(1);
+        (self.notify)();
     }
 }

@@ -116,11 +116,11 @@ impl Reports {
         });
     }
 
-    /// As `operation`, for one that went to the disk with `job` and covers the `place`.
+    /// As `operation`, for one of a request in flight that covers the `place`.
     #[cold]
-    pub(super) fn job(&self, job: RequestKind, (offset, len): (u64, u64), error: &DiskError) {
+    pub(super) fn request(&self, kind: RequestKind, (offset, len): (u64, u64), error: &DiskError) {
         self.tell(ErrorCause::Operation {
-            request: job.request(),
+            request: kind.request(),
             offset,
             len,
             error,

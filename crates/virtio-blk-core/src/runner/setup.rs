@@ -59,13 +59,36 @@ pub(crate) enum WriteCache {
     Switchable,
 }
 
-/// What the device decides about a queue; see [`QueueSetup`] for the transport's part.
-pub(crate) struct QueueParts {
+/// What requests of a queue are executed with: the device's side of it.
+pub(crate) struct DeviceView {
     pub(crate) limits: RequestLimits,
-    pub(crate) features: u64,
     pub(crate) shared: Arc<SharedConfig>,
     pub(crate) serial: [u8; crate::spec::SERIAL_SIZE],
     pub(crate) write_cache: WriteCache,
+}
+
+impl DeviceView {
+    /// Takes the present capacity over.
+    #[inline(always)]
+    pub(super) fn renew_capacity(&mut self) {
+        self.limits.capacity = self.shared.capacity();
+    }
+
+    /// Whether a write must be stable before it completes, now.
+    #[inline]
+    pub(super) fn write_through(&self) -> bool {
+        match self.write_cache {
+            WriteCache::Back => false,
+            WriteCache::Through => true,
+            WriteCache::Switchable => !self.shared.writeback(),
+        }
+    }
+}
+
+/// What the device decides about a queue; see [`QueueSetup`] for the transport's part.
+pub(crate) struct QueueParts {
+    pub(crate) features: u64,
+    pub(crate) device: DeviceView,
     pub(crate) counters: Arc<Counters>,
     pub(crate) reports: Reports,
 }

@@ -1,11 +1,12 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reads and writes of the usual shape that the disk executes inside the call. Everything else that shows
-//! on the way goes on as any chain does.
+//! Simple reads and writes that the disk executes inside the call. Everything else that shows on the way
+//! continues as any chain does.
 
 use super::QueueRunner;
-use super::completion::used_len;
+use super::completion::Finished;
+use super::fetch::{Fetch, HEADER_LEN, STATUS_LEN};
 use super::slab::{RequestKind, StatusByte};
 use super::submit::{IN, OUT};
 use crate::disk::OpKind;
@@ -15,23 +16,24 @@ use crate::ring::SimpleChain;
 use crate::spec::{HEADER_SIZE, RequestHeader, RequestStatus, RequestType};
 
 impl<M: DeviceMemory> QueueRunner<M> {
-    /// Executes a request, or answers it at once.
+    /// Executes or refuses the request in a simple chain, or puts it in flight.
     #[inline(always)]
     pub(super) fn begin_simple(&mut self, simple: SimpleChain) {
         let len = simple.data.len;
+        let map = &self.fetch.map;
         let (Some(host), Some(header), Some(data)) = (
-            self.map.host(simple.status, 1),
-            self.map.host(simple.header, HEADER_SIZE),
-            self.map.host(simple.data.addr, len as usize),
+            map.host(simple.last, 1),
+            map.host(simple.first, HEADER_SIZE),
+            map.host(simple.data.addr, len as usize),
         ) else {
             return self.begin_as_chain(simple);
         };
-        let guest = simple.status;
+        let guest = simple.last;
         let status = StatusByte { host, guest };
         // SAFETY: mapped for 16 bytes. Nothing was read from there before, nor is it afterwards.
         let halves = unsafe { read_16(header) };
         // SAFETY: mapped for `len` bytes while `keep` lives, which the buffer owns.
-        unsafe { self.data.set_one(self.map.keep(), data, len as usize) };
+        unsafe { self.data.set_one(map.keep(), data, len as usize) };
         match (halves[0] as u32, simple.writable) {
             (IN, true) => self.execute_simple(simple, status, halves, RequestType::In),
             (OUT, false) => self.execute_simple(simple, status, halves, RequestType::Out),
@@ -52,41 +54,40 @@ impl<M: DeviceMemory> QueueRunner<M> {
             kind: wire,
             sector: halves[1],
         };
-        let (job, kind) = match parse(&header, len, len, &self.limits) {
+        let (request, kind) = match parse(&header, len, len, &self.device.limits) {
             Ok(Request::Read { offset, .. }) => (RequestKind::Read, OpKind::Read { offset }),
             Ok(Request::Write { offset, .. }) => {
-                let fua = self.write_through();
+                let fua = self.device.write_through();
                 (RequestKind::Write, OpKind::Write { offset, fua })
             }
             _ => return self.begin_with_header(simple, status, halves),
         };
-        let result = match &mut self.io {
-            Some(io) => io.execute(&kind, &self.data),
-            None => None,
-        };
+        let result = self.outstanding.execute(&kind, &self.data);
         if !matches!(result, Some(Ok(()))) {
             self.cut(simple);
-            return self.executed(status, job, kind, result);
+            return self.executed(status, request, kind, result);
         }
-        // SAFETY: translated a moment ago from the map that `self` holds.
-        unsafe { status.host.write_volatile(RequestStatus::Ok as u8) };
-        let (written, writable) = if job == RequestKind::Read {
-            (len, len)
-        } else {
-            (0, 0)
+        let read_len = if request == RequestKind::Read { len } else { 0 };
+        let finished = Finished {
+            head: simple.head,
+            status,
+            result: RequestStatus::Ok,
+            counted: Some(wire),
+            data_len: len,
+            written: read_len,
+            writable_len: read_len,
+            writable: std::slice::from_ref(&simple.data),
         };
-        if self.map.tracks_dirty() {
-            self.map.mark_dirty(simple.status, 1);
-            self.map.mark_dirty(simple.data.addr, written as usize);
-        }
-        self.count(wire, len, RequestStatus::Ok);
-        self.add_used(simple.head, used_len(written, writable));
+        let Fetch { ring, map, .. } = &mut self.fetch;
+        self.completer.finish(ring, map, finished);
     }
 
-    /// The memory is not where it usually is.
+    /// The memory is not where it nearly always is.
     #[cold]
     fn begin_as_chain(&mut self, simple: SimpleChain) {
-        self.chain.set_simple(&simple);
+        self.fetch
+            .chain
+            .set_simple::<HEADER_LEN, STATUS_LEN>(&simple);
         self.begin();
     }
 
@@ -100,9 +101,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// Makes `chain` what is left of the chain without header and status.
     #[cold]
     fn cut(&mut self, simple: SimpleChain) {
-        self.chain.set_simple(&simple);
+        let chain = &mut self.fetch.chain;
+        chain.set_simple::<HEADER_LEN, STATUS_LEN>(&simple);
         // Both are whole segments.
-        let _ = self.chain.cut_last_writable();
-        let _ = self.chain.cut_first_readable(HEADER_SIZE as u32);
+        let _ = chain.cut_last_writable();
+        let _ = chain.cut_first_readable(HEADER_SIZE as u32);
     }
 }

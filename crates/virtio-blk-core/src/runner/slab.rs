@@ -72,7 +72,7 @@ pub(super) struct Slot {
     pub(super) busy: bool,
     generation: u32,
     pub(super) head: u16,
-    pub(super) job: RequestKind,
+    pub(super) kind: RequestKind,
     /// Counts requests: the order in which they were taken.
     pub(super) sequence: u64,
     pub(super) status: StatusByte,
@@ -123,7 +123,7 @@ impl Slot {
     /// The bytes on the disk that the running operation covers, as offset and length.
     #[cold]
     pub(super) fn place(&self) -> (u64, u64) {
-        match self.job {
+        match self.kind {
             RequestKind::Read | RequestKind::Write => (self.offset, u64::from(self.data_len)),
             RequestKind::Ranges { .. } => (self.offset, self.range_len),
             RequestKind::Flush | RequestKind::Lifetime => (0, 0),
@@ -179,7 +179,7 @@ impl Slab {
             busy: false,
             generation: 0,
             head: 0,
-            job: RequestKind::Flush,
+            kind: RequestKind::Flush,
             sequence: 0,
             status: StatusByte {
                 host: std::ptr::null_mut(),

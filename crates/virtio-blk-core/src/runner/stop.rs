@@ -10,7 +10,6 @@ use virtio_queue::QueueState;
 use super::{QueueError, QueueRunner, Service, wait};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
-use crate::ring::Ring;
 
 /// How to stop a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,21 +48,17 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Leaves the ring as the next owner needs it.
     pub(super) fn leave(&mut self) {
-        self.ring.leave(&self.map);
+        self.fetch.leave();
     }
 
     /// As [`Stop::HandOver`], without a write to the ring.
     pub(super) fn abandon(mut self) -> Stopped {
-        self.cancel_all();
-        // Dropping the disk's queue waits until no buffer is used any more.
-        self.io = None;
-        let in_flight = self
-            .slab
-            .busy()
-            .into_iter()
-            .filter_map(|token| self.slab.get(token).map(|slot| slot.head))
-            .chain(self.replay.by_ref())
-            .collect();
+        self.fetch.set_open(false);
+        self.outstanding.cancel();
+        // Waits until no buffer is used any more.
+        self.outstanding.close();
+        let mut in_flight = self.outstanding.heads();
+        in_flight.extend(self.fetch.unreplayed());
         Stopped {
             state: self.state(),
             in_flight,
@@ -73,15 +68,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Takes nothing new from now on, and has the disk let go of what it holds back.
     pub(super) fn begin_drain(&mut self) {
-        self.intake = false;
-        if let Some(io) = &mut self.io {
-            io.release_held();
-        }
+        self.fetch.set_open(false);
+        self.outstanding.release_held();
     }
 
     /// Whether every request taken, or to be taken again, was returned.
     pub(super) fn is_drained(&self) -> bool {
-        self.in_flight() == 0 && self.replay.len() == 0
+        self.in_flight() == 0 && !self.fetch.is_replaying()
     }
 
     fn drain(&mut self) {
@@ -103,16 +96,6 @@ impl<M: DeviceMemory> QueueRunner<M> {
         match self.wait() {
             Wait::Fd(fd) => wait::readable(fd, deadline),
             Wait::Poll | Wait::Inline => std::thread::yield_now(),
-        }
-    }
-
-    fn cancel_all(&mut self) {
-        self.intake = false;
-        self.stalled.clear();
-        if let Some(io) = &mut self.io {
-            for token in self.slab.busy() {
-                io.cancel(token);
-            }
         }
     }
 }

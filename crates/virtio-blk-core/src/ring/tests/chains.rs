@@ -37,7 +37,7 @@ fn found(
         assert_eq!((chain.head(), ring.in_flight()), (0, 1));
         same_by_shape(&map, &state, features, popped, &chain);
         // Whatever it was, it is handed back and the queue goes on.
-        ring.push(0, 0);
+        ring.add_used(0, 0);
         assert_eq!(ring.in_flight(), 0);
         ring.publish(&map).unwrap();
         assert_eq!(ring.pop(&map, &mut Chain::new()), Ok(Popped::Empty));
@@ -78,16 +78,14 @@ fn same_by_shape<M: crate::memory::DeviceMemory>(
 ) {
     let mut ring = SplitRing::new(map, state, features).unwrap();
     let mut chain = Chain::new();
-    let taken = ring.take_next(map, &mut chain).unwrap();
+    let found = ring.next().unwrap().expect("nothing there");
     assert_eq!(ring.in_flight(), 1);
-    match taken {
-        Taken::Nothing => panic!("nothing there"),
-        Taken::Malformed(error) => assert_eq!(popped, Popped::Malformed(error)),
-        Taken::Chain => assert_eq!(popped, Popped::Chain),
-        Taken::Simple(simple) => {
+    match ring.read_simple::<16, 1, M>(map, found) {
+        Some(simple) => {
             assert_eq!(popped, Popped::Chain);
-            chain.set_simple(&simple);
+            chain.set_simple::<16, 1>(&simple);
         }
+        None => assert_eq!(popped, Popped::from(ring.read(map, found, &mut chain))),
     }
     assert_eq!(chain.head(), expected.head());
     if popped == Popped::Chain {
@@ -284,7 +282,7 @@ fn tables_are_limited_by_safety_and_not_by_the_queue() {
 fn place(
     indirect: bool,
     write: impl FnOnce(&mut HostileRing<'_>) -> Vec<Descriptor>,
-) -> StatusPlace {
+) -> LastWritable {
     let (mem, space) = testmem::single(4 * 1024 * 1024).unwrap();
     let mut hostile = HostileRing::new(&mem, space, SIZE, 0, false).unwrap();
     for (index, desc) in write(&mut hostile).into_iter().enumerate() {
@@ -295,12 +293,12 @@ fn place(
     let map = GuestMap::new(Arc::new(mem));
     let features = if indirect { RING_INDIRECT_DESC } else { 0 };
     let mut ring = SplitRing::new(&map, &state, features).unwrap();
-    ring.status_place(&map, 0)
+    ring.last_writable(&map, 0)
 }
 
 #[test]
 fn a_refused_chain_has_its_status_in_the_last_writable_byte() {
-    let at = |addr| StatusPlace::At { addr, alone: false };
+    let at = |addr| LastWritable::At { addr, alone: false };
     let far = u32::MAX;
     let end = 0x1234_5678;
     let mark = |len: u32| Descriptor::writable(GuestAddress(end), len);
@@ -313,7 +311,7 @@ fn a_refused_chain_has_its_status_in_the_last_writable_byte() {
         ),
         (
             vec![r(1).then(1), mark(1)],
-            StatusPlace::At {
+            LastWritable::At {
                 addr: end,
                 alone: true,
             },
@@ -327,21 +325,24 @@ fn a_refused_chain_has_its_status_in_the_last_writable_byte() {
         (vec![r(1).then(1), mark(2).then(1)], at(end + 1)),
         // An address that wraps is not mapped.
         (vec![Descriptor::writable(GuestAddress(u64::MAX), 3)], at(1)),
-        (vec![r(1).then(1), w(0).then(2), r(1)], StatusPlace::Nowhere),
-        (vec![r(1).then(1), r(1).then(0)], StatusPlace::Unknown),
-        (vec![r(1).then(u16::MAX)], StatusPlace::Unknown),
+        (
+            vec![r(1).then(1), w(0).then(2), r(1)],
+            LastWritable::Nowhere,
+        ),
+        (vec![r(1).then(1), r(1).then(0)], LastWritable::Unknown),
+        (vec![r(1).then(u16::MAX)], LastWritable::Unknown),
     ] {
         assert_eq!(place(true, |_| list.clone()), expected, "{list:?}");
     }
     type Write<'a> = &'a dyn Fn(&mut HostileRing<'_>) -> Descriptor;
-    let tables: [(Write<'_>, StatusPlace); 6] = [
+    let tables: [(Write<'_>, LastWritable); 6] = [
         (&|ring| table(ring, &[w(3), mark(2), r(1)]), at(end + 1)),
         (&|ring| table(ring, &[w(3), mark(2).then(7)]), at(end + 1)),
         (&|ring| table(ring, &[w(3), mark(2).then(0)]), at(end + 1)),
-        (&|ring| table(ring, &[r(3)]), StatusPlace::Nowhere),
+        (&|ring| table(ring, &[r(3)]), LastWritable::Nowhere),
         (
             &|ring| table(ring, &[mark(2)]).then(1),
-            StatusPlace::Unknown,
+            LastWritable::Unknown,
         ),
         (
             &|ring| {
@@ -355,7 +356,10 @@ fn a_refused_chain_has_its_status_in_the_last_writable_byte() {
     for (write, expected) in tables {
         assert_eq!(place(true, |ring| vec![write(ring)]), expected);
         // Not negotiated: the table is not looked at.
-        assert_eq!(place(false, |ring| vec![write(ring)]), StatusPlace::Unknown);
+        assert_eq!(
+            place(false, |ring| vec![write(ring)]),
+            LastWritable::Unknown
+        );
     }
     let before = place(true, |ring| {
         let inner = table(ring, &[w(1)]);
@@ -516,14 +520,11 @@ fn usual_chains_are_known_by_their_shape() {
             drop(hostile);
             let map = GuestMap::new(Arc::new(mem));
             let mut ring = SplitRing::new(&map, &state, RING_INDIRECT_DESC).unwrap();
-            let taken = ring.take_next(&map, &mut Chain::new()).unwrap();
+            let found = ring.next().unwrap().expect("nothing there");
+            let simple = ring.read_simple::<16, 1, _>(&map, found);
             // A table has three entries, and they are linked in order here.
             let usual = usual && !(table && (list.len() != 3 || list[1].len == 1));
-            assert_eq!(
-                matches!(taken, Taken::Simple(_)),
-                usual,
-                "{list:?}, table: {table}"
-            );
+            assert_eq!(simple.is_some(), usual, "{list:?}, table: {table}");
         }
     }
 }

@@ -32,7 +32,7 @@ fn used_entries_show_only_when_they_are_published() {
         assert_eq!(rig.pop(), Ok(Popped::Empty));
         // In another order than they came.
         for &head in heads.iter().rev() {
-            rig.ring.push(head, round);
+            rig.ring.add_used(head, round);
         }
         assert_eq!(rig.used(), None);
         rig.ring.publish(&rig.map).unwrap();
@@ -88,7 +88,7 @@ fn an_index_that_jumps_stops_the_ring_for_good() {
             assert_eq!(rig.pop(), Err(error));
             // Nothing works any more, and nothing is written, also once the index is right again.
             set_idx(&rig, next);
-            rig.ring.push(head, 1);
+            rig.ring.add_used(head, 1);
             assert_eq!(rig.ring.publish(&rig.map), Err(error));
             assert_eq!(rig.pop(), Err(error));
             assert_eq!(rig.ring.enable_kicks(&rig.map), Err(error));
@@ -148,12 +148,12 @@ fn heads_that_were_not_taken_can_not_be_handed_back() {
     let mut rig = rig(true, 0);
     let head = rig.offer();
     for other in [head, SIZE, 64, 65535] {
-        rig.ring.push(other, 1);
+        rig.ring.add_used(other, 1);
     }
     assert_eq!(rig.ring.publish(&rig.map), Ok(false));
     rig.take();
-    rig.ring.push(head, 1);
-    rig.ring.push(head, 1);
+    rig.ring.add_used(head, 1);
+    rig.ring.add_used(head, 1);
     rig.ring.publish(&rig.map).unwrap();
     assert_eq!(rig.used(), Some((head, 1)));
     assert_eq!(rig.used(), None);

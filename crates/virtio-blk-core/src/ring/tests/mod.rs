@@ -83,7 +83,7 @@ impl Rig {
 
     /// Uses a head at once; answers whether the driver is to be told.
     fn use_up(&mut self, head: u16, len: u32) -> bool {
-        self.ring.push(head, len);
+        self.ring.add_used(head, len);
         self.ring.publish(&self.map).unwrap()
     }
 

@@ -54,7 +54,7 @@ fn with_event_idx_the_index_decides() {
                 }
                 for _ in 0..count {
                     let head = rig.take();
-                    rig.ring.push(head, 0);
+                    rig.ring.add_used(head, 0);
                 }
                 // The entry the driver named is among those that were used.
                 let told = rig.ring.publish(&rig.map).unwrap();
@@ -140,7 +140,7 @@ proptest! {
             let mut told = false;
             for _ in 0..count {
                 let head = rig.take();
-                rig.ring.push(head, 0);
+                rig.ring.add_used(head, 0);
                 if at_once {
                     told |= rig.ring.publish(&rig.map).unwrap();
                 }

@@ -171,7 +171,7 @@ fn run(event_idx: bool, start: u16, steps: &[Step]) {
                 let nth = nth % taken.len();
                 let (head, room) = taken.remove(nth).unwrap();
                 let len = (*len).min(room);
-                ours.ring.push(head, len);
+                ours.ring.add_used(head, len);
                 // virtio-queue publishes each one: ours must catch up to be compared.
                 theirs.queue.add_used(&*theirs.rig.mem, head, len).unwrap();
                 theirs.used = true;

@@ -63,6 +63,6 @@ fn long_requests_in_flight_have_a_bound_and_all_are_answered() {
         }
         // Nothing is kept, and ordinary requests have all the room.
         assert_eq!(runner.in_flight(), 0);
-        assert!(!runner.slab.is_crowded());
+        assert!(!runner.outstanding.is_crowded());
     }
 }

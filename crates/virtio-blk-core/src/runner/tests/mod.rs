@@ -30,7 +30,7 @@ use vm_memory::{GuestMemory, GuestMemoryMmap};
 
 use super::*;
 use crate::device::{Device, DeviceOptions};
-use crate::disk::{Caps, EraseLimits, OpKind, ZeroLimits};
+use crate::disk::{Caps, DiskError, EraseLimits, OpKind, ZeroLimits};
 use crate::spec::feature;
 use crate::testdisk::{Mode, TestDisk, WaitKind};
 

@@ -399,7 +399,13 @@ fn used_entries_become_visible_in_pieces_of_a_long_batch() {
     rig.driver.publish().unwrap();
     assert_eq!(rig.settle(), Service::Idle);
     assert_eq!(lines.lock().unwrap().iter().sum::<usize>(), 16);
-    assert!(lines.lock().unwrap().iter().all(|&n| n <= PUBLISH_EVERY));
+    assert!(
+        lines
+            .lock()
+            .unwrap()
+            .iter()
+            .all(|&n| n <= completion::PUBLISH_EVERY)
+    );
     assert_eq!(rig.answers().len(), 16);
 }
 
