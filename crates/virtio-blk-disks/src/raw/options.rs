@@ -44,6 +44,7 @@ pub struct RawOptions {
     pub(crate) mmap: bool,
     #[serde(skip)]
     pub(crate) inspect: bool,
+    #[serde(skip)]
     pub(crate) extend: bool,
     #[cfg(feature = "inject")]
     #[serde(skip)]
