@@ -3,7 +3,7 @@
 
 //! Address spaces: what the device can reach, and what was given at its making.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vdpa_bus::VdpaError;
@@ -123,6 +123,8 @@ pub(crate) struct MissTable {
     faults: Arc<FaultState>,
     /// Not before the ring is resolved, which is no buffer.
     armed: AtomicBool,
+    /// Translations to come that don't fail.
+    spared: AtomicU32,
 }
 
 impl MissTable {
@@ -131,6 +133,7 @@ impl MissTable {
             table,
             faults,
             armed: AtomicBool::new(armed),
+            spared: AtomicU32::new(0),
         }
     }
 
@@ -158,7 +161,12 @@ impl GuestMemory for MissTable {
         count: usize,
         access: Permissions,
     ) -> GuestMemoryResult<impl GuestMemorySliceIterator<'a, ()>> {
-        if self.armed.load(Ordering::Relaxed) && self.faults.iotlb.roll() {
+        let spared = self.spared.load(Ordering::Relaxed);
+        if spared != 0 {
+            // One thread at a time serves a queue, which has its own table.
+            self.spared.store(spared - 1, Ordering::Relaxed);
+        } else if self.armed.load(Ordering::Relaxed) && self.faults.iotlb.roll() {
+            self.spared.store(self.faults.spared, Ordering::Relaxed);
             return Err(GuestMemoryError::InvalidGuestAddress(addr));
         }
         self.table.get_slices(addr, count, access)

@@ -17,6 +17,7 @@ pub struct Faults {
     pub(crate) kicks: u32,
     pub(crate) callbacks: u32,
     pub(crate) iotlb: u32,
+    pub(crate) spared: u32,
     pub(crate) undrained: u32,
     pub(crate) disk: Option<FaultPlan>,
 }
@@ -35,6 +36,7 @@ impl Faults {
             kicks: 0,
             callbacks: 0,
             iotlb: 0,
+            spared: 0,
             undrained: 0,
             disk: None,
         }
@@ -59,6 +61,15 @@ impl Faults {
     #[must_use]
     pub const fn miss_iotlb(mut self, per_mille: u32) -> Self {
         self.iotlb = per_mille;
+        self
+    }
+
+    /// After a translation that failed, so many of the same queue do not. A chain whose buffer is missing can be answered
+    /// with an error then (64 translations find its status byte); one that can't be answered stops the device. `strict`
+    /// only.
+    #[must_use]
+    pub const fn spare_after_miss(mut self, translations: u32) -> Self {
+        self.spared = translations;
         self
     }
 
@@ -97,6 +108,8 @@ pub(crate) struct FaultState {
     pub(crate) kicks: Dice,
     pub(crate) callbacks: Dice,
     pub(crate) iotlb: Dice,
+    /// Translations that don't fail after one that did.
+    pub(crate) spared: u32,
     pub(crate) undrained: Dice,
 }
 
@@ -112,6 +125,7 @@ impl FaultState {
             kicks: dice(plan.kicks, 1),
             callbacks: dice(plan.callbacks, 2),
             iotlb: dice(plan.iotlb, 3),
+            spared: plan.spared,
             undrained: dice(plan.undrained, 4),
         }
     }
