@@ -35,6 +35,8 @@ pub(super) struct PendingOp {
     offset: usize,
     /// All data is through, and its flush is on its way.
     pub(super) flushing: bool,
+    /// It was cancelled: nothing more of it is given to the device.
+    pub(super) cancelled: bool,
     pub(super) sub_request: SubRequest,
 }
 
@@ -48,6 +50,7 @@ impl PendingOp {
             segment: 0,
             offset: 0,
             flushing: false,
+            cancelled: false,
             sub_request: SubRequest::default(),
         }
     }

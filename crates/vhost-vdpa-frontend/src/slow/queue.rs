@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Completion, DiskError, IoQueue, Lifetime, Op, OpKind, Submit, Wait};
+use virtio_blk_core::disk::{
+    Completion, DiskError, IoQueue, Lifetime, Op, OpKind, Submit, Token, Wait,
+};
 use virtio_blk_core::memory::Permissions;
 use virtio_blk_core::spec::feature;
 use virtio_blk_driver::ring::{Chain, RingError, Used};
@@ -33,6 +35,8 @@ enum Issue {
     Issued,
     /// There is no room in the ring, or no bounce buffer: later.
     NoRoom,
+    /// It can't be executed any more: the operation ends with this error.
+    Refused(DiskError),
 }
 
 /// A shadow queue that this has to itself, and the operations in flight.
@@ -48,6 +52,10 @@ pub(super) struct SlowQueue {
     /// By cookie.
     pending: Vec<Option<PendingOp>>,
     free: Vec<u16>,
+    /// Ended outside `reap`, which returns them.
+    ended: Vec<Completion>,
+    /// Nothing more is given to the device.
+    closing: bool,
     /// Accepted, and not yet with the device (any more): for want of room.
     waiting: VecDeque<u16>,
     /// When the device last finished something, or got something while it had nothing.
@@ -77,6 +85,8 @@ impl SlowQueue {
             flush: shared.negotiated(feature::FLUSH),
             pending: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
+            ended: Vec::new(),
+            closing: false,
             waiting: VecDeque::with_capacity(count.into()),
             progress: None,
             checked: None,
@@ -210,6 +220,11 @@ impl SlowQueue {
                             let (done, len) = (entry.done as usize, sub_request.len as usize);
                             copy(&entry.op.buf, done, len, to, true, scratch);
                         }
+                        if !entry.op.buf.is_intact() {
+                            // What was copied is not what the driver wrote.
+                            release(shadow, view, &sub_request);
+                            return Ok(Issue::Refused(DiskError::from_errno(libc::EFAULT)));
+                        }
                     }
                 } else {
                     sub_request.generation = Some(view.hold());
@@ -249,9 +264,11 @@ impl SlowQueue {
     fn push(&mut self) -> Result<(), RingError> {
         while let Some(&index) = self.waiting.front() {
             match self.issue(index)? {
-                Issue::Issued => self.waiting.pop_front(),
+                Issue::Issued => {}
                 Issue::NoRoom => break,
-            };
+                Issue::Refused(error) => self.end(index, Err(error)),
+            }
+            self.waiting.pop_front();
         }
         let Some(shadow) = &mut self.shadow else {
             return Ok(());
@@ -261,6 +278,18 @@ impl SlowQueue {
             self.shared.device.kick_vq(shadow.index);
         }
         Ok(())
+    }
+
+    /// Ends operation `index`, of which the device has nothing, outside [`IoQueue::reap`].
+    #[cold]
+    fn end(&mut self, index: u16, result: Result<(), DiskError>) {
+        let slot = self.pending.get_mut(usize::from(index));
+        if let Some(entry) = slot.and_then(Option::take) {
+            self.free.push(index);
+            self.ended.push(entry.op.complete(result));
+            // The owner may be asleep.
+            self.event.signal();
+        }
     }
 
     /// Takes back what the device is done with.
@@ -319,14 +348,26 @@ impl SlowQueue {
         release(shadow, &mut self.view, &sub_request);
         entry.advance(sub_request.len);
         let more = result.is_ok()
+            && !self.closing
             && (entry.left() != 0 || {
                 let flush = self.flush && entry.wants_flush() && !entry.flushing;
                 entry.flushing |= flush;
                 flush
             });
+        let (more, result) = if more && entry.cancelled {
+            (false, Err(DiskError::Cancelled))
+        } else {
+            (more, result)
+        };
         if more {
-            if !self.waiting.is_empty() || matches!(self.issue(index)?, Issue::NoRoom) {
+            if !self.waiting.is_empty() {
                 self.waiting.push_back(index);
+                return Ok(());
+            }
+            match self.issue(index)? {
+                Issue::Issued => {}
+                Issue::NoRoom => self.waiting.push_back(index),
+                Issue::Refused(error) => self.end(index, Err(error)),
             }
             return Ok(());
         }
@@ -343,6 +384,7 @@ impl SlowQueue {
         }
         let before = done.len();
         loop {
+            done.append(&mut self.ended);
             self.collect(done)?;
             self.push()?;
             let Some(shadow) = &mut self.shadow else {
@@ -353,6 +395,7 @@ impl SlowQueue {
                 break;
             }
         }
+        done.append(&mut self.ended);
         self.note_progress(done.len() != before);
         Ok(())
     }
@@ -399,6 +442,7 @@ impl SlowQueue {
     fn fail_all(&mut self, done: &mut Vec<Completion>) {
         self.event.clear();
         self.waiting.clear();
+        done.append(&mut self.ended);
         for (index, slot) in (0..).zip(&mut self.pending) {
             if let Some(entry) = slot.take() {
                 if let Some(generation) = entry.sub_request.generation {
@@ -469,6 +513,7 @@ impl IoQueue for SlowQueue {
         match issued {
             Ok(Issue::Issued) => {}
             Ok(Issue::NoRoom) => self.waiting.push_back(index),
+            Ok(Issue::Refused(error)) => self.end(index, Err(error)),
             Err(error) => {
                 self.waiting.push_back(index);
                 self.shared.give_up(&error);
@@ -511,6 +556,28 @@ impl IoQueue for SlowQueue {
         }
     }
 
+    /// What the device has can't be called back: such an operation completes when that ends, and what is left of it is
+    /// not given to the device any more.
+    fn cancel(&mut self, token: Token) {
+        let cancelled = |slot: &Option<PendingOp>| {
+            let found = slot.as_ref().map(|entry| entry.op.token);
+            found == Some(token)
+        };
+        let Some(at) = self.pending.iter().position(cancelled) else {
+            return;
+        };
+        if let Some(waiting) = self
+            .waiting
+            .iter()
+            .position(|index| usize::from(*index) == at)
+        {
+            self.waiting.remove(waiting);
+            self.end(at as u16, Err(DiskError::Cancelled));
+        } else if let Some(Some(entry)) = self.pending.get_mut(at) {
+            entry.cancelled = true;
+        }
+    }
+
     fn deadline(&self) -> Option<Instant> {
         self.checked
             .map(|checked| checked + HEALTH_CHECK_INTERVAL.min(self.patience()))
@@ -519,6 +586,11 @@ impl IoQueue for SlowQueue {
 
 impl Drop for SlowQueue {
     fn drop(&mut self) {
+        // Nothing new: the memory of what waits may not be its owner's any more.
+        self.closing = true;
+        for index in std::mem::take(&mut self.waiting) {
+            self.end(index, Err(DiskError::Cancelled));
+        }
         let mut done = Vec::new();
         while self.in_flight() != 0 {
             if self.flush_batch().is_ok() && self.reap(&mut done).is_ok_and(|count| count != 0) {
