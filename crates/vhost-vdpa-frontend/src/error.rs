@@ -143,6 +143,9 @@ pub enum PathError {
         /// The cause.
         source: std::io::Error,
     },
+    /// It can't be done with this device at any moment; nothing was changed.
+    #[error("not with this device: {0}")]
+    Unsupported(&'static str),
     /// It can't be done at this moment.
     #[error("not now: {0}")]
     Busy(&'static str),

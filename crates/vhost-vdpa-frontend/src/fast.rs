@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use vdpa_bus::{Callback, VdpaDevice, backend_feature};
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
-use virtio_blk_core::spec::feature;
+use virtio_blk_core::spec::{self, feature};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::dirty::{self, Coverage, Seen};
@@ -16,6 +16,26 @@ use crate::error::{DeviceStep, PathError, Step};
 use crate::frontend::{Frontend, StatusWrite};
 use crate::guest::{self, Guest, GuestQueue, QueuePositions, QuiesceError, SavedGuest};
 use crate::lock;
+use crate::slow::BLOCK_FEATURES;
+
+/// Ring and transport features that need nothing of the VMM, or what this path has. RING_RESET, NOTIFICATION_DATA,
+/// NOTIF_CONFIG_DATA, ADMIN_VQ, SR_IOV and SUSPEND are not among them: nobody would carry them out.
+const HONOURED: u64 = feature::RING_INDIRECT_DESC
+    | feature::RING_EVENT_IDX
+    | feature::VERSION_1
+    | feature::RING_PACKED
+    | feature::IN_ORDER
+    | ORDER_PLATFORM;
+/// `VIRTIO_F_ORDER_PLATFORM`: how the driver orders its accesses, which it alone does.
+const ORDER_PLATFORM: u64 = 1 << 36;
+/// The bits of a device class (virtio 1.4, 2.2): between the guest and its device.
+const CLASS: u64 = ((1 << 24) - 1) | (!0 << 50);
+/// Those of a block device.
+const BLOCK: u64 = BLOCK_FEATURES | feature::CONFIG_WCE | feature::GEOMETRY | feature::ZONED;
+
+/// Classes whose devices have no state beyond their rings and what the driver wrote into the configuration space:
+/// block and entropy devices.
+const STATELESS: [u32; 2] = [spec::DEVICE_ID, 4];
 
 /// A vDPA device of any class, given to a guest.
 ///
@@ -49,7 +69,11 @@ impl FastPath {
     /// # Errors
     /// The device refused the reset.
     pub fn new(device: Arc<dyn VdpaDevice>) -> Result<Self, PathError> {
-        let frontend = Frontend::new(device, !feature::ACCESS_PLATFORM)?;
+        let class = match device.get_device_id() {
+            spec::DEVICE_ID => BLOCK,
+            _ => CLASS,
+        };
+        let frontend = Frontend::new(device, HONOURED | class)?;
         Ok(Self {
             inner: Mutex::new(Inner {
                 guest: frontend.new_guest(frontend.device().nvqs()),
@@ -184,16 +208,21 @@ impl FastPath {
     /// Stops the device at an instant at which nothing is in flight. A device that can't be suspended is reset once
     /// it is idle: for that the caller has stopped the guest's vCPUs.
     ///
+    /// A device with SUSPEND and RESUME can always be paused. Any other is started anew afterwards: only one that starts
+    /// rings in their middle, of a class without state of its own (block, entropy), and without SUSPEND only with split
+    /// rings.
+    ///
     /// # Errors
-    /// Requests did not end in time, or the device refused: it goes on.
+    /// [`PathError::Unsupported`] for a device that can't be paused; nothing was changed. Requests did not end in time,
+    /// or the device refused: it continues.
     pub fn pause(&self, timeout: Duration) -> Result<(), PathError> {
         let mut inner = lock(&self.inner);
         if inner.paused.is_some() || !inner.guest.runs() {
             return Ok(());
         }
         let (device, guest) = (self.device().as_ref(), &inner.guest);
+        let suspends = self.check_pause(guest)?;
         let deadline = Instant::now() + timeout;
-        let suspends = device.get_backend_features() & backend_feature::SUSPEND != 0;
         let quiesced = if suspends {
             guest::suspend(device, guest, deadline, &mut 0)
         } else {
@@ -215,6 +244,38 @@ impl FastPath {
                 Err(error.into_source())
             }
         }
+    }
+
+    /// Whether the device is paused by SUSPEND.
+    fn check_pause(&self, guest: &Guest) -> Result<bool, PathError> {
+        let device = self.device().as_ref();
+        let has = |bit| device.get_backend_features() & bit != 0;
+        let suspends = has(backend_feature::SUSPEND);
+        if suspends && has(backend_feature::RESUME) {
+            return Ok(true);
+        }
+        self.check_stateless()?;
+        if self.frontend.starts_at_zero_only() {
+            return Err(PathError::Unsupported(
+                "it can't be suspended and resumed, and starts rings at their beginning only",
+            ));
+        }
+        if !suspends && guest.features & feature::RING_PACKED != 0 {
+            return Err(PathError::Unsupported(
+                "it has no SUSPEND, and a packed ring does not tell whether requests are in flight",
+            ));
+        }
+        Ok(suspends)
+    }
+
+    /// Refuses a class whose devices have state that a reset loses and nothing here can save.
+    fn check_stateless(&self) -> Result<(), PathError> {
+        if STATELESS.contains(&self.device().get_device_id()) {
+            return Ok(());
+        }
+        Err(PathError::Unsupported(
+            "a device of its class has state beyond its rings, which would be lost",
+        ))
     }
 
     /// Goes on after [`FastPath::pause`] or [`FastPath::restore`].
@@ -249,8 +310,10 @@ impl FastPath {
     /// The state of a paused device. Positions are the device's own, never made up.
     ///
     /// # Errors
-    /// It is not paused though its driver runs.
+    /// It is not paused though its driver runs; [`PathError::Unsupported`] for a class whose devices have state beyond
+    /// their rings.
     pub fn save(&self) -> Result<SavedGuest, PathError> {
+        self.check_stateless()?;
         let inner = lock(&self.inner);
         let guest = &inner.guest;
         let states = match &inner.paused {

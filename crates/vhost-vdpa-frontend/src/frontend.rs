@@ -3,7 +3,7 @@
 
 //! A device behind a guest's registers: what the fast path and the path switch have in common.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vdpa_bus::{VdpaDevice, VdpaError, VqState};
 use virtio_blk_core::memory::IotlbTable;
@@ -12,6 +12,7 @@ use virtio_blk_core::spec::{feature, status};
 use crate::error::{DeviceStep, PathError, Step};
 use crate::guest::{self, Guest, GuestQueue, GuestStatus};
 use crate::iotlb_sync::IotlbSync;
+use crate::lock;
 use crate::virtio_init::{self, Ring};
 
 /// A device, its memory map, and the registers that the guest sees of it, whoever serves the guest's rings.
@@ -21,6 +22,8 @@ pub(crate) struct Frontend {
     status: Arc<GuestStatus>,
     /// Feature bits that may be offered to the guest.
     honoured: u64,
+    /// Whether the device starts rings in their middle. `None`: not asked yet.
+    starts_midway: Mutex<Option<bool>>,
 }
 
 /// What a write of the status byte asks of the path, after [`Frontend::write_status`].
@@ -46,6 +49,7 @@ impl Frontend {
             device,
             status: Arc::default(),
             honoured,
+            starts_midway: Mutex::default(),
         })
     }
 
@@ -133,7 +137,18 @@ impl Frontend {
     /// addresses are guest physical ones.
     fn negotiate(&self, guest: &Guest) -> Result<(), PathError> {
         let own = self.device.get_device_features() & feature::ACCESS_PLATFORM;
-        virtio_init::negotiate(self.device.as_ref(), guest.features | own)
+        virtio_init::negotiate(self.device.as_ref(), guest.features | own)?;
+        let mut starts_midway = lock(&self.starts_midway);
+        if starts_midway.is_none() {
+            *starts_midway = virtio_init::starts_midway(self.device.as_ref(), guest.features);
+        }
+        Ok(())
+    }
+
+    /// Whether it is known that the device starts rings at their beginning only (vp_vdpa): what was stopped can't be
+    /// started on it again.
+    pub(crate) fn starts_at_zero_only(&self) -> bool {
+        *lock(&self.starts_midway) == Some(false)
     }
 
     /// Starts the guest's rings at `positions`, or at their beginning where that names none, on a device on which the

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use vdpa_bus::{Callback, VdpaDevice, VqAddress, VqState};
-use virtio_blk_core::spec::status;
+use virtio_blk_core::spec::{feature, status};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{DeviceStep, PathError, Step};
@@ -37,6 +37,28 @@ pub(crate) fn negotiate(device: &dyn VdpaDevice, features: u64) -> Result<(), Pa
         return Err(PathError::Features(features));
     }
     Ok(())
+}
+
+/// Asks a device that [`negotiate`] left whether it starts a ring elsewhere than at its beginning; a real virtio-pci
+/// device can't, and its parent (vp_vdpa) says so here. `None`: the answer was lost. The position set is of no effect, as
+/// [`start`] sets that of each ring.
+pub(crate) fn starts_midway(device: &dyn VdpaDevice, features: u64) -> Option<bool> {
+    let state = if features & feature::RING_PACKED != 0 {
+        VqState::Packed {
+            last_avail_counter: true,
+            last_avail_idx: 1,
+            last_used_counter: true,
+            last_used_idx: 1,
+        }
+    } else {
+        VqState::Split { avail_index: 1 }
+    };
+    match device.set_vq_state(0, state) {
+        Ok(()) => Some(true),
+        // vhost says EINVAL for whatever its parent says.
+        Err(error) if matches!(error.errno(), libc::EINVAL | libc::EOPNOTSUPP) => Some(false),
+        Err(_) => None,
+    }
 }
 
 /// Starts `rings` on a device that [`negotiate`] left, sees that DRIVER_OK stayed, and kicks each ring: a kick that

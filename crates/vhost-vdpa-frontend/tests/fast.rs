@@ -250,6 +250,45 @@ fn what_the_guest_must_not_do_is_refused() {
     assert!(path.read_config(96, &mut [0]).is_err() || path.read_config(95, &mut [0]).is_ok());
 }
 
+/// A device that can't be started in the middle of a ring is not paused by a reset.
+#[test]
+fn what_can_t_be_paused_is_refused_before_anything_is_changed() {
+    let mut guest = guest();
+    let profile = Profile {
+        suspend: false,
+        resume: false,
+        midway: false,
+        ..profile()
+    };
+    let path = FastPath::new(device(profile)).unwrap();
+    path.set_memory(&HostMemory::of_map(&guest.memory)).unwrap();
+    load(&path, &guest);
+    run(&mut guest, progress);
+    let error = path.pause(Duration::from_secs(5)).unwrap_err();
+    assert!(matches!(error, PathError::Unsupported(_)), "{error}");
+    assert!(!path.is_paused());
+    run(&mut guest, progress);
+}
+
+/// One that is suspended and resumed needs no position.
+#[test]
+fn a_device_that_starts_at_0_only_is_paused_by_suspend() {
+    let mut guest = guest();
+    let profile = Profile {
+        midway: false,
+        ..profile()
+    };
+    let path = FastPath::new(device(profile)).unwrap();
+    path.set_memory(&HostMemory::of_map(&guest.memory)).unwrap();
+    load(&path, &guest);
+    for _ in 0..3 {
+        run(&mut guest, progress);
+        path.pause(Duration::from_secs(5)).unwrap();
+        path.resume().unwrap();
+    }
+    run(&mut guest, progress);
+}
+
 #[test]
 fn the_rings_tell_what_was_written_until_descriptors_are_reused() {
     let mut guest = guest();
