@@ -249,13 +249,12 @@ fn a_device_that_starts_at_0_only_stays_slow() {
         progress(total);
         switch.switch_to(DataPath::Slow).unwrap().unwrap();
         progress(total);
-        let error = switch.switch_to(DataPath::Fast).unwrap_err();
-        assert_eq!(
-            (error.step, error.path),
-            (SwitchStep::Start, PathState::Slow)
-        );
-        progress(total);
-        let error = switch.switch_to(DataPath::Fast).unwrap_err();
-        assert_eq!(error.step, SwitchStep::Prepare, "it is not tried again");
+        let served = switch.path();
+        for _ in 0..2 {
+            let error = switch.switch_to(DataPath::Fast).unwrap_err();
+            // Nothing is stopped and reset in vain: it is known from the driver's start.
+            assert_eq!((error.step, error.path), (SwitchStep::Prepare, served));
+            progress(total);
+        }
     });
 }

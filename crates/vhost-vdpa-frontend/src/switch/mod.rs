@@ -3,6 +3,7 @@
 
 //! Moving a running guest between the fast path and the slow path.
 
+mod enforcement;
 mod failed_disk;
 mod pause;
 mod policy;
@@ -64,12 +65,16 @@ pub struct SwitchOptions {
     pub settle_time: Duration,
     /// How long the slow path may take to finish what it has.
     pub drain_timeout: Duration,
+    /// With [`SwitchPolicy::Auto`]: a guest whose requests somebody needs to see is on the slow path, or its device is
+    /// stopped and asks for a reset (DEVICE_NEEDS_RESET). Without, a guest that makes its device one that can't be stopped
+    /// in order stays on the fast path, and [`PathSwitch::intercept`] fails.
+    pub enforce: bool,
     /// Bits never to offer to the guest.
     pub masked_features: u64,
 }
 
 impl Default for SwitchOptions {
-    /// Manual, holding requests on failure; 2 s to quiesce, 2 ms to calm down, 5 s to drain.
+    /// Manual, enforcing interceptions, holding requests on failure; 2 s to quiesce, 2 ms to calm down, 5 s to drain.
     fn default() -> Self {
         Self {
             slow: SlowOptions::default(),
@@ -78,6 +83,7 @@ impl Default for SwitchOptions {
             quiesce_timeout: Duration::from_secs(2),
             settle_time: Duration::from_millis(2),
             drain_timeout: Duration::from_secs(5),
+            enforce: true,
             masked_features: 0,
         }
     }
@@ -133,8 +139,6 @@ struct Inner<M: DeviceMemory> {
     guest: Guest,
     state: State,
     executor: Box<dyn QueueExecutor<M>>,
-    /// The device can't take rings over that were used.
-    starts_at_zero_only: bool,
     last_report: Option<SwitchReport>,
 }
 
@@ -183,7 +187,6 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 guest: frontend.new_guest(queues),
                 state: State::Idle,
                 executor,
-                starts_at_zero_only: false,
                 last_report: None,
             }),
             frontend,
@@ -359,16 +362,19 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.move_to(&mut lock(&self.inner), path)
     }
 
-    /// Says that somebody needs to see requests. With [`SwitchPolicy::Auto`] the guest is on the slow path when this
-    /// returns.
+    /// Records that somebody needs to see requests. With [`SwitchPolicy::Auto`] no request goes by unseen when this
+    /// returns: the guest is on the slow path, or, if it can't be brought there in two attempts and
+    /// [`SwitchOptions::enforce`] is set, its device was reset and asks for a reset by the guest
+    /// ([`PathState::Failed`]). That takes at most twice [`SwitchOptions::settle_time`] and four times
+    /// [`SwitchOptions::quiesce_timeout`], besides what the device and the VMM take for their calls.
     ///
     /// # Errors
-    /// It can't be brought there; nothing is noted then.
+    /// It can't be brought there, and that is not enforced; nothing is recorded then.
     pub fn intercept(&self, reason: &'static str) -> Result<Interception, SwitchError> {
         let mut inner = lock(&self.inner);
         let need = self.interceptions.add(reason);
         if self.options.policy == SwitchPolicy::Auto {
-            self.move_to(&mut inner, DataPath::Slow)?;
+            self.intercept_now(&mut inner)?;
         }
         Ok(need)
     }
@@ -384,9 +390,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             return Ok(None);
         }
         if self.interceptions.any() {
-            return self.move_to(&mut inner, DataPath::Slow);
+            return self.intercept_now(&mut inner);
         }
-        if inner.starts_at_zero_only {
+        if self.frontend.starts_at_zero_only() {
             return Ok(None);
         }
         self.move_to(&mut inner, DataPath::Fast)

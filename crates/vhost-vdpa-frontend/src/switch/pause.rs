@@ -57,7 +57,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             return Ok(());
         };
         let path = match self.options.policy {
-            SwitchPolicy::Auto if self.interceptions.any() || inner.starts_at_zero_only => {
+            SwitchPolicy::Auto
+                if self.interceptions.any() || self.frontend.starts_at_zero_only() =>
+            {
                 DataPath::Slow
             }
             SwitchPolicy::Auto => DataPath::Fast,
@@ -70,6 +72,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         };
         match started {
             Ok(_) => Ok(()),
+            Err(error) if self.must_intercept() => Err(self.hold(inner, error)),
             Err(error) => Err(self.go_back(inner, error, path.other())),
         }
     }

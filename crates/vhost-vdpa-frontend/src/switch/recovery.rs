@@ -158,7 +158,11 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// Has the executor fail the guest's requests, if it can.
-    fn answer_with_errors(&self, inner: &mut Inner<M>, positions: QueuePositions) -> Failure {
+    pub(super) fn answer_with_errors(
+        &self,
+        inner: &mut Inner<M>,
+        positions: QueuePositions,
+    ) -> Failure {
         let disk = Arc::new(FailedDisk(self.caps));
         let served = match new_model(&self.frontend, disk, self.queues, String::new()) {
             Ok(model) => self.serve(inner, &model, positions),

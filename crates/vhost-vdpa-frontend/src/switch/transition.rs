@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use vdpa_bus::{VdpaError, VqState, backend_feature};
+use vdpa_bus::{VqState, backend_feature};
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::Stop;
 
@@ -121,7 +121,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         if self.interceptions.any() {
             return Err(refuse(inner, INTERCEPTED));
         }
-        if inner.starts_at_zero_only {
+        if self.frontend.starts_at_zero_only() {
             return Err(refuse(
                 inner,
                 "this device can't go on in the middle of a ring",
@@ -139,16 +139,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 measured.phases.reset = reset;
                 measured.phases.start = start.elapsed() - reset;
             }
-            Err(error) => {
-                inner.starts_at_zero_only |= matches!(
-                    error.source,
-                    PathError::Device {
-                        step: DeviceStep::SetQueueState,
-                        source: VdpaError::NotSupported(_),
-                    }
-                );
-                return Err(self.go_back(inner, error, DataPath::Slow));
-            }
+            Err(error) => return Err(self.go_back(inner, error, DataPath::Slow)),
         }
         self.notify_if_config_changed(inner, &config);
         Ok(measured.report(DataPath::Slow))
