@@ -10,8 +10,8 @@ use vdpa_bus::Callback;
 use crate::faults::FaultState;
 use crate::lock;
 
-/// A queue's callback. Called under its lock, so that whoever set another knows that the old one is not
-/// called any more.
+/// A queue's callback. Called under its lock, so that the old one is not called any more once another
+/// was set.
 pub(crate) struct VqCallback {
     callback: Mutex<Option<Callback>>,
     faults: Arc<FaultState>,

@@ -1,13 +1,13 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What shall go wrong, repeatably.
+//! Injection of faults, repeatably.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use virtio_blk_disks::fault::FaultPlan;
 
-/// What shall go wrong. A fresh plan changes nothing. All rates are in a thousand.
+/// Faults to inject. A new plan injects none. All rates are in a thousand.
 ///
 /// Each kind of fault draws from its own sequence, which follows from the seed: the n-th kick is dropped or
 /// not whatever else happens. A device that is driven step by step therefore repeats itself exactly.
@@ -89,7 +89,7 @@ impl Faults {
     }
 }
 
-/// How often a plan had its way.
+/// How many faults of each kind were injected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaultCounts {
     /// Kicks lost.

@@ -24,7 +24,7 @@ pub use options::{
 };
 pub use sim::BlkSim;
 
-/// Locks; whoever panicked with it left the content whole.
+/// Locks. A thread that panicked with the lock left the content whole.
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a profile has to do beyond the table of operations.
+//! What a profile implements beyond the table of operations.
 
 use std::sync::Arc;
 use std::time::Instant;

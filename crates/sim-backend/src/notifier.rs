@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What brings the worker to a queue: kicks, kick eventfds, and disks that finished something.
+//! Notification of the worker: kicks, kick eventfds, and disks that completed something.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -21,7 +21,7 @@ const DISK: u64 = 1 << 32;
 ///
 /// A kick is an atomic store, and a system call only if the worker sleeps. Kick eventfds are watched
 /// edge-triggered and never read: each write is an event, one that is readable when it is added is an
-/// event too, and the counter stays for whoever watches it next, as with the kernel's vhost.
+/// event too, and the counter stays for the next one to watch it, as with the kernel's vhost.
 pub(crate) struct Notifier {
     pending: Box<[AtomicBool]>,
     /// The worker sleeps, or is about to.

@@ -15,9 +15,9 @@ use crate::Faults;
 /// The shape of a simulator, fixed for its life.
 #[derive(Clone, Debug)]
 pub struct SimOptions {
-    /// Whom it behaves like.
+    /// The device that it behaves like.
     pub profile: SimProfile,
-    /// Who serves its queues.
+    /// The thread that serves its queues.
     pub execution: Execution,
     /// Memory that is mapped, at these addresses, in each address space as long as the driver maps
     /// nothing: what the machine's physical memory is to the kernel's simulator. May be empty.
@@ -27,7 +27,7 @@ pub struct SimOptions {
     /// Whether maps name virtual addresses of a bound process (`use_va`, as the kernel's simulator by
     /// default): `bind_mm` and `unbind_mm` have an effect then.
     pub use_va: bool,
-    /// What shall go wrong.
+    /// Faults to inject.
     pub faults: Faults,
 }
 
@@ -82,7 +82,7 @@ impl SimOptions {
     }
 }
 
-/// Whom a simulator behaves like.
+/// The device that a simulator behaves like.
 #[derive(Clone, Debug)]
 pub enum SimProfile {
     /// As virtio 1.4 and the vDPA interface want it.
@@ -134,7 +134,7 @@ impl Default for CompatOptions {
     }
 }
 
-/// Who serves a simulator's queues.
+/// The thread that serves a simulator's queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Execution {
     /// A thread of the simulator's, one for all queues as in the kernel.

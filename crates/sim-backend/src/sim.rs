@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The simulator, whichever its profile.
+//! The simulator, of any profile.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,7 +79,7 @@ impl BlkSim {
         Self::new(Arc::new(disk), options)
     }
 
-    /// Serves each queue that was kicked or has requests in flight once, in order. Answers whether to call
+    /// Serves each queue that was kicked or has requests in flight once, in order. Returns whether to call
     /// again: a queue has more, or something is in flight. For [`Execution::Stepped`]; harmless beside a worker.
     pub fn step(&self) -> bool {
         let mut more = false;
@@ -121,7 +121,7 @@ impl BlkSim {
         }
     }
 
-    /// How often the fault plan had its way.
+    /// Returns how many faults of each kind were injected.
     pub fn fault_counts(&self) -> FaultCounts {
         self.model.faults().counts()
     }
@@ -146,7 +146,7 @@ macro_rules! forward {
     };
 }
 
-/// Operations that a device which is gone answers with nothing.
+/// Operations that return 0 or nothing once the device is gone.
 macro_rules! forward_or_default {
     ($($name:ident($($arg:ident: $kind:ty),*) -> $answer:ty;)*) => {
         $(fn $name(&self, $($arg: $kind),*) -> $answer {

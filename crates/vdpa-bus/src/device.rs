@@ -12,13 +12,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::{Callback, VdpaError, VqAddress, VqState};
 
-/// A vDPA device: a virtio data path that someone else sets up and controls. The user-space twin of the
+/// A vDPA device: a virtio data path that a driver stack sets up and controls. The user-space counterpart of the
 /// kernel's `struct vdpa_config_ops` (`include/linux/vdpa.h`), under the same names.
 ///
 /// **Order.** [`reset`](Self::reset); status ACKNOWLEDGE, DRIVER; features, FEATURES_OK, and reading the status
 /// back; maps; for each queue size, state, addresses, callback; ready; DRIVER_OK; one kick for each queue,
-/// as those from before DRIVER_OK may be lost. All methods may be called from any thread at any time: what makes
-/// no sense at that moment is an error or has the effect that its description gives, and the device stays sound.
+/// as those from before DRIVER_OK may be lost. After DRIVER_OK the status is read back as well: a parent may have
+/// failed to start. All methods may be called from any thread at any time: a call that makes no sense at that moment
+/// returns an error or has the effect that its description gives, and the device stays usable.
 ///
 /// **Cost.** [`kick_vq`](Self::kick_vq) and the callbacks are for data paths: they take no lock for
 /// longer than a pointer's exchange and never wait for I/O. The others may wait until requests in
@@ -55,7 +56,7 @@ pub trait VdpaDevice: Send + Sync {
     /// No such queue; or the device checks sizes and this one is too large or no power of two.
     fn set_vq_num(&self, vq: u16, num: u32) -> Result<(), VdpaError>;
 
-    /// Tells the device that queue `vq` has new buffers. Never blocks; an unknown queue is ignored.
+    /// Notifies the device that queue `vq` has new buffers. Never blocks; an unknown queue is ignored.
     fn kick_vq(&self, vq: u16);
 
     /// Has the device listen to an eventfd for kicks of queue `vq` in addition to
@@ -74,7 +75,7 @@ pub trait VdpaDevice: Send + Sync {
     /// No such queue; a kernel device was given [`Callback::Call`].
     fn set_vq_cb(&self, vq: u16, callback: Option<Callback>) -> Result<(), VdpaError>;
 
-    /// Starts queue `vq` or stops it. Not a way to quiesce it: requests in flight go on, use
+    /// Starts queue `vq` or stops it. Not a way to quiesce it: requests in flight may continue; use
     /// [`suspend`](Self::suspend).
     ///
     /// # Errors
@@ -92,7 +93,7 @@ pub trait VdpaDevice: Send + Sync {
     /// a ring.
     fn set_vq_state(&self, vq: u16, state: VqState) -> Result<(), VdpaError>;
 
-    /// Where queue `vq` stands. Exact while it is suspended or was never kicked, else a moment's value.
+    /// Returns the position of queue `vq`. Exact while it is suspended or was never kicked, otherwise a snapshot.
     ///
     /// # Errors
     /// No such queue; the device can't tell.
@@ -186,7 +187,7 @@ pub trait VdpaDevice: Send + Sync {
     /// A bit other than all of them was cleared; the device failed.
     fn set_status(&self, status: u8) -> Result<(), VdpaError>;
 
-    /// Back to the state after its making: nothing negotiated, no queue ready, no callbacks. When it
+    /// Resets the device to its initial state: nothing negotiated, no queue ready, no callbacks. When it
     /// returns, nothing is in flight and no memory of the driver's is touched. Maps stay, see
     /// [`compat_reset`](Self::compat_reset); kick eventfds stay.
     ///
@@ -213,7 +214,7 @@ pub trait VdpaDevice: Send + Sync {
         Err(VdpaError::NotSupported("it can't be suspended"))
     }
 
-    /// Goes on after [`suspend`](Self::suspend).
+    /// Ends a [`suspend`](Self::suspend).
     ///
     /// # Errors
     /// The device can't: [`crate::backend_feature::RESUME`] says so.
@@ -307,7 +308,7 @@ pub trait VdpaDevice: Send + Sync {
         Err(VdpaError::NotSupported("it uses no virtual addresses"))
     }
 
-    /// Ends what [`bind_mm`](Self::bind_mm) began. When it returns, the device does not touch that
+    /// Ends the binding of [`bind_mm`](Self::bind_mm). When it returns, the device does not touch that
     /// address space any more.
     fn unbind_mm(&self) {}
 

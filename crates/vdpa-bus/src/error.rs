@@ -43,7 +43,7 @@ pub enum VdpaError {
 }
 
 impl VdpaError {
-    /// The error number by which the kernel would answer, positive.
+    /// Returns the error number that the kernel would return, positive.
     pub fn errno(&self) -> i32 {
         match self {
             Self::NotSupported(_) => EOPNOTSUPP,

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What is said of a virtqueue.
+//! The addresses and the state of a virtqueue.
 
 /// Where the three parts of a virtqueue lie: I/O virtual addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl VqState {
         }
     }
 
-    /// The state that a value of vhost's means; `None` if it doesn't fit a split ring.
+    /// Returns the state that vhost's value `base` stands for; `None` if it doesn't fit a split ring.
     pub fn from_vring_base(base: u32, packed: bool) -> Option<Self> {
         if !packed {
             return Some(Self::Split {

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a device may have written, read from its rings while it stands still.
+//! What a device may have written, read from its rings while it is paused.
 //!
 //! A device on the fast path writes guest memory behind the VMM's back, and neither vhost nor KVM tells where. The
 //! rings tell what the device has and had: used rings, and the writable buffers of every descriptor in the tables. But a
@@ -74,7 +74,7 @@ pub(crate) fn walk(
     for (index, view) in guest.rings()? {
         let used = view.used_idx();
         let before = seen.used.iter().find(|(found, _)| *found == index);
-        // A ring may start in its middle, but then what it did before was the concern of whoever moved it.
+        // A ring may start in its middle, but what it did before is accounted for by the move.
         let returned = before.map_or(used, |(_, before)| used.wrapping_sub(*before));
         coverage.returned += u64::from(returned);
         coverage.complete &= returned == 0;
@@ -92,7 +92,7 @@ pub(crate) fn walk(
     Ok(coverage)
 }
 
-/// Answers whether everything could be looked at.
+/// Marks what one ring names. Returns whether everything could be read.
 fn walk_ring(view: &RingView, mark: &mut dyn FnMut(u64, u64)) -> bool {
     let layout = view.layout();
     mark(layout.used().0, SplitLayout::used_len(layout.size()));

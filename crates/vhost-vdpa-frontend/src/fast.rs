@@ -39,9 +39,9 @@ const STATELESS: [u32; 2] = [spec::DEVICE_ID, 4];
 
 /// A vDPA device of any class, given to a guest.
 ///
-/// For a VMM's transport: it passes on what the guest does to features, status, configuration space and queues, and
-/// the guest's memory. In the data path there is nothing: the device takes kicks from the ioeventfds and interrupts the
-/// guest through the irqfds.
+/// A VMM's transport passes on what the guest does to features, status, configuration space and queues, and the changes
+/// of the guest's memory. The VMM has no part in the data path: the device takes kicks from the ioeventfds and interrupts
+/// the guest through the irqfds.
 ///
 /// ACCESS_PLATFORM is hidden from the guest and negotiated with the device: I/O addresses are guest physical ones.
 pub struct FastPath {
@@ -94,7 +94,7 @@ impl FastPath {
         self.frontend.offered()
     }
 
-    /// Notes what the guest acknowledges; the device is told at FEATURES_OK.
+    /// Records what the guest acknowledges; the device is told at FEATURES_OK.
     ///
     /// # Errors
     /// Bits that were not offered; the guest set FEATURES_OK before.
@@ -278,7 +278,7 @@ impl FastPath {
         ))
     }
 
-    /// Goes on after [`FastPath::pause`] or [`FastPath::restore`].
+    /// Resumes the device after [`FastPath::pause`] or [`FastPath::restore`]. Has no effect if it is not paused.
     ///
     /// # Errors
     /// The device refused: it is still paused.
@@ -324,9 +324,9 @@ impl FastPath {
         Ok(guest.save(states))
     }
 
-    /// Takes over what [`FastPath::save`] gave, on another device perhaps. `events` answers the kick eventfd and the
-    /// callback of a queue, if there is one. It is paused then: memory comes next, then [`FastPath::resume`]. The data may be
-    /// hostile.
+    /// Restores what [`FastPath::save`] returned, possibly of another device. `events` returns the kick eventfd and the
+    /// callback of a queue, `None` if there is no such queue. The device is paused afterwards: call
+    /// [`FastPath::set_memory`], then [`FastPath::resume`]. `saved` may come from a hostile source.
     ///
     /// # Errors
     /// It does not fit this device; nothing was changed.

@@ -15,7 +15,7 @@ use crate::iotlb_sync::IotlbSync;
 use crate::lock;
 use crate::virtio_init::{self, Ring};
 
-/// A device, its memory map, and the registers that the guest sees of it, whoever serves the guest's rings.
+/// A device, its memory map, and the registers that the guest sees of it, on whatever path its rings are served.
 pub(crate) struct Frontend {
     device: Arc<dyn VdpaDevice>,
     iotlb: Arc<IotlbSync>,

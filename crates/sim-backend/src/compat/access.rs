@@ -77,7 +77,7 @@ impl Stream {
     }
 
     /// Calls `each` with the address and length of each piece of the next `len` bytes, at most. A piece is used
-    /// up once `each` was content with it. Answers the bytes used.
+    /// up once `each` was content with it. Returns the number of bytes used.
     pub(super) fn each<E>(
         &mut self,
         len: usize,
@@ -99,7 +99,7 @@ impl Stream {
         Ok(done)
     }
 
-    /// Copies out of the buffers. Answers the bytes copied, fewer than asked for where they end.
+    /// Copies out of the buffers. Returns the number of bytes copied, fewer than asked for where they end.
     pub(super) fn pull<M: GuestMemory>(
         &mut self,
         memory: &M,

@@ -461,7 +461,7 @@ impl VdpaDevice for Compat {
         let ran = self.running.swap(false, Ordering::AcqRel);
         let left = self.follow(&mut state);
         if left.is_err() {
-            // It goes on, if it can be used; if not, the next suspension says so again.
+            // It continues if it can be used; if not, the next suspension says so again.
             self.running.store(ran, Ordering::Release);
             let _ = self.follow(&mut state);
         }

@@ -60,7 +60,7 @@ impl Vring {
         }
     }
 
-    /// Takes over what the driver set, and goes on at the index where it stands. A number of descriptors that
+    /// Takes over what the driver set, and continues at the index where it stands. A number of descriptors that
     /// can't be leaves everything else as it was.
     pub(super) const fn init(&mut self, num: u32, desc: u64, avail: u64, used: u64) {
         let last_avail = self.last_avail;

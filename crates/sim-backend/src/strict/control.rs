@@ -48,7 +48,7 @@ pub(super) struct Vq {
     pub(super) num: u16,
     /// Address and size at the moment when it became ready.
     pub(super) active: Option<(VqAddress, u16)>,
-    /// Where it goes on.
+    /// The index at which it continues.
     pub(super) avail: u16,
 }
 
@@ -237,7 +237,7 @@ impl Strict {
         }
     }
 
-    /// Stops queue `vq` if it runs, and remembers where. Answers whether it was broken.
+    /// Stops queue `vq` if it runs, and records where it stands. Returns whether it was broken.
     fn stop(&self, control: &mut Control, vq: u16, mode: Stop) -> bool {
         let index = usize::from(vq);
         let Some(queue) = self.queues.get(index) else {

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A look at a guest's split ring while somebody else serves it.
+//! Reading the indices of a guest's split ring while a device serves it.
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
@@ -37,7 +37,7 @@ impl RingView {
             memory: memory.clone(),
             layout,
         };
-        // Whoever can read these once can read them again: the memory is kept.
+        // What can be read once can be read again: the memory stays mapped.
         view.load(address.driver)?;
         view.load(address.device)?;
         Some(view)

@@ -21,11 +21,11 @@ pub struct SavedGuestQueue {
     pub size: u16,
     /// Where it lies.
     pub address: VqAddress,
-    /// Where the device goes on ([`VqState::vring_base`]).
+    /// The position at which the device continues ([`VqState::vring_base`]).
     pub base: u32,
 }
 
-/// What a guest made of its device, and where the queues of the paused device stand. The same on both paths.
+/// What a guest negotiated and set up, and where the queues of the paused device stand. The same on both paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SavedGuest {
     /// What the guest acknowledged.
@@ -59,9 +59,9 @@ impl Guest {
         }
     }
 
-    /// Takes over what was saved, for `device` and what is offered of it. Answers where the queues stand. `events`
-    /// answers the kick eventfd and the callback of a queue, if there is one. Memory and the configuration's callback stay. The data may
-    /// be hostile.
+    /// Restores what was saved, for `device`, of which `offered` is offered. Returns where the queues stand. `events`
+    /// returns the kick eventfd and the callback of a queue, `None` if there is no such queue. Memory and the
+    /// configuration's callback stay as they are. `saved` may come from a hostile source.
     ///
     /// # Errors
     /// It does not fit; nothing was changed.

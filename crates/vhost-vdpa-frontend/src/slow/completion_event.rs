@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! How a queue's owner learns that the device used buffers.
+//! The event by which a queue's owner learns that the device used buffers.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The shadow window: memory of our own that the device sees while the slow path runs, and nobody else.
+//! The shadow window: memory of our own that is mapped in the device while the slow path runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -49,7 +49,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped it, and whoever uses it holds the mapping.
+        // SAFETY: `new` mapped it, and every user of it holds the mapping.
         let _ = unsafe { rustix::mm::munmap(self.base.cast(), self.len) };
     }
 }

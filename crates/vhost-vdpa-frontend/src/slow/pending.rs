@@ -90,7 +90,7 @@ impl PendingOp {
         self.offset = skip;
     }
 
-    /// Appends the next data, as the device knows it, to `out`. Answers the bytes: whole blocks, 0 where the
+    /// Appends the next data, as the device knows it, to `out`. Returns the number of bytes: whole blocks, 0 if the
     /// buffer's memory is not the device's.
     #[inline]
     pub(super) fn gather(

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From the host address of a buffer to the address under which the device knows it.
+//! Translation of the host address of a buffer to the I/O address at which it is mapped in the device.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -73,7 +73,7 @@ pub(super) struct TranslationHistory {
 }
 
 impl TranslationHistory {
-    /// Makes `translation` the present one. Answers its generation.
+    /// Makes `translation` the present one. Returns its generation.
     pub(super) fn publish(&self, translation: Translation) -> u64 {
         let mut current = lock(&self.current);
         current.0 += 1;
@@ -120,7 +120,7 @@ impl TranslationReader {
     #[inline]
     pub(super) fn current(&mut self) -> &Translation {
         if self.in_flight.is_empty() {
-            // Told before we look: whoever publishes another translation either sees this, and waits for us, or
+            // Stored before the load: a thread that publishes another translation either sees this, and waits for us, or
             // published before, and we see that.
             self.oldest.store(self.generation, Ordering::SeqCst);
         }
@@ -135,7 +135,7 @@ impl TranslationReader {
         &self.translation
     }
 
-    /// Counts the request for which [`TranslationReader::current`] was called last as in flight; answers its generation.
+    /// Counts the request for which [`TranslationReader::current`] was called last as in flight. Returns its generation.
     #[inline]
     pub(super) fn hold(&mut self) -> u64 {
         match self.in_flight.back_mut() {

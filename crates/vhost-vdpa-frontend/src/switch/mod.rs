@@ -54,16 +54,17 @@ const HONOURED: u64 = BLOCK_FEATURES
 pub struct SwitchOptions {
     /// The slow path.
     pub slow: SlowOptions,
-    /// Who decides on the path.
+    /// How the path is chosen.
     pub policy: SwitchPolicy,
     /// What to do with requests when neither path works.
     pub on_failure: OnFailure,
     /// How long a device on the fast path may take to finish what it has, after SUSPEND or under stopped vCPUs. The
     /// guest waits meanwhile.
     pub quiesce_timeout: Duration,
-    /// How long it is given, without kicks, before vCPUs are stopped. The guest waits for requests, but runs.
+    /// How long the device may go on completing requests without kicks before vCPUs are paused, to keep that pause short.
+    /// The guest waits for requests, but runs.
     pub settle_time: Duration,
-    /// How long the slow path may take to finish what it has.
+    /// How long the slow path may take to complete the requests in flight before a move or a pause fails.
     pub drain_timeout: Duration,
     /// With [`SwitchPolicy::Auto`]: a guest whose requests somebody needs to see is on the slow path, or its device is
     /// stopped and asks for a reset (DEVICE_NEEDS_RESET). Without, a guest that makes its device one that can't be stopped
@@ -89,33 +90,34 @@ impl Default for SwitchOptions {
     }
 }
 
-/// Puts layers onto the slow path's disk, once: what comes back is what the guest's requests go to.
+/// Puts layers onto the slow path's disk. Called once; the guest's requests go to the disk that it returns.
 pub type Layers = Box<dyn FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk> + Send>;
 
-/// What a switch is made of.
+/// What a [`PathSwitch`] is made from.
 pub struct SwitchParts<M: DeviceMemory> {
     /// The device: a block device, with split rings.
     pub device: Arc<dyn VdpaDevice>,
     /// The guest's memory. Its changes are made known by [`PathSwitch::sync_memory`].
     pub memory: M,
-    /// Who serves queues on the slow path.
+    /// Serves the queues on the slow path.
     pub executor: Box<dyn QueueExecutor<M>>,
     /// The VMM.
     pub vmm: Arc<dyn Vmm>,
-    /// What to put onto the slow path's disk.
+    /// Layers for the slow path's disk.
     pub layers: Option<Layers>,
 }
 
 /// A vDPA block device for a guest, on the fast path or on the slow path, and moved between the two while the guest
 /// runs and has requests in flight.
 ///
-/// The guest sees one device: the same features, the same configuration, its rings where it put them. What changes is
-/// who serves them. A switch happens only at an instant at which nothing is in flight, as a split ring can't tell
-/// what is; at that instant the device is reset behind the guest's back and set up for the other path. If any step
-/// fails, the path that was left is set up again at the same indices.
+/// The guest sees one device: the same features, the same configuration, its rings where it put them. A move takes place
+/// only at an instant at which nothing is in flight, as a split ring can't tell what is. At that instant the device is
+/// reset, which the guest does not notice, and set up for the other path. If a step fails, the path that was left is set
+/// up again at the same indices.
 ///
-/// For a VMM's transport it looks like [`crate::FastPath`]. One lock is held by all methods: a switch, a write of the
-/// status byte and a change of memory exclude each other.
+/// A VMM's transport uses it like [`crate::FastPath`]. A lock is held by all methods but [`PathSwitch::status`],
+/// [`PathSwitch::read_config`] and [`PathSwitch::offered`]: a move, a write of the status byte and a change of memory
+/// exclude each other.
 pub struct PathSwitch<M: DeviceMemory + Clone> {
     frontend: Frontend,
     memory: M,
@@ -174,7 +176,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let model = setup::new_model(&frontend, disk.clone(), queues, serial)?;
         let status = frontend.guest_status().clone();
         model.on_request_error(Box::new(move |error| {
-            // At the moment of the break, whoever serves the queue.
+            // On the thread that serves the queue, at the moment of the break.
             if let ErrorCause::Queue(_) = error.cause {
                 status.need_reset();
             }
@@ -324,8 +326,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.frontend.enable_queue(guest, index, queue)
     }
 
-    /// Looks at the guest's memory again after it changed (hot plug), and tells the device. May be called while it
-    /// runs, on both paths.
+    /// Updates the device's memory map after the guest's memory changed (hot plug). May be called while the guest runs, on
+    /// both paths.
     ///
     /// # Errors
     /// Memory reaches into the shadow window, or the device refused.
@@ -416,15 +418,15 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.apply_policy().map(drop)
     }
 
-    /// Tries again to serve a guest that nobody serves ([`PathState::Failed`]).
+    /// Tries again to serve a guest that is not served ([`PathState::Failed`]). Does nothing in any other state.
     ///
     /// # Errors
-    /// It still fails; or where its queues stand is not known, and only a reset by the guest helps.
+    /// It still fails; or the position of its queues is not known, and only a reset by the guest helps.
     pub fn retry(&self) -> Result<(), SwitchError> {
         self.try_again(&mut lock(&self.inner))
     }
 
-    /// Who needs to see requests.
+    /// Returns the reasons for which requests are intercepted.
     pub fn reasons(&self) -> Vec<&'static str> {
         self.interceptions.reasons()
     }

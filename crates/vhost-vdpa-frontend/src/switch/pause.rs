@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A guest that stands still: for snapshots, migration, and whoever wants nothing in flight.
+//! Pausing a guest's device, for snapshots and migration, and its saved state.
 
 use std::sync::Arc;
 
@@ -17,14 +17,14 @@ use crate::guest::SavedGuest;
 use crate::lock;
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
-    /// Stops whoever serves the guest, at an instant at which nothing is in flight, and resets the device. Requests that
-    /// the guest makes available from then on wait. Of no effect while its driver does not run.
+    /// Stops serving the guest at an instant at which nothing is in flight, and resets the device. Requests that the guest
+    /// makes available from then on wait. Has no effect while the guest's driver does not run.
     ///
-    /// With a device that can't be suspended the vCPUs are stopped through the [`super::Vmm`], as for a switch; a VMM
-    /// that has stopped them already answers that they stand still.
+    /// For a device that can't be suspended the vCPUs are paused through the [`super::Vmm`], as for a move; a VMM that has
+    /// paused them already returns `true` from [`super::Vmm::pause_vcpus`].
     ///
     /// # Errors
-    /// Requests did not end in time, or nobody serves the guest ([`Failed`](super::PathState::Failed)). [`SwitchError::path`] says how it is
+    /// Requests did not complete in time, or the guest is not served ([`Failed`](super::PathState::Failed)). [`SwitchError::path`] says how it is
     /// now.
     pub fn pause(&self) -> Result<(), SwitchError> {
         let inner = &mut *lock(&self.inner);
@@ -46,8 +46,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         Ok(())
     }
 
-    /// Has the guest served again after [`PathSwitch::pause`] or [`PathSwitch::restore`]: on the path that it was on, or
-    /// that was chosen meanwhile.
+    /// Serves the guest again after [`PathSwitch::pause`] or [`PathSwitch::restore`]: on the path that it was on, or that
+    /// was chosen meanwhile. Has no effect if it is not paused.
     ///
     /// # Errors
     /// That path could not be set up; [`SwitchError::path`] says whether the other one could.
@@ -77,10 +77,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    /// The state of a guest that is paused, or whose driver does not run.
+    /// Returns the state of a guest that is paused, or whose driver does not run.
     ///
     /// # Errors
-    /// It is served, or where its queues stand is not known.
+    /// The guest is served, or the position of its queues is not known.
     pub fn save(&self) -> Result<SavedGuest, PathError> {
         let inner = lock(&self.inner);
         match &inner.state {
@@ -90,9 +90,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    /// Takes over what [`PathSwitch::save`] gave, on another device perhaps. `events` answers the kick eventfd and the
-    /// callback of a queue, if there is one. It is paused then if its driver ran, and goes on with [`PathSwitch::resume`]: on the fast
-    /// path, unless another is wanted. The data may be hostile.
+    /// Restores what [`PathSwitch::save`] returned, possibly of another device. `events` returns the kick eventfd and the
+    /// callback of a queue, `None` if there is no such queue. If the guest's driver ran, the guest is paused afterwards and
+    /// is served after [`PathSwitch::resume`]: on the fast path, unless another is wanted. `saved` may come from a hostile
+    /// source.
     ///
     /// # Errors
     /// It does not fit this device, or a guest's driver runs already; nothing was changed.

@@ -1,33 +1,33 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Who decides on the path.
+//! How the path is chosen, and what is done when none works.
 
 use std::sync::{Arc, Mutex};
 
 use crate::lock;
 
-/// Who decides on the path.
+/// How the path of a guest is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SwitchPolicy {
-    /// Whoever calls [`super::PathSwitch::switch_to`].
+    /// By calls of [`super::PathSwitch::switch_to`] only.
     #[default]
     Manual,
-    /// Slow while somebody needs to see requests ([`super::PathSwitch::intercept`]), fast otherwise.
+    /// The slow path while requests are to be intercepted ([`super::PathSwitch::intercept`]), the fast path otherwise.
     Auto,
 }
 
-/// What to do with a guest's requests when neither path works.
+/// What happens to a guest's requests when neither path works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
-    /// Leave them in the rings: they are served once [`super::PathSwitch::retry`] succeeds.
+    /// They stay in the rings, and are served once [`super::PathSwitch::retry`] succeeds.
     #[default]
     Hold,
-    /// Answer them with errors.
+    /// They complete with VIRTIO_BLK_S_IOERR.
     Fail,
 }
 
-/// Who needs to see requests.
+/// The reasons for which requests are intercepted.
 #[derive(Default)]
 pub(super) struct Interceptions(Mutex<Vec<&'static str>>);
 
@@ -51,15 +51,15 @@ impl Interceptions {
     }
 }
 
-/// Somebody's need to see requests: a throttle, a map of dirty blocks, a mirror, a snapshot. It ends when this is
-/// dropped; [`super::PathSwitch::apply_policy`] then goes back, if it was the last.
+/// A reason to intercept a guest's requests: a throttle, a map of dirty blocks, a mirror, a snapshot. It ends when this
+/// is dropped; call [`super::PathSwitch::apply_policy`] afterwards to return to the fast path if it was the last.
 pub struct Interception {
     interceptions: Arc<Interceptions>,
     reason: &'static str,
 }
 
 impl Interception {
-    /// As it was given.
+    /// Returns the name that was given to [`super::PathSwitch::intercept`].
     pub const fn reason(&self) -> &'static str {
         self.reason
     }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Who serves the guest's queues while they are on the slow path.
+//! Execution of the guest's queues while they are on the slow path.
 
 use std::io;
 use std::sync::Arc;
@@ -11,39 +11,43 @@ use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueRunner, QueueThread, Stop, Stopped, ThreadOptions};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Serves queues: with threads ([`ThreadExecutor`]), or from a VMM's own event loop. Its methods are called with the
-/// switch locked: none of them, and nothing that serves a queue, may call the switch.
+/// Serves queues: with threads ([`ThreadExecutor`]), or from a VMM's own event loop. The methods are called with the
+/// switch locked: neither they nor the code that serves a queue may call the switch, except for
+/// [`PathSwitch::status`](super::PathSwitch::status) and [`PathSwitch::read_config`](super::PathSwitch::read_config).
 pub trait QueueExecutor<M: DeviceMemory>: Send {
-    /// Serves `runner` from now on: at once without waiting for a kick, then whenever `kick` is readable or the
-    /// runner's disk is.
+    /// Starts to serve `runner`: at once, without waiting for a kick, then whenever `kick` or the runner's disk is
+    /// readable. A queue that breaks ([`Service::Fatal`](virtio_blk_core::runner::Service::Fatal)) is left until it is
+    /// stopped; the switch has told the guest by then.
     ///
     /// # Errors
-    /// The system has no room for it. The runner was dropped unused.
+    /// A thread or descriptor could not be had. The runner was dropped without having been served.
     fn start(&mut self, index: u16, runner: QueueRunner<M>, kick: Arc<EventFd>) -> io::Result<()>;
 
-    /// Opens or closes the queue's intake ([`QueueRunner::set_intake`]). After opening it is served at once.
+    /// Opens or closes the queue's intake ([`QueueRunner::set_intake`]). A queue whose intake was opened must be served at
+    /// once.
     fn set_intake(&mut self, index: u16, open: bool);
 
-    /// Requests in flight ([`QueueRunner::in_flight`]); 0 for a queue that is not served.
+    /// Returns the number of requests in flight ([`QueueRunner::in_flight`]), 0 for a queue that is not served.
     fn in_flight(&mut self, index: u16) -> usize;
 
-    /// Says that [`QueueExecutor::stop`] comes next, after the same was said of other queues: what takes time can begin.
+    /// Announces [`QueueExecutor::stop`], which follows when all queues to be stopped were announced. An implementation
+    /// that stops queues on their own threads begins here, so that they stop at the same time.
     fn begin_stop(&mut self, index: u16, mode: Stop) {
         let _ = (index, mode);
     }
 
-    /// Stops serving, and answers where the queue stands. `None` for one that was not served.
+    /// Stops serving the queue and returns where it stands. `None` if it was not served.
     fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped>;
 }
 
-/// A thread for each queue that is on the slow path; none on the fast path.
+/// Serves each queue on a thread of its own. There are no threads while the guest is on the fast path.
 pub struct ThreadExecutor<M: DeviceMemory> {
     threads: Vec<(u16, QueueThread<M>)>,
     poll: Duration,
 }
 
 impl<M: DeviceMemory> ThreadExecutor<M> {
-    /// Threads that look for work for `poll` before they sleep.
+    /// Makes an executor whose threads poll for `poll` before they sleep.
     pub const fn new(poll: Duration) -> Self {
         Self {
             threads: Vec::new(),
@@ -71,7 +75,7 @@ impl<M: DeviceMemory> QueueExecutor<M> for ThreadExecutor<M> {
 
     fn set_intake(&mut self, index: u16, open: bool) {
         if let Some(thread) = self.find(index) {
-            // `in_flight` is answered after this was done.
+            // `in_flight` is asked for after this was done.
             thread.post(move |runner| runner.set_intake(open));
         }
     }

@@ -1,25 +1,30 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a switch asks of the VMM.
+//! What a switch needs from the VMM.
 
-/// What a switch asks of the VMM. Called with the switch locked: no method may call it.
+/// What a switch needs from the VMM. The methods are called with the switch locked: they must not call it, and must not
+/// wait for a thread that does. The exceptions are [`PathSwitch::status`](super::PathSwitch::status) and
+/// [`PathSwitch::read_config`](super::PathSwitch::read_config), which never wait for a switch: a vCPU may be in one of
+/// them when it is to be paused. Writes by the guest ([`PathSwitch::set_status`](super::PathSwitch::set_status),
+/// [`PathSwitch::write_config`](super::PathSwitch::write_config)) wait: a VMM whose `pause_vcpus` waits for vCPUs
+/// without limit must carry them out on another thread, or give up waiting and return `false`.
 pub trait Vmm: Send + Sync {
-    /// Stops all vCPUs, until [`Vmm::resume_vcpus`]. Answers whether they stand still; `false`: this VMM does not do
-    /// that, and devices without SUSPEND stay on the path they are on.
+    /// Pauses all vCPUs until [`Vmm::resume_vcpus`]. Returns whether they are paused. `false`: they run, as this VMM does
+    /// not pause vCPUs or could not now; a device without SUSPEND then stays on the path it is on.
     fn pause_vcpus(&self) -> bool {
         false
     }
 
-    /// Has the vCPUs go on.
+    /// Ends a pause of the vCPUs.
     fn resume_vcpus(&self) {}
 
-    /// Takes doorbell pages away from the guest. When it returns, no vCPU can write one.
+    /// Unmaps doorbell pages from the guest. When this returns, no vCPU can write to one.
     fn unmap_doorbells(&self) {}
 
-    /// The device takes kicks: doorbell pages may be given to the guest.
+    /// The device takes kicks: doorbell pages may be mapped into the guest.
     fn map_doorbells(&self) {}
 }
 
-/// A VMM that does none of it.
+/// A VMM that does none of this.
 impl Vmm for () {}

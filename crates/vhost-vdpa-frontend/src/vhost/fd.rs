@@ -11,7 +11,7 @@ use super::abi::MESSAGE_SIZE;
 
 /// What [`super::VhostVdpa`] asks of the kernel.
 pub(crate) trait VhostFd: Send + Sync {
-    /// `ioctl` with a pointer to `arg`, or with 0 where it is empty. Answers what the call returns.
+    /// `ioctl` with a pointer to `arg`, or with 0 where it is empty. Returns what the call returns.
     fn ioctl(&self, request: u32, arg: &mut [u8]) -> io::Result<i32>;
 
     /// Sends an IOTLB message.

@@ -74,7 +74,7 @@ impl Sender<'_> {
 fn refused(message: Iotlb, source: io::Error) -> VdpaError {
     match source.raw_os_error() {
         Some(libc::ENODEV) => VdpaError::Gone,
-        // vhost answers EFAULT for whatever its handlers say.
+        // vhost returns EFAULT for any error of its handlers.
         _ => VdpaError::System {
             what: format!(
                 "vhost-vdpa refused {message:x?}: check for an overlap, the device's address range \

@@ -312,7 +312,7 @@ impl Ask<'_> {
         Ok(u32::from_ne_bytes(bytes))
     }
 
-    /// A request about queue or group `index` that takes `value` and answers another.
+    /// A request about queue or group `index` that takes `value` and returns another.
     fn pair(
         &self,
         what: &'static str,

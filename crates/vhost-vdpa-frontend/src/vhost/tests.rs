@@ -16,7 +16,7 @@ enum Call {
     Mmap(u16),
 }
 
-/// Records what it is asked and answers what it was told to.
+/// Records each call, and returns what it was given.
 #[derive(Default)]
 struct Fake {
     calls: Arc<Mutex<Vec<Call>>>,
