@@ -10,6 +10,7 @@ use virtio_blk_core::disk::DiskError;
 use crate::format::{Geometry, Header, field, put};
 use crate::freeze::Changes;
 use crate::lane::Lane;
+use crate::listeners::Listeners;
 use crate::medium::{Medium, Put};
 use crate::sync::lock;
 
@@ -31,6 +32,8 @@ pub struct Base {
     pub external: bool,
     /// The beginning of the header as it is in the file.
     head: Mutex<Vec<u8>>,
+    /// Held while the image is prepared for changes.
+    beginning: Mutex<()>,
     /// Autoclear bits that survive a change by us.
     autoclear: u64,
     /// Where no data may be: what was metadata when the image was opened. Sorted first clusters and their number.
@@ -44,14 +47,16 @@ impl Base {
         header: &Header,
         head: Vec<u8>,
         tables: Vec<(u64, u64)>,
+        listeners: Arc<Listeners>,
     ) -> Self {
         Self {
             medium,
             geometry: header.geometry,
             version: header.version,
-            changes: Changes::default(),
+            changes: Changes::new(listeners),
             external: header.external,
             head: Mutex::new(head),
+            beginning: Mutex::default(),
             autoclear: header.kept_autoclear(),
             tables,
         }
@@ -74,9 +79,8 @@ impl Base {
     pub fn barrier(&self, lane: &mut Lane) -> Result<(), DiskError> {
         self.changes.check()?;
         self.medium.settle(lane)?;
-        lane.flush().inspect_err(|error| {
-            self.changes.freeze("a flush of its file", error);
-        })
+        lane.flush()
+            .map_err(|error| self.changes.freeze("a flush of its file", error))
     }
 
     /// Changes the header. A failure freezes the image: what the file's header says is not known.
@@ -99,10 +103,7 @@ impl Base {
                 *head = new;
                 Ok(())
             }
-            Put::Failed(error) => {
-                self.changes.freeze("a write of its header", &error);
-                Err(error)
-            }
+            Put::Failed(error) => Err(self.changes.freeze("a write of its header", error)),
             Put::Later => Err(DiskError::from_errno(EAGAIN)),
         }
     }
@@ -116,6 +117,7 @@ impl Base {
         if self.changes.allowed() {
             return Ok(());
         }
+        let _alone = lock(&self.beginning);
         let stale = {
             let head = lock(&self.head);
             self.version >= 3 && crate::format::be64(&head, field::AUTOCLEAR) & !self.autoclear != 0

@@ -4,14 +4,14 @@
 //! The disk on an image.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, DiskListener, IoQueue, SECTOR_SIZE};
 
 use crate::error::OpenError;
 use crate::files::{Access, Files};
 use crate::image::Image;
-use crate::open::{self, Chain, Opening};
+use crate::open::{self, Opening};
 use crate::options::Qcow2Options;
 use crate::pool::Pool;
 use crate::queue::Qcow2Queue;
@@ -28,9 +28,9 @@ use crate::sync::lock;
 /// A failed flush freezes the image: every later change and flush fails and says why ([`Disk::flush_error`] too), and reads
 /// go on. Open it anew then: what was flushed is there.
 pub struct Qcow2Disk {
-    path: PathBuf,
-    files: Arc<dyn Files>,
-    options: Qcow2Options,
+    opening: Opening,
+    /// It is in use only between [`Disk::activate`] and [`Disk::deactivate`].
+    hands_over: bool,
     /// The image's file.
     disk: Arc<dyn Disk>,
     /// As found at opening; the capacity in it is not kept up to date.
@@ -38,6 +38,8 @@ pub struct Qcow2Disk {
     /// Held while the disk becomes active or inactive, or larger: that can take a while.
     turn: Mutex<()>,
     state: Mutex<State>,
+    /// What could not be made stable when the disk was active before: it has to be opened anew.
+    failed: OnceLock<Arc<Image>>,
 }
 
 #[derive(Default)]
@@ -52,13 +54,13 @@ struct State {
 struct Open {
     image: Arc<Image>,
     /// Started by the first queue, ended by the last.
-    pool: Weak<Pool>,
+    pool: Arc<Mutex<Weak<Pool>>>,
 }
 
 impl std::fmt::Debug for Qcow2Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Qcow2Disk")
-            .field("path", &self.path)
+            .field("path", &self.opening.path)
             .finish_non_exhaustive()
     }
 }
@@ -73,32 +75,35 @@ impl Qcow2Disk {
         files: Arc<dyn Files>,
         options: Qcow2Options,
     ) -> Result<Self, OpenError> {
-        let path = path.into();
-        Self::open_in(&path, files, options, Arc::default())
+        Self::open_as(Opening {
+            path: path.into(),
+            files,
+            options,
+            chain: Arc::default(),
+            listeners: Arc::default(),
+        })
     }
 
-    /// Opens an image that stands in a chain.
-    pub(crate) fn open_in(
-        path: &Path,
-        files: Arc<dyn Files>,
-        options: Qcow2Options,
-        chain: Arc<Chain>,
-    ) -> Result<Self, OpenError> {
-        chain.add(path)?;
-        let access = match options {
-            Qcow2Options { inspect: true, .. } => Access::Look,
-            Qcow2Options {
-                read_only: true, ..
-            } => Access::Read,
-            _ => Access::Write,
+    /// Opens an image that may stand in a chain.
+    pub(crate) fn open_as(opening: Opening) -> Result<Self, OpenError> {
+        opening.chain.add(&opening.path)?;
+        let disk = opening.file(opening.access())?;
+        if !opening.options.handover {
+            let image = open::image(&disk, &opening)?;
+            return Ok(Self::new(opening, disk, image.caps(), Some(image), false));
+        }
+        // Somebody else has it now: it is looked at through another descriptor.
+        let look = Opening {
+            options: opening.options.inspect(true),
+            ..opening.clone()
         };
-        let disk = files.open(path, access);
-        let disk = disk.map_err(|error| OpenError::file(path, error))?;
-        Self::on(path, disk, files, options, chain)
+        let (header, _) = open::header(&look.file(Access::Look)?, &look)?;
+        let caps = open::caps(&header, &*disk, &opening)?;
+        Ok(Self::new(opening, disk, caps, None, true))
     }
 
     /// Opens an image that another disk holds, from its first byte on. `path` is only a name, and where files are searched
-    /// that it names.
+    /// that it names. The image is read anew whenever the disk becomes active, as with [`Qcow2Options::handover`].
     ///
     /// # Errors
     /// As of [`Qcow2Disk::open`].
@@ -108,48 +113,36 @@ impl Qcow2Disk {
         files: Arc<dyn Files>,
         options: Qcow2Options,
     ) -> Result<Self, OpenError> {
-        Self::on(&path.into(), disk, files, options, Arc::default())
-    }
-
-    fn on(
-        path: &Path,
-        disk: Arc<dyn Disk>,
-        files: Arc<dyn Files>,
-        options: Qcow2Options,
-        chain: Arc<Chain>,
-    ) -> Result<Self, OpenError> {
         let opening = Opening {
-            path,
-            files: &files,
-            options,
-            chain: &chain,
-        };
-        let (caps, open) = if options.handover {
-            // Somebody else has it now: it is looked at through another descriptor.
-            let look = files.open(path, Access::Look);
-            let look = look.map_err(|error| OpenError::file(path, error))?;
-            let looking = Opening {
-                options: options.inspect(true),
-                ..opening
-            };
-            let (header, _) = open::header(&look, &looking)?;
-            (open::caps(&header, &*disk, &opening)?, None)
-        } else {
-            let image = open::image(&disk, &opening)?;
-            (image.caps(), Some(Open::new(image)))
-        };
-        Ok(Self {
-            path: path.to_owned(),
-            state: Mutex::new(State {
-                open,
-                size: caps.capacity_bytes(),
-            }),
+            path: path.into(),
             files,
             options,
+            chain: Arc::default(),
+            listeners: Arc::default(),
+        };
+        let image = open::image(&disk, &opening)?;
+        Ok(Self::new(opening, disk, image.caps(), Some(image), true))
+    }
+
+    fn new(
+        opening: Opening,
+        disk: Arc<dyn Disk>,
+        caps: Caps,
+        image: Option<Image>,
+        hands_over: bool,
+    ) -> Self {
+        Self {
+            opening,
+            hands_over,
             disk,
             caps,
             turn: Mutex::default(),
-        })
+            state: Mutex::new(State {
+                open: image.map(Open::new),
+                size: caps.capacity_bytes(),
+            }),
+            failed: OnceLock::new(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -158,7 +151,7 @@ impl Qcow2Disk {
 
     /// The image's name.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.opening.path
     }
 
     /// Persistent dirty bitmaps of the image that the first write makes inconsistent: nobody keeps them up to date here,
@@ -173,21 +166,17 @@ impl Qcow2Disk {
     fn inactive(&self) -> DiskError {
         DiskError::Config(format!(
             "{} is not in use: it must be activated before its first queue starts",
-            self.path.display()
+            self.opening.path.display()
         ))
     }
 
     /// Opens the image anew. Only its size may differ from what a driver was told.
     fn reopen(&self) -> Result<Open, DiskError> {
-        // What it names is searched anew.
-        let chain = Arc::default();
         let opening = Opening {
-            path: &self.path,
-            files: &self.files,
-            options: self.options,
-            chain: &chain,
+            // What it names is searched anew.
+            chain: Arc::default(),
+            ..self.opening.clone()
         };
-        chain.add(&self.path)?;
         let image = open::image(&self.disk, &opening)?;
         let found = image.caps();
         let expected = Caps {
@@ -197,7 +186,7 @@ impl Qcow2Disk {
         if found.capacity < self.caps().capacity || found != expected {
             return Err(DiskError::Config(format!(
                 "{} is another image than before: it is smaller, or has other clusters. Start with it anew",
-                self.path.display()
+                self.opening.path.display()
             )));
         }
         Ok(Open::new(image))
@@ -208,18 +197,8 @@ impl Open {
     fn new(image: Image) -> Self {
         Self {
             image: Arc::new(image),
-            pool: Weak::new(),
+            pool: Arc::default(),
         }
-    }
-
-    /// The threads.
-    fn pool(&mut self) -> Result<Arc<Pool>, DiskError> {
-        if let Some(pool) = self.pool.upgrade() {
-            return Ok(pool);
-        }
-        let pool = Arc::new(Pool::new(&self.image)?);
-        self.pool = Arc::downgrade(&pool);
-        Ok(pool)
     }
 }
 
@@ -237,22 +216,34 @@ impl Disk for Qcow2Disk {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let mut state = self.state();
-        let open = state.open.as_mut().ok_or_else(|| self.inactive())?;
-        let (image, pool) = (open.image.clone(), open.pool()?);
+        let state = self.state();
+        let open = state.open.as_ref().ok_or_else(|| self.inactive())?;
+        let (image, current) = (open.image.clone(), open.pool.clone());
         drop(state);
+        // The threads before may still have to end.
+        let mut current = lock(&current);
+        let pool = match current.upgrade() {
+            Some(pool) => pool,
+            None => Arc::new(Pool::new(&image)?),
+        };
+        *current = Arc::downgrade(&pool);
+        drop(current);
         Ok(Box::new(Qcow2Queue::new(image, pool, depth)?))
     }
 
     fn flush_error(&self) -> Option<DiskError> {
-        let frozen = |open: &Open| open.image.base.changes.error();
-        let own = self.state().open.as_ref().and_then(frozen);
-        own.or_else(|| self.disk.flush_error())
+        let image = self.state().open.as_ref().map(|open| open.image.clone());
+        let own = image.as_ref().or(self.failed.get());
+        own.and_then(|image| image.base.changes.error())
+            .or_else(|| self.disk.flush_error())
     }
 
     /// With [`Qcow2Options::handover`], reads the image anew.
     fn activate(&self) -> Result<(), DiskError> {
         let _turn = lock(&self.turn);
+        if let Some(failed) = self.failed.get() {
+            failed.base.changes.check()?;
+        }
         self.disk.activate()?;
         if self.state().open.is_none() {
             match self.reopen() {
@@ -274,14 +265,15 @@ impl Disk for Qcow2Disk {
     /// With [`Qcow2Options::handover`], makes everything stable and forgets the tables. Refused while a queue is open.
     fn deactivate(&self) -> Result<(), DiskError> {
         let _turn = lock(&self.turn);
-        if !self.options.handover {
+        if !self.hands_over {
             return self.disk.deactivate();
         }
         let mut state = self.state();
-        if (state.open.as_ref()).is_some_and(|open| Arc::strong_count(&open.image) > 1) {
+        let is_used = |open: &Open| lock(&open.pool).strong_count() > 0;
+        if state.open.as_ref().is_some_and(is_used) {
             return Err(DiskError::Config(format!(
                 "{} can't be let go of: a queue of it is open",
-                self.path.display()
+                self.opening.path.display()
             )));
         }
         let open = state.open.take();
@@ -289,7 +281,14 @@ impl Disk for Qcow2Disk {
             state.size = open.image.size();
         }
         drop(state);
-        let stable = open.map_or(Ok(()), |open| open.image.close());
+        let stable = open.map_or(Ok(()), |open| {
+            open.image.close().map_err(|error| {
+                let changes = &open.image.base.changes;
+                let error = changes.freeze("making it stable for the next user", error);
+                let _ = self.failed.set(open.image.clone());
+                error
+            })
+        });
         stable.and(self.disk.deactivate())
     }
 
@@ -298,8 +297,19 @@ impl Disk for Qcow2Disk {
         Ok(())
     }
 
+    /// Refused for a size that the image can't have; an image of clusters of 512 bytes can't grow beyond some 500 MiB
+    /// while it is in use.
+    fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        let _turn = lock(&self.turn);
+        let image = self.state().open.as_ref().map(|open| open.image.clone());
+        image.ok_or_else(|| self.inactive())?.resize(bytes)?;
+        let capacity = bytes / SECTOR_SIZE;
+        let event = DiskEvent::Resized { capacity };
+        self.opening.listeners.tell(event);
+        Ok(())
+    }
+
     fn listen(&self, listener: DiskListener) {
-        // A change of the file's size is none of the disk's.
-        let _ = listener;
+        self.opening.listeners.add(listener);
     }
 }

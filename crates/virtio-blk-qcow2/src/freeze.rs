@@ -3,10 +3,12 @@
 
 //! Why an image is not changed any more.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use virtio_blk_core::disk::DiskError;
+use virtio_blk_core::disk::{DiskError, DiskEvent};
+
+use crate::listeners::Listeners;
 
 /// Nobody has changed the image yet.
 const UNCHANGED: u8 = 0;
@@ -28,9 +30,18 @@ struct Reason {
 pub struct Changes {
     state: AtomicU8,
     reason: OnceLock<Reason>,
+    listeners: Arc<Listeners>,
 }
 
 impl Changes {
+    /// An image that may not be changed yet. The listeners are told when it is frozen.
+    pub fn new(listeners: Arc<Listeners>) -> Self {
+        Self {
+            listeners,
+            ..Self::default()
+        }
+    }
+
     /// Whether the image is prepared for changes, and not frozen.
     #[inline]
     pub fn allowed(&self) -> bool {
@@ -43,8 +54,8 @@ impl Changes {
             (self.state).compare_exchange(UNCHANGED, CHANGED, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    /// Ends all changes, because `what` failed. The first reason stays. Whether this is it.
-    pub fn freeze(&self, what: &'static str, error: &DiskError) -> bool {
+    /// Ends all changes, because `what` failed. The first reason stays, and is what is returned.
+    pub fn freeze(&self, what: &'static str, error: DiskError) -> DiskError {
         let errno = error.errno().unwrap_or(0);
         let first = self.reason.set(Reason { what, errno }).is_ok();
         if first {
@@ -54,7 +65,10 @@ impl Changes {
             );
         }
         self.state.store(FROZEN, Ordering::Release);
-        first
+        if first {
+            self.listeners.tell(DiskEvent::MediaError);
+        }
+        self.error().unwrap_or(error)
     }
 
     /// # Errors
@@ -72,7 +86,7 @@ impl Changes {
             }
         } else {
             DiskError::Config(format!(
-                "the image is not changed any more: {} failed; open it again",
+                "the image is frozen, as {} failed: open it again",
                 reason.what
             ))
         })

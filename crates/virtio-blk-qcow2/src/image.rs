@@ -4,7 +4,7 @@
 //! An open image: what its queues and threads share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use virtio_blk_core::disk::{Caps, DiskError, SECTOR_SIZE};
 
@@ -17,6 +17,7 @@ use crate::medium::Medium;
 use crate::refcounts::{Refcounts, Run};
 use crate::reserve::Reserve;
 use crate::slice::State;
+use crate::sync::{lock, wait};
 use crate::tables::Tables;
 
 /// An open image.
@@ -51,6 +52,9 @@ pub struct Image {
     caps: Caps,
     /// Bytes that the guest sees.
     size: AtomicU64,
+    /// Whether threads are at work, and a signal that they have ended.
+    running: Mutex<bool>,
+    ended: Condvar,
 }
 
 /// What can be done about a write to a cluster.
@@ -95,6 +99,8 @@ impl Image {
             read_only,
             caps,
             size: AtomicU64::new(size),
+            running: Mutex::default(),
+            ended: Condvar::new(),
             base,
         }
     }
@@ -111,6 +117,11 @@ impl Image {
             capacity: self.size() / SECTOR_SIZE,
             ..self.caps
         }
+    }
+
+    /// The image is larger now.
+    pub fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Release);
     }
 
     /// Persistent bitmaps that are up to date, and won't be after the first change.
@@ -135,6 +146,11 @@ impl Image {
             // Its end is rounded up to a sector, which may lie behind the end of the file.
             if base.external || entry.compressed(base.geometry).offset >= base.medium.len() {
                 return Err(base.damaged("compressed data lies outside the file"));
+            }
+            // It would be let go of when it is overwritten, and the table with it.
+            let (first, count) = entry.clusters(base.geometry, false).unwrap_or((0, 0));
+            if (first..first + count).any(|cluster| base.is_table(cluster)) {
+                return Err(base.damaged("compressed data is in one of the tables"));
             }
             return Ok(entry);
         }
@@ -265,11 +281,33 @@ impl Image {
         self.reserve.wait(want, &|| self.desk.refill())
     }
 
-    /// Makes everything stable. The threads have ended.
+    /// Waits until the threads before have ended, and notes that there are others.
+    pub fn begin(&self) {
+        let mut running = lock(&self.running);
+        while *running {
+            running = wait(&self.ended, running);
+        }
+        *running = true;
+    }
+
+    /// Notes that the threads have ended.
+    pub fn end(&self) {
+        *lock(&self.running) = false;
+        self.ended.notify_all();
+    }
+
+    /// Makes everything stable, when the threads have ended.
     ///
     /// # Errors
     /// The image is frozen; the disks'.
     pub fn close(&self) -> Result<(), DiskError> {
+        self.begin();
+        let stable = self.make_stable();
+        self.end();
+        stable
+    }
+
+    fn make_stable(&self) -> Result<(), DiskError> {
         if self.read_only || !self.base.changes.allowed() {
             return self.base.changes.check();
         }

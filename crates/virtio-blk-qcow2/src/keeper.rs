@@ -284,8 +284,9 @@ impl Keeper {
         let image = self.image.clone();
         let stamp = image.desk.before_flush();
         let data = match &mut self.data {
-            Some(data) => data.flush().inspect_err(|error| {
-                image.base.changes.freeze("a flush of its data file", error);
+            Some(data) => data.flush().map_err(|error| {
+                let changes = &image.base.changes;
+                changes.freeze("a flush of its data file", error)
             }),
             None => Ok(()),
         };

@@ -83,10 +83,7 @@ impl Layout {
             if let [(first, count), (next, _)] = pair
                 && first + count > *next
             {
-                let what = format!(
-                    "two of its tables lie over each other at {:#x}",
-                    next << bits
-                );
+                let what = format!("two of its tables share a cluster, at {:#x}", next << bits);
                 return Err(FormatError::damaged(what).into());
             }
         }
@@ -111,7 +108,7 @@ impl Found<'_> {
         let (first, count) = (offset >> geometry.cluster_bits, geometry.clusters(len));
         if !offset.is_multiple_of(geometry.cluster()) || first + count > self.end {
             return Err(FormatError::damaged(format!(
-                "{what} does not lie within the file, at {offset:#x}"
+                "{what} lies outside the file, at {offset:#x}"
             )));
         }
         self.tables.push((first, count));

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_blk_core::disk::{Disk, DiskError, IoBuf, IoQueue, OpKind};
 
+use crate::base::ENOSPC;
 use crate::lane::Lane;
 use crate::sync::lock;
 
@@ -88,7 +89,7 @@ impl Medium {
             return Ok(());
         }
         match self.disk.resize(len.next_multiple_of(self.block as u64)) {
-            Err(DiskError::Unsupported) => Err(io::Error::from(io::ErrorKind::StorageFull).into()),
+            Err(DiskError::Unsupported) => Err(DiskError::from_errno(ENOSPC)),
             other => other,
         }
     }

@@ -17,6 +17,7 @@ use crate::files::{Access, Files};
 use crate::format::Header;
 use crate::image::Image;
 use crate::layout::{Layout, LayoutError};
+use crate::listeners::Listeners;
 use crate::medium::Medium;
 use crate::options::Qcow2Options;
 use crate::refcounts::Refcounts;
@@ -58,23 +59,47 @@ impl Chain {
 }
 
 /// What an image is opened with.
-pub struct Opening<'a> {
+#[derive(Clone)]
+pub struct Opening {
     /// Where it is, or what it is called.
-    pub path: &'a Path,
+    pub path: PathBuf,
     /// Opens what it names.
-    pub files: &'a Arc<dyn Files>,
+    pub files: Arc<dyn Files>,
     /// How it is to be used.
     pub options: Qcow2Options,
     /// What stands on it.
-    pub chain: &'a Arc<Chain>,
+    pub chain: Arc<Chain>,
+    /// Who wants to know of its changes.
+    pub listeners: Arc<Listeners>,
+}
+
+impl Opening {
+    /// How the image's own file is opened.
+    pub const fn access(&self) -> Access {
+        match self.options {
+            Qcow2Options { inspect: true, .. } => Access::Look,
+            Qcow2Options {
+                read_only: true, ..
+            } => Access::Read,
+            _ => Access::Write,
+        }
+    }
+
+    /// Opens the image's own file.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn file(&self, access: Access) -> Result<Arc<dyn Disk>, OpenError> {
+        (self.files.open(&self.path, access)).map_err(|error| OpenError::file(&self.path, error))
+    }
 }
 
 /// What is said of an image by its header alone.
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn header(disk: &Arc<dyn Disk>, opening: &Opening<'_>) -> Result<(Header, Vec<u8>), OpenError> {
-    let path = opening.path;
+pub fn header(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<(Header, Vec<u8>), OpenError> {
+    let path = &*opening.path;
     let failed = |error| OpenError::file(path, error);
     let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
     let mut lane = medium.lane().map_err(failed)?;
@@ -107,8 +132,8 @@ pub fn header(disk: &Arc<dyn Disk>, opening: &Opening<'_>) -> Result<(Header, Ve
 ///
 /// # Errors
 /// The two don't fit.
-pub fn caps(header: &Header, below: &dyn Disk, opening: &Opening<'_>) -> Result<Caps, OpenError> {
-    let path = opening.path;
+pub fn caps(header: &Header, below: &dyn Disk, opening: &Opening) -> Result<Caps, OpenError> {
+    let path = &*opening.path;
     let block = below.caps().align.guest_block;
     if u64::from(block) > header.geometry.unit() {
         return Err(OpenError::unsupported(
@@ -167,8 +192,8 @@ pub fn caps(header: &Header, below: &dyn Disk, opening: &Opening<'_>) -> Result<
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn image(disk: &Arc<dyn Disk>, opening: &Opening<'_>) -> Result<Image, OpenError> {
-    let (path, options) = (opening.path, opening.options);
+pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError> {
+    let (path, options) = (&*opening.path, opening.options);
     let failed = |error| OpenError::file(path, error);
     let (header, head) = header(disk, opening)?;
     let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
@@ -186,7 +211,13 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening<'_>) -> Result<Image, OpenE
         Some(name) => Some(backing(name, &header, opening)?),
         None => None,
     };
-    let base = Arc::new(Base::new(medium.clone(), &header, head, layout.tables));
+    let base = Arc::new(Base::new(
+        medium.clone(),
+        &header,
+        head,
+        layout.tables,
+        opening.listeners.clone(),
+    ));
     let data = if header.external {
         data_file(&header, opening)?
     } else {
@@ -218,28 +249,27 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening<'_>) -> Result<Image, OpenE
 }
 
 /// Where a file is that an image names.
-fn resolve(name: &str, opening: &Opening<'_>) -> Result<PathBuf, OpenError> {
-    let plain = name.strip_prefix("file:").unwrap_or(name);
-    let scheme = plain.split('/').next().unwrap_or_default();
+fn resolve(name: &str, opening: &Opening) -> Result<PathBuf, OpenError> {
+    let scheme = name.split('/').next().unwrap_or_default();
     if scheme.contains(':') {
         return Err(OpenError::Named {
-            path: opening.path.to_owned(),
+            path: opening.path.clone(),
             name: name.to_owned(),
-            why: "only plain files are opened".into(),
+            why: "a protocol is named; only plain files are opened".into(),
         });
     }
     let directory = opening.path.parent().unwrap_or(Path::new(""));
-    Ok(directory.join(plain))
+    Ok(directory.join(name))
 }
 
 /// Opens the backing file.
 fn backing(
     name: &str,
     header: &Header,
-    opening: &Opening<'_>,
+    opening: &Opening,
 ) -> Result<(Arc<Medium>, u64), OpenError> {
     let named = |why: String| OpenError::Named {
-        path: opening.path.to_owned(),
+        path: opening.path.clone(),
         name: name.to_owned(),
         why,
     };
@@ -257,8 +287,13 @@ fn backing(
         }
         Some("qcow2") => {
             let options = opening.options.read_only(true).handover(false);
-            let disk =
-                Qcow2Disk::open_in(&path, opening.files.clone(), options, opening.chain.clone())?;
+            let disk = Qcow2Disk::open_as(Opening {
+                path,
+                options,
+                // Its own events are none of the image's.
+                listeners: Arc::default(),
+                ..opening.clone()
+            })?;
             Arc::new(disk)
         }
         Some(other) => {
@@ -266,7 +301,7 @@ fn backing(
         }
         None => {
             return Err(named(format!(
-                "the image does not name its format, and guessing it would let a guest choose: `qemu-img rebase -u -b \
+                "the image does not name its format, which is never guessed, as a guest could choose it: `qemu-img rebase -u -b \
                  {name} -F raw {}` names it, or qcow2 in place of raw",
                 opening.path.display()
             )));
@@ -278,15 +313,15 @@ fn backing(
 }
 
 /// Opens the external data file.
-fn data_file(header: &Header, opening: &Opening<'_>) -> Result<Arc<Medium>, OpenError> {
+fn data_file(header: &Header, opening: &Opening) -> Result<Arc<Medium>, OpenError> {
     let Some(name) = &header.extensions.data_file else {
         return Err(OpenError::damaged(
-            opening.path,
+            &opening.path,
             "it has an external data file without a name",
         ));
     };
     let named = |why: String| OpenError::Named {
-        path: opening.path.to_owned(),
+        path: opening.path.clone(),
         name: name.clone(),
         why,
     };
@@ -298,13 +333,7 @@ fn data_file(header: &Header, opening: &Opening<'_>) -> Result<Arc<Medium>, Open
         ));
     }
     let path = resolve(name, opening)?;
-    let access = match opening.options {
-        Qcow2Options { inspect: true, .. } => Access::Look,
-        Qcow2Options {
-            read_only: true, ..
-        } => Access::Read,
-        _ => Access::Write,
-    };
+    let access = opening.access();
     opening.chain.add(&path)?;
     let disk = opening.files.open(&path, access);
     let disk = disk.map_err(|error| named(error.to_string()))?;

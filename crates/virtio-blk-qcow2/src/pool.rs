@@ -80,17 +80,18 @@ impl Pool {
     /// The host has no more threads or descriptors; the disk's.
     pub fn new(image: &Arc<Image>) -> Result<Self, DiskError> {
         let line = Arc::new(Line::default());
-        image.desk.open();
-        image.reserve.drain(image.read_only);
-        let keeper = Keeper::new(image.clone(), line.clone())?;
-        let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.into()).spawn(run)
-        };
+        image.begin();
         let mut pool = Self {
             image: image.clone(),
             line: line.clone(),
             workers: Vec::new(),
             keeper: None,
+        };
+        image.desk.open();
+        image.reserve.drain(image.read_only);
+        let keeper = Keeper::new(image.clone(), line.clone())?;
+        let start = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.into()).spawn(run)
         };
         pool.keeper = Some(start("qcow2-keeper", Box::new(move || keeper.run()))?);
         for _ in 0..WORKERS {
@@ -117,5 +118,6 @@ impl Drop for Pool {
         if let Some(keeper) = self.keeper.take() {
             let _ = keeper.join();
         }
+        self.image.end();
     }
 }

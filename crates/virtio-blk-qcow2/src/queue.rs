@@ -253,18 +253,18 @@ impl Qcow2Queue {
     /// An operation came back.
     fn landed(&self, token: Token, flight: Flight, completion: Completion) -> Completion {
         self.path.leave(flight.turn);
-        if let Some(stamp) = flight.stamp {
-            match &completion.result {
-                Ok(()) => self.image.desk.flushed(stamp),
-                Err(error) => {
-                    self.image.base.changes.freeze("a flush", error);
-                }
+        let Completion { result, buf, .. } = completion;
+        let result = match (flight.stamp, result) {
+            (Some(stamp), Ok(())) => {
+                self.image.desk.flushed(stamp);
+                Ok(())
             }
-        }
-        Completion {
-            token,
-            ..completion
-        }
+            (Some(_), Err(error)) if !matches!(error, DiskError::Cancelled) => {
+                Err(self.image.base.changes.freeze("a flush", error))
+            }
+            (_, result) => result,
+        };
+        Completion { token, result, buf }
     }
 
     /// Hands an operation to the threads.

@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex};
 
 use virtio_blk_core::disk::DiskError;
 
-use crate::base::ENOSPC;
+use crate::base::{EIO, ENOSPC};
 use crate::refcounts::Run;
 use crate::sync::{lock, wait};
 
@@ -147,10 +147,7 @@ impl Reserve {
     pub fn fail(&self, error: &DiskError) {
         let mut state = lock(&self.state);
         state.failures += 1;
-        state.errno = match error {
-            DiskError::Io(error) if error.kind() == std::io::ErrorKind::StorageFull => ENOSPC,
-            error => error.errno().unwrap_or(crate::base::EIO),
-        };
+        state.errno = error.errno().unwrap_or(EIO);
         state.asked = false;
         drop(state);
         self.changed.notify_all();

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use virtio_blk_core::disk::DiskError;
 
 use crate::base::{Base, window};
-use crate::format::{COPIED, Entry, Header, OFFSET, be64, put};
+use crate::format::{COPIED, Entry, Header, OFFSET, be64, field, put};
 use crate::lane::Lane;
 use crate::medium::{MetaIo, Put};
+use crate::refcounts::{Refcounts, Run};
 use crate::slice::{Slice, State};
 use crate::sync::lock;
 
@@ -262,6 +263,63 @@ impl Tables {
             Put::Failed(error) => Err(error),
             Put::Done | Put::Later => Ok(Some(old & OFFSET)),
         }
+    }
+
+    /// Makes the L1 table large enough for `entries`, and the image `size` bytes. What the old table's clusters were, if
+    /// the table has moved.
+    ///
+    /// # Errors
+    /// Out of space; the disk's. Table and size are as before.
+    pub fn grow(
+        &self,
+        lane: &mut Lane,
+        refcounts: &Mutex<Refcounts>,
+        entries: u64,
+        size: u64,
+    ) -> Result<Option<Run>, DiskError> {
+        let (base, geometry) = (&self.base, self.base.geometry);
+        let _alone = lock(&self.growing);
+        let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
+        let (old, len) = (l1.entries.len() as u64 * 8, entries * 8);
+        let room = geometry.clusters(old) * geometry.cluster();
+        let moved = (len > room).then_some(());
+        if len > old && moved.is_none() {
+            lane.write(l1.at + old, &vec![0; (len - old) as usize])?;
+            base.barrier(lane)?;
+        }
+        let mut at = l1.at;
+        if moved.is_some() {
+            let count = geometry.clusters(len);
+            let run = lock(refcounts).reserve_all(lane, count)?;
+            at = run.first << geometry.cluster_bits;
+            let mut table: Vec<u8> = (l1.entries.iter())
+                .flat_map(|entry| entry.load(Ordering::Acquire).to_be_bytes())
+                .collect();
+            table.resize((count << geometry.cluster_bits) as usize, 0);
+            let written = lane.write(at, &table).and_then(|()| base.barrier(lane));
+            if let Err(error) = written {
+                // Nothing refers to them, and nothing is lost if that fails.
+                let _ = lock(refcounts).release(lane, run, &mut Vec::new());
+                return Err(error);
+            }
+        }
+        let count = entries.max(l1.entries.len() as u64);
+        base.update_header(lane, |head| {
+            put(head, field::SIZE, &size.to_be_bytes());
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            put(head, field::L1, &count.to_be_bytes());
+            put(head, field::L1 + 4, &at.to_be_bytes());
+        })?;
+        while (l1.entries.len() as u64) < count {
+            l1.entries.push(AtomicU64::new(0));
+        }
+        let old_at = std::mem::replace(&mut l1.at, at);
+        drop(l1);
+        base.barrier(lane)?;
+        Ok(moved.map(|()| Run {
+            first: old_at >> geometry.cluster_bits,
+            count: geometry.clusters(old),
+        }))
     }
 
     fn set_l1(&self, io: &mut dyn MetaIo, index: u64, value: u64) -> Put {

@@ -248,7 +248,7 @@ fn refuse(features: u64) -> Result<(), FormatError> {
         | incompatible::COMPRESSION
         | incompatible::EXTENDED_L2;
     if features & incompatible::CORRUPT != 0 {
-        return Err(FormatError::Marked("damaged"));
+        return Err(FormatError::Marked("corrupt"));
     }
     match features & !known {
         0 => Ok(()),

@@ -180,7 +180,7 @@ impl Refcounts {
     /// Out of space; the disk's. Then nothing is counted.
     pub fn reserve(&mut self, lane: &mut Lane, want: u64) -> Result<Run, DiskError> {
         let base = self.base.clone();
-        let mut run = self.find(lane, want)?;
+        let mut run = self.find(lane, want, 1)?;
         let cluster = base.geometry.cluster();
         if let Err(error) = base.medium.ensure((run.first + run.count) * cluster) {
             // As much as fits.
@@ -200,8 +200,26 @@ impl Refcounts {
         Ok(run)
     }
 
-    /// The first free clusters.
-    fn find(&mut self, lane: &mut Lane, want: u64) -> Result<Run, DiskError> {
+    /// Counts exactly `count` free clusters once, in one piece, as [`Refcounts::reserve`] does.
+    ///
+    /// # Errors
+    /// Out of space, also if a refcount block does not count as many; the disk's. Then nothing is counted.
+    pub fn reserve_all(&mut self, lane: &mut Lane, count: u64) -> Result<Run, DiskError> {
+        let base = self.base.clone();
+        // A new block is in the first of the clusters that it counts.
+        if count >= self.per_block() {
+            return Err(DiskError::from_errno(ENOSPC));
+        }
+        let run = self.find(lane, count, count)?;
+        let end = run.first + run.count;
+        base.medium.ensure(end * base.geometry.cluster())?;
+        self.change(lane, run, |_| 1)?;
+        self.top = self.top.max(end);
+        Ok(run)
+    }
+
+    /// The first free clusters that are at least `least` in one piece, but not more than `want`.
+    fn find(&mut self, lane: &mut Lane, want: u64, least: u64) -> Result<Run, DiskError> {
         let base = self.base.clone();
         let per_block = self.per_block();
         let mut cluster = self.hint;
@@ -229,13 +247,13 @@ impl Refcounts {
                     .take(want.max(1) as usize)
                     .take_while(|index| is_free(*index))
                     .count();
-                if count > 0 {
+                if count as u64 >= least {
                     return Ok(Run {
                         first: start + free as u64,
                         count: count as u64,
                     });
                 }
-                index = free + 1;
+                index = free + count.max(1);
             }
             cluster = start + per_block;
         }

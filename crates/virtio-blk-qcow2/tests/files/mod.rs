@@ -10,7 +10,7 @@ use std::sync::Arc;
 use virtio_blk_core::disk::{Disk, DiskError};
 use virtio_blk_disks::inject::Injector;
 use virtio_blk_disks::{Engine, RawDisk, RawOptions};
-use virtio_blk_qcow2::{Access, Files, Qcow2Disk, Qcow2Options};
+use virtio_blk_qcow2::{Access, Files, OpenError, Qcow2Disk, Qcow2Options};
 
 /// Opens files as raw disks.
 #[derive(Clone, Debug, Default)]
@@ -49,4 +49,65 @@ pub fn open(path: &Path) -> Qcow2Disk {
 /// Opens an image.
 pub fn open_with(path: &Path, files: RawFiles, options: Qcow2Options) -> Qcow2Disk {
     Qcow2Disk::open(path, Arc::new(files), options).unwrap()
+}
+
+/// How an image is opened.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    path: PathBuf,
+    files: RawFiles,
+    options: Qcow2Options,
+}
+
+impl Setup {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            files: RawFiles::default(),
+            options: Qcow2Options::new(),
+        }
+    }
+
+    pub fn backing(mut self, yes: bool) -> Self {
+        self.options = self.options.backing(yes);
+        self
+    }
+
+    pub fn read_only(mut self, yes: bool) -> Self {
+        self.options = self.options.read_only(yes);
+        self
+    }
+
+    pub fn inspect(mut self, yes: bool) -> Self {
+        self.options = self.options.inspect(yes);
+        self
+    }
+
+    pub fn engine(mut self, engine: Engine) -> Self {
+        self.files.engine = engine;
+        self
+    }
+
+    pub fn inject(mut self, injector: &Injector) -> Self {
+        self.files.inject = Some((self.path.clone(), injector.clone()));
+        self
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn open(&self) -> Result<Qcow2Disk, OpenError> {
+        Qcow2Disk::open(&self.path, Arc::new(self.files.clone()), self.options)
+    }
+
+    /// The same on another disk.
+    pub fn over(disk: Arc<dyn Disk>, setup: &Self) -> Result<Qcow2Disk, OpenError> {
+        Qcow2Disk::over(
+            disk,
+            &setup.path,
+            Arc::new(setup.files.clone()),
+            setup.options,
+        )
+    }
 }

@@ -80,7 +80,7 @@ fn every_impossible_value_is_refused() {
     damaged(with(104, &[1]), "compression");
     // An extension that reaches beyond the cluster.
     damaged(with(112, &[1, 1, 1, 1, 0, 1, 0, 0]), "cut off");
-    assert_eq!(with(79, &[2]), Err(FormatError::Marked("damaged")));
+    assert_eq!(with(79, &[2]), Err(FormatError::Marked("corrupt")));
     assert!(matches!(
         with(79, &[0x80]),
         Err(FormatError::Unsupported(_))
