@@ -6,7 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, DiskListener, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{
+    Caps, Disk, DiskError, DiskEvent, DiskListener, Handover, IoQueue, SECTOR_SIZE,
+};
 
 use crate::error::OpenError;
 use crate::files::{Access, Files};
@@ -28,13 +30,18 @@ use crate::sync::lock;
 /// A failed flush freezes the image: every later change and flush fails and says why ([`Disk::flush_error`] too), and reads
 /// go on. Open it anew then: what was flushed is there.
 pub struct Qcow2Disk {
+    shared: Arc<Shared>,
+    /// As found at opening; the capacity in it is not kept up to date.
+    caps: Caps,
+}
+
+/// What the disk shares with its queues, of which the last may have to let go of the image.
+struct Shared {
     opening: Opening,
     /// It is in use only between [`Disk::activate`] and [`Disk::deactivate`].
     hands_over: bool,
     /// The image's file.
     disk: Arc<dyn Disk>,
-    /// As found at opening; the capacity in it is not kept up to date.
-    caps: Caps,
     /// Held while the disk becomes active or inactive, or larger: that can take a while.
     turn: Mutex<()>,
     state: Mutex<State>,
@@ -55,12 +62,75 @@ struct Open {
     image: Arc<Image>,
     /// Started by the first queue, ended by the last.
     pool: Arc<Mutex<Weak<Pool>>>,
+    /// Open queues.
+    queues: usize,
+    /// The last queue lets go of it.
+    leaving: bool,
+}
+
+/// A queue's share of the image. The last one lets go of it, if the disk was deactivated before.
+pub struct Leave(Arc<Shared>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        let Some(open) = &mut state.open else {
+            return;
+        };
+        open.queues -= 1;
+        if open.queues > 0 || !open.leaving {
+            return;
+        }
+        drop(state);
+        let _turn = lock(&self.0.turn);
+        let mut state = self.0.state();
+        let is_left = |open: &mut Open| open.leaving && open.queues == 0;
+        let open = state.open.take_if(is_left);
+        drop(state);
+        if let Some(open) = open {
+            // Whoever asks for the disk's errors is told.
+            let _ = self.0.close(&open);
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Makes an image stable, and lets go of what it lies on.
+    fn close(&self, open: &Open) -> Result<(), DiskError> {
+        self.state().size = open.image.size();
+        let stable = open.image.close().map_err(|error| {
+            let changes = &open.image.base.changes;
+            let error = changes.freeze("making it stable for the next user", error);
+            let _ = self.failed.set(open.image.clone());
+            error
+        });
+        stable.and(self.disk.deactivate())
+    }
+
+    fn inactive(&self) -> DiskError {
+        DiskError::Config(format!(
+            "{} is not in use: it must be activated before its first queue starts",
+            self.opening.path.display()
+        ))
+    }
+
+    /// The image, if the disk is active.
+    fn image(&self) -> Result<Arc<Image>, DiskError> {
+        let state = self.state();
+        let open = state.open.as_ref().filter(|open| !open.leaving);
+        open.map(|open| open.image.clone())
+            .ok_or_else(|| self.inactive())
+    }
 }
 
 impl std::fmt::Debug for Qcow2Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Qcow2Disk")
-            .field("path", &self.opening.path)
+            .field("path", &self.shared.opening.path)
             .finish_non_exhaustive()
     }
 }
@@ -132,52 +202,41 @@ impl Qcow2Disk {
         hands_over: bool,
     ) -> Self {
         Self {
-            opening,
-            hands_over,
-            disk,
-            caps,
-            turn: Mutex::default(),
-            state: Mutex::new(State {
-                open: image.map(Open::new),
-                size: caps.capacity_bytes(),
+            shared: Arc::new(Shared {
+                opening,
+                hands_over,
+                disk,
+                turn: Mutex::default(),
+                state: Mutex::new(State {
+                    open: image.map(Open::new),
+                    size: caps.capacity_bytes(),
+                }),
+                failed: OnceLock::new(),
             }),
-            failed: OnceLock::new(),
+            caps,
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
     }
 
     /// The image's name.
     pub fn path(&self) -> &Path {
-        &self.opening.path
+        &self.shared.opening.path
     }
 
     /// Persistent dirty bitmaps of the image that the first write makes inconsistent: nobody keeps them up to date here,
     /// and QEMU ignores them from then on. 0 after that write, and for a read-only disk.
     pub fn persistent_bitmaps(&self) -> u32 {
-        self.state()
-            .open
-            .as_ref()
-            .map_or(0, |open| open.image.bitmaps())
-    }
-
-    fn inactive(&self) -> DiskError {
-        DiskError::Config(format!(
-            "{} is not in use: it must be activated before its first queue starts",
-            self.opening.path.display()
-        ))
+        self.shared.image().map_or(0, |image| image.bitmaps())
     }
 
     /// Opens the image anew. Only its size may differ from what a driver was told.
     fn reopen(&self) -> Result<Open, DiskError> {
+        let shared = &self.shared;
         let opening = Opening {
             // What it names is searched anew.
             chain: Arc::default(),
-            ..self.opening.clone()
+            ..shared.opening.clone()
         };
-        let image = open::image(&self.disk, &opening)?;
+        let image = open::image(&shared.disk, &opening)?;
         let found = image.caps();
         let expected = Caps {
             capacity: found.capacity,
@@ -186,7 +245,7 @@ impl Qcow2Disk {
         if found.capacity < self.caps().capacity || found != expected {
             return Err(DiskError::Config(format!(
                 "{} is another image than before: it is smaller, or has other clusters. Start with it anew",
-                self.opening.path.display()
+                opening.path.display()
             )));
         }
         Ok(Open::new(image))
@@ -198,17 +257,17 @@ impl Open {
         Self {
             image: Arc::new(image),
             pool: Arc::default(),
+            queues: 0,
+            leaving: false,
         }
     }
 }
 
 impl Disk for Qcow2Disk {
     fn caps(&self) -> Caps {
-        let state = self.state();
-        let size = state
-            .open
-            .as_ref()
-            .map_or(state.size, |open| open.image.size());
+        let state = self.shared.state();
+        let open = state.open.as_ref();
+        let size = open.map_or(state.size, |open| open.image.size());
         Caps {
             capacity: size / SECTOR_SIZE,
             ..self.caps
@@ -216,10 +275,14 @@ impl Disk for Qcow2Disk {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let state = self.state();
-        let open = state.open.as_ref().ok_or_else(|| self.inactive())?;
+        let mut state = self.shared.state();
+        let open = state.open.as_mut().filter(|open| !open.leaving);
+        let open = open.ok_or_else(|| self.shared.inactive())?;
+        open.queues += 1;
         let (image, current) = (open.image.clone(), open.pool.clone());
         drop(state);
+        // First, so that it is dropped last whatever fails.
+        let leave = Leave(self.shared.clone());
         // The threads before may still have to end.
         let mut current = lock(&current);
         let pool = match current.upgrade() {
@@ -228,68 +291,79 @@ impl Disk for Qcow2Disk {
         };
         *current = Arc::downgrade(&pool);
         drop(current);
-        Ok(Box::new(Qcow2Queue::new(image, pool, depth)?))
+        Ok(Box::new(Qcow2Queue::new(image, pool, depth, leave)?))
     }
 
     fn flush_error(&self) -> Option<DiskError> {
-        let image = self.state().open.as_ref().map(|open| open.image.clone());
-        let own = image.as_ref().or(self.failed.get());
+        let state = self.shared.state();
+        let image = state.open.as_ref().map(|open| open.image.clone());
+        drop(state);
+        let own = image.as_ref().or(self.shared.failed.get());
         own.and_then(|image| image.base.changes.error())
-            .or_else(|| self.disk.flush_error())
+            .or_else(|| self.shared.disk.flush_error())
     }
 
-    /// With [`Qcow2Options::handover`], reads the image anew.
+    /// With [`Qcow2Options::handover`], and over another disk, reads the image anew.
     fn activate(&self) -> Result<(), DiskError> {
-        let _turn = lock(&self.turn);
-        if let Some(failed) = self.failed.get() {
+        let shared = &self.shared;
+        let _turn = lock(&shared.turn);
+        if let Some(failed) = shared.failed.get() {
             failed.base.changes.check()?;
         }
-        self.disk.activate()?;
-        if self.state().open.is_none() {
-            match self.reopen() {
-                Ok(open) => {
-                    let mut state = self.state();
-                    state.size = open.image.size();
-                    state.open = Some(open);
-                }
-                Err(error) => {
-                    // What went wrong first is the answer.
-                    let _ = self.disk.deactivate();
-                    return Err(error);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// With [`Qcow2Options::handover`], makes everything stable and forgets the tables. Refused while a queue is open.
-    fn deactivate(&self) -> Result<(), DiskError> {
-        let _turn = lock(&self.turn);
-        if !self.hands_over {
-            return self.disk.deactivate();
-        }
-        let mut state = self.state();
-        let is_used = |open: &Open| lock(&open.pool).strong_count() > 0;
-        if state.open.as_ref().is_some_and(is_used) {
-            return Err(DiskError::Config(format!(
-                "{} can't be let go of: a queue of it is open",
-                self.opening.path.display()
-            )));
-        }
-        let open = state.open.take();
-        if let Some(open) = &open {
-            state.size = open.image.size();
+        shared.disk.activate()?;
+        let mut state = shared.state();
+        if let Some(open) = &mut state.open {
+            open.leaving = false;
+            return Ok(());
         }
         drop(state);
-        let stable = open.map_or(Ok(()), |open| {
-            open.image.close().map_err(|error| {
-                let changes = &open.image.base.changes;
-                let error = changes.freeze("making it stable for the next user", error);
-                let _ = self.failed.set(open.image.clone());
-                error
-            })
-        });
-        stable.and(self.disk.deactivate())
+        match self.reopen() {
+            Ok(open) => {
+                let mut state = shared.state();
+                let size = open.image.size();
+                let old = std::mem::replace(&mut state.size, size);
+                state.open = Some(open);
+                drop(state);
+                if old != size {
+                    let capacity = size / SECTOR_SIZE;
+                    let event = DiskEvent::Resized { capacity };
+                    shared.opening.listeners.tell(event);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // What went wrong first is the answer.
+                let _ = shared.disk.deactivate();
+                Err(error)
+            }
+        }
+    }
+
+    /// Where [`Disk::activate`] reads the image anew, makes everything stable and forgets the tables. If a queue is still
+    /// open (that of a flush that somebody asked for), the last one does that when it is dropped.
+    fn deactivate(&self) -> Result<(), DiskError> {
+        let shared = &self.shared;
+        let _turn = lock(&shared.turn);
+        if !shared.hands_over {
+            return shared.disk.deactivate();
+        }
+        let mut state = shared.state();
+        let Some(open) = &mut state.open else {
+            return Ok(());
+        };
+        open.leaving = true;
+        if open.queues > 0 {
+            let image = open.image.clone();
+            drop(state);
+            return image.make_stable();
+        }
+        let open = state.open.take();
+        drop(state);
+        open.map_or(Ok(()), |open| shared.close(&open))
+    }
+
+    fn handover(&self) -> Handover {
+        self.shared.disk.handover()
     }
 
     fn refresh(&self) -> Result<(), DiskError> {
@@ -297,19 +371,22 @@ impl Disk for Qcow2Disk {
         Ok(())
     }
 
-    /// Refused for a size that the image can't have; an image of clusters of 512 bytes can't grow beyond some 500 MiB
-    /// while it is in use.
+    /// Refused, too, for a size that the image can't have; an image of clusters of 512 bytes can't grow beyond some 500
+    /// MiB while it is in use.
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
-        let _turn = lock(&self.turn);
-        let image = self.state().open.as_ref().map(|open| open.image.clone());
-        image.ok_or_else(|| self.inactive())?.resize(bytes)?;
-        let capacity = bytes / SECTOR_SIZE;
-        let event = DiskEvent::Resized { capacity };
-        self.opening.listeners.tell(event);
+        let _turn = lock(&self.shared.turn);
+        let image = self.shared.image()?;
+        let before = image.size();
+        image.resize(bytes)?;
+        if bytes != before {
+            let capacity = bytes / SECTOR_SIZE;
+            let event = DiskEvent::Resized { capacity };
+            self.shared.opening.listeners.tell(event);
+        }
         Ok(())
     }
 
     fn listen(&self, listener: DiskListener) {
-        self.opening.listeners.add(listener);
+        self.shared.opening.listeners.add(listener);
     }
 }

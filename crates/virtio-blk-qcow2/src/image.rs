@@ -160,9 +160,6 @@ impl Image {
         if base.external {
             return Ok(entry);
         }
-        if host >= base.medium.len() {
-            return Err(base.damaged("a cluster lies outside the file"));
-        }
         if base.is_table(host >> base.geometry.cluster_bits) {
             return Err(base.damaged("a cluster of data is one of the tables"));
         }
@@ -221,6 +218,7 @@ impl Image {
         if entry.is_copied()
             && touched().all(|unit| matches!(self.place(entry, cluster, unit), Place::Data(_)))
             && let Some(host) = entry.host(self.base.external)
+            && self.is_there(host)
         {
             return Way::InPlace(host);
         }
@@ -228,6 +226,12 @@ impl Image {
             && entry.host(false).is_none()
             && units().all(|unit| self.place(entry, cluster, unit) == Place::Zero);
         if is_nowhere { Way::Fresh } else { Way::Copy }
+    }
+
+    /// Whether a cluster of the file lies within it. One that does not, as the file was cut off or never written so far,
+    /// reads as zeroes and gets another place when it is written.
+    fn is_there(&self, host: u64) -> bool {
+        self.base.external || host + self.base.geometry.cluster() <= self.data.len()
     }
 
     /// The units of a cluster that `len` bytes at byte `inside` of it touch.
@@ -307,7 +311,11 @@ impl Image {
         stable
     }
 
-    fn make_stable(&self) -> Result<(), DiskError> {
+    /// Makes everything stable.
+    ///
+    /// # Errors
+    /// The image is frozen; the disks'.
+    pub fn make_stable(&self) -> Result<(), DiskError> {
         if self.read_only || !self.base.changes.allowed() {
             return self.base.changes.check();
         }

@@ -75,6 +75,8 @@ struct Work {
     commits: Vec<Commit>,
     refill: bool,
     retired: Vec<Retired>,
+    /// What is retired may have become stable.
+    look: bool,
     closed: bool,
 }
 
@@ -123,7 +125,12 @@ impl Desk {
 
     /// A flush of the guest succeeded.
     pub fn flushed(&self, stamp: u64) {
-        self.stable.fetch_max(stamp, Ordering::AcqRel);
+        let before = self.stable.fetch_max(stamp, Ordering::AcqRel);
+        if before < stamp {
+            // Something can be released.
+            lock(&self.work).look = true;
+            self.bell.notify_one();
+        }
     }
 
     /// Opens the desk anew.
@@ -140,7 +147,10 @@ impl Desk {
     /// Takes what there is to do; waits for something, but not longer than a glance if `soon`.
     fn take(&self, soon: bool) -> Work {
         let mut work = lock(&self.work);
-        while work.commits.is_empty() && !work.refill && work.retired.is_empty() && !work.closed {
+        while work.commits.is_empty()
+            && work.retired.is_empty()
+            && !(work.refill || work.look || work.closed)
+        {
             if soon {
                 let waited = self.bell.wait_timeout(work, GLANCE);
                 work = waited.unwrap_or_else(PoisonError::into_inner).0;

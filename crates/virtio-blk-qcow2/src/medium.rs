@@ -102,6 +102,13 @@ impl Medium {
         Lane::new(self.clone())
     }
 
+    /// Ends what [`Medium::release_held`] began: there is a new user.
+    pub fn hold(&self) {
+        let mut count = [0; 8];
+        // Nothing to read if nobody has stopped.
+        let _ = rustix::io::read(&self.stop, &mut count);
+    }
+
     /// Lets go of what is held back below, now and later.
     pub fn release_held(&self) {
         // Stays readable: later calls need it, too.

@@ -87,6 +87,11 @@ impl Pool {
             workers: Vec::new(),
             keeper: None,
         };
+        image.base.medium.hold();
+        image.data.hold();
+        if let Some((backing, _)) = &image.backing {
+            backing.hold();
+        }
         image.desk.open();
         image.reserve.drain(image.read_only);
         let keeper = Keeper::new(image.clone(), line.clone())?;

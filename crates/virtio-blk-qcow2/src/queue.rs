@@ -12,6 +12,7 @@ use virtio_blk_core::disk::{
     Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
+use crate::disk::Leave;
 use crate::epoch::{Path, Turn};
 use crate::flight::{Flight, Flights};
 use crate::grant::{Granted, Target};
@@ -58,6 +59,7 @@ pub struct Qcow2Queue {
     /// Readable when something is finished below or by the threads, unless nothing below ever is.
     ready: Option<OwnedFd>,
     scratch: Vec<Completion>,
+    _leave: Leave,
 }
 
 /// Where an operation goes.
@@ -71,7 +73,12 @@ enum Aim {
 impl Qcow2Queue {
     /// # Errors
     /// The host has no more descriptors; the disks'.
-    pub fn new(image: Arc<Image>, pool: Arc<Pool>, depth: u16) -> Result<Self, DiskError> {
+    pub fn new(
+        image: Arc<Image>,
+        pool: Arc<Pool>,
+        depth: u16,
+        leave: Leave,
+    ) -> Result<Self, DiskError> {
         let inner = image.data.disk().open_queue(depth)?;
         let below = match &image.backing {
             Some((backing, _)) => Some(backing.disk().open_queue(depth)?),
@@ -116,6 +123,7 @@ impl Qcow2Queue {
             ready,
             scratch: Vec::new(),
             image,
+            _leave: leave,
         })
     }
 

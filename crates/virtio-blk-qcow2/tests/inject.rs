@@ -342,7 +342,7 @@ impl Case {
         qemu::check(&path);
         let calls: u64 = KINDS.iter().map(|kind| injector.calls(*kind)).sum();
         let calls = calls - before;
-        assert!(calls > 100, "{calls}");
+        assert!(calls > 60, "{calls}");
         let (mut runs, mut told, mut frozen) = (0, 0, 0);
         for nth in (1..=calls).step_by(self.step) {
             for (turn, (errno, for_good, kinds)) in [
@@ -473,7 +473,7 @@ fn images_that_grow() {
         }
         failed += usize::from(grown.is_err());
     }
-    assert!(failed > 10, "{failed}");
+    assert!(failed > 1, "{failed}");
 }
 
 #[test]

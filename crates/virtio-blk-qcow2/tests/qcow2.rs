@@ -10,21 +10,14 @@ mod files;
 #[path = "../../virtio-blk-disks/tests/common/qemu.rs"]
 mod qemu;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use common::{Act, BLOCK, Rig, act, directory, read, run, write};
-use files::{RawFiles, open, open_with};
+use files::{BLOCKS, RawFiles, SIZE, open, open_with, path};
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
 use virtio_blk_disks::Engine;
 use virtio_blk_qcow2::Qcow2Options;
-
-const BLOCKS: u64 = 1024;
-const SIZE: usize = BLOCKS as usize * BLOCK;
-
-fn path(directory: &tempfile::TempDir, name: &str) -> PathBuf {
-    directory.path().join(name)
-}
 
 #[test]
 fn what_is_written_is_read_by_us_and_by_qemu() {

@@ -5,12 +5,14 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use virtio_blk_core::disk::{Disk, DiskError};
+use virtio_blk_core::disk::{Disk, DiskError, DiskEvent};
 use virtio_blk_disks::inject::Injector;
 use virtio_blk_disks::{Engine, RawDisk, RawOptions};
 use virtio_blk_qcow2::{Access, Files, OpenError, Qcow2Disk, Qcow2Options};
+
+use crate::common::BLOCK;
 
 /// Opens files as raw disks.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +41,24 @@ impl Files for RawFiles {
         }
         Ok(Arc::new(RawDisk::open(&options)?))
     }
+}
+
+pub const BLOCKS: u64 = 1024;
+pub const SIZE: usize = BLOCKS as usize * BLOCK;
+
+pub fn path(directory: &tempfile::TempDir, name: &str) -> PathBuf {
+    directory.path().join(name)
+}
+
+/// The sizes that a disk's listeners are told, in bytes.
+pub fn sizes(disk: &Qcow2Disk) -> Arc<Mutex<Vec<u64>>> {
+    let all = Arc::new(Mutex::new(Vec::new()));
+    let told = all.clone();
+    disk.listen(Arc::new(move |event| match event {
+        DiskEvent::Resized { capacity } => told.lock().unwrap().push(capacity * 512),
+        other => panic!("{other:?}"),
+    }));
+    all
 }
 
 /// Opens an image for writing, with its backing file.
@@ -80,6 +100,11 @@ impl Setup {
 
     pub fn inspect(mut self, yes: bool) -> Self {
         self.options = self.options.inspect(yes);
+        self
+    }
+
+    pub fn discard(mut self, yes: bool) -> Self {
+        self.options = self.options.discard(yes);
         self
     }
 
