@@ -10,13 +10,11 @@ mod files;
 #[path = "../../virtio-blk-disks/tests/common/qemu.rs"]
 mod qemu;
 
-use std::path::Path;
-
-use common::{Act, BLOCK, Rig, act, directory, read, run, write};
-use files::{BLOCKS, RawFiles, SIZE, open, open_with, path};
+use common::{BLOCK, directory, read, run, write};
+use files::play::{acts, play, raw};
+use files::{SIZE, open, path};
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
-use virtio_blk_disks::Engine;
 use virtio_blk_qcow2::Qcow2Options;
 
 #[test]
@@ -43,66 +41,9 @@ fn what_is_written_is_read_by_us_and_by_qemu() {
     assert!(read(&mut *queue, 0, SIZE).unwrap() == model);
 }
 
-fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let most = prop_oneof![6 => Just(16_u64), 1 => Just(700)];
-    proptest::collection::vec(most.prop_flat_map(|most| act(BLOCKS, most)), 1..60)
-}
-
-/// A discard leaves parts of clusters alone: it is made smaller.
-fn whole_clusters(act: Act, cluster: &str) -> Act {
-    let bytes: u64 = match cluster.split_at(cluster.len() - 1) {
-        (number, "k") => number.parse::<u64>().unwrap() << 10,
-        (number, "M") => number.parse::<u64>().unwrap() << 20,
-        _ => cluster.parse().unwrap(),
-    };
-    let blocks = bytes / BLOCK as u64;
-    match act {
-        Act::Discard(at, len) if at + len < BLOCKS => {
-            let first = at.next_multiple_of(blocks);
-            let end = ((at + len) / blocks * blocks).max(first);
-            Act::Discard(first.min(BLOCKS), end.min(BLOCKS) - first.min(BLOCKS))
-        }
-        Act::Discard(at, len) if at + len == BLOCKS => {
-            let first = at.next_multiple_of(blocks).min(BLOCKS);
-            Act::Discard(first, BLOCKS - first)
-        }
-        act => act,
-    }
-}
-
-/// Runs a sequence on an image that holds what `model` says, then has QEMU look at it.
-fn play(
-    image: &Path,
-    files: RawFiles,
-    options: Qcow2Options,
-    depth: u16,
-    acts: Vec<Act>,
-    cluster: &str,
-    model: Option<Vec<u8>>,
-) {
-    let disk = open_with(image, files, options);
-    let mut rig = Rig::new(&disk, depth, BLOCK);
-    if let Some(model) = model {
-        assert!(rig.model == model);
-    }
-    acts.into_iter()
-        .for_each(|act| rig.act(whole_clusters(act, cluster)));
-    let model = rig.finish();
-    drop(disk);
-    qemu::check(image);
-    qemu::compare(image, &model);
-}
-
-fn raw() -> impl Strategy<Value = RawFiles> {
-    prop_oneof![
-        Just(Engine::Auto),
-        Just(Engine::Sync),
-        Just(Engine::IoUring)
-    ]
-    .prop_map(|engine| RawFiles {
-        engine,
-        ..RawFiles::default()
-    })
+/// Content that no two places have in common.
+fn content(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 700) as u8).collect()
 }
 
 proptest! {
@@ -170,5 +111,106 @@ proptest! {
         }
         play(&image, raw, Qcow2Options::new().backing(true), 8, acts, cluster, Some(model.clone()));
         prop_assert!(std::fs::read(&base).unwrap() == model[..len] || compressed.is_some());
+    }
+
+    #[test]
+    fn images_over_images(
+        acts in acts(),
+        raw in raw(),
+        (cluster, below) in prop_oneof![
+            Just(("4k", "64k")),
+            Just(("64k", "512")),
+            Just(("512", "4k")),
+            Just(("64k", "64k")),
+        ],
+        extended in any::<bool>(),
+        len in prop_oneof![Just(SIZE), Just(SIZE / 2 + BLOCK), Just(2 * SIZE)],
+    ) {
+        let directory = directory();
+        let (first, base) = (path(&directory, "first.img"), path(&directory, "base.qcow2"));
+        let image = path(&directory, "disk.qcow2");
+        let mut model = content(len);
+        model[len / 4..len / 2].fill(0);
+        std::fs::write(&first, &model).unwrap();
+        // Half of it is in the middle image, half in the first.
+        let options = format!("cluster_size={below},backing_file=first.img,backing_fmt=raw");
+        qemu::create(&base, &options, len);
+        let disk = open(&base);
+        let mut queue = disk.open_queue(1).unwrap();
+        let middle = vec![0x77; len / 3 / BLOCK * BLOCK];
+        write(&mut *queue, (len / 8 / BLOCK * BLOCK) as u64, middle.clone()).unwrap();
+        model[len / 8 / BLOCK * BLOCK..][..middle.len()].copy_from_slice(&middle);
+        drop((queue, disk));
+        model.resize(SIZE, 0);
+        let extended = if extended && cluster == "64k" { ",extended_l2=on" } else { "" };
+        let options = format!("cluster_size={cluster}{extended},backing_file=base.qcow2,backing_fmt=qcow2");
+        qemu::create(&image, &options, SIZE);
+        let whole = if cluster == "512" { "4k" } else { cluster };
+        play(&image, raw, Qcow2Options::new().backing(true), 8, acts, whole, Some(model));
+    }
+
+    #[test]
+    fn images_with_snapshots(
+        acts in acts(),
+        raw in raw(),
+        setup in prop_oneof![
+            Just("cluster_size=4k"),
+            Just("cluster_size=512"),
+            Just("cluster_size=64k,extended_l2=on"),
+            Just("cluster_size=64k,compat=0.10"),
+        ],
+    ) {
+        let directory = directory();
+        let image = path(&directory, "disk.qcow2");
+        qemu::create(&image, setup, SIZE);
+        let model = content(SIZE);
+        let disk = open(&image);
+        write(&mut *disk.open_queue(1).unwrap(), 0, model.clone()).unwrap();
+        drop(disk);
+        let name = image.to_str().unwrap();
+        qemu::ok(&["snapshot", "-q", "-c", "before", name]);
+        play(&image, raw, Qcow2Options::new(), 8, acts, "64k", Some(model.clone()));
+        qemu::ok(&["snapshot", "-q", "-a", "before", name]);
+        qemu::check(&image);
+        qemu::compare(&image, &model);
+    }
+
+    #[test]
+    fn images_that_were_allocated_before(
+        acts in acts(),
+        raw in raw(),
+        setup in prop_oneof![
+            Just("preallocation=metadata"),
+            Just("preallocation=full,extended_l2=on"),
+            Just("preallocation=falloc,cluster_size=4k"),
+        ],
+    ) {
+        let directory = directory();
+        let image = path(&directory, "disk.qcow2");
+        qemu::create(&image, setup, SIZE);
+        play(&image, raw, Qcow2Options::new(), 8, acts, "64k", Some(vec![0; SIZE]));
+    }
+
+    #[test]
+    fn images_with_a_data_file(
+        acts in acts(),
+        raw in raw(),
+        is_raw in any::<bool>(),
+        cluster in prop_oneof![Just("4k"), Just("64k")],
+        extended in any::<bool>(),
+    ) {
+        let directory = directory();
+        let (data, image) = (path(&directory, "data.img"), path(&directory, "disk.qcow2"));
+        let extended = if extended && cluster == "64k" { ",extended_l2=on" } else { "" };
+        let is = if is_raw { "on" } else { "off" };
+        let options = format!("cluster_size={cluster}{extended},data_file={},data_file_raw={is}", data.display());
+        qemu::create(&image, &options, SIZE);
+        play(&image, raw, Qcow2Options::new().backing(true), 8, acts, cluster, Some(vec![0; SIZE]));
+        if is_raw {
+            let found = std::fs::read(&data).unwrap();
+            let disk = open(&image);
+            let model = read(&mut *disk.open_queue(1).unwrap(), 0, SIZE).unwrap();
+            prop_assert!(found[..SIZE] == model);
+        }
     }
 }

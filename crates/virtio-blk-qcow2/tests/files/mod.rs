@@ -4,6 +4,9 @@
 //! The files of images: raw disks, whose system calls may be failed.
 #![allow(dead_code)] // Each test binary uses a part of it.
 
+#[cfg(test)]
+pub mod play;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
