@@ -368,7 +368,7 @@ impl Keeper {
                     job.finish(result);
                 }
             }
-            (Then::Resume(job), Ok(())) => self.line.put(job),
+            (Then::Resume(job), Ok(())) => drop(self.line.put(job)),
             (Then::Finish(job, _) | Then::Resume(job), Err(error)) => job.finish(Err(error)),
         }
     }

@@ -4,6 +4,7 @@
 //! The threads of an image that is in use: workers, which wait for the disk, and the keeper.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 
@@ -15,12 +16,14 @@ use crate::keeper::Keeper;
 use crate::sync::{lock, wait};
 use crate::worker::Worker;
 
-/// Workers of an image.
+/// Most workers of an image. All but the first start when there is work for them.
 const WORKERS: usize = 4;
 
 #[derive(Debug, Default)]
 struct Work {
     jobs: VecDeque<Job>,
+    /// Workers that wait for one.
+    idle: usize,
     closed: bool,
 }
 
@@ -32,10 +35,14 @@ pub struct Line {
 }
 
 impl Line {
-    /// Adds an operation.
-    pub fn put(&self, job: Job) {
-        lock(&self.work).jobs.push_back(job);
+    /// Adds an operation. Whether there are more than workers that wait for one.
+    pub fn put(&self, job: Job) -> bool {
+        let mut work = lock(&self.work);
+        work.jobs.push_back(job);
+        let many = work.jobs.len() > work.idle;
+        drop(work);
         self.more.notify_one();
+        many
     }
 
     /// Adds operations.
@@ -53,7 +60,11 @@ impl Line {
             match work.jobs.pop_front() {
                 Some(job) => return Some(job),
                 None if work.closed => return None,
-                None => work = wait(&self.more, work),
+                None => {
+                    work.idle += 1;
+                    work = wait(&self.more, work);
+                    work.idle -= 1;
+                }
             }
         }
     }
@@ -69,7 +80,9 @@ impl Line {
 pub struct Pool {
     image: Arc<Image>,
     line: Arc<Line>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+    /// How many there are, or were to be.
+    started: AtomicUsize,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -84,7 +97,8 @@ impl Pool {
         let mut pool = Self {
             image: image.clone(),
             line: line.clone(),
-            workers: Vec::new(),
+            workers: Mutex::default(),
+            started: AtomicUsize::new(0),
             keeper: None,
         };
         image.base.medium.hold();
@@ -99,24 +113,42 @@ impl Pool {
             std::thread::Builder::new().name(name.into()).spawn(run)
         };
         pool.keeper = Some(start("qcow2-keeper", Box::new(move || keeper.run()))?);
-        for _ in 0..WORKERS {
-            let worker = Worker::new(image.clone(), line.clone())?;
-            let thread = start("qcow2", Box::new(move || worker.run()))?;
-            pool.workers.push(thread);
-        }
+        // The first one's paths exist, or there is no queue.
+        let worker = Worker::new(image.clone(), line)?;
+        let thread = start("qcow2", Box::new(move || worker.run()))?;
+        lock(&pool.workers).push(thread);
+        pool.started.store(1, Ordering::Relaxed);
         Ok(pool)
     }
 
     /// Hands an operation over.
     pub fn put(&self, job: Job) {
-        self.line.put(job);
+        if self.line.put(job) && self.started.load(Ordering::Relaxed) < WORKERS {
+            self.start_worker();
+        }
+    }
+
+    /// Starts another worker. If that fails, there is one less.
+    fn start_worker(&self) {
+        if self.started.fetch_add(1, Ordering::Relaxed) >= WORKERS {
+            return;
+        }
+        let (image, line) = (self.image.clone(), self.line.clone());
+        let work = move || match Worker::new(image, line) {
+            Ok(worker) => worker.run(),
+            Err(error) => log::warn!("a qcow2 image has one thread less than it could: {error}"),
+        };
+        match std::thread::Builder::new().name("qcow2".into()).spawn(work) {
+            Ok(thread) => lock(&self.workers).push(thread),
+            Err(error) => log::warn!("a qcow2 image has one thread less than it could: {error}"),
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.line.close();
-        for thread in self.workers.drain(..) {
+        for thread in lock(&self.workers).drain(..) {
             let _ = thread.join();
         }
         self.image.desk.close();

@@ -98,7 +98,8 @@ impl Worker {
                 let done = job.last;
                 if !done && updates.is_empty() {
                     // Nothing holds it up: others had their turn.
-                    return self.line.put(job);
+                    self.line.put(job);
+                    return;
                 }
                 if done && updates.is_empty() && !is_fua(&kind) && kind != OpKind::Flush {
                     return job.finish(Ok(()));
