@@ -86,7 +86,8 @@ impl Worker {
         if inside != 0 || whole == 0 {
             let part = left.min(cluster - inside);
             let unit = geometry.unit();
-            if geometry.extended && at.is_multiple_of(unit) && part >= unit {
+            let by_units = geometry.extended && !image.base.external;
+            if by_units && at.is_multiple_of(unit) && part >= unit {
                 return self.zero_units(at, part - part % unit, updates);
             }
             // Up to the next unit.
@@ -246,6 +247,10 @@ impl Worker {
             } else {
                 Entry::BELOW
             };
+            if image.base.external {
+                // A data file may have to be the guest's disk byte for byte.
+                in_place.push(cluster << geometry.cluster_bits);
+            }
             if entry != new {
                 gone.extend(image.clusters_of(entry));
                 changes.push((index, cluster, new));
