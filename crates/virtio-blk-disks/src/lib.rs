@@ -5,10 +5,10 @@
 mod admit;
 pub mod dirty;
 pub mod fault;
-mod forward;
 mod in_flight;
 #[cfg(feature = "inject")]
 pub mod inject;
+pub mod layer;
 mod listeners;
 pub mod memory;
 pub mod meter;

@@ -35,7 +35,7 @@ mod persist;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE};
 
 pub use bitmap::DirtyBitmap;
 pub use changes::{Changes, Generation, Take, TakeToken};
@@ -44,6 +44,7 @@ use marker::{KeptMarker, Marker};
 use persist::Persist;
 pub use persist::PersistOptions;
 
+use crate::layer::{Layer, Layered};
 use crate::observe::ObservedQueue;
 
 /// The bitmaps at work.
@@ -61,13 +62,38 @@ type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
 ///
 /// One bitmap may have a file ([`DirtyDisk::open`]), in which a block is marked before its change is given to the
 /// disk: if that fails, so does the operation.
-pub struct DirtyDisk<D: ?Sized = dyn Disk> {
+pub type DirtyDisk<D = dyn Disk> = Layered<Dirty, D>;
+
+/// The layer of a [`DirtyDisk`].
+#[derive(Clone)]
+pub struct Dirty {
     bitmaps: Arc<ArcSwap<Bitmaps>>,
     /// Held while the list is exchanged, or all of it is told something.
     changing: Arc<Mutex<()>>,
     /// The file of one of them.
     file: Option<Arc<Persist>>,
-    inner: Arc<D>,
+}
+
+impl Dirty {
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells all bitmaps.
+    ///
+    /// # Errors
+    /// The first, after all were told.
+    fn tell(
+        &self,
+        what: impl Fn(&DirtyBitmap) -> Result<(), BitmapError>,
+    ) -> Result<(), BitmapError> {
+        let _changing = self.changing();
+        let tell = |told: Result<(), _>, (_, bitmap): &(_, Arc<DirtyBitmap>)| {
+            let this = what(bitmap);
+            told.and(this)
+        };
+        self.bitmaps.load().iter().fold(Ok(()), tell)
+    }
 }
 
 /// Why a bitmap that a stack starts knows nothing.
@@ -87,12 +113,12 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
                 }
             }
         }));
-        Self {
+        let layer = Dirty {
             bitmaps,
             changing,
             file: None,
-            inner,
-        }
+        };
+        Self::with(layer, inner)
     }
 
     /// The layer with one bitmap that knows nothing of what changed before it was started, so that everything counts
@@ -107,22 +133,23 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         granularity: u64,
         persist: Option<&PersistOptions>,
     ) -> Result<Self, BitmapError> {
-        let mut this = Self::new(inner);
-        let size = this.size();
+        let plain = Self::new(inner);
+        let (size, mut layer) = (plain.size(), plain.layer().clone());
         let bitmap = match persist {
             None => Arc::new(DirtyBitmap::incomplete(size, granularity, NEW)?),
             Some(options) => {
                 let (bitmap, file) = open::open(options, name, size, granularity, open::boot())?;
-                this.file = Some(file);
+                layer.file = Some(file);
                 bitmap
             }
         };
+        let this = Self::with(layer, plain.inner().clone());
         this.attach(name, bitmap)?;
         Ok(this)
     }
 
     fn size(&self) -> u64 {
-        self.inner.caps().capacity.saturating_mul(SECTOR_SIZE)
+        self.inner().caps().capacity.saturating_mul(SECTOR_SIZE)
     }
 
     /// Notes in the bitmap's file that it does not see the disk's changes any more.
@@ -131,24 +158,14 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
     /// The file can't be written.
     pub(crate) fn forget(&self) -> Result<(), BitmapError> {
         let why = "its layer was removed while the disk was in use";
-        match &self.file {
+        match &self.layer().file {
             Some(file) => file.bitmap.doubt(why),
             None => Ok(()),
         }
     }
 
-    /// The same layer, with its bitmaps, over another view of the disk.
-    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
-        Self {
-            bitmaps: self.bitmaps.clone(),
-            changing: self.changing.clone(),
-            file: self.file.clone(),
-            inner,
-        }
-    }
-
-    fn changing(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn bitmaps(&self) -> &ArcSwap<Bitmaps> {
+        &self.layer().bitmaps
     }
 
     /// Starts a bitmap with blocks of `granularity` bytes. It is clean: it says what changes from now on.
@@ -166,69 +183,53 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
     /// # Errors
     /// The name is taken, or the bitmap's file can't be written.
     pub fn attach(&self, name: &str, bitmap: Arc<DirtyBitmap>) -> Result<(), BitmapError> {
-        let _changing = self.changing();
-        let mut bitmaps = Bitmaps::clone(&self.bitmaps.load());
+        let _changing = self.layer().changing();
+        let mut bitmaps = Bitmaps::clone(&self.bitmaps().load());
         if bitmaps.iter().any(|(found, _)| found == name) {
             return Err(BitmapError::Exists(name.to_owned()));
         }
         bitmaps.push((name.to_owned(), bitmap.clone()));
-        self.bitmaps.store(Arc::new(bitmaps));
+        self.bitmaps().store(Arc::new(bitmaps));
         // Afterwards, so that none falls between this look and a listener's. That one waits: it may know better.
         bitmap.resize(self.size());
-        match self.inner.handover() {
+        match self.inner().handover() {
             Handover::Released(_) => bitmap.look_away(),
             // It was not there for what changed since the disk is in use.
             Handover::Held(_) | Handover::Never => bitmap.look_again(None),
         }
     }
 
-    /// Tells all bitmaps.
-    ///
-    /// # Errors
-    /// The first, after all were told.
-    fn tell(
-        &self,
-        what: impl Fn(&DirtyBitmap) -> Result<(), BitmapError>,
-    ) -> Result<(), BitmapError> {
-        let _changing = self.changing();
-        let tell = |told: Result<(), _>, (_, bitmap): &(_, Arc<DirtyBitmap>)| {
-            let this = what(bitmap);
-            told.and(this)
-        };
-        self.bitmaps.load().iter().fold(Ok(()), tell)
-    }
-
     /// Ends a bitmap, and hands it out. `None` if there is none of that name.
     pub fn stop(&self, name: &str) -> Option<Arc<DirtyBitmap>> {
-        let _changing = self.changing();
-        let mut bitmaps = Bitmaps::clone(&self.bitmaps.load());
+        let _changing = self.layer().changing();
+        let mut bitmaps = Bitmaps::clone(&self.bitmaps().load());
         let index = bitmaps.iter().position(|(found, _)| found == name)?;
         let (_, bitmap) = bitmaps.remove(index);
-        self.bitmaps.store(Arc::new(bitmaps));
+        self.bitmaps().store(Arc::new(bitmaps));
         Some(bitmap)
     }
 
     /// The bitmap of a name.
     pub fn bitmap(&self, name: &str) -> Option<Arc<DirtyBitmap>> {
-        let bitmaps = self.bitmaps.load();
+        let bitmaps = self.bitmaps().load();
         let found = bitmaps.iter().find(|(found, _)| found == name);
         found.map(|(_, bitmap)| bitmap.clone())
     }
 
     /// The names of all bitmaps, in the order of their start.
     pub fn names(&self) -> Vec<String> {
-        let bitmaps = self.bitmaps.load();
+        let bitmaps = self.bitmaps().load();
         bitmaps.iter().map(|(name, _)| name.clone()).collect()
     }
 }
 
-impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
-    fn caps(&self) -> Caps {
-        self.inner.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = self.inner.open_queue(depth)?;
+impl Layer for Dirty {
+    fn open_queue<D: Disk + ?Sized>(
+        &self,
+        inner: &D,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let inner = inner.open_queue(depth)?;
         let marker = Marker {
             bitmaps: self.bitmaps.clone(),
         };
@@ -242,9 +243,9 @@ impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
         })
     }
 
-    fn activate(&self) -> Result<(), DiskError> {
-        self.inner.activate()?;
-        if let Handover::Held(found) = self.inner.handover()
+    fn activate<D: Disk + ?Sized>(&self, inner: &D) -> Result<(), DiskError> {
+        inner.activate()?;
+        if let Handover::Held(found) = inner.handover()
             && let Err(error) = self.tell(|bitmap| bitmap.look_again(found))
         {
             log::error!("{error}: after a restart everything may count as changed");
@@ -252,14 +253,14 @@ impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
         Ok(())
     }
 
-    fn deactivate(&self) -> Result<(), DiskError> {
-        let Handover::Held(_) = self.inner.handover() else {
-            return self.inner.deactivate();
+    fn deactivate<D: Disk + ?Sized>(&self, inner: &D) -> Result<(), DiskError> {
+        let Handover::Held(_) = inner.handover() else {
+            return inner.deactivate();
         };
         // Before: a file that does not know of it must not outlive us.
         let told = self.tell(DirtyBitmap::look_away);
-        let left = self.inner.deactivate();
-        let noted = self.tell(|bitmap| match self.inner.handover() {
+        let left = inner.deactivate();
+        let noted = self.tell(|bitmap| match inner.handover() {
             Handover::Released(left) => {
                 bitmap.look_away()?;
                 left.map_or(Ok(()), |stamp| bitmap.note_left(stamp))
@@ -269,8 +270,6 @@ impl<D: Disk + ?Sized> Disk for DirtyDisk<D> {
         let told = told.and(noted);
         left.and(told.map_err(|error| DiskError::Config(error.to_string())))
     }
-
-    crate::forward::settings!(self, self.inner);
 }
 
 #[cfg(test)]

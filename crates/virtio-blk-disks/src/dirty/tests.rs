@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use virtio_blk_core::disk::{Completion, DiskListener, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_core::disk::{Caps, Completion, DiskListener, IoBuf, Op, OpKind, Submit, Token};
 
 use super::*;
 use crate::fault::{FaultDisk, FaultPlan, Kind, Rule};

@@ -34,19 +34,24 @@ mod rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
 pub use plan::{FaultPlan, Kind, Rule};
 use queue::FaultQueue;
+
+use crate::layer::{Layer, Layered};
 
 /// A disk that misbehaves by plan.
 ///
 /// Each queue draws its decisions from the plan's seed and the queue's number in order of opening, one
 /// set per submission: the same submissions meet the same faults, whatever the clock says. Rules with
 /// counts ([`Rule::skip`], [`Rule::times`]) count on all queues together.
-pub struct FaultDisk<D: ?Sized = dyn Disk> {
+pub type FaultDisk<D = dyn Disk> = Layered<Fault, D>;
+
+/// The layer of a [`FaultDisk`].
+#[derive(Clone)]
+pub struct Fault {
     shared: Arc<Shared>,
-    inner: Arc<D>,
 }
 
 /// What the disk shares with its queues.
@@ -64,63 +69,46 @@ impl<D: Disk + ?Sized> FaultDisk<D> {
     /// Puts a plan over a disk.
     pub fn new(inner: Arc<D>, plan: FaultPlan) -> Self {
         let matches = plan.rules.iter().map(|_| AtomicU64::new(0)).collect();
-        Self {
-            shared: Arc::new(Shared {
-                plan,
-                armed: AtomicBool::new(true),
-                matches,
-                errors: AtomicU64::new(0),
-                refusals: AtomicU64::new(0),
-                queues: AtomicU64::new(0),
-            }),
-            inner,
-        }
-    }
-
-    /// The same layer, with its counts, over another view of the disk.
-    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
-        Self {
-            shared: self.shared.clone(),
-            inner,
-        }
+        let shared = Arc::new(Shared {
+            plan,
+            armed: AtomicBool::new(true),
+            matches,
+            errors: AtomicU64::new(0),
+            refusals: AtomicU64::new(0),
+            queues: AtomicU64::new(0),
+        });
+        Self::with(Fault { shared }, inner)
     }
 
     /// Switches errors, full queues and broken queues on (the default) or off. Delays and reordering
     /// stay.
     pub fn arm(&self, on: bool) {
-        self.shared.armed.store(on, Ordering::SeqCst);
+        self.layer().shared.armed.store(on, Ordering::SeqCst);
     }
 
     /// Operations that were failed so far.
     pub fn errors(&self) -> u64 {
-        self.shared.errors.load(Ordering::SeqCst)
+        self.layer().shared.errors.load(Ordering::SeqCst)
     }
 
     /// Submissions that were answered with `Full` so far.
     pub fn refusals(&self) -> u64 {
-        self.shared.refusals.load(Ordering::SeqCst)
-    }
-
-    /// The disk underneath.
-    pub fn inner(&self) -> &Arc<D> {
-        &self.inner
+        self.layer().shared.refusals.load(Ordering::SeqCst)
     }
 }
 
-impl<D: Disk + ?Sized> Disk for FaultDisk<D> {
-    fn caps(&self) -> Caps {
-        self.inner.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = self.inner.open_queue(depth)?;
+impl Layer for Fault {
+    fn open_queue<D: Disk + ?Sized>(
+        &self,
+        inner: &D,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let queue = inner.open_queue(depth)?;
         let number = self.shared.queues.fetch_add(1, Ordering::SeqCst);
-        let block = self.inner.caps().align.guest_block;
-        let queue = FaultQueue::new(self.shared.clone(), inner, depth, number, block)?;
+        let block = inner.caps().align.guest_block;
+        let queue = FaultQueue::new(self.shared.clone(), queue, depth, number, block)?;
         Ok(Box::new(queue))
     }
-
-    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -24,48 +24,44 @@ mod recorder;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
 use gauge::Gauge;
 pub use histogram::Latency;
 use recorder::Recorder;
 pub use recorder::{ClassStats, OpClass, QueueStats};
 
+use crate::layer::{Layer, Layered};
 use crate::observe::ObservedQueue;
 
 /// A disk whose operations are counted and timed.
-pub struct MeterDisk<D: ?Sized = dyn Disk> {
+pub type MeterDisk<D = dyn Disk> = Layered<Meter, D>;
+
+/// The layer of a [`MeterDisk`].
+#[derive(Clone, Default)]
+pub struct Meter {
     /// Of each queue number. A queue that is opened again goes on with the numbers of one that was closed.
     recorders: Arc<Mutex<Vec<Arc<Recorder>>>>,
-    inner: Arc<D>,
 }
 
-impl<D: Disk + ?Sized> MeterDisk<D> {
-    /// Puts the layer over a disk.
-    pub fn new(inner: Arc<D>) -> Self {
-        Self {
-            recorders: Arc::default(),
-            inner,
-        }
-    }
-
-    /// The same layer, with its numbers, over another view of the disk.
-    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
-        Self {
-            recorders: self.recorders.clone(),
-            inner,
-        }
-    }
-
+impl Meter {
     fn recorders(&self) -> MutexGuard<'_, Vec<Arc<Recorder>>> {
         self.recorders
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl<D: Disk + ?Sized> MeterDisk<D> {
+    /// Puts the layer over a disk.
+    pub fn new(inner: Arc<D>) -> Self {
+        Self::with(Meter::default(), inner)
+    }
 
     /// What each queue did so far, in the order in which they were first opened.
     pub fn queues(&self) -> Vec<QueueStats> {
-        self.recorders().iter().map(|r| r.snapshot()).collect()
+        let recorders = self.layer().recorders();
+        recorders.iter().map(|r| r.snapshot()).collect()
     }
 
     /// What all queues did together.
@@ -75,13 +71,13 @@ impl<D: Disk + ?Sized> MeterDisk<D> {
     }
 }
 
-impl<D: Disk + ?Sized> Disk for MeterDisk<D> {
-    fn caps(&self) -> Caps {
-        self.inner.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = self.inner.open_queue(depth)?;
+impl Layer for Meter {
+    fn open_queue<D: Disk + ?Sized>(
+        &self,
+        inner: &D,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let inner = inner.open_queue(depth)?;
         let recorder = {
             let mut recorders = self.recorders();
             // Nobody else holds the recorder of a queue that was closed.
@@ -100,8 +96,6 @@ impl<D: Disk + ?Sized> Disk for MeterDisk<D> {
             depth,
         )))
     }
-
-    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -30,11 +30,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue, OpKind};
+use virtio_blk_core::disk::{Disk, DiskError, IoQueue, OpKind};
 
 pub(crate) use event::PolicyListeners;
 pub use event::{HeldOperation, PolicyEvent, PolicyListener};
 use queue::PolicyQueue;
+
+use crate::layer::{Layer, Layered};
 
 /// A queue that keeps something looks this often at the latest whether it shall try again.
 pub const RECHECK: Duration = Duration::from_millis(100);
@@ -148,9 +150,12 @@ impl Shared {
 /// Each queue keeps its own, and passes on what comes behind them. [`PolicyDisk::resume`] has all queues try theirs
 /// again, in the order of submission; what fails again is kept again. At a stop ([`IoQueue::release_held`]) they fail
 /// with their error; a cancelled one is cancelled. While nothing fails, an operation costs a place in a list.
-pub struct PolicyDisk<D: ?Sized = dyn Disk> {
+pub type PolicyDisk<D = dyn Disk> = Layered<Policy, D>;
+
+/// The layer of a [`PolicyDisk`].
+#[derive(Clone)]
+pub struct Policy {
     shared: Arc<Shared>,
-    inner: Arc<D>,
 }
 
 impl<D: Disk + ?Sized> PolicyDisk<D> {
@@ -164,85 +169,77 @@ impl<D: Disk + ?Sized> PolicyDisk<D> {
         policy: ErrorPolicy,
         listeners: Arc<PolicyListeners>,
     ) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                read: AtomicU8::new(policy.read as u8),
-                write: AtomicU8::new(policy.write as u8),
-                calls: AtomicU64::new(0),
-                held: Mutex::default(),
-                listeners,
-            }),
-            inner,
-        }
+        let shared = Arc::new(Shared {
+            read: AtomicU8::new(policy.read as u8),
+            write: AtomicU8::new(policy.write as u8),
+            calls: AtomicU64::new(0),
+            held: Mutex::default(),
+            listeners,
+        });
+        Self::with(Policy { shared }, inner)
     }
 
-    /// The same layer, with what it counted, over another view of the disk.
-    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
-        Self {
-            shared: self.shared.clone(),
-            inner,
-        }
+    fn shared(&self) -> &Shared {
+        &self.layer().shared
     }
 
     /// The policy in force.
     pub fn policy(&self) -> ErrorPolicy {
         let of = |number: &AtomicU8| OnError::from_number(number.load(Ordering::Relaxed));
         ErrorPolicy {
-            read: of(&self.shared.read),
-            write: of(&self.shared.write),
+            read: of(&self.shared().read),
+            write: of(&self.shared().write),
         }
     }
 
     /// Changes the policy. Everything that is kept is tried again, under the new one.
     pub fn set_policy(&self, policy: ErrorPolicy) {
-        (self.shared.read).store(policy.read as u8, Ordering::Relaxed);
-        (self.shared.write).store(policy.write as u8, Ordering::Relaxed);
+        (self.shared().read).store(policy.read as u8, Ordering::Relaxed);
+        (self.shared().write).store(policy.write as u8, Ordering::Relaxed);
         self.resume();
     }
 
     /// Has everything that is kept tried again, at the latest after [`RECHECK`] each time that its queue is served.
     /// Returns how many operations that are.
     pub fn resume(&self) -> u64 {
-        let operations = self.shared.held().operations;
-        self.shared.calls.fetch_add(1, Ordering::Release);
+        let operations = self.shared().held().operations;
+        self.shared().calls.fetch_add(1, Ordering::Release);
         if operations != 0 {
             let event = PolicyEvent::Resumed { operations };
-            self.shared.listeners.tell(&event);
+            self.shared().listeners.tell(&event);
         }
         operations
     }
 
     /// How many operations are kept now.
     pub fn held(&self) -> u64 {
-        self.shared.held().operations
+        self.shared().held().operations
     }
 
     /// The last operation that was kept, also if it is not any more.
     pub fn last_held(&self) -> Option<HeldOperation> {
-        self.shared.held().last.clone()
+        self.shared().held().last.clone()
     }
 
     /// Adds a listener for what happens to operations that failed. It stays for the life of the disk.
     pub fn listen_events(&self, listener: PolicyListener) {
-        self.shared.listeners.add(listener);
+        self.shared().listeners.add(listener);
     }
 }
 
-impl<D: Disk + ?Sized> Disk for PolicyDisk<D> {
-    fn caps(&self) -> Caps {
-        self.inner.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = self.inner.open_queue(depth)?;
+impl Layer for Policy {
+    fn open_queue<D: Disk + ?Sized>(
+        &self,
+        inner: &D,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let inner = inner.open_queue(depth)?;
         Ok(Box::new(PolicyQueue::new(
             self.shared.clone(),
             inner,
             depth,
         )?))
     }
-
-    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

@@ -212,8 +212,8 @@ fn what_no_waiting_mends_is_reported() {
         offset: 0,
         fua: true,
     };
-    assert!(!rig.disk.shared.keeps(&fua, &lost));
-    assert!(!rig.disk.shared.keeps(&fua, &DiskError::Cancelled));
+    assert!(!rig.disk.shared().keeps(&fua, &lost));
+    assert!(!rig.disk.shared().keeps(&fua, &DiskError::Cancelled));
 }
 
 #[test]

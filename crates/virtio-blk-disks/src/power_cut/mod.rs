@@ -17,12 +17,13 @@ mod scribe;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
 use history::History;
 pub use history::{BrokenPromise, Choice, Content, Cut, Moment};
 use scribe::Scribe;
 
+use crate::layer::{Layer, Layered};
 use crate::observe::ObservedQueue;
 
 /// The history, shared with the queues.
@@ -36,38 +37,38 @@ impl Shared {
 }
 
 /// A disk whose past is known.
-pub struct PowerCutDisk<D: ?Sized = dyn Disk> {
+pub type PowerCutDisk<D = dyn Disk> = Layered<PowerCut, D>;
+
+/// The layer of a [`PowerCutDisk`].
+#[derive(Clone, Default)]
+pub struct PowerCut {
     history: Shared,
-    inner: Arc<D>,
 }
 
 impl<D: Disk + ?Sized> PowerCutDisk<D> {
     /// Puts the layer over a disk, whose content now is the original one.
     pub fn new(inner: Arc<D>) -> Self {
-        Self {
-            history: Shared::default(),
-            inner,
-        }
+        Self::with(PowerCut::default(), inner)
     }
 
     /// The last event so far: a submission or an end of a change or a flush.
     pub fn now(&self) -> Moment {
-        self.history.get().now()
+        self.layer().history.get().now()
     }
 
     /// What the disk may hold if the power fails right after the event `moment`.
     pub fn cut(&self, moment: Moment) -> Cut {
-        self.history.get().cut(moment)
+        self.layer().history.get().cut(moment)
     }
 }
 
-impl<D: Disk + ?Sized> Disk for PowerCutDisk<D> {
-    fn caps(&self) -> Caps {
-        self.inner.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = self.inner.open_queue(depth)?;
+impl Layer for PowerCut {
+    fn open_queue<D: Disk + ?Sized>(
+        &self,
+        inner: &D,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let inner = inner.open_queue(depth)?;
         let history = self.history.clone();
         Ok(Box::new(ObservedQueue::new(
             Scribe { history },
@@ -75,8 +76,6 @@ impl<D: Disk + ?Sized> Disk for PowerCutDisk<D> {
             depth,
         )))
     }
-
-    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

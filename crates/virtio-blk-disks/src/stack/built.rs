@@ -101,7 +101,7 @@ impl Built {
                     (None, _) => ThrottleGroup::new(*limits).map_err(SpecError::from)?,
                 };
                 Layer::Throttle(Arc::new(match before {
-                    Some(Layer::Throttle(before)) => before.over(inner, group),
+                    Some(Layer::Throttle(before)) => before.over(inner),
                     _ => ThrottleDisk::new(inner, group),
                 }))
             }

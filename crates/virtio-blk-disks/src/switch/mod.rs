@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Handover, IoQueue};
 
 use queue::SwitchQueue;
 
@@ -282,7 +282,34 @@ impl Disk for SwitchDisk {
     }
 
     // The disk in force stands for all: the medium stays the same.
-    crate::forward::control!(self, self.shared.current().0);
+
+    fn flush_error(&self) -> Option<DiskError> {
+        self.shared.current().0.flush_error()
+    }
+
+    fn activate(&self) -> Result<(), DiskError> {
+        self.shared.current().0.activate()
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        self.shared.current().0.deactivate()
+    }
+
+    fn handover(&self) -> Handover {
+        self.shared.current().0.handover()
+    }
+
+    fn refresh(&self) -> Result<(), DiskError> {
+        self.shared.current().0.refresh()
+    }
+
+    fn resize(&self, bytes: u64) -> Result<(), DiskError> {
+        self.shared.current().0.resize(bytes)
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        self.shared.current().0.listen(listener);
+    }
 }
 
 #[cfg(test)]

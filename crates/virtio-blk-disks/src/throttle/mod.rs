@@ -34,7 +34,7 @@ mod stats;
 
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
 pub use group::{Clock, ThrottleGroup};
 pub use limits::{Burst, LimitError, Limits, Rate};
@@ -42,58 +42,49 @@ pub use queue::RECHECK;
 use queue::ThrottleQueue;
 pub use stats::ThrottleStats;
 
+use crate::layer::{Layer, Layered};
+
 /// A disk whose operations take turns.
 ///
 /// An operation that is larger than what the limits give in a moment starts when its turn comes, and what
 /// follows waits for it. A flush is never held back: it concerns writes that have completed.
-pub struct ThrottleDisk<D: ?Sized = dyn Disk> {
+pub type ThrottleDisk<D = dyn Disk> = Layered<Throttle, D>;
+
+/// The layer of a [`ThrottleDisk`].
+#[derive(Clone)]
+pub struct Throttle {
     group: ThrottleGroup,
     counts: Arc<stats::Counts>,
-    inner: Arc<D>,
 }
 
 impl<D: Disk + ?Sized> ThrottleDisk<D> {
     /// Puts the group's limits over a disk.
     pub fn new(inner: Arc<D>, group: ThrottleGroup) -> Self {
-        Self {
-            group,
-            counts: Arc::default(),
-            inner,
-        }
-    }
-
-    /// The same layer, with its counts, over another view of the disk and in that group.
-    pub(crate) fn over(&self, inner: Arc<D>, group: ThrottleGroup) -> Self {
-        Self {
-            group,
-            counts: self.counts.clone(),
-            inner,
-        }
+        let counts = Arc::default();
+        Self::with(Throttle { group, counts }, inner)
     }
 
     /// The group it belongs to.
     pub fn group(&self) -> &ThrottleGroup {
-        &self.group
+        &self.layer().group
     }
 
     /// What was held back.
     pub fn stats(&self) -> ThrottleStats {
-        self.counts.get()
+        self.layer().counts.get()
     }
 }
 
-impl<D: Disk + ?Sized> Disk for ThrottleDisk<D> {
-    fn caps(&self) -> Caps {
-        self.inner.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = self.inner.open_queue(depth)?;
+impl Layer for Throttle {
+    fn open_queue<D: Disk + ?Sized>(
+        &self,
+        inner: &D,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let inner = inner.open_queue(depth)?;
         let queue = ThrottleQueue::new(self.group.clone(), self.counts.clone(), inner, depth)?;
         Ok(Box::new(queue))
     }
-
-    crate::forward::control!(self, self.inner);
 }
 
 #[cfg(test)]

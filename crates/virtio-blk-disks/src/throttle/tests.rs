@@ -478,7 +478,7 @@ fn flushes_and_the_unlimited_kind_pass() {
         len: 4096,
     };
     assert!(matches!(queue.submit(bare(3, discard)), Submit::Queued));
-    assert_eq!(disk.caps(), disk.inner.caps());
+    assert_eq!(disk.caps(), disk.inner().caps());
 }
 
 /// One limit as a bucket that leaks all the time: another way to say what a rate with bursts is.

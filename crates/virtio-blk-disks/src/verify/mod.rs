@@ -27,6 +27,7 @@ use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, Handover, IoQue
 use checker::Checker;
 use sums::Sums;
 
+use crate::layer::{Layer, Layered};
 use crate::observe::ObservedQueue;
 
 /// A sector that was read and did not hold what was written to it, or what was read from it before.
@@ -58,41 +59,33 @@ impl Shared {
 /// A read that finds a lie fails, and the first lie is kept. Sectors that were changed while they were
 /// read are passed over, as the standard allows any mixture then; so are discarded ones until they are
 /// written again. What others may have changed while the disk was let go of ([`Disk::handover`]) is not known any more.
-pub struct VerifyDisk<D: ?Sized = dyn Disk> {
+pub type VerifyDisk<D = dyn Disk> = Layered<Verify, D>;
+
+/// The layer of a [`VerifyDisk`].
+#[derive(Clone)]
+pub struct Verify {
     shared: Arc<Shared>,
-    inner: Arc<D>,
 }
 
 impl<D: Disk + ?Sized> VerifyDisk<D> {
     /// Puts the layer over a disk, of which nothing is known yet: what is read first must stay.
     pub fn new(inner: Arc<D>) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                sums: Sums::default(),
-                lie: OnceLock::new(),
-                left: Mutex::default(),
-            }),
-            inner,
-        }
-    }
-
-    /// The same layer, with what it knows, over another view of the disk.
-    pub(crate) fn over(&self, inner: Arc<D>) -> Self {
-        Self {
-            shared: self.shared.clone(),
-            inner,
-        }
+        let shared = Arc::new(Shared {
+            sums: Sums::default(),
+            lie: OnceLock::new(),
+            left: Mutex::default(),
+        });
+        Self::with(Verify { shared }, inner)
     }
 
     /// The first lie, if there was one.
     pub fn lie(&self) -> Option<Lie> {
-        self.shared.lie.get().copied()
+        self.layer().shared.lie.get().copied()
     }
 }
 
-impl<D: Disk + ?Sized> Disk for VerifyDisk<D> {
-    fn caps(&self) -> Caps {
-        let mut caps = self.inner.caps();
+impl Layer for Verify {
+    fn caps(&self, mut caps: Caps) -> Caps {
         for erase in [&mut caps.discard, &mut caps.secure_erase]
             .into_iter()
             .flatten()
@@ -105,8 +98,12 @@ impl<D: Disk + ?Sized> Disk for VerifyDisk<D> {
         caps
     }
 
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = self.inner.open_queue(depth)?;
+    fn open_queue<D: Disk + ?Sized>(
+        &self,
+        inner: &D,
+        depth: u16,
+    ) -> Result<Box<dyn IoQueue>, DiskError> {
+        let inner = inner.open_queue(depth)?;
         let shared = self.shared.clone();
         Ok(Box::new(ObservedQueue::new(
             Checker { shared },
@@ -115,9 +112,9 @@ impl<D: Disk + ?Sized> Disk for VerifyDisk<D> {
         )))
     }
 
-    fn activate(&self) -> Result<(), DiskError> {
-        self.inner.activate()?;
-        if let Handover::Held(found) = self.inner.handover()
+    fn activate<D: Disk + ?Sized>(&self, inner: &D) -> Result<(), DiskError> {
+        inner.activate()?;
+        if let Handover::Held(found) = inner.handover()
             && let Some(left) = self.shared.left().take()
             && (left.is_none() || left != found)
         {
@@ -126,16 +123,14 @@ impl<D: Disk + ?Sized> Disk for VerifyDisk<D> {
         Ok(())
     }
 
-    fn deactivate(&self) -> Result<(), DiskError> {
-        let before = self.inner.handover();
-        let result = self.inner.deactivate();
-        if let (Handover::Held(_), Handover::Released(left)) = (before, self.inner.handover()) {
+    fn deactivate<D: Disk + ?Sized>(&self, inner: &D) -> Result<(), DiskError> {
+        let before = inner.handover();
+        let result = inner.deactivate();
+        if let (Handover::Held(_), Handover::Released(left)) = (before, inner.handover()) {
             *self.shared.left() = Some(left);
         }
         result
     }
-
-    crate::forward::settings!(self, self.inner);
 }
 
 #[cfg(test)]
