@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use vhost_vdpa_frontend::{SlowOptions, SlowPath, VhostVdpa};
 use virtio_blk_core::disk::{Caps, Disk};
-use virtio_blk_disks::spec::{DiskKind, Kinds, MemoryOptions, NullOptions, SpecError};
+use virtio_blk_disks::disk_arg::{DiskKind, Kinds, MemoryOptions, NullOptions, SpecError};
 
 use crate::report::{self, describe};
 use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, Qcow2Options, RawDisk, RawOptions};

@@ -16,8 +16,8 @@ use vduse_backend::message::{Answer, Request as Ask};
 use vduse_backend::{Outcome, ServerError};
 use virtio_blk_core::disk::{Disk, DiskError, OpKind};
 use virtio_blk_core::testdisk::{Mode, WaitKind};
+use virtio_blk_disks::hot_swap::SwitchDisk;
 use virtio_blk_disks::policy::{ErrorPolicy, OnError, PolicyDisk};
-use virtio_blk_disks::switch::SwitchDisk;
 use virtio_blk_disks::throttle::{Limits, Rate, ThrottleDisk, ThrottleGroup};
 use virtio_blk_driver::request::{Request, Token};
 

@@ -2,9 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
 
-mod admit;
+mod bounds;
 pub mod dirty;
+pub mod disk_arg;
 pub mod fault;
+pub mod hot_swap;
 mod in_flight;
 #[cfg(feature = "inject")]
 pub mod inject;
@@ -20,14 +22,14 @@ pub mod power_cut;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
 pub mod raw;
-pub mod spec;
 pub mod stack;
-pub mod switch;
 pub mod throttle;
 pub mod verify;
 
 pub use dirty::DirtyDisk;
+pub use disk_arg::{DiskSpec, SpecError};
 pub use fault::{FaultDisk, FaultPlan};
+pub use hot_swap::SwitchDisk;
 pub use memory::MemoryDisk;
 pub use meter::MeterDisk;
 pub use null::NullDisk;
@@ -35,8 +37,6 @@ pub use policy::PolicyDisk;
 #[cfg(feature = "qcow2")]
 pub use qcow2::{Qcow2Disk, Qcow2Options};
 pub use raw::{Engine, Lock, RawDisk, RawOptions};
-pub use spec::{DiskSpec, SpecError};
 pub use stack::{Stack, StackSpec};
-pub use switch::SwitchDisk;
 pub use throttle::{ThrottleDisk, ThrottleGroup};
 pub use verify::VerifyDisk;

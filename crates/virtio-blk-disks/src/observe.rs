@@ -20,7 +20,7 @@ pub(crate) trait Observer: Send {
     ///
     /// # Errors
     /// What it completes with instead.
-    fn admit(&self, kind: &OpKind, data_len: usize) -> Result<(), DiskError> {
+    fn check(&self, kind: &OpKind, data_len: usize) -> Result<(), DiskError> {
         let _ = (kind, data_len);
         Ok(())
     }
@@ -107,7 +107,7 @@ impl<O: Observer> ObservedQueue<O> {
 impl<O: Observer> IoQueue for ObservedQueue<O> {
     fn submit(&mut self, op: Op) -> Submit {
         let Below { observer, noted } = &mut self.below;
-        if let Err(error) = observer.admit(&op.kind, op.buf.len()) {
+        if let Err(error) = observer.check(&op.kind, op.buf.len()) {
             return Submit::Done(op.complete(Err(error)));
         }
         let outer = op.token;

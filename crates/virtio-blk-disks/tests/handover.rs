@@ -13,7 +13,7 @@ use common::{directory, image, read, write};
 use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, Handover, IoQueue};
 use virtio_blk_disks::dirty::{DirtyBitmap, DirtyDisk, PersistOptions};
 use virtio_blk_disks::stack::{Groups, StackSpec};
-use virtio_blk_disks::verify::{Lie, VerifyDisk};
+use virtio_blk_disks::verify::{Mismatch, VerifyDisk};
 use virtio_blk_disks::{Lock, MemoryDisk, RawDisk, RawOptions};
 
 const SIZE: usize = 1 << 20;
@@ -242,7 +242,7 @@ fn checksums_are_forgotten_when_others_may_have_written() {
         base.round(&disk, left.and_then(stamp), found.and_then(stamp));
         let mut queue = disk.open_queue(1).unwrap();
         assert_eq!(read(&mut *queue, 0, 512).is_err(), is_same);
-        assert_eq!(disk.lie(), is_same.then_some(Lie { sector: 0 }));
+        assert_eq!(disk.mismatch(), is_same.then_some(Mismatch { sector: 0 }));
     }
 }
 
@@ -289,7 +289,7 @@ fn an_image_that_was_away_is_looked_at_anew() {
     assert!(is_incomplete(&bitmap));
     let mut queue = disk.open_queue(1).unwrap();
     assert_eq!(read(&mut *queue, BLOCK, 512).unwrap(), [2; 512]);
-    assert_eq!(stack.verify().unwrap().lie(), None);
+    assert_eq!(stack.verify().unwrap().mismatch(), None);
 }
 
 /// Whether the file system of the tests is one of those whose times prove something.

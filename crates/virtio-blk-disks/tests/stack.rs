@@ -108,7 +108,7 @@ proptest! {
         let mut rig = Rig::new(&*stack.disk(), depth, BLOCK);
         acts.into_iter().for_each(|act| rig.act(act));
         rig.finish();
-        prop_assert_eq!(stack.verify().unwrap().lie(), None);
+        prop_assert_eq!(stack.verify().unwrap().mismatch(), None);
     }
 
     #[test]
@@ -158,7 +158,7 @@ proptest! {
                 (None, Err(_)) => {}
             }
         }
-        prop_assert_eq!(stack.verify().unwrap().lie(), None);
+        prop_assert_eq!(stack.verify().unwrap().mismatch(), None);
         let total = stack.meter().unwrap().total();
         for class in OpClass::ALL {
             let stats = total.class(class);

@@ -15,7 +15,7 @@ use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::VhostVdpa;
 use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
-use virtio_blk_disks::spec::MemoryOptions;
+use virtio_blk_disks::disk_arg::MemoryOptions;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
 use virtio_blk_disks::{DiskSpec, MemoryDisk, RawOptions, SpecError};
 

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use virtio_blk_core::disk::DiskError;
+use virtio_blk_disks::hot_swap::HoldError;
 use virtio_blk_disks::stack::Stack;
-use virtio_blk_disks::switch::HoldError;
 
-use super::Served;
+use super::ExportedDisk;
 
 /// How long a drain may take: on a busy host a single flush takes seconds.
 const DRAIN: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ pub(super) fn settle(stack: &Stack, patience: Duration) -> Result<bool, Box<dyn 
 }
 
 /// Ends what is in flight, flushes, and keeps what comes waiting for `hold` seconds.
-pub(super) fn drain(served: &Served, hold: u64) -> Answer {
+pub(super) fn drain(served: &ExportedDisk, hold: u64) -> Answer {
     if hold > MAX_HOLD {
         return Err(format!("requests can wait for {MAX_HOLD} seconds at most").into());
     }
@@ -62,7 +62,7 @@ pub(super) fn drain(served: &Served, hold: u64) -> Answer {
 }
 
 /// Ends such a time, and has operations that failed and are held tried again.
-pub(super) fn resume(served: &Served) -> Answer {
+pub(super) fn resume(served: &ExportedDisk) -> Answer {
     let resumed = served.stack.resume();
     let operations = resumed.operations;
     match resumed.hold {
@@ -79,13 +79,13 @@ pub(super) fn resume(served: &Served) -> Answer {
 }
 
 /// Looks at the disk's size again.
-pub(super) fn refresh(served: &Served) -> Answer {
+pub(super) fn refresh(served: &ExportedDisk) -> Answer {
     served.device.disk().refresh()?;
     Ok(json!({"capacity": served.device.capacity() * 512}))
 }
 
 /// Grows the disk, through the handle that it is open by: its name may lead elsewhere by now.
-pub(super) fn resize(served: &Served, bytes: u64) -> Answer {
+pub(super) fn resize(served: &ExportedDisk, bytes: u64) -> Answer {
     let disk = served.device.disk();
     let now = served.device.capacity() * 512;
     if bytes < now {

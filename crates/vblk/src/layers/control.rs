@@ -9,7 +9,7 @@ use std::error::Error;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::Served;
+use super::ExportedDisk;
 use super::act;
 use super::edit::{self, Edit};
 use super::marks::{self, Dirty};
@@ -51,12 +51,12 @@ pub enum Request {
 /// What was counted the last time on a connection, by disk.
 pub(super) type Seen = HashMap<String, Before>;
 
-fn names(served: &[Served]) -> Vec<&str> {
+fn names(served: &[ExportedDisk]) -> Vec<&str> {
     served.iter().map(|disk| disk.name.as_str()).collect()
 }
 
 /// The disk of this name, or the only one.
-fn choose<'a>(served: &'a [Served], name: &Value) -> Result<&'a Served, String> {
+fn choose<'a>(served: &'a [ExportedDisk], name: &Value) -> Result<&'a ExportedDisk, String> {
     let all = || names(served).join(", ");
     match (name, served) {
         (Value::Null, [one]) => Ok(one),
@@ -69,7 +69,11 @@ fn choose<'a>(served: &'a [Served], name: &Value) -> Result<&'a Served, String> 
 }
 
 /// Takes a line: a request, with the disk that it is for.
-pub(super) fn take(all: &[Served], line: &str, seen: &mut Seen) -> Result<Value, Box<dyn Error>> {
+pub(super) fn take(
+    all: &[ExportedDisk],
+    line: &str,
+    seen: &mut Seen,
+) -> Result<Value, Box<dyn Error>> {
     let mut line: Value = serde_json::from_str(line)?;
     let disk = line.as_object_mut().and_then(|line| line.remove("disk"));
     execute(
@@ -81,7 +85,7 @@ pub(super) fn take(all: &[Served], line: &str, seen: &mut Seen) -> Result<Value,
 }
 
 fn execute(
-    all: &[Served],
+    all: &[ExportedDisk],
     disk: &Value,
     request: Request,
     seen: &mut Seen,

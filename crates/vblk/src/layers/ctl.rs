@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use virtio_blk_disks::spec::MemoryOptions;
+use virtio_blk_disks::disk_arg::MemoryOptions;
 use virtio_blk_disks::{DiskSpec, SpecError};
 
 use super::act::MAX_HOLD;

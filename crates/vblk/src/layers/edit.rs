@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use virtio_blk_disks::stack::{LayerSpec, StackError};
 
-use super::Served;
+use super::ExportedDisk;
 use super::act::{Answer, settle};
 
 /// How long a change of layers is waited for; it goes on afterwards.
@@ -140,7 +140,7 @@ impl Edit {
 }
 
 /// Shows the layers, or changes them.
-pub(super) fn layers(served: &Served, edit: &Edit) -> Answer {
+pub(super) fn layers(served: &ExportedDisk, edit: &Edit) -> Answer {
     let stack = &served.stack;
     let settled = if edit.is_empty() {
         stack.is_settled()?

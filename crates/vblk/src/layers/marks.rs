@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use virtio_blk_disks::dirty::{Changes, DirtyBitmap, TakeToken};
 
-use super::Served;
+use super::ExportedDisk;
 use super::act::Answer;
 
 /// The largest saved bitmap, and more than that.
@@ -147,7 +147,7 @@ fn take(name: &str, bitmap: &DirtyBitmap, path: Option<&Path>) -> Answer {
 }
 
 /// Shows what a dirty bitmap has marked, or does something to it.
-pub(super) fn dirty(served: &Served, what: &Dirty) -> Answer {
+pub(super) fn dirty(served: &ExportedDisk, what: &Dirty) -> Answer {
     what.check()?;
     let name = what.bitmap.as_str();
     let found = served.stack.dirty(name);

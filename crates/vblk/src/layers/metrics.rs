@@ -19,7 +19,7 @@ use virtio_blk_disks::meter::{ClassStats, Latency, OpClass, QueueStats};
 use super::address::Address;
 use super::http::{self, Page};
 use super::stats::Stats;
-use super::{Served, Shown};
+use super::{ExportedDisk, Shown};
 
 /// Upper ends of the histogram: 2^10 ns (a microsecond) to 2^33 (8.6 s).
 const ENDS: std::ops::RangeInclusive<u32> = 10..=33;
@@ -80,7 +80,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn of(served: &Served) -> Self {
+    fn of(served: &ExportedDisk) -> Self {
         let (stats, _) = Stats::of(served, None);
         Self {
             name: served.name.clone(),
@@ -380,7 +380,7 @@ mod tests {
         };
         let stack = Stack::fixed(Arc::new(Lost), &[], Groups::default()).unwrap();
         let device = Device::new(stack.disk(), DeviceOptions::default()).unwrap();
-        let served = Served::new("disk".to_owned(), serve.disk(), Arc::new(stack), device);
+        let served = ExportedDisk::new("disk".to_owned(), serve.disk(), Arc::new(stack), device);
         let (stats, _) = Stats::of(&served, None);
         let said = stats.flush_error.clone().unwrap();
         assert!(said.contains("Input/output error"), "{said}");

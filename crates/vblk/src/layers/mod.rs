@@ -154,7 +154,7 @@ pub fn open(
 
 /// What the servers of metrics and control look at.
 #[derive(Clone, Debug)]
-pub struct Served {
+pub struct ExportedDisk {
     /// What it is called in `ctl`, `top` and metrics.
     pub name: String,
     source: Source,
@@ -165,7 +165,7 @@ pub struct Served {
     pub journal: Arc<Journal>,
 }
 
-impl Served {
+impl ExportedDisk {
     /// A disk of these options.
     pub fn new(name: String, args: &ServeArgs, stack: Arc<Stack>, device: Arc<Device>) -> Self {
         let journal = Arc::new(Journal::new(name.clone()));
@@ -194,17 +194,21 @@ const LAST_REQUEST: Duration = Duration::from_secs(5);
 
 /// The disks, as the threads of these servers have them: no longer than for a request. A format writes its last when
 /// the disk is dropped, which must be before the process ends, as these threads do not.
-type Shown = Weak<Vec<Served>>;
+type Shown = Weak<Vec<ExportedDisk>>;
 
 /// The servers of metrics and control, until it is dropped.
-pub struct Windows {
-    served: Option<Arc<Vec<Served>>>,
+pub struct AdminServers {
+    served: Option<Arc<Vec<ExportedDisk>>>,
     _control: Option<socket::Control>,
 }
 
-impl Windows {
+impl AdminServers {
     /// Starts those that the options ask for.
-    pub fn open(args: &LayerArgs, served: Vec<Served>, json: bool) -> Result<Self, Box<dyn Error>> {
+    pub fn open(
+        args: &LayerArgs,
+        served: Vec<ExportedDisk>,
+        json: bool,
+    ) -> Result<Self, Box<dyn Error>> {
         let served = Arc::new(served);
         if let Some(address) = &args.metrics {
             let address = metrics::start(address, Arc::downgrade(&served))?;
@@ -226,7 +230,7 @@ impl Windows {
     }
 }
 
-impl Drop for Windows {
+impl Drop for AdminServers {
     fn drop(&mut self) {
         let shown = self.served.take().map(|served| Arc::downgrade(&served));
         let until = Instant::now() + LAST_REQUEST;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use virtio_blk_disks::meter::{ClassStats, OpClass, QueueStats};
 use virtio_blk_disks::stack::LayerSpec;
 
-use super::Served;
+use super::ExportedDisk;
 use crate::journal::Failures;
 
 /// One kind of operation. Times in microseconds.
@@ -164,7 +164,7 @@ impl Stats {
     }
 
     /// Looks. With what was counted `before`, the meter's part is what came since.
-    pub(super) fn of(served: &Served, before: Option<&Before>) -> (Self, Before) {
+    pub(super) fn of(served: &ExportedDisk, before: Option<&Before>) -> (Self, Before) {
         let stack = &served.stack;
         let meter = stack.meter();
         let queues = meter.as_ref().map_or_else(Vec::new, |meter| meter.queues());
@@ -220,8 +220,8 @@ impl Stats {
             flush_error: (served.device.disk().flush_error()).map(|error| error.to_string()),
             lie: stack
                 .verify()
-                .and_then(|verify| verify.lie())
-                .map(|lie| lie.sector),
+                .and_then(|verify| verify.mismatch())
+                .map(|mismatch| mismatch.sector),
             layers: layers.iter().map(ToString::to_string).collect(),
         };
         (stats, Before { at, queues })

@@ -32,7 +32,7 @@ use virtio_blk_disks::stack::{Groups, Stack};
 use crate::cli::{ServeArgs, ServeCommand};
 use crate::descriptors::Budget;
 use crate::journal::Journal;
-use crate::layers::{self, LayerArgs, Served, Windows};
+use crate::layers::{self, AdminServers, ExportedDisk, LayerArgs};
 use crate::report::describe;
 use crate::signals;
 use crate::status::{StatusLine, Totals};
@@ -47,7 +47,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// A disk that can be served.
 struct Ready {
-    served: Served,
+    served: ExportedDisk,
     /// Says that drivers can come.
     announce: Box<dyn FnOnce()>,
     /// Whether a driver uses the device.
@@ -125,7 +125,7 @@ fn run_on(
         },
     )?;
     let ready = prepare_all(commands, &common, &unended)?;
-    let served: Vec<Served> = ready.iter().map(|one| one.served.clone()).collect();
+    let served: Vec<ExportedDisk> = ready.iter().map(|one| one.served.clone()).collect();
     let (mut announcements, mut stops) = (Vec::new(), Vec::new());
     let (mut connected, mut runs) = (Vec::new(), Vec::new());
     for one in ready {
@@ -135,14 +135,14 @@ fn run_on(
         runs.push((one.served.name, one.run));
     }
     // Who reads that drivers can come may ask the control socket at once.
-    let windows = Windows::open(&common.layers, served.clone(), json)?;
+    let windows = AdminServers::open(&common.layers, served.clone(), json)?;
     if !stopping.arm(stops) {
         return Ok(());
     }
     for announce in announcements {
         announce();
     }
-    let watched = |one: &Served| (one.device.clone(), one.journal.clone());
+    let watched = |one: &ExportedDisk| (one.device.clone(), one.journal.clone());
     let watched: Vec<Watched> = served.iter().map(watched).collect();
     let journals: Vec<_> = served.iter().map(|one| one.journal.clone()).collect();
     let is_connected = move || connected.iter().any(|is| is());

@@ -17,7 +17,7 @@ use super::attach::Attachment;
 use super::listening::Listening;
 use super::{Common, Failure, Ready, usual_queues};
 use crate::cli::{AttachArg, VduseArgs};
-use crate::layers::Served;
+use crate::layers::ExportedDisk;
 use crate::status::Totals;
 use crate::{output, report};
 
@@ -121,7 +121,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
     let stop = move || stop(&handle, attached.as_ref());
     let (name, counted) = (args.name.clone(), device.clone());
     Ok(Ready {
-        served: Served::new(args.name.to_string(), serve, stack, device),
+        served: ExportedDisk::new(args.name.to_string(), serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
         connected: Box::new(move || connected.is_live()),
         stop: Box::new(stop),

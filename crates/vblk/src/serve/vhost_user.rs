@@ -13,7 +13,7 @@ use virtio_blk_core::device::{Device, DeviceOptions};
 use super::listening::Listening;
 use super::{Common, Ready, usual_queues};
 use crate::cli::VhostUserArgs;
-use crate::layers::Served;
+use crate::layers::ExportedDisk;
 use crate::output;
 use crate::status::Totals;
 
@@ -102,7 +102,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         }
     };
     Ok(Ready {
-        served: Served::new(name, serve, stack, device),
+        served: ExportedDisk::new(name, serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
         connected: Box::new(move || connected.is_connected()),
         stop: Box::new(move || stop.stop()),

@@ -26,9 +26,9 @@
 
 mod bitmap;
 mod changes;
+mod dirty_marker;
 mod error;
 mod format;
-mod marker;
 mod open;
 mod persist;
 
@@ -39,8 +39,8 @@ use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, Handover, IoQueue, SECTO
 
 pub use bitmap::DirtyBitmap;
 pub use changes::{Changes, Generation, Take, TakeToken};
+use dirty_marker::{DirtyMarker, PersistentMarker};
 pub use error::BitmapError;
-use marker::{KeptMarker, Marker};
 use persist::Persist;
 pub use persist::PersistOptions;
 
@@ -230,14 +230,14 @@ impl Layer for Dirty {
         depth: u16,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
         let inner = inner.open_queue(depth)?;
-        let marker = Marker {
+        let marker = DirtyMarker {
             bitmaps: self.bitmaps.clone(),
         };
         Ok(match &self.file {
             None => Box::new(ObservedQueue::new(marker, inner, depth)),
             Some(file) => {
                 let file = file.clone();
-                let marker = KeptMarker { marker, file };
+                let marker = PersistentMarker { marker, file };
                 Box::new(ObservedQueue::new(marker, inner, depth))
             }
         })

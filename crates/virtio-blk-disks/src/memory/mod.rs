@@ -13,7 +13,7 @@ use virtio_blk_core::disk::{
     Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Wait, ZeroLimits,
 };
 
-use crate::admit::Bounds;
+use crate::bounds::Bounds;
 use crate::listeners::Listeners;
 use chunks::{CHUNK, Chunks};
 

@@ -8,7 +8,7 @@ use virtio_blk_core::disk::{
     Submit, Wait, ZeroLimits,
 };
 
-use crate::admit::Bounds;
+use crate::bounds::Bounds;
 
 /// Most sectors in one segment of an erasing request: 8 GiB.
 const MAX_ERASE_SECTORS: u32 = 1 << 24;

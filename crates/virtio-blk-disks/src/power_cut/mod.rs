@@ -13,7 +13,7 @@
 //! It keeps a copy of everything that is written: for tests, not for service.
 
 mod history;
-mod scribe;
+mod recorder;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -21,7 +21,7 @@ use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
 use history::History;
 pub use history::{BrokenPromise, Choice, Content, Cut, Moment};
-use scribe::Scribe;
+use recorder::Recorder;
 
 use crate::layer::{Layer, Layered};
 use crate::observe::ObservedQueue;
@@ -71,7 +71,7 @@ impl Layer for PowerCut {
         let inner = inner.open_queue(depth)?;
         let history = self.history.clone();
         Ok(Box::new(ObservedQueue::new(
-            Scribe { history },
+            Recorder { history },
             inner,
             depth,
         )))

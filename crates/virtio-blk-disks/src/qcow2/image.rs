@@ -20,7 +20,7 @@ use super::gate::Gate;
 use super::host::Host;
 use super::storage::ImageFile;
 use super::tables::Tables;
-use crate::admit::Bounds;
+use crate::bounds::Bounds;
 
 /// Most bytes that are mapped in one go.
 const MAX_MAPPING: u64 = 8 << 20;

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 #[cfg(feature = "inject")]
 use crate::inject::Injector;
-use crate::{Engine, Lock, spec};
+use crate::{Engine, Lock, disk_arg};
 
 /// How a qcow2 image is to be used as a disk: what [`super::Qcow2Disk::open`] takes.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -19,7 +19,7 @@ pub struct Qcow2Options {
     pub(crate) path: PathBuf,
     #[serde(rename = "readonly")]
     pub(crate) read_only: bool,
-    #[serde(deserialize_with = "spec::allow_or_deny")]
+    #[serde(deserialize_with = "disk_arg::allow_or_deny")]
     pub(crate) backing: bool,
     pub(crate) engine: Engine,
     pub(crate) discard: bool,

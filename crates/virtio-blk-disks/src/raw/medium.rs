@@ -15,7 +15,7 @@ use super::error::OpenError;
 use super::host_file::HostFile;
 use super::probe;
 use super::sys;
-use crate::admit::Bounds;
+use crate::bounds::Bounds;
 use crate::listeners::Listeners;
 
 /// Something that works until it is found not to.
@@ -32,7 +32,8 @@ impl Ability {
         self.0.load(Ordering::Relaxed)
     }
 
-    pub fn lost(&self) {
+    /// Notes that it does not work, for good.
+    pub fn disable(&self) {
         self.0.store(false, Ordering::Relaxed);
     }
 }
@@ -228,7 +229,7 @@ impl Medium {
     /// # Errors
     /// `ReadOnly`, `OutOfRange`, `Misaligned` or `Unsupported`.
     #[inline]
-    pub fn admit(&self, kind: &OpKind, len: usize) -> Result<(), DiskError> {
+    pub fn check_bounds(&self, kind: &OpKind, len: usize) -> Result<(), DiskError> {
         Bounds {
             capacity: self.capacity.load(Ordering::Acquire),
             block: self.caps.align.guest_block,

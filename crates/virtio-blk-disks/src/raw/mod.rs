@@ -4,7 +4,6 @@
 //! A raw image: a regular file, or a block device of the host, byte for byte.
 
 mod bounce;
-mod cached;
 mod durable;
 mod engine;
 mod error;
@@ -13,6 +12,7 @@ mod job;
 mod lock;
 mod medium;
 mod options;
+mod page_cache_map;
 mod probe;
 mod stamp;
 pub(crate) mod sys;

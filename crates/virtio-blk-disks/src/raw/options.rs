@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::lock::Lock;
+use crate::disk_arg;
 #[cfg(feature = "inject")]
 use crate::inject::Injector;
-use crate::spec;
 
 /// How the I/O is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -37,10 +37,10 @@ pub struct RawOptions {
     pub(crate) direct: bool,
     pub(crate) engine: Engine,
     pub(crate) discard: bool,
-    #[serde(deserialize_with = "spec::block")]
+    #[serde(deserialize_with = "disk_arg::block")]
     pub(crate) block: Option<u32>,
     pub(crate) lock: Lock,
-    #[serde(deserialize_with = "spec::auto_or_off")]
+    #[serde(deserialize_with = "disk_arg::auto_or_off")]
     pub(crate) mmap: bool,
     #[serde(skip)]
     pub(crate) inspect: bool,

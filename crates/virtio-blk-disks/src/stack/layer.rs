@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::parse;
 use crate::dirty::PersistOptions;
+use crate::disk_arg::{Size, SpecError};
 use crate::policy::OnError;
-use crate::spec::{Size, SpecError};
 use crate::throttle::{Limits, Rate};
 
 /// Bytes of a dirty bitmap's block where nothing else is said.

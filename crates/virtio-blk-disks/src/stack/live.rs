@@ -11,8 +11,8 @@ use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::built::{Built, Layer, Origin, find_double, merge};
 use super::{Groups, LayerSpec, flush};
+use crate::hot_swap::HoldError;
 use crate::policy::{PolicyEvent, PolicyListeners};
-use crate::switch::HoldError;
 use crate::{
     DirtyDisk, FaultDisk, MeterDisk, PolicyDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk,
 };

@@ -9,8 +9,8 @@ use std::time::Duration;
 use super::StackSpec;
 use super::layer::{FaultSpec, GRANULARITY, LayerSpec, named};
 use crate::dirty::PersistOptions;
+use crate::disk_arg::{SpecError, bytes, split, switch};
 use crate::policy::OnError;
-use crate::spec::{SpecError, bytes, split, switch};
 use crate::throttle::{Burst, Limits, Rate};
 
 /// How long a burst lasts where nothing else is said.

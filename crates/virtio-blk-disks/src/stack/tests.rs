@@ -9,9 +9,9 @@ use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 use super::*;
 use crate::MemoryDisk;
 use crate::dirty::PersistOptions;
+use crate::hot_swap::HoldError;
 use crate::meter::OpClass;
 use crate::policy::OnError;
-use crate::switch::HoldError;
 use crate::throttle::{Burst, Rate};
 
 fn parse(text: &str) -> StackSpec {
@@ -431,7 +431,7 @@ fn verify_is_there_from_the_start_or_not_at_all() {
     let stack = live("memory:1M,verify");
     let with_meter = layers(&["verify", "meter"]);
     stack.change(&with_meter).unwrap();
-    assert_eq!(stack.verify().unwrap().lie(), None);
+    assert_eq!(stack.verify().unwrap().mismatch(), None);
     stack.change(&layers(&["meter"])).unwrap();
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use virtio_blk_core::disk::{Completion, DiskError, IoBuf, Op, OpKind, SECTOR_SIZE, Token};
 
 use super::sums::{Known, Seen, sum};
-use super::{Lie, MAX_ERASE_SECTORS, Shared};
+use super::{MAX_ERASE_SECTORS, Mismatch, Shared};
 use crate::observe::Observer;
 
 /// Bytes of a sector.
@@ -49,7 +49,7 @@ impl Checker {
 impl Observer for Checker {
     type Noted = Noted;
 
-    fn admit(&self, kind: &OpKind, _: usize) -> Result<(), DiskError> {
+    fn check(&self, kind: &OpKind, _: usize) -> Result<(), DiskError> {
         match *kind {
             OpKind::Discard { len, .. }
             | OpKind::SecureErase { len, .. }
@@ -92,9 +92,9 @@ impl Observer for Checker {
             Noted::Read(first, seen) if done => {
                 for ((sector, seen), found) in (first..).zip(seen).zip(sums(&completion.buf)) {
                     if !self.shared.sums.check(sector, seen, found) {
-                        let lie = Lie { sector };
-                        let _ = self.shared.lie.set(lie);
-                        completion.result = Err(io::Error::other(lie).into());
+                        let mismatch = Mismatch { sector };
+                        let _ = self.shared.mismatch.set(mismatch);
+                        completion.result = Err(io::Error::other(mismatch).into());
                     }
                 }
             }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A layer that remembers a checksum of each sector and reports the first lie.
+//! A layer that remembers a checksum of each sector and reports the first mismatch.
 //!
 //! For tests, and for the hunt after a disk or a path that loses data. It takes some 50 bytes of memory for
 //! each sector that was touched.
@@ -13,7 +13,7 @@
 //!
 //! let disk = VerifyDisk::new(Arc::new(MemoryDisk::new(4 << 20)?));
 //! // … the guest works …
-//! assert_eq!(disk.lie(), None);
+//! assert_eq!(disk.mismatch(), None);
 //! # Ok::<(), virtio_blk_core::disk::DiskError>(())
 //! ```
 
@@ -33,7 +33,7 @@ use crate::observe::ObservedQueue;
 /// A sector that was read and did not hold what was written to it, or what was read from it before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("sector {sector} does not hold what was last written to it or read from it")]
-pub struct Lie {
+pub struct Mismatch {
     /// Which sector, of 512 bytes.
     pub sector: u64,
 }
@@ -43,7 +43,7 @@ const MAX_ERASE_SECTORS: u64 = 32_768;
 
 struct Shared {
     sums: Sums,
-    lie: OnceLock<Lie>,
+    mismatch: OnceLock<Mismatch>,
     /// Others may change the disk. With what names its content at the beginning.
     left: Mutex<Option<Option<ContentStamp>>>,
 }
@@ -56,7 +56,7 @@ impl Shared {
 
 /// A disk whose answers are checked.
 ///
-/// A read that finds a lie fails, and the first lie is kept. Sectors that were changed while they were
+/// A read that finds a mismatch fails, and the first mismatch is kept. Sectors that were changed while they were
 /// read are passed over, as the standard allows any mixture then; so are discarded ones until they are
 /// written again. What others may have changed while the disk was let go of ([`Disk::handover`]) is not known any more.
 pub type VerifyDisk<D = dyn Disk> = Layered<Verify, D>;
@@ -72,15 +72,15 @@ impl<D: Disk + ?Sized> VerifyDisk<D> {
     pub fn new(inner: Arc<D>) -> Self {
         let shared = Arc::new(Shared {
             sums: Sums::default(),
-            lie: OnceLock::new(),
+            mismatch: OnceLock::new(),
             left: Mutex::default(),
         });
         Self::with(Verify { shared }, inner)
     }
 
-    /// The first lie, if there was one.
-    pub fn lie(&self) -> Option<Lie> {
-        self.layer().shared.lie.get().copied()
+    /// The first mismatch, if there was one.
+    pub fn mismatch(&self) -> Option<Mismatch> {
+        self.layer().shared.mismatch.get().copied()
     }
 }
 

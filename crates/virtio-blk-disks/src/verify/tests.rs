@@ -95,7 +95,7 @@ fn an_honest_disk_is_believed() {
             rig.act(OpKind::Flush, Vec::new()).unwrap();
         }
     }
-    assert_eq!(rig.disk.lie(), None);
+    assert_eq!(rig.disk.mismatch(), None);
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn the_first_lie_is_reported_and_the_read_fails() {
     assert!(error.to_string().contains("sector 6"), "{error}");
     rig.tamper(5);
     rig.act(read(4), vec![0; 2048]).unwrap_err();
-    assert_eq!(rig.disk.lie(), Some(Lie { sector: 6 }));
+    assert_eq!(rig.disk.mismatch(), Some(Mismatch { sector: 6 }));
     rig.act(write(4), vec![1; 2048]).unwrap();
     rig.act(read(4), vec![0; 2048]).unwrap();
 }
@@ -124,10 +124,10 @@ fn what_was_read_or_zeroed_must_stay_and_what_was_discarded_need_not() {
         rig.tamper(sector);
     }
     rig.act(read(3), vec![0; 1024]).unwrap();
-    assert_eq!(rig.disk.lie(), None);
+    assert_eq!(rig.disk.mismatch(), None);
     rig.act(read(2), vec![0; 512]).unwrap_err();
     rig.act(read(1), vec![0; 512]).unwrap_err();
-    assert_eq!(rig.disk.lie(), Some(Lie { sector: 2 }));
+    assert_eq!(rig.disk.mismatch(), Some(Mismatch { sector: 2 }));
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_failed_write_leaves_either() {
     rig.tamper(0);
     rig.act(read(0), vec![0; 512]).unwrap();
     rig.act(read(0), vec![0; 512]).unwrap();
-    assert_eq!(rig.disk.lie(), None);
+    assert_eq!(rig.disk.mismatch(), None);
 }
 
 #[test]
@@ -202,8 +202,8 @@ fn lost_and_torn_writes_are_found() {
         rig.act(read(8), vec![0; 4096]).unwrap();
         rig.act(write(8), vec![2; 4096]).unwrap();
         rig.act(read(8), vec![0; 4096]).unwrap_err();
-        let lie = rig.disk.lie().unwrap();
-        assert!((8..16).contains(&lie.sector), "{lie}");
+        let mismatch = rig.disk.mismatch().unwrap();
+        assert!((8..16).contains(&mismatch.sector), "{mismatch}");
     }
 }
 

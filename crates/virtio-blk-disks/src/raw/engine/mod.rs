@@ -3,7 +3,7 @@
 
 //! Ways to make a job's system calls. Each is an `IoQueue` around the same [`super::job::Job`].
 
-mod at_once;
+mod inline;
 mod sync;
 #[cfg(feature = "io-uring")]
 mod uring;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Wait};
 
-use super::at_once::AtOnce;
+use super::inline::Inline;
 use crate::raw::bounce::Pool;
 use crate::raw::host_file::HostFile;
 use crate::raw::job::{Call, Job, Step};
@@ -19,7 +19,7 @@ pub(super) struct SyncQueue {
     /// What flushes go through.
     flush: Option<HostFile>,
     pool: Pool,
-    at_once: AtOnce,
+    inline: Inline,
 }
 
 impl SyncQueue {
@@ -30,7 +30,7 @@ impl SyncQueue {
             flush: medium.durability.open(&medium.file),
             medium,
             pool,
-            at_once: AtOnce::new(true),
+            inline: Inline::new(true),
         }
     }
 }
@@ -78,10 +78,10 @@ impl IoQueue for SyncQueue {
     }
 
     fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        if let Err(error) = self.medium.admit(kind, buf.len()) {
+        if let Err(error) = self.medium.check_bounds(kind, buf.len()) {
             return Some(Err(error));
         }
-        self.at_once.execute(&self.medium, kind, buf)
+        self.inline.execute(&self.medium, kind, buf)
     }
 
     fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {

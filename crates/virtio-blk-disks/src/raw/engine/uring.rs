@@ -18,7 +18,7 @@ use virtio_blk_core::disk::{
     Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
-use super::at_once::AtOnce;
+use super::inline::Inline;
 use super::sync;
 use crate::raw::bounce::Pool;
 use crate::raw::host_file::HostFile;
@@ -97,7 +97,7 @@ pub(super) struct RingQueue {
     ring: IoUring,
     medium: Arc<Medium>,
     /// For what the page cache answers inside `submit`.
-    at_once: Option<AtOnce>,
+    inline: Option<Inline>,
     pool: Pool,
     /// Jobs by number. The number goes through the kernel.
     slots: Vec<Option<Job>>,
@@ -248,7 +248,7 @@ impl RingQueue {
             to_sync: Vec::new(),
             pool: Pool::new(medium.bounce_align(), CHUNKS),
             medium,
-            at_once: page_cache.then(|| AtOnce::new(false)),
+            inline: page_cache.then(|| Inline::new(false)),
             slots: Vec::new(),
             free: Vec::new(),
             limit: depth.into(),
@@ -490,10 +490,10 @@ impl IoQueue for RingQueue {
     }
 
     fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        if let Err(error) = self.medium.admit(kind, buf.len()) {
+        if let Err(error) = self.medium.check_bounds(kind, buf.len()) {
             return Some(Err(error));
         }
-        self.at_once.as_mut()?.execute(&self.medium, kind, buf)
+        self.inline.as_mut()?.execute(&self.medium, kind, buf)
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {

@@ -476,7 +476,7 @@ impl Job {
             // of a lack of space.
             Stage::Transfer | Stage::Zeroes if self.dsync => {
                 match errno {
-                    libc::EOPNOTSUPP => medium.can.dsync.lost(),
+                    libc::EOPNOTSUPP => medium.can.dsync.disable(),
                     libc::ENOSPC | libc::EDQUOT | libc::EFBIG => {}
                     _ => self.doubt = Some(errno),
                 }
@@ -487,15 +487,15 @@ impl Job {
                 self.stage = Stage::Done(Err(DiskError::from_errno(errno)));
             }
             Stage::Allocate(Mode::PunchHole) if unsupported => {
-                medium.can.punch.lost();
+                medium.can.punch.disable();
                 self.stage = Self::zeroing(medium, false);
             }
             Stage::Allocate(Mode::ZeroRange) if unsupported => {
-                medium.can.zero_range.lost();
+                medium.can.zero_range.disable();
                 self.stage = Stage::Zeroes;
             }
             Stage::Punch if unsupported => {
-                medium.can.punch.lost();
+                medium.can.punch.disable();
                 self.stage = Stage::Done(Ok(()));
             }
             Stage::Erase(_) if unsupported => {

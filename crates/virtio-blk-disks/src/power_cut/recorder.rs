@@ -17,11 +17,11 @@ pub(super) enum Noted {
 }
 
 /// Notes what happens to a [`super::PowerCutDisk`].
-pub(super) struct Scribe {
+pub(super) struct Recorder {
     pub(super) history: Shared,
 }
 
-impl Observer for Scribe {
+impl Observer for Recorder {
     type Noted = Noted;
 
     fn begin(&mut self, op: &Op) -> Noted {

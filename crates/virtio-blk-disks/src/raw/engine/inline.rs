@@ -5,29 +5,29 @@
 
 use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
 
-use crate::raw::cached::PageCache;
 use crate::raw::job::fits_one_call;
 use crate::raw::medium::Medium;
+use crate::raw::page_cache_map::PageCacheMap;
 
 /// What a queue tries before it makes a [`Job`](crate::raw::job::Job) of an operation.
-pub(super) struct AtOnce {
-    cached: PageCache,
+pub(super) struct Inline {
+    page_cache: PageCacheMap,
     /// Whether a read may wait for the device.
     wait: bool,
     /// What was tried last, in vain.
     declined: Option<OpKind>,
 }
 
-impl AtOnce {
+impl Inline {
     pub const fn new(wait: bool) -> Self {
         Self {
-            cached: PageCache::new(),
+            page_cache: PageCacheMap::new(),
             wait,
             declined: None,
         }
     }
 
-    /// Executes an operation that was admitted. `None`: it takes more than a call, or the call did not do
+    /// Executes an operation whose bounds were checked. `None`: it takes more than a call, or the call did not do
     /// it, for a reason that shows when it is made again.
     pub fn execute(
         &mut self,
@@ -40,13 +40,15 @@ impl AtOnce {
         }
         let done = match *kind {
             OpKind::Read { offset } => {
-                self.cached.read(offset, buf) || self.read(medium, offset, buf)
+                self.page_cache.read(offset, buf) || self.read(medium, offset, buf)
             }
-            OpKind::Write { offset, fua: false } => match self.cached.write(medium, offset, buf) {
-                Some(Ok(())) => true,
-                Some(lost) => return Some(lost),
-                None => self.write(medium, offset, buf),
-            },
+            OpKind::Write { offset, fua: false } => {
+                match self.page_cache.write(medium, offset, buf) {
+                    Some(Ok(())) => true,
+                    Some(lost) => return Some(lost),
+                    None => self.write(medium, offset, buf),
+                }
+            }
             _ => return None,
         };
         if done {
@@ -71,12 +73,12 @@ impl AtOnce {
         let outcome = unsafe { medium.file.preadv2(buf.segments(), offset, flags) };
         #[cfg(feature = "io-uring")]
         if flags != 0 && outcome == -libc::EOPNOTSUPP {
-            medium.can.nowait.lost();
+            medium.can.nowait.disable();
         }
         let done = usize::try_from(outcome) == Ok(buf.len());
         // Where nothing was written there may be a hole, which takes memory when it is touched.
         if done && !medium.in_memory {
-            self.cached.note(medium, offset, buf.len());
+            self.page_cache.note(medium, offset, buf.len());
         }
         done
     }
@@ -89,7 +91,7 @@ impl AtOnce {
         let outcome = unsafe { medium.file.pwritev2(buf.segments(), offset, 0) };
         let done = usize::try_from(outcome) == Ok(buf.len());
         if done {
-            self.cached.note(medium, offset, buf.len());
+            self.page_cache.note(medium, offset, buf.len());
         }
         done
     }

@@ -14,7 +14,7 @@ use virtio_blk_core::disk::{
     Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
-use super::{Seat, Shared, signal};
+use super::{QueueSlot, Shared, signal};
 use crate::in_flight::InFlight;
 
 /// An operation that is with the disk in force.
@@ -87,7 +87,7 @@ impl SwitchQueue {
         let mut state = shared.state();
         let id = state.next;
         state.next += 1;
-        state.queues.push(Seat {
+        state.queues.push(QueueSlot {
             id,
             version,
             notifier: notifier.try_clone()?,
@@ -114,7 +114,7 @@ impl SwitchQueue {
             this.pace = Pace::Draining;
         }
         if this.is_behind() {
-            // It was exchanged before we had a seat.
+            // It was exchanged before we had a slot.
             signal(&this.notifier);
         }
         Ok(this)

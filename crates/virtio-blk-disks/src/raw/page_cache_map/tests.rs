@@ -34,14 +34,14 @@ fn medium(file: File, in_memory: bool) -> Medium {
 }
 
 /// A file whose pages hold their numbers, and a queue that knows the first `known` of them.
-fn numbered(known: u64) -> (Medium, PageCache) {
+fn numbered(known: u64) -> (Medium, PageCacheMap) {
     let file = tempfile::tempfile().unwrap();
     for page in 0..PAGES {
         let content = [page as u8; PAGE as usize];
         file.write_all_at(&content, page * PAGE).unwrap();
     }
     let medium = medium(file, false);
-    let mut reads = PageCache::new();
+    let mut reads = PageCacheMap::new();
     for page in 0..known {
         reads.note(&medium, page * PAGE, PAGE as usize);
     }
@@ -49,7 +49,7 @@ fn numbered(known: u64) -> (Medium, PageCache) {
 }
 
 /// What a read copies; `None` if a system call is needed.
-fn read(reads: &mut PageCache, offset: u64, len: usize) -> Option<Vec<u8>> {
+fn read(reads: &mut PageCacheMap, offset: u64, len: usize) -> Option<Vec<u8>> {
     let buf = IoBuf::from_vec(vec![0xEE; len]);
     reads.read(offset, &buf).then(|| buf.to_vec())
 }
@@ -97,7 +97,7 @@ fn empty_long_and_divided_ranges_are_not_copied() {
         (u64::MAX, 1, true),
     ] {
         assert_eq!(
-            PageCache::place(offset, len).is_some(),
+            PageCacheMap::place(offset, len).is_some(),
             fits,
             "{offset} {len}"
         );
@@ -144,7 +144,7 @@ fn what_was_cut_off_is_left_to_the_system_call() {
 
 /// A write of `value`s; `None` if a system call is needed.
 fn write(
-    cache: &mut PageCache,
+    cache: &mut PageCacheMap,
     medium: &Medium,
     offset: u64,
     value: u8,
@@ -157,7 +157,7 @@ fn writes_are_copied_only_where_the_page_cache_is_the_medium() {
     let (mut medium, mut cache) = numbered(8);
     assert!(write(&mut cache, &medium, PAGE, 9).is_none());
     medium.in_memory = true;
-    let mut cache = PageCache::new();
+    let mut cache = PageCacheMap::new();
     assert!(write(&mut cache, &medium, PAGE, 9).is_none());
     cache.note(&medium, PAGE, 512);
     write(&mut cache, &medium, PAGE + 1024, 9).unwrap().unwrap();
@@ -175,7 +175,7 @@ fn writes_are_copied_only_where_the_page_cache_is_the_medium() {
 fn writes_behind_the_end_are_left_to_the_system_call() {
     let (mut medium, _) = numbered(0);
     medium.in_memory = true;
-    let mut cache = PageCache::new();
+    let mut cache = PageCacheMap::new();
     cache.note(&medium, 0, 8 * PAGE as usize);
     medium.file.file().set_len(PAGE).unwrap();
     assert!(write(&mut cache, &medium, 4 * PAGE, 9).is_none());
@@ -195,7 +195,7 @@ fn writes_behind_the_end_are_left_to_the_system_call() {
 fn data_that_was_taken_away_is_no_write() {
     let (mut medium, _) = numbered(0);
     medium.in_memory = true;
-    let mut cache = PageCache::new();
+    let mut cache = PageCacheMap::new();
     cache.note(&medium, 0, 512);
     let asked = Arc::new(AtomicU32::new(0));
     for (gone_at, expected) in [(0, None), (1, Some(false)), (2, Some(true))] {
@@ -246,12 +246,12 @@ fn a_file_that_can_not_be_mapped_is_read_by_system_calls() {
     // Open for writing only: not to be mapped for reading.
     let file = File::create(directory.path().join("image")).unwrap();
     let medium = medium(file, false);
-    let mut reads = PageCache::new();
+    let mut reads = PageCacheMap::new();
     reads.note(&medium, 0, 512);
     assert!(!medium.can.map.get());
     assert_eq!(read(&mut reads, 0, 512), None);
     let (medium, _) = numbered(0);
-    medium.can.map.lost();
+    medium.can.map.disable();
     reads.note(&medium, 0, 512);
     assert!(reads.windows.is_empty(), "not wanted");
 }
@@ -259,7 +259,7 @@ fn a_file_that_can_not_be_mapped_is_read_by_system_calls() {
 #[test]
 fn pages_that_were_evicted_end_the_copying_for_a_while() {
     let (medium, mut reads) = numbered(1);
-    let sample = |reads: &mut PageCache| (0..SAMPLE).all(|_| read(reads, 0, 512).is_some());
+    let sample = |reads: &mut PageCacheMap| (0..SAMPLE).all(|_| read(reads, 0, 512).is_some());
     assert!(sample(&mut reads));
     assert!(
         sample(&mut reads),
@@ -290,7 +290,7 @@ fn a_file_that_shrinks_and_grows_under_its_readers() {
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let mut reads = PageCache::new();
+                let mut reads = PageCacheMap::new();
                 while !stop.load(Ordering::Relaxed) {
                     for page in 0..PAGES {
                         reads.note(&medium, page * PAGE, PAGE as usize);

@@ -45,7 +45,7 @@ fn bits(offset: u64, len: usize) -> impl Iterator<Item = (usize, u64)> {
 }
 
 /// One queue's way to the page cache.
-pub(super) struct PageCache {
+pub(super) struct PageCacheMap {
     windows: Vec<Window>,
     /// Copies since the last sample.
     copies: u32,
@@ -56,7 +56,7 @@ pub(super) struct PageCache {
     pause: u32,
 }
 
-impl PageCache {
+impl PageCacheMap {
     pub const fn new() -> Self {
         Self {
             windows: Vec::new(),
@@ -203,7 +203,7 @@ impl PageCache {
                 Some(self.windows.len() - 1)
             }
             Err(_) => {
-                medium.can.map.lost();
+                medium.can.map.disable();
                 None
             }
         }

@@ -49,7 +49,7 @@ struct Shared {
 struct State {
     disk: Arc<dyn Disk>,
     /// The version of each open queue, and what wakes it.
-    queues: Vec<Seat>,
+    queues: Vec<QueueSlot>,
     next: u64,
     error: Option<String>,
     /// The last time of which nobody was told yet whether it held.
@@ -109,7 +109,7 @@ pub enum HoldError {
     },
 }
 
-struct Seat {
+struct QueueSlot {
     id: u64,
     version: u64,
     notifier: OwnedFd,
@@ -132,8 +132,8 @@ impl Shared {
 
     /// Notes that a queue follows `version` now.
     fn moved(&self, id: u64, version: u64) {
-        if let Some(seat) = self.state().queues.iter_mut().find(|seat| seat.id == id) {
-            seat.version = version;
+        if let Some(slot) = self.state().queues.iter_mut().find(|slot| slot.id == id) {
+            slot.version = version;
         }
     }
 
@@ -160,7 +160,7 @@ impl Shared {
     }
 
     fn leave(&self, id: u64) {
-        self.state().queues.retain(|seat| seat.id != id);
+        self.state().queues.retain(|slot| slot.id != id);
     }
 }
 
@@ -251,15 +251,15 @@ impl SwitchDisk {
     /// Has every queue follow.
     fn call(&self, state: &State) {
         self.shared.version.fetch_add(1, Ordering::Release);
-        for seat in &state.queues {
-            signal(&seat.notifier);
+        for slot in &state.queues {
+            signal(&slot.notifier);
         }
     }
 
     /// Whether every open queue uses the disk that was given last.
     pub fn is_settled(&self) -> bool {
         let version = self.shared.version();
-        (self.shared.state().queues.iter()).all(|seat| seat.version == version)
+        (self.shared.state().queues.iter()).all(|slot| slot.version == version)
     }
 
     /// Why a queue could not follow the last [`SwitchDisk::switch`], and stayed with its disk for good or

@@ -13,22 +13,22 @@ use super::persist::Persist;
 use crate::observe::Observer;
 
 /// First byte and length of what an operation changes.
-type Range = Option<(u64, u64)>;
+type ByteRange = Option<(u64, u64)>;
 
 /// Marks what operations of a [`super::DirtyDisk`] changed.
-pub(super) struct Marker {
+pub(super) struct DirtyMarker {
     pub(super) bitmaps: Arc<ArcSwap<Bitmaps>>,
 }
 
 #[inline]
-fn changed(kind: &OpKind, data_len: usize) -> Range {
+fn changed(kind: &OpKind, data_len: usize) -> ByteRange {
     kind.range(data_len as u64).filter(|_| kind.is_write())
 }
 
-impl Marker {
+impl DirtyMarker {
     /// Marks what an operation changed that has ended.
     #[inline]
-    fn mark(&self, range: Range) {
+    fn mark(&self, range: ByteRange) {
         if let Some((offset, len)) = range {
             for (_, bitmap) in self.bitmaps.load().iter() {
                 bitmap.mark(offset, len);
@@ -37,18 +37,18 @@ impl Marker {
     }
 }
 
-impl Observer for Marker {
-    type Noted = Range;
+impl Observer for DirtyMarker {
+    type Noted = ByteRange;
 
-    fn begin(&mut self, op: &Op) -> Range {
+    fn begin(&mut self, op: &Op) -> ByteRange {
         changed(&op.kind, op.buf.len())
     }
 
-    fn end(&mut self, range: Range, _: &mut Completion) {
+    fn end(&mut self, range: ByteRange, _: &mut Completion) {
         self.mark(range);
     }
 
-    fn dropped(&mut self, range: Range) {
+    fn dropped(&mut self, range: ByteRange) {
         self.mark(range);
     }
 
@@ -65,44 +65,44 @@ impl Observer for Marker {
 }
 
 /// The same where one of the bitmaps has a file, which is written before the disk.
-pub(super) struct KeptMarker {
-    pub(super) marker: Marker,
+pub(super) struct PersistentMarker {
+    pub(super) marker: DirtyMarker,
     pub(super) file: Arc<Persist>,
 }
 
-impl KeptMarker {
-    fn ended(&self, range: Range) {
+impl PersistentMarker {
+    fn ended(&self, range: ByteRange) {
         self.marker.mark(range);
         self.withdrawn(range);
     }
 
-    fn withdrawn(&self, range: Range) {
+    fn withdrawn(&self, range: ByteRange) {
         if let Some(range) = range {
             self.file.end(range);
         }
     }
 }
 
-impl Observer for KeptMarker {
-    type Noted = Range;
+impl Observer for PersistentMarker {
+    type Noted = ByteRange;
 
-    fn admit(&self, kind: &OpKind, data_len: usize) -> Result<(), DiskError> {
+    fn check(&self, kind: &OpKind, data_len: usize) -> Result<(), DiskError> {
         changed(kind, data_len).map_or(Ok(()), |range| self.file.begin(range))
     }
 
-    fn begin(&mut self, op: &Op) -> Range {
+    fn begin(&mut self, op: &Op) -> ByteRange {
         changed(&op.kind, op.buf.len())
     }
 
-    fn end(&mut self, range: Range, _: &mut Completion) {
+    fn end(&mut self, range: ByteRange, _: &mut Completion) {
         self.ended(range);
     }
 
-    fn refused(&mut self, range: Range, _: Token) {
+    fn refused(&mut self, range: ByteRange, _: Token) {
         self.withdrawn(range);
     }
 
-    fn dropped(&mut self, range: Range) {
+    fn dropped(&mut self, range: ByteRange) {
         self.ended(range);
     }
 
@@ -112,7 +112,7 @@ impl Observer for KeptMarker {
         kind: &OpKind,
         buf: &IoBuf,
     ) -> Option<Result<(), DiskError>> {
-        if let Err(error) = self.admit(kind, buf.len()) {
+        if let Err(error) = self.check(kind, buf.len()) {
             return Some(Err(error));
         }
         let range = changed(kind, buf.len());
