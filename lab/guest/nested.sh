@@ -30,7 +30,7 @@ nested_script() {
     mkdir -p /tmp/root /tmp/nested/bin /tmp/nested/dev
     cp -a /usr /bin /sbin /lib /lib64 /etc /busybox /tmp/root
     # Binaries under test are not for the guest, nor are modules: it gets what it needs from its initramfs.
-    rm -rf /tmp/root/usr/lib/modules /tmp/root/usr/bin/mini-vmm /tmp/root/usr/bin/vblk /tmp/root/usr/bin/qemu-*
+    rm -rf /tmp/root/usr/lib/modules /tmp/root/usr/bin/mini-vmm /tmp/root/usr/bin/quickstart /tmp/root/usr/bin/vblk /tmp/root/usr/bin/qemu-*
     for directory in dev proc sys run tmp mnt lab root; do
         mkdir -p /tmp/root/$directory /tmp/nested/$directory
     done

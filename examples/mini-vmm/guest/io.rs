@@ -81,6 +81,12 @@ pub fn print(text: &[u8]) {
     }
 }
 
+/// Whether something was typed on the console, and not read yet.
+pub fn typed() -> bool {
+    const LINE_STATUS: u16 = SERIAL + 5;
+    in8(LINE_STATUS) & 1 != 0
+}
+
 /// Prints a number.
 pub fn number(value: u64) {
     if value >= 10 {

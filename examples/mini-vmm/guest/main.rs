@@ -18,6 +18,7 @@ use io::{exit, print};
 
 /// What to do; the VMM's `builtin` module has the same numbers.
 const HOSTILE: u64 = 1;
+const REPEAT: u64 = 2;
 
 /// Bytes of one request.
 const CHUNK: usize = 64 << 10;
@@ -36,13 +37,13 @@ extern "C" fn _start(mmio: u64, mode: u64, seed: u64) -> ! {
     if mode & HOSTILE != 0 {
         hostile::run(mmio, seed);
     }
-    work(mmio);
+    work(mmio, mode & REPEAT != 0);
     print(b"guest: done\n");
     exit(0)
 }
 
-/// Writes, flushes, reads back and compares.
-fn work(mmio: u64) {
+/// Writes, flushes, reads back and compares; with `repeat` until a key is typed.
+fn work(mmio: u64, repeat: bool) {
     let mut disk = Disk::probe(mmio);
     print(b"guest: a disk of ");
     io::number(disk.sectors() >> 11);
@@ -56,29 +57,36 @@ fn work(mmio: u64) {
         *word = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
     let chunks = CHUNKS.min(disk.sectors() / SECTORS);
-    for chunk in 0..chunks {
-        stamp(written, chunk);
-        disk.write(chunk * SECTORS, written);
-    }
-    disk.flush();
-    for chunk in 0..chunks {
-        stamp(written, chunk);
-        disk.read(chunk * SECTORS, read);
-        if !io::equal(written, read) {
-            print(b"guest: the disk gives back something else\n");
-            exit(1);
+    let mut compared = 0;
+    for pass in 0.. {
+        for chunk in 0..chunks {
+            stamp(written, pass, chunk);
+            disk.write(chunk * SECTORS, written);
+        }
+        disk.flush();
+        for chunk in 0..chunks {
+            stamp(written, pass, chunk);
+            disk.read(chunk * SECTORS, read);
+            if !io::equal(written, read) {
+                print(b"guest: the disk gives back something else\n");
+                exit(1);
+            }
+        }
+        compared += chunks;
+        if !repeat || io::typed() {
+            break;
         }
     }
     print(b"guest: wrote, flushed, read and compared ");
-    io::number(chunks);
+    io::number(compared);
     print(b" chunks of 64 KiB\n");
 }
 
-/// Makes every sector of a chunk differ from all others on the disk. A word of each is enough, and where
-/// KVM emulates every instruction, no guest has time for more.
-fn stamp(data: &mut Buffer, chunk: u64) {
+/// Makes every sector of a chunk differ from all others on the disk, and from those of other passes. A word of each is
+/// enough, and where KVM emulates every instruction, no guest has time for more.
+fn stamp(data: &mut Buffer, pass: u64, chunk: u64) {
     for (sector, word) in (chunk * SECTORS..).zip(data.iter_mut().step_by(SECTOR / 8)) {
-        *word = sector;
+        *word = pass << 32 | sector;
     }
 }
 

@@ -16,6 +16,7 @@ use virtio_blk_disks::stack::LayerSpec;
 use vmm_sys_util::terminal::Terminal;
 
 use crate::boot::Linux;
+use crate::builtin::Task;
 use crate::bus::lock;
 use crate::control::{self, Command, Way};
 use crate::disks::OpenDisk;
@@ -82,6 +83,7 @@ enum Action {
     },
 }
 
+/// Runs the program `mini-vmm` with the arguments of this process.
 pub fn main() -> ExitCode {
     let args = Args::parse();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
@@ -124,7 +126,8 @@ fn run(args: &Args) -> Result<u8> {
         // Only the first machine goes on from there: after that the guest has rebooted.
         let from = snapshot.take();
         let from = from.as_ref().zip(args.restore.as_deref());
-        let mut machine = Machine::new(&config, &disks, &events, from)?;
+        let console = Box::new(io::stdout());
+        let mut machine = Machine::new(&config, &disks, console, &events, from)?;
         match &input {
             None => input = Some(read_terminal(machine.console().clone(), &events)),
             Some(console) => *lock(console) = machine.console().clone(),
@@ -154,7 +157,7 @@ fn run(args: &Args) -> Result<u8> {
                 return Ok(status);
             }
             Ok(Event::Failed(error)) => return Err(error),
-            Ok(Event::Reset | Event::Control(_)) | Err(_) => return Ok(0),
+            Ok(Event::Reset | Event::Control(_) | Event::Line(_)) | Err(_) => return Ok(0),
         }
     }
 }
@@ -210,7 +213,7 @@ fn config(args: &Args) -> Config {
             initramfs: args.initramfs.clone(),
             command_line: args.cmdline.clone(),
         }),
-        None => Payload::Builtin(args.hostile),
+        None => Payload::Builtin(args.hostile.map_or(Task::Verify, Task::Attack)),
     };
     Config {
         memory: args.memory << 20,

@@ -113,6 +113,24 @@ impl OpenDisk {
         })
     }
 
+    /// The first disk of a machine, on MMIO: a vDPA device, on the fast path, without layers.
+    pub fn over(device: Arc<dyn VdpaDevice>) -> Self {
+        let source = VdpaSource {
+            device,
+            slow: AtomicBool::new(false),
+            layers: None,
+        };
+        Self {
+            number: 0,
+            name: "vDPA device".to_owned(),
+            queues: 1,
+            source: Source::Vdpa(Arc::new(source)),
+            size: Size::Fixed,
+            transport: Transport::Mmio,
+            slot: None,
+        }
+    }
+
     /// The serial number that the guest reads.
     pub fn serial(&self) -> String {
         serial(self.number)

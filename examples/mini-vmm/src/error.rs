@@ -8,29 +8,60 @@ use std::io;
 /// Anything that ends the VMM or refuses a command.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// KVM can't be opened.
     #[error(
         "/dev/kvm can't be used ({0}): this needs a host with KVM and the right to open it. \
          In a virtual machine without nested KVM run `cargo xtask lab mini-vmm-pci` instead: \
          it does the same inside a software-emulated host"
     )]
     NoKvm(#[source] kvm_ioctls::Error),
+    /// KVM refused an operation.
     #[error("KVM: {what}: {source}")]
     Kvm {
+        /// The operation.
         what: &'static str,
+        /// Why.
         source: kvm_ioctls::Error,
     },
+    /// The system refused an operation.
     #[error("{what}: {source}")]
-    Io { what: String, source: io::Error },
+    Io {
+        /// The operation.
+        what: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Guest memory can't be had or reached.
     #[error("guest memory: {0}")]
     Memory(String),
+    /// What is to be run can't be loaded.
     #[error("{image}: {why}")]
-    Boot { image: String, why: String },
+    Boot {
+        /// The file.
+        image: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A disk can't be used.
     #[error("disk {disk}: {why}")]
-    Disk { disk: String, why: String },
+    Disk {
+        /// Its name.
+        disk: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A vCPU can't go on.
     #[error("vCPU {index} stopped: {why}")]
-    Vcpu { index: u8, why: String },
+    Vcpu {
+        /// Its number.
+        index: u8,
+        /// What it met.
+        why: String,
+    },
+    /// A snapshot can't be taken or restored.
     #[error("snapshot: {0}")]
     Snapshot(String),
+    /// A command is refused.
     #[error("{0}")]
     Control(String),
 }

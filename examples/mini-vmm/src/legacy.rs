@@ -3,7 +3,7 @@
 
 //! What a PC has at fixed ports: serial port, keyboard controller, and our power control.
 
-use std::io::{self, Stdout};
+use std::io::{self, Write};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 
@@ -28,8 +28,11 @@ const I8042_PORT: u16 = 0x60;
 /// The built-in guest's last word, at the port that QEMU uses for that.
 const EXIT_PORT: u16 = 0xf4;
 
+/// Where what the guest prints goes.
+pub type Output = Box<dyn Write + Send>;
+
 /// The console.
-pub struct Console(Serial<LineTrigger, NoEvents, Stdout>);
+pub struct Console(Serial<LineTrigger, NoEvents, Output>);
 
 impl Console {
     /// Hands over what was typed, as much as there is room for. Returns how much.
@@ -152,13 +155,14 @@ pub fn write_firmware(memory: &Memory) -> Result<()> {
 pub fn attach(
     ports: &Bus,
     router: &Arc<Router>,
+    output: Output,
     events: &Sender<Event>,
     exit_port: bool,
     saved: Option<&SavedConsole>,
 ) -> Result<Arc<Mutex<Console>>> {
     let line = router.line(Some(SERIAL_LINE))?;
     let state = saved.map_or_else(SerialState::default, |saved| saved.0.clone());
-    let serial = Serial::from_state(&state, LineTrigger(line), NoEvents, io::stdout())
+    let serial = Serial::from_state(&state, LineTrigger(line), NoEvents, output)
         .map_err(|error| Error::Snapshot(format!("the console: {error:?}")))?;
     let console = Console(serial);
     let console = Arc::new(Mutex::new(console));

@@ -19,14 +19,14 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::acpi::{self, MmioDevice};
 use crate::boot::{self, Linux};
-use crate::builtin;
+use crate::builtin::{self, Task};
 use crate::bus::lock;
 use crate::control::Request;
 use crate::cpu::{self, CpuState, Entry};
 use crate::disks::{OpenDisk, Source};
 use crate::error::{Context, Error, Result};
 use crate::interrupt::Router;
-use crate::legacy::{self, Console};
+use crate::legacy::{self, Console, Output};
 use crate::memory::{self, KVM_TSS, MMIO_SLOT, MMIO_WINDOW, Memory, PCI_WINDOW, PCI_WINDOW_SIZE};
 use crate::pci::{ADDRESS_PORT, BarWindow, ConfigPorts, HostBridge, PciBus};
 use crate::snapshot::{Chips, SavedDisk, Snapshot};
@@ -47,6 +47,8 @@ pub enum Event {
     Failed(Error),
     /// Somebody asks for something.
     Control(Request),
+    /// The guest printed a line, and the console's output comes here ([`crate::BuiltinGuest`]).
+    Line(String),
 }
 
 /// How a disk is attached.
@@ -60,8 +62,8 @@ pub enum Transport {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Payload {
     Linux(Linux),
-    /// The built-in guest; with a seed it attacks.
-    Builtin(Option<u64>),
+    /// The built-in guest.
+    Builtin(Task),
 }
 
 /// A machine to build.
@@ -124,11 +126,12 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine; [`Machine::resume`] switches it on. With a snapshot and its directory it goes on
-    /// where that was taken.
+    /// Builds a machine; [`Machine::resume`] switches it on. What the guest prints goes to `output`. With a snapshot and
+    /// its directory it goes on where that was taken.
     pub fn new(
         config: &Config,
         disks: &[OpenDisk],
+        output: Output,
         events: &Sender<Event>,
         from: Option<(&Snapshot, &Path)>,
     ) -> Result<Self> {
@@ -137,7 +140,7 @@ impl Machine {
         let exit_port = matches!(config.payload, Payload::Builtin(_));
         let saved = from.map(|(snapshot, _)| &snapshot.console);
         let ports = &board.buses.ports;
-        let console = legacy::attach(ports, &board.router, events, exit_port, saved)?;
+        let console = legacy::attach(ports, &board.router, output, events, exit_port, saved)?;
         let mut attached = BTreeMap::new();
         for disk in disks {
             attached.insert(disk.number, board.attach(disk)?);
@@ -274,11 +277,7 @@ impl Machine {
     }
 
     /// Does something with the vDPA device of a disk.
-    pub fn vdpa(
-        &self,
-        number: usize,
-        call: impl FnOnce(&VdpaDisk) -> Result<Value>,
-    ) -> Result<Value> {
+    pub fn vdpa<R>(&self, number: usize, call: impl FnOnce(&VdpaDisk) -> Result<R>) -> Result<R> {
         let disk = self.disks.get(&number);
         let disk = disk.ok_or_else(|| Error::Control("no such disk".to_owned()))?;
         disk.with(|block| match &block.backend {
@@ -418,7 +417,7 @@ impl Board {
         let entry = match &config.payload {
             _ if saved.is_some() => Entry::default(),
             Payload::Linux(linux) => boot::load(&self.memory, linux)?,
-            Payload::Builtin(hostile) => builtin::load(&self.memory, *hostile)?,
+            Payload::Builtin(task) => builtin::load(&self.memory, *task)?,
         };
         let features = cpu::features(kvm)?;
         let vcpu = |index: u8| {

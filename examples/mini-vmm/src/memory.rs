@@ -11,6 +11,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::error::{Context, Error, Result};
 
+/// A guest's memory, shared by all that work on it.
 pub type Memory = Arc<GuestMemoryMmap<()>>;
 
 /// RAM ends here and continues at [`HIGH_RAM`]; devices are between.

@@ -26,7 +26,7 @@ use crate::virtio::mmio::SavedMmio;
 use crate::virtio::pci::SavedPci;
 
 /// Changes whenever the structures here do.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const STATE: &str = "state.json";
 const MEMORY: &str = "memory";
 
