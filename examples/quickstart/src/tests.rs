@@ -31,6 +31,20 @@ fn a_write_without_an_effect_is_noticed() {
     assert!(why.contains("holds something else"), "{why}");
 }
 
+/// The same by the guest, where KVM runs one.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_guest_notices_a_write_without_an_effect() {
+    let plan = FaultPlan::new(1).rule(Rule::silent().kind(Kind::Write).skip(20).times(1));
+    let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
+    let device = device(Arc::new(disk)).unwrap();
+    let result = bounded(START, PATIENCE, |stages| crate::guest::run(device, stages));
+    match result.err().unwrap() {
+        Failure::NoGuest(_) => {}
+        Failure::Work(why) => assert!(why.to_string().contains("status 1"), "{why}"),
+    }
+}
+
 /// KVM that can be opened, and a guest that never says a word.
 #[test]
 fn a_guest_that_does_not_start_is_not_waited_for() {
