@@ -9,12 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{Device, StartError};
-use virtio_blk_core::memory::{GuestMap, Iotlb};
-use virtio_blk_core::ring::{RingError, SplitRing};
+use virtio_blk_core::memory::Iotlb;
+use virtio_blk_core::ring::{QueueState, RingError};
 use virtio_blk_core::runner::{
-    InFlightError, QueueError as BrokenBy, QueueSetup, QueueThread, SplitLog, Stop, ThreadOptions,
+    InFlightError, QueueError as BrokenBy, QueueSetup, QueueThread, Stop, ThreadOptions,
 };
-use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::affinity::{Pace, Placement};
@@ -159,7 +158,6 @@ impl Queue {
         context: &Context<'_>,
     ) -> Result<(), QueueError> {
         let place = context.state.place(index);
-        let (state, log, replay) = position(index, place, info, context)?;
         let driver = match context.pin {
             true => context.kernel.vq_cpus(context.name, index).ok(),
             false => None,
@@ -174,11 +172,8 @@ impl Queue {
             }
             irq.raise();
         });
-        let taken = state.next_avail.wrapping_sub(state.next_used);
-        let gap = taken.wrapping_sub(replay.len() as u16);
-        setup.log = Some(Box::new(log));
-        setup.replay = replay;
-        let runner = context.device.start_queue(index, setup, &state)?;
+        let (state, gap) = position(index, place, info, context, &mut setup)?;
+        let runner = context.device.start_queue(index, setup, state)?;
         let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(QueueError::Kick)?;
         let kicked = context.file.set_kick(index, Some(&kick));
         kicked.map_err(QueueError::Kick)?;
@@ -284,15 +279,15 @@ impl Queue {
     }
 }
 
-/// State, log and heads to execute again.
-type Position = (QueueState, SplitLog, Vec<u16>);
-
+/// Where queue `index` starts, and how many entries lie between the requests that its log has in flight, which
+/// `setup` executes again, and the next one. Fails also for a ring that can't be looked at.
 fn position(
     index: u16,
     place: Place,
     info: &VqInfo,
     context: &Context<'_>,
-) -> Result<Position, QueueError> {
+    setup: &mut QueueSetup<Iotlb>,
+) -> Result<(QueueState, u16), QueueError> {
     let size = u16::try_from(info.num).map_err(|_| QueueError::Size(info.num))?;
     let mut state = QueueState {
         max_size: context.state.shape().abi.queue_size,
@@ -304,15 +299,16 @@ fn position(
         ..QueueState::default()
     };
     // The index lies behind no entry that the size decides on.
-    state.next_used = SplitRing::used_index(&GuestMap::new(context.memory.clone()), &state)?;
-    let (log, heads) = context.state.log(index, size, state.next_used)?;
+    state.next_used = setup.used_index(&state)?;
+    let replayed = setup.keep_log(context.state.log(index, size)?, 0, &state)?;
     state.next_avail = match place {
         Place::Fresh => info.avail_index,
         Place::Started { gap } => {
-            let taken = gap.wrapping_add(heads.len() as u16);
+            let taken = gap.wrapping_add(replayed);
             state.next_used.wrapping_add(taken)
         }
         Place::Stopped(next_avail) => next_avail,
     };
-    Ok((state, log, heads))
+    let taken = state.next_avail.wrapping_sub(state.next_used);
+    Ok((state, taken.wrapping_sub(replayed)))
 }

@@ -24,7 +24,7 @@ use guarded_mmap::{Mapping, Protection};
 use rustix::fs::FallocateFlags;
 use virtio_blk_core::device::{AbiError, GuestAbi};
 use virtio_blk_core::memory::HostMemory;
-use virtio_blk_core::runner::{InFlightArea, InFlightError, SplitLog};
+use virtio_blk_core::runner::{InFlightArea, InFlightError};
 
 /// What a record begins with; the last byte is the layout's number.
 const MAGIC: &[u8; 7] = b"vblkvdu";
@@ -369,18 +369,12 @@ impl State {
             .store(place.to_word(), Ordering::Release);
     }
 
-    /// The in-flight log of queue `index` with `size` descriptors, whose ring shows `used_idx`, and the heads in flight,
-    /// oldest first. Of a fresh queue there are none: the log is emptied. Nothing may run then that was started before
-    /// the reset.
+    /// The in-flight area of queue `index` with `size` descriptors, in which it is queue 0. That of a fresh queue is
+    /// emptied. Nothing may run then that was started before the reset.
     ///
     /// # Errors
     /// The ring is larger than the record's queues.
-    pub(crate) fn log(
-        &self,
-        index: u16,
-        size: u16,
-        used_idx: u16,
-    ) -> Result<(SplitLog, Vec<u16>), InFlightError> {
+    pub(crate) fn log(&self, index: u16, size: u16) -> Result<&InFlightArea, InFlightError> {
         let area = self.areas.get(usize::from(index));
         let area = area.ok_or(InFlightError::Queue {
             queues: self.shape.abi.queues,
@@ -394,7 +388,7 @@ impl State {
                 self.word(at).store(0, Ordering::Relaxed);
             }
         }
-        area.queue(0, size, used_idx)
+        Ok(area)
     }
 
     /// The device is reset.

@@ -10,13 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{Device, StartError};
-use virtio_blk_core::memory::GuestMap;
-use virtio_blk_core::ring::{RingError, SplitRing};
+use virtio_blk_core::ring::{QueueState, RingError};
 use virtio_blk_core::runner::{
-    InFlightArea, InFlightError, InFlightLog, QueueError, QueueSetup, QueueThread, Stop,
-    ThreadOptions,
+    InFlightArea, InFlightError, QueueError, QueueSetup, QueueThread, Stop, ThreadOptions,
 };
-use virtio_queue::QueueState;
 
 use crate::event;
 use crate::medium::{Medium, MediumError};
@@ -188,20 +185,17 @@ impl Vring {
             used_ring: context.table.guest_address(addresses.used)?,
             ..QueueState::default()
         };
-        state.next_used = SplitRing::used_index(&GuestMap::new(memory.clone()), &state)?;
         let call = self.call.clone();
         let mut setup = QueueSetup::new(memory, move || signal(&call));
         setup.tracking = Some(context.table.logging());
+        state.next_used = setup.used_index(&state)?;
         if let Some(area) = context.in_flight {
-            let (log, heads) = area
-                .queue(index, self.size, state.next_used)
-                .map_err(VringError::InFlight)?;
+            let replayed = setup.keep_log(area, index, &state);
             // A client that lost its server knows the used index only: what was taken is in the log.
-            state.next_avail = state.next_used.wrapping_add(heads.len() as u16);
-            setup.log = Some(Box::new(log) as Box<dyn InFlightLog>);
-            setup.replay = heads;
+            let taken = replayed.map_err(VringError::InFlight)?;
+            state.next_avail = state.next_used.wrapping_add(taken);
         }
-        let runner = context.device.start_queue(index, setup, &state)?;
+        let runner = context.device.start_queue(index, setup, state)?;
         let err = self.err.clone();
         let options = ThreadOptions {
             name: format!("vblk-queue{index}"),

@@ -87,7 +87,7 @@ fn the_steady_state_allocates_nothing() {
             let arena = ArenaConfig::default();
             let mut driver = space.driver(mem.clone(), 64, config, arena).unwrap();
             let setup = QueueSetup::new(mem.clone(), || {});
-            let mut queue = device.start_queue(0, setup, &driver.state()).unwrap();
+            let mut queue = device.start_queue(0, setup, driver.state()).unwrap();
             let data = [7; 1024];
             let range = Range {
                 sector: 1,

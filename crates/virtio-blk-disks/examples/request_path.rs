@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arena = Arena::new(GuestAddress(0x10_0000), slots)?;
     let mut driver = Driver::new(memory.clone(), layout, ring, arena)?;
     device.disk().activate()?;
-    let mut queue = device.start_queue(0, QueueSetup::new(memory, || {}), &driver.state())?;
+    let mut queue = device.start_queue(0, QueueSetup::new(memory, || {}), driver.state())?;
     for _ in 0..reads.parse()? {
         driver.submit(&Request::read(0, BLOCK))?;
         driver.publish()?;

@@ -143,7 +143,7 @@ fn play_on(cache: Cache, seed: u64, base: Arc<dyn Disk>) -> (Arc<PowerCutDisk>, 
         .driver(mem.clone(), 32, config, ArenaConfig::default())
         .unwrap();
     let setup = QueueSetup::new(mem, || {});
-    let mut runner = device.start_queue(0, setup, &driver.state()).unwrap();
+    let mut runner = device.start_queue(0, setup, driver.state()).unwrap();
 
     let mut guest = Guest {
         writes: Vec::new(),

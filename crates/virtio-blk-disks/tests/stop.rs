@@ -41,7 +41,7 @@ fn stop(layers: &[&str], mode: Stop, before: fn(&Stack)) -> Vec<(usize, u64)> {
             .driver(mem.clone(), 64, config, ArenaConfig::default())
             .unwrap();
         let setup = QueueSetup::new(mem.clone(), || {});
-        let mut queue = device.start_queue(0, setup, &driver.state()).unwrap();
+        let mut queue = device.start_queue(0, setup, driver.state()).unwrap();
         before(&stack);
         for sector in 0..WRITES {
             driver

@@ -84,7 +84,7 @@ fn main() -> Outcome<()> {
     let setup = QueueSetup::new(memory, move || {
         count.fetch_add(1, Ordering::Relaxed);
     });
-    let queue = device.start_queue(0, setup, &driver.state())?;
+    let queue = device.start_queue(0, setup, driver.state())?;
     let mut machine = Machine {
         driver,
         queue,

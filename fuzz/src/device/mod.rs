@@ -320,11 +320,9 @@ impl<M: GuestMemory + Send + Sync + 'static> World<M> {
         let queue = &mut self.queues[index];
         let mut setup = QueueSetup::new(self.mem.clone(), queue.notifier());
         setup.replay.clone_from(&saved.in_flight);
-        let event_idx = self.model.rules.features & feature::RING_EVENT_IDX != 0;
-        let state = saved.state(self.options.queue_size, event_idx);
         let runner = self
             .device
-            .start_queue(index as u16, setup, &state)
+            .start_queue(index as u16, setup, saved.state)
             .unwrap();
         queue.started(runner);
     }

@@ -54,8 +54,7 @@ impl<M: GuestMemory + Send + Sync + 'static> World<M> {
         for (index, queue) in changed.queues.iter().enumerate() {
             let mut setup = QueueSetup::new(self.mem.clone(), || {});
             setup.replay.clone_from(&queue.in_flight);
-            let state = queue.state(self.options.queue_size, false);
-            if let Ok(mut runner) = self.device.start_queue(index as u16, setup, &state) {
+            if let Ok(mut runner) = self.device.start_queue(index as u16, setup, queue.state) {
                 for _ in 0..4 {
                     runner.service(8);
                 }
@@ -91,13 +90,15 @@ impl Change {
                     return;
                 };
                 match field % 7 {
-                    0 => queue.size = *value as u16,
-                    1 => queue.ready = !queue.ready,
-                    2 => queue.desc_table = queue.desc_table.wrapping_add(*value),
-                    3 => queue.avail_ring = queue.avail_ring.wrapping_add(*value),
-                    4 => queue.used_ring = queue.used_ring.wrapping_add(*value),
-                    5 => queue.next_avail = queue.next_avail.wrapping_add(*value as u16),
-                    _ => queue.next_used = queue.next_used.wrapping_add(*value as u16),
+                    0 => queue.state.size = *value as u16,
+                    1 => queue.state.ready = !queue.state.ready,
+                    2 => queue.state.desc_table = queue.state.desc_table.wrapping_add(*value),
+                    3 => queue.state.avail_ring = queue.state.avail_ring.wrapping_add(*value),
+                    4 => queue.state.used_ring = queue.state.used_ring.wrapping_add(*value),
+                    5 => {
+                        queue.state.next_avail = queue.state.next_avail.wrapping_add(*value as u16)
+                    }
+                    _ => queue.state.next_used = queue.state.next_used.wrapping_add(*value as u16),
                 }
             }
             Self::InFlight {

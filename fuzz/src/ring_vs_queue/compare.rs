@@ -252,9 +252,11 @@ impl<'a, A: GuestMemory + Send + Sync + 'static, B: GuestMemory> Pair<'a, A, B> 
             return;
         }
         let (mine, theirs) = (self.ring.state(), self.queue.state());
-        assert_eq!(mine, theirs);
-        self.ring = SplitRing::new(&self.map, &theirs, features(&theirs)).unwrap();
-        self.queue = Queue::try_from(mine).unwrap();
+        let event_idx = theirs.event_idx_enabled;
+        let converted = mine.to_virtio_queue(event_idx).unwrap();
+        assert_eq!(converted, theirs);
+        self.ring = SplitRing::new(&self.map, theirs, features(&theirs)).unwrap();
+        self.queue = Queue::try_from(converted).unwrap();
         self.seen = Wrapping(mine.next_avail);
         self.enable();
     }

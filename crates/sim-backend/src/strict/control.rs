@@ -8,9 +8,8 @@ use std::sync::Arc;
 use vdpa_bus::{VdpaError, VqAddress};
 use virtio_blk_core::device::StartError;
 use virtio_blk_core::disk::{KeepAlive, Wait};
+use virtio_blk_core::ring::QueueState;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Stop};
-use virtio_blk_core::spec::feature;
-use virtio_queue::QueueState;
 
 use super::Strict;
 use super::queue::{Engine, Queue, Running};
@@ -134,12 +133,12 @@ impl Strict {
             max_size: self.device.options().queue_size,
             next_avail: state.avail,
             next_used: state.avail,
-            event_idx_enabled: control.features & feature::RING_EVENT_IDX != 0,
             size,
             ready: true,
             desc_table: address.desc,
             avail_ring: address.driver,
             used_ring: address.device,
+            ..QueueState::default()
         };
         let started = match control.disk.take() {
             Ok(()) => self.engine(control, vq, &ring),

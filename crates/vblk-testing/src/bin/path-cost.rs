@@ -115,7 +115,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
     let mut driver = Driver::new(memory.clone(), layout, ring, arena)?;
     let setup = QueueSetup::new(memory, || {});
     device.disk().activate()?;
-    let mut queue = device.start_queue(0, setup, &driver.state())?;
+    let mut queue = device.start_queue(0, setup, driver.state())?;
     for kick in 0..cli.batches {
         for index in 0..cli.batch {
             let place = (kick + u64::from(index) * 7) % PLACES;

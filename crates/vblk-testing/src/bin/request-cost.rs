@@ -150,7 +150,7 @@ where
     let mut driver = Driver::new(Arc::clone(memory), layout, ring, arena)?;
     let setup = QueueSetup::new(Arc::clone(memory), || {});
     device.disk().activate()?;
-    let mut queue = device.start_queue(0, setup, &driver.state())?;
+    let mut queue = device.start_queue(0, setup, driver.state())?;
     // Reads of a memory disk find data.
     for place in 0..PLACES {
         batch(&mut driver, &mut queue, 1, |_| request(true, false, place))?;

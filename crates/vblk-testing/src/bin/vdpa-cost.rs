@@ -279,7 +279,7 @@ fn queue(
         Arena::new(GuestAddress(0x1_0000), arena)?,
     )?;
     device.disk().activate()?;
-    let queue = device.start_queue(0, QueueSetup::new(memory, || {}), &driver.state())?;
+    let queue = device.start_queue(0, QueueSetup::new(memory, || {}), driver.state())?;
     Ok((driver, Target::Queue(Box::new(queue))))
 }
 

@@ -3,7 +3,6 @@
 
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Caps;
-use virtio_blk_core::runner::InFlightLog;
 use virtio_blk_core::testdisk::TestDisk;
 
 use super::*;
@@ -38,7 +37,7 @@ fn a_successor_finds_what_was_noted() {
     assert_eq!((state.status(), state.place(0)), (0, Place::Fresh));
     state.set_status(0xf, 0x1_0000_0000);
     state.set_place(0, Place::Stopped(0xfffe));
-    let (mut log, _) = state.log(1, 8, 0).unwrap();
+    let (mut log, _) = state.log(1, 8).unwrap().queue(0, 8, 0).unwrap();
     state.set_place(1, Place::Started { gap: 3 });
     log.taken(5);
     state.set_capacity(128);
@@ -55,8 +54,8 @@ fn a_successor_finds_what_was_noted() {
     assert_eq!(again.abi(), told);
     assert_eq!(again.place(0), Place::Stopped(0xfffe));
     assert_eq!(again.place(1), Place::Started { gap: 3 });
-    assert_eq!(again.log(1, 8, 0).unwrap().1, [5]);
-    assert!(again.log(2, 8, 0).is_err() && again.log(1, 16, 0).is_err());
+    assert_eq!(again.log(1, 8).unwrap().queue(0, 8, 0).unwrap().1, [5]);
+    assert!(again.log(2, 8).is_err() && again.log(1, 16).unwrap().queue(0, 16, 0).is_err());
     State::remove(dir.path(), "disk0");
     let found = State::open(dir.path(), "disk0", &shape().boot).unwrap();
     assert!(found.is_none());
@@ -67,7 +66,7 @@ fn a_reset_makes_a_new_beginning() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::create(dir.path(), shape()).unwrap();
     state.set_status(0xf, 1);
-    let (mut late, _) = state.log(0, 8, 0).unwrap();
+    let (mut late, _) = state.log(0, 8).unwrap().queue(0, 8, 0).unwrap();
     state.set_place(0, Place::Started { gap: 0 });
     state.set_suspended();
     late.taken(3);
@@ -79,7 +78,10 @@ fn a_reset_makes_a_new_beginning() {
     assert_eq!((again.status(), again.accepted()), (0, 0));
     assert!(!again.is_suspended() && !again.is_held());
     assert_eq!((again.generation(), again.place(0)), (1, Place::Fresh));
-    assert_eq!(again.log(0, 8, 7).unwrap().1, Vec::<u16>::new());
+    assert_eq!(
+        again.log(0, 8).unwrap().queue(0, 8, 7).unwrap().1,
+        Vec::<u16>::new()
+    );
 }
 
 #[test]

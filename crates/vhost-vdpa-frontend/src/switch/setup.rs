@@ -10,9 +10,9 @@ use vdpa_bus::VqState;
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
+use virtio_blk_core::ring::QueueState;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Stop};
 use virtio_blk_core::spec::feature;
-use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::state::State;
@@ -172,16 +172,16 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 max_size: queue.size,
                 next_avail: *avail_index,
                 next_used: *avail_index,
-                event_idx_enabled: guest.features & feature::RING_EVENT_IDX != 0,
                 size: queue.size,
                 ready: true,
                 desc_table: queue.address.desc,
                 avail_ring: queue.address.driver,
                 used_ring: queue.address.device,
+                ..QueueState::default()
             };
             let call = queue.call.clone();
             let setup = QueueSetup::new(self.memory.clone(), move || call.notify());
-            let started = model.start_queue(index, setup, &state);
+            let started = model.start_queue(index, setup, state);
             let runner = started.map_err(|error| PathError::Queue {
                 index,
                 why: error.to_string(),

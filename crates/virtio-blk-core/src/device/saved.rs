@@ -8,10 +8,8 @@
 
 use std::sync::atomic::Ordering;
 
-use virtio_queue::QueueState;
-
 use super::{AbiError, Device, GuestAbi, NegotiationError, features};
-use crate::ring::{MAX_QUEUE_SIZE, are_distinct};
+use crate::ring::{MAX_QUEUE_SIZE, QueueState, are_distinct};
 use crate::spec::feature;
 
 /// The version this code writes.
@@ -21,52 +19,18 @@ const VERSION: u16 = 2;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SavedQueue {
-    /// Size in descriptors.
-    pub size: u16,
-    /// Enabled by the driver.
-    pub ready: bool,
-    /// Guest address of the descriptor table.
-    pub desc_table: u64,
-    /// Guest address of the available ring.
-    pub avail_ring: u64,
-    /// Guest address of the used ring.
-    pub used_ring: u64,
-    /// The next available entry to take.
-    pub next_avail: u16,
-    /// The next used entry to fill.
-    pub next_used: u16,
+    /// Where it lies and how far it was worked on.
+    #[cfg_attr(feature = "serde", serde(flatten))]
+    pub state: QueueState,
     /// Heads taken and not returned, in order; empty after a drain.
     pub in_flight: Vec<u16>,
 }
 
 impl SavedQueue {
     /// From what a stopped queue left.
-    pub fn new(state: &QueueState, in_flight: Vec<u16>) -> Self {
-        Self {
-            size: state.size,
-            ready: state.ready,
-            desc_table: state.desc_table,
-            avail_ring: state.avail_ring,
-            used_ring: state.used_ring,
-            next_avail: state.next_avail,
-            next_used: state.next_used,
-            in_flight,
-        }
-    }
-
-    /// The state to start a queue of at most `max_size` descriptors with.
-    pub fn state(&self, max_size: u16, event_idx: bool) -> QueueState {
-        QueueState {
-            max_size,
-            next_avail: self.next_avail,
-            next_used: self.next_used,
-            event_idx_enabled: event_idx,
-            size: self.size,
-            ready: self.ready,
-            desc_table: self.desc_table,
-            avail_ring: self.avail_ring,
-            used_ring: self.used_ring,
-        }
+    pub fn new(state: impl Into<QueueState>, in_flight: Vec<u16>) -> Self {
+        let state = state.into();
+        Self { state, in_flight }
     }
 }
 
@@ -202,21 +166,25 @@ impl Device {
 
 /// Checks a queue of a device with queues of up to `max_size` descriptors.
 fn check_queue(queue: &SavedQueue, max_size: u16) -> Result<(), &'static str> {
-    if !queue.ready {
-        return if queue.in_flight.is_empty() {
+    let (state, in_flight) = (&queue.state, &queue.in_flight);
+    if state.version > QueueState::VERSION {
+        return Err("the state was written by newer code");
+    }
+    if !state.ready {
+        return if in_flight.is_empty() {
             Ok(())
         } else {
             Err("requests in flight on a queue that is not ready")
         };
     }
-    if !queue.size.is_power_of_two() || queue.size > max_size.min(MAX_QUEUE_SIZE) {
+    if !state.size.is_power_of_two() || state.size > max_size.min(MAX_QUEUE_SIZE) {
         return Err("the size is no power of two or beyond this device's");
     }
-    let taken = usize::from(queue.next_avail.wrapping_sub(queue.next_used));
-    if taken != queue.in_flight.len() || taken > usize::from(queue.size) {
+    let taken = usize::from(state.next_avail.wrapping_sub(state.next_used));
+    if taken != in_flight.len() || taken > usize::from(state.size) {
         return Err("the indices do not agree with the requests in flight");
     }
-    if !are_distinct(&queue.in_flight, queue.size) {
+    if !are_distinct(in_flight, state.size) {
         return Err("a head in flight is out of range or named twice");
     }
     Ok(())

@@ -3,13 +3,11 @@
 
 //! Starting queues.
 
-use virtio_queue::QueueState;
-
 use super::Device;
 use crate::disk::DiskError;
 use crate::memory::DeviceMemory;
 use crate::request::RequestLimits;
-use crate::ring::RingError;
+use crate::ring::{QueueState, RingError};
 use crate::runner::{DeviceView, QueueParts, QueueRunner, QueueSetup, Reports};
 use crate::spec::feature;
 
@@ -49,7 +47,7 @@ impl Device {
         &self,
         index: u16,
         setup: QueueSetup<M>,
-        state: &QueueState,
+        state: impl Into<QueueState>,
     ) -> Result<QueueRunner<M>, StartError> {
         let abi = self.guest_abi();
         let counters =
@@ -65,7 +63,7 @@ impl Device {
         }
         let state = QueueState {
             max_size: abi.queue_size,
-            ..*state
+            ..state.into()
         };
         let mut limits = RequestLimits::new(&self.shown_caps(), features);
         limits.capacity = self.capacity();

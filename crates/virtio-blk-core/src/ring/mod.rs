@@ -18,11 +18,11 @@
 mod chain;
 mod refused;
 mod split;
-
-use virtio_queue::QueueState;
+mod state;
 
 pub use chain::{Chain, Segment, SimpleChain};
 pub use split::{MAX_CHAIN, MAX_QUEUE_SIZE, SplitRing};
+pub use state::{AddressKind, QueueState};
 
 use crate::memory::{DeviceMemory, GuestMap, Unmapped};
 
@@ -41,6 +41,17 @@ pub enum RingError {
         /// The largest allowed.
         max: u16,
     },
+    /// The state was written by newer code.
+    #[error("the queue's state has version {found}, this program reads up to {known}")]
+    Version {
+        /// As given.
+        found: u16,
+        /// The newest that is understood.
+        known: u16,
+    },
+    /// The addresses in the state are not those of the memory that the device works on.
+    #[error("the queue's addresses are of the kind {0:?}, the device works on those of the guest")]
+    Addresses(AddressKind),
     /// A ring structure is not aligned as the specification demands.
     #[error("the {what} at {addr:#x} is not aligned to {align} bytes")]
     Misaligned {

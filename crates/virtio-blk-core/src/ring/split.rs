@@ -9,10 +9,11 @@ use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_queue::QueueState;
-
 use super::chain::Parts;
-use super::{Chain, ChainError, LastWritable, Popped, Ring, RingError, Segment, SimpleChain};
+use super::{
+    AddressKind, Chain, ChainError, LastWritable, Popped, QueueState, Ring, RingError, Segment,
+    SimpleChain,
+};
 use crate::disk::KeepAlive;
 use crate::memory::{DeviceMemory, GuestMap, Permissions, RingArea, read_16};
 use crate::spec::feature;
@@ -118,32 +119,21 @@ impl SplitRing {
     /// EVENT_IDX matter here). The state is validated: it may come from a hostile driver or snapshot.
     ///
     /// # Errors
-    /// [`RingError`]: not ready, bad size, misaligned or unmapped structures.
+    /// [`RingError`]: not ready, bad size, misaligned or unmapped structures, addresses of another kind.
     pub fn new<M: DeviceMemory>(
         map: &GuestMap<M>,
-        state: &QueueState,
+        state: impl Into<QueueState>,
         features: u64,
     ) -> Result<Self, RingError> {
-        if !state.ready {
-            return Err(RingError::NotReady);
-        }
-        let max = state.max_size.min(MAX_QUEUE_SIZE);
-        if !state.size.is_power_of_two() || state.size > max {
-            return Err(RingError::Size {
-                size: state.size,
-                max,
-            });
-        }
+        let state = &state.into();
+        check(state)?;
         let event_idx = features & feature::RING_EVENT_IDX != 0;
         let areas = Areas::resolve(map, state, event_idx)?;
         // An earlier owner may have died between a store and its mark.
         map.mark_dirty(areas.used.guest_addr(0), used_len(state.size, event_idx));
         Ok(Self {
             areas,
-            origin: QueueState {
-                event_idx_enabled: event_idx,
-                ..*state
-            },
+            origin: *state,
             size: state.size,
             event_idx,
             indirect: features & feature::RING_INDIRECT_DESC != 0,
@@ -164,11 +154,13 @@ impl SplitRing {
     /// The used index in guest memory: what a device that only knows the addresses goes on from.
     ///
     /// # Errors
-    /// [`RingError::Misaligned`], [`RingError::NotMapped`]. Nothing else of the state is checked.
-    pub fn used_index<M: DeviceMemory>(
+    /// [`RingError::Misaligned`], [`RingError::NotMapped`], [`RingError::Version`], [`RingError::Addresses`].
+    /// Nothing else of the state is checked.
+    pub(crate) fn used_index<M: DeviceMemory>(
         map: &GuestMap<M>,
         state: &QueueState,
     ) -> Result<u16, RingError> {
+        check_form(state)?;
         let areas = Areas::resolve(map, state, false)?;
         areas
             .used
@@ -428,6 +420,31 @@ pub(super) fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u64
     let (low, high) = entry.split_at(8);
     let half = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
     [half(low), half(high)]
+}
+
+/// Checks what a state says of the ring, apart from where it lies.
+fn check(state: &QueueState) -> Result<(), RingError> {
+    check_form(state)?;
+    if !state.ready {
+        return Err(RingError::NotReady);
+    }
+    let (size, max) = (state.size, state.max_size.min(MAX_QUEUE_SIZE));
+    if !size.is_power_of_two() || size > max {
+        return Err(RingError::Size { size, max });
+    }
+    Ok(())
+}
+
+/// Checks that a state says what this code understands.
+fn check_form(state: &QueueState) -> Result<(), RingError> {
+    let (found, known) = (state.version, QueueState::VERSION);
+    if found > known {
+        return Err(RingError::Version { found, known });
+    }
+    match state.addresses {
+        AddressKind::Guest => Ok(()),
+        other => Err(RingError::Addresses(other)),
+    }
 }
 
 /// Bytes of the used ring.

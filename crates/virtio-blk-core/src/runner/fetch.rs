@@ -6,11 +6,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use virtio_queue::QueueState;
-
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::ring::{
-    Chain, ChainError, Popped, Ring, RingError, SimpleChain, SplitRing, are_distinct,
+    Chain, ChainError, Popped, QueueState, Ring, RingError, SimpleChain, SplitRing, are_distinct,
 };
 use crate::spec::HEADER_SIZE;
 
@@ -34,18 +32,17 @@ pub(super) struct Fetch<M: DeviceMemory> {
 }
 
 impl<M: DeviceMemory> Fetch<M> {
-    /// The ring at `state` in `memory`, with the heads in `replay` to execute first.
+    /// The ring at `state` in the memory of `map`, with the heads in `replay` to execute first.
     ///
     /// # Errors
     /// The ring is not usable, or `replay` does not fit its state.
     pub(super) fn new(
-        memory: M,
+        mut map: GuestMap<M>,
         tracking: Option<Arc<AtomicBool>>,
         state: &QueueState,
         features: u64,
         replay: Vec<u16>,
     ) -> Result<Self, RingError> {
-        let mut map = GuestMap::new(memory);
         map.track_while(tracking);
         let ring = SplitRing::new(&map, state, features)?;
         let (count, size) = (replay.len(), state.size);

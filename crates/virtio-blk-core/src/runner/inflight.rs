@@ -344,6 +344,16 @@ impl InFlightArea {
         index: u16,
         size: u16,
         used_idx: u16,
+    ) -> Result<(Box<dyn InFlightLog>, Vec<u16>), InFlightError> {
+        let (log, in_flight) = self.split_log(index, size, used_idx)?;
+        Ok((Box::new(log), in_flight))
+    }
+
+    fn split_log(
+        &self,
+        index: u16,
+        size: u16,
+        used_idx: u16,
     ) -> Result<(SplitLog, Vec<u16>), InFlightError> {
         let parts = self.parts(index).into_iter().flatten().flatten();
         let mut parts = parts.skip_while(|part| part.capacity < size);
@@ -372,7 +382,7 @@ impl InFlightArea {
 
 /// One queue's log in an [`InFlightArea`].
 #[derive(Debug)]
-pub struct SplitLog {
+struct SplitLog {
     memory: HostMemory,
     base: usize,
     size: u16,

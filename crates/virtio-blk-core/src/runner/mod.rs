@@ -40,15 +40,13 @@ mod wait;
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_queue::QueueState;
-
 use completion::Completer;
 pub use counters::{Counter, Counters};
 #[cfg(any(feature = "thread", feature = "event-manager"))]
 pub use error::OnFatal;
 pub use error::QueueError;
 use fetch::Fetch;
-pub use inflight::{InFlightArea, InFlightError, SplitLog};
+pub use inflight::{InFlightArea, InFlightError};
 pub use log::InFlightLog;
 #[cfg(feature = "thread")]
 pub use medium::{Medium, MediumEvent, Refused};
@@ -66,7 +64,7 @@ pub use thread::{QueueThread, ThreadOptions};
 use crate::disk::{IoBuf, IoQueue, Wait};
 use crate::memory::DeviceMemory;
 use crate::request::ByteRange;
-use crate::ring::{Popped, Ring, RingError};
+use crate::ring::{Popped, QueueState, Ring, RingError};
 use crate::spec::RequestStatus;
 
 /// What [`QueueRunner::service`] found.
@@ -114,7 +112,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         open: impl FnOnce() -> Result<Box<dyn IoQueue>, E>,
     ) -> Result<Self, E> {
         let features = parts.features;
-        let fetch = Fetch::new(setup.memory, setup.tracking, state, features, setup.replay)?;
+        let fetch = Fetch::new(setup.map, setup.tracking, state, features, setup.replay)?;
         let outstanding = Outstanding::new(open()?, state.size);
         let completer = Completer::new(setup.log, setup.notify, parts.counters, parts.reports);
         // The earlier owner may have ended between its last used entry and the interrupt; that there was none

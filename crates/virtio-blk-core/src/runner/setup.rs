@@ -9,10 +9,11 @@ use std::sync::atomic::AtomicBool;
 #[cfg(doc)]
 use super::Stopped;
 use super::report::Reports;
-use super::{Counters, InFlightLog};
+use super::{Counters, InFlightArea, InFlightError, InFlightLog};
 use crate::device::SharedConfig;
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, GuestMap};
 use crate::request::RequestLimits;
+use crate::ring::{QueueState, RingError, SplitRing};
 
 /// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
 /// not block.
@@ -21,7 +22,7 @@ pub type Notify = Box<dyn Fn() + Send>;
 /// What an embedder gives to [`crate::device::Device::start_queue`].
 pub struct QueueSetup<M: DeviceMemory> {
     /// Guest memory; snapshots are taken from it whenever it changes.
-    pub memory: M,
+    pub(super) map: GuestMap<M>,
     /// How to notify the driver.
     pub notify: Notify,
     /// An in-flight log, where the transport has one.
@@ -39,12 +40,42 @@ impl<M: DeviceMemory> QueueSetup<M> {
     /// A set-up without log and replay.
     pub fn new(memory: M, notify: impl Fn() + Send + 'static) -> Self {
         Self {
-            memory,
+            map: GuestMap::new(memory),
             notify: Box::new(notify),
             log: None,
             replay: Vec::new(),
             tracking: None,
         }
+    }
+
+    /// The used index of the ring at `state`, as the driver sees it: where a transport continues that was told
+    /// the ring's addresses only.
+    ///
+    /// # Errors
+    /// The used ring is not aligned or not mapped, or the addresses are of another kind. Nothing else of the
+    /// state is checked.
+    pub fn used_index(&self, state: &QueueState) -> Result<u16, RingError> {
+        SplitRing::used_index(&self.map, state)
+    }
+
+    /// Keeps an in-flight log for queue `index` in `area`, and has the requests executed first that the log says
+    /// were in flight. Returns how many those are: `next_avail` of the state to start with lies so many behind
+    /// its `next_used`, or more. `state` needs to have size and `next_used`
+    /// ([`QueueSetup::used_index`]).
+    ///
+    /// # Errors
+    /// The area has no such queue, or is of a layout of the future.
+    pub fn keep_log(
+        &mut self,
+        area: &InFlightArea,
+        index: u16,
+        state: &QueueState,
+    ) -> Result<u16, InFlightError> {
+        let (log, replay) = area.queue(index, state.size, state.next_used)?;
+        let count = replay.len() as u16;
+        self.log = Some(log);
+        self.replay = replay;
+        Ok(count)
     }
 }
 

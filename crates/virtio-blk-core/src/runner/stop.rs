@@ -5,11 +5,10 @@
 
 use std::time::Instant;
 
-use virtio_queue::QueueState;
-
 use super::{QueueError, QueueRunner, Service, wait};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
+use crate::ring::QueueState;
 
 /// How to stop a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

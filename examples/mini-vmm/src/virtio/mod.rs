@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 use vdpa_bus::VqAddress;
 use vhost_vdpa_frontend::GuestQueue;
 use virtio_blk_core::device::{StatusChange, StatusRegister};
+use virtio_blk_core::ring::QueueState;
 use virtio_blk_core::runner::{Medium, MediumEvent, QueueSetup, QueueThread, Stop, ThreadOptions};
 use virtio_blk_core::spec::status;
-use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
 
 pub use self::backend::Backend;
@@ -198,7 +198,7 @@ impl Block {
         let mut setup = QueueSetup::new(self.memory.clone(), move || interrupt.queue(index));
         setup.replay = std::mem::take(&mut queue.in_flight);
         let started = device
-            .start_queue(index, setup, &queue.state)
+            .start_queue(index, setup, queue.state)
             .map_err(|error| error.to_string())
             .and_then(|runner| {
                 let options = ThreadOptions {

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use virtio_blk_core::ring::QueueState;
 use virtio_blk_core::runner::{QueueThread, Stop};
-use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::error::{Context, Result};

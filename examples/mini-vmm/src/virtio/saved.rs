@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use vdpa_bus::VqState;
 use vhost_vdpa_frontend::{SavedGuest, SavedGuestQueue};
 use virtio_blk_core::device::{SavedDevice, SavedQueue};
+use virtio_blk_core::ring::QueueState;
 use virtio_blk_core::spec::status;
 
 use super::{Backend, Block, address};
@@ -54,7 +55,7 @@ impl Block {
         let status = self.status();
         let queues = self.queues.iter();
         let mut queues: Vec<_> = queues
-            .map(|queue| SavedQueue::new(&queue.state, queue.in_flight.clone()))
+            .map(|queue| SavedQueue::new(queue.state, queue.in_flight.clone()))
             .collect();
         let saved = match &self.backend {
             Backend::Own(device) => SavedBackend::Own(device.save(queues)),
@@ -63,7 +64,7 @@ impl Block {
                 let saved = saved.map_err(|error| Error::Snapshot(error.to_string()))?;
                 for running in &saved.queues {
                     if let Some(queue) = queues.get_mut(usize::from(running.index)) {
-                        queue.next_avail = running.base as u16;
+                        queue.state.next_avail = running.base as u16;
                     }
                 }
                 SavedBackend::Vdpa {
@@ -94,7 +95,10 @@ impl Block {
         self.interrupt.set(saved.status & status::DRIVER_OK != 0);
         let max_size = self.backend.queue_size();
         for (queue, saved) in self.queues.iter_mut().zip(saved.registers()) {
-            queue.state = saved.state(max_size, false);
+            queue.state = QueueState {
+                max_size,
+                ..saved.state
+            };
             queue.in_flight.clone_from(&saved.in_flight);
         }
         let failed = |error: &dyn std::fmt::Display| Error::Snapshot(error.to_string());

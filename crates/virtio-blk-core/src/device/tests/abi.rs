@@ -190,7 +190,7 @@ fn queues_keep_to_what_was_told() {
         new.start_queue(
             index,
             QueueSetup::new(memory.clone(), || {}),
-            &driver.state(),
+            driver.state(),
         )
         .map(drop)
     };

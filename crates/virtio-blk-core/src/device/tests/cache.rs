@@ -38,7 +38,7 @@ fn queue(caps: Caps, options: DeviceOptions, left_out: u64) -> Queue {
     let arena = ArenaConfig::default();
     let driver = space.driver(mem.clone(), 16, ring, arena).unwrap();
     let setup = QueueSetup::new(mem, || {});
-    let runner = device.start_queue(0, setup, &driver.state()).unwrap();
+    let runner = device.start_queue(0, setup, driver.state()).unwrap();
     Queue {
         disk,
         device,

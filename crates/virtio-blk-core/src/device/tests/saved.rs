@@ -6,16 +6,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::ring::QueueState;
 
 fn queue() -> SavedQueue {
     SavedQueue {
-        size: 16,
-        ready: true,
-        desc_table: 0x1000,
-        avail_ring: 0x2000,
-        used_ring: 0x3000,
-        next_avail: 2,
-        next_used: 65535,
+        state: QueueState {
+            size: 16,
+            ready: true,
+            desc_table: 0x1000,
+            avail_ring: 0x2000,
+            used_ring: 0x3000,
+            next_avail: 2,
+            next_used: 65535,
+            ..QueueState::default()
+        },
         in_flight: vec![7, 0, 15],
     }
 }
@@ -109,9 +113,9 @@ fn what_the_guest_was_told_comes_back() {
 #[test]
 fn a_queue_survives_the_way_through_its_state() {
     let queue = queue();
-    let state = queue.state(64, true);
-    assert_eq!((state.max_size, state.event_idx_enabled), (64, true));
-    assert_eq!(SavedQueue::new(&state, vec![7, 0, 15]), queue);
+    let theirs = queue.state.to_virtio_queue(true).unwrap();
+    assert_eq!((theirs.size, theirs.event_idx_enabled), (16, true));
+    assert_eq!(SavedQueue::new(theirs, vec![7, 0, 15]), queue);
 }
 
 #[test]
@@ -209,22 +213,22 @@ fn hostile_state_is_refused_and_changes_nothing() {
     );
 
     for size in [0, 3, 15, 512, 32768, u16::MAX] {
-        bad_queue(&|q| q.size = size);
+        bad_queue(&|q| q.state.size = size);
     }
-    bad_queue(&|q| q.ready = false);
-    bad_queue(&|q| q.next_avail = 3);
-    bad_queue(&|q| q.next_used = 0);
+    bad_queue(&|q| q.state.ready = false);
+    bad_queue(&|q| q.state.next_avail = 3);
+    bad_queue(&|q| q.state.next_used = 0);
     bad_queue(&|q| q.in_flight.clear());
     bad_queue(&|q| q.in_flight[0] = 16);
     bad_queue(&|q| q.in_flight[0] = u16::MAX);
     bad_queue(&|q| q.in_flight[0] = 15);
     bad_queue(&|q| {
         q.in_flight = (0..17).collect();
-        q.next_avail = q.next_used.wrapping_add(17);
+        q.state.next_avail = q.state.next_used.wrapping_add(17);
     });
     bad_queue(&|q| {
         q.in_flight = vec![0; 65_536];
-        q.next_avail = q.next_used;
+        q.state.next_avail = q.state.next_used;
     });
     device.restore(&good).unwrap();
 }
@@ -242,12 +246,14 @@ proptest! {
     ) {
         let device = device(full(), DeviceOptions::default());
         let queue = SavedQueue {
-            size,
-            ready,
-            next_avail: indices.0,
-            next_used: indices.1,
+            state: QueueState {
+                size,
+                ready,
+                next_avail: indices.0,
+                next_used: indices.1,
+                ..queue().state
+            },
             in_flight,
-            ..queue()
         };
         let state = SavedDevice {
             version,

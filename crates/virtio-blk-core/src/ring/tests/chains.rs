@@ -27,11 +27,11 @@ fn found(
         hostile.avail_idx(1).unwrap();
         let state = QueueState {
             max_size,
-            ..hostile.state
+            ..hostile.state.into()
         };
         let features = if indirect { RING_INDIRECT_DESC } else { 0 };
         let map = GuestMap::new(mem.clone());
-        let mut ring = SplitRing::new(&map, &state, features).unwrap();
+        let mut ring = SplitRing::new(&map, state, features).unwrap();
         let mut chain = Chain::new();
         let popped = ring.pop(&map, &mut chain).unwrap();
         assert_eq!((chain.head(), ring.in_flight()), (0, 1));
@@ -292,7 +292,7 @@ fn place(
     drop(hostile);
     let map = GuestMap::new(Arc::new(mem));
     let features = if indirect { RING_INDIRECT_DESC } else { 0 };
-    let mut ring = SplitRing::new(&map, &state, features).unwrap();
+    let mut ring = SplitRing::new(&map, state, features).unwrap();
     ring.last_writable(&map, 0)
 }
 
@@ -519,7 +519,7 @@ fn usual_chains_are_known_by_their_shape() {
             let state = hostile.state;
             drop(hostile);
             let map = GuestMap::new(Arc::new(mem));
-            let mut ring = SplitRing::new(&map, &state, RING_INDIRECT_DESC).unwrap();
+            let mut ring = SplitRing::new(&map, state, RING_INDIRECT_DESC).unwrap();
             let found = ring.next().unwrap().expect("nothing there");
             let simple = ring.read_simple::<16, 1, _>(&map, found);
             // A table has three entries, and they are linked in order here.

@@ -168,7 +168,7 @@ fn resumed_heads_are_in_flight_like_any_other() {
     let state = rig.ring.state();
     assert_eq!((state.next_avail, state.next_used), (2, 0));
     // Another device on the same ring.
-    rig.ring = SplitRing::new(&rig.map, &state, features(true)).unwrap();
+    rig.ring = SplitRing::new(&rig.map, state, features(true)).unwrap();
     for head in heads {
         let popped = rig.ring.resume(&rig.map, head, &mut rig.chain);
         assert_eq!((popped, rig.chain.head()), (Ok(Popped::Chain), head));
@@ -186,7 +186,7 @@ fn resumed_heads_are_in_flight_like_any_other() {
         ..rig.ring.state()
     };
     for bad in [heads[0], SIZE] {
-        let mut ring = SplitRing::new(&rig.map, &state, 0).unwrap();
+        let mut ring = SplitRing::new(&rig.map, state, 0).unwrap();
         assert!(ring.resume(&rig.map, heads[0], &mut rig.chain).is_ok());
         let refused = ring.resume(&rig.map, bad, &mut rig.chain);
         assert!(refused.is_err() && ring.latched() == refused.err());
@@ -196,7 +196,7 @@ fn resumed_heads_are_in_flight_like_any_other() {
 #[test]
 fn the_used_index_can_be_asked_of_memory() {
     let mut rig = rig(true, 65_535);
-    let ask = |rig: &Rig| SplitRing::used_index(&rig.map, &rig.driver.state());
+    let ask = |rig: &Rig| SplitRing::used_index(&rig.map, &rig.driver.state().into());
     assert_eq!(ask(&rig), Ok(65_535));
     let head = rig.offer();
     rig.take();
@@ -204,7 +204,7 @@ fn the_used_index_can_be_asked_of_memory() {
     assert_eq!(ask(&rig), Ok(0));
     let nowhere = QueueState {
         used_ring: 0xdead_0000,
-        ..rig.driver.state()
+        ..rig.driver.state().into()
     };
     assert!(SplitRing::used_index(&rig.map, &nowhere).is_err());
 }

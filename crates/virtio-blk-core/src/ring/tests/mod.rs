@@ -46,7 +46,7 @@ fn rig(event_idx: bool, start: u16) -> Rig {
     };
     let driver = SplitDriver::new(&*mem, space.layout(SIZE).unwrap(), config).unwrap();
     let map = GuestMap::new(mem.clone());
-    let ring = SplitRing::new(&map, &driver.state(), features(event_idx)).unwrap();
+    let ring = SplitRing::new(&map, driver.state(), features(event_idx)).unwrap();
     Rig {
         mem,
         space,

@@ -93,7 +93,7 @@ fn a_flag_that_an_earlier_device_left_is_cleared() {
         let mut rig = rig(event_idx, 0);
         let at = rig.driver.layout().used();
         rig.mem.store_u16(at, 1, Ordering::Relaxed).unwrap();
-        rig.ring = SplitRing::new(&rig.map, &rig.driver.state(), features(event_idx)).unwrap();
+        rig.ring = SplitRing::new(&rig.map, rig.driver.state(), features(event_idx)).unwrap();
         rig.ring.disable_kicks(&rig.map);
         assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
         assert_eq!(used_flags(&rig), 0);

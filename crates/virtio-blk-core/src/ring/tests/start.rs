@@ -5,9 +5,9 @@ use super::*;
 
 fn refused(change: impl Fn(&mut QueueState)) -> RingError {
     let rig = rig(true, 0);
-    let mut state = rig.driver.state();
+    let mut state = QueueState::from(rig.driver.state());
     change(&mut state);
-    let made = SplitRing::new(&rig.map, &state, features(true));
+    let made = SplitRing::new(&rig.map, state, features(true));
     made.err().expect("it should be refused")
 }
 
@@ -25,9 +25,9 @@ fn a_queue_must_be_ready_and_of_a_good_size() {
     for size in [1, 2, 4, 8] {
         let state = QueueState {
             size,
-            ..rig.driver.state()
+            ..rig.driver.state().into()
         };
-        assert!(SplitRing::new(&rig.map, &state, 0).is_ok(), "{size}");
+        assert!(SplitRing::new(&rig.map, state, 0).is_ok(), "{size}");
     }
 }
 
@@ -68,15 +68,15 @@ fn the_event_fields_need_not_exist_without_the_feature() {
     let rig = rig(false, 0);
     let edge = rig.space.edge().0;
     for (avail, used) in [(edge - 4 - 32, 0), (0, edge - 4 - 128)] {
-        let state = rig.driver.state();
+        let state = QueueState::from(rig.driver.state());
         let or = |addr, other| if addr == 0 { other } else { addr };
         let state = QueueState {
             avail_ring: or(avail, state.avail_ring),
             used_ring: or(used, state.used_ring),
             ..state
         };
-        assert!(SplitRing::new(&rig.map, &state, 0).is_ok());
-        assert!(SplitRing::new(&rig.map, &state, RING_EVENT_IDX).is_err());
+        assert!(SplitRing::new(&rig.map, state, 0).is_ok());
+        assert!(SplitRing::new(&rig.map, state, RING_EVENT_IDX).is_err());
     }
 }
 
@@ -87,18 +87,41 @@ fn the_state_comes_out_as_it_went_in() {
         max_size: 64,
         next_avail: 9,
         next_used: 7,
-        event_idx_enabled: false,
-        ..rig.driver.state()
+        ..rig.driver.state().into()
     };
-    let ring = SplitRing::new(&rig.map, &state, RING_EVENT_IDX).unwrap();
-    let expected = QueueState {
-        event_idx_enabled: true,
-        ..state
-    };
-    assert_eq!(ring.state(), expected);
-    assert!(virtio_queue::Queue::try_from(ring.state()).is_ok());
-    let back = SplitRing::new(&rig.map, &ring.state(), 0).unwrap();
-    assert!(!back.state().event_idx_enabled);
+    let ring = SplitRing::new(&rig.map, state, RING_EVENT_IDX).unwrap();
+    assert_eq!(ring.state(), state);
+    for event_idx in [true, false] {
+        let theirs = ring.state().to_virtio_queue(event_idx).unwrap();
+        assert_eq!(theirs.event_idx_enabled, event_idx);
+        assert_eq!(QueueState::from(&theirs), state);
+        assert!(virtio_queue::Queue::try_from(theirs).is_ok());
+    }
+    assert!(SplitRing::new(&rig.map, ring.state(), 0).is_ok());
+}
+
+/// Addresses that are not the guest's must not be looked up as if they were.
+#[test]
+fn a_state_that_is_not_understood_is_refused() {
+    for kind in [AddressKind::Host, AddressKind::Own] {
+        let error = refused(|s| s.addresses = kind);
+        assert_eq!(error, RingError::Addresses(kind));
+    }
+    let (found, known) = (QueueState::VERSION + 1, QueueState::VERSION);
+    assert_eq!(
+        refused(|s| s.version = found),
+        RingError::Version { found, known }
+    );
+    let rig = rig(true, 0);
+    for (version, addresses) in [(found, AddressKind::Guest), (known, AddressKind::Own)] {
+        let state = QueueState {
+            version,
+            addresses,
+            ..rig.driver.state().into()
+        };
+        assert!(SplitRing::used_index(&rig.map, &state).is_err());
+        assert_eq!(state.to_virtio_queue(true), None);
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn area() -> (InFlightArea, HostMemory) {
 }
 
 fn reopen(area: &InFlightArea, size: u16, used: u16) -> (SplitLog, Vec<u16>) {
-    area.queue(1, size, used).unwrap()
+    area.split_log(1, size, used).unwrap()
 }
 
 #[test]
@@ -102,8 +102,8 @@ fn hostile_content_is_bounded() {
 #[test]
 fn sizes_are_checked() {
     let (area, memory) = area();
-    assert!(area.queue(2, 8, 0).is_err());
-    assert!(area.queue(0, 16, 0).is_err());
+    assert!(area.split_log(2, 8, 0).is_err());
+    assert!(area.split_log(0, 16, 0).is_err());
     let odd = memory.slice(4, memory.len() - 4).unwrap();
     assert_eq!(
         InFlightArea::new(odd, 2, 8).unwrap_err(),
@@ -120,7 +120,7 @@ fn a_layout_of_the_future_is_refused() {
     let (log, _) = reopen(&area, 8, 0);
     log.store::<AtomicU16>(VERSION, LAYOUT + 1);
     assert_eq!(
-        area.queue(1, 8, 0).unwrap_err(),
+        area.split_log(1, 8, 0).unwrap_err(),
         InFlightError::Layout(LAYOUT + 1)
     );
 }
@@ -164,7 +164,7 @@ fn what_the_guest_was_told_is_kept_with_the_cache_mode() {
     assert!(!area.guest_abi().unwrap().unwrap().writeback);
     assert_eq!(area.cache_mode(), Some(0));
     // Nothing of it lies in a queue's part.
-    assert_eq!(area.queue(1, 8, 0).unwrap().1, Vec::<u16>::new());
+    assert_eq!(area.split_log(1, 8, 0).unwrap().1, Vec::<u16>::new());
 }
 
 #[test]
@@ -241,9 +241,9 @@ fn a_hostile_record_is_refused() {
 fn what_is_discarded_is_not_replayed() {
     let (area, _) = area();
     for size in [8, 4] {
-        let (mut log, heads) = area.queue(1, 8, 7).unwrap();
+        let (mut log, heads) = area.split_log(1, 8, 7).unwrap();
         assert_eq!(heads, [0; 0]);
-        let (mut other, _) = area.queue(0, 8, 0).unwrap();
+        let (mut other, _) = area.split_log(0, 8, 0).unwrap();
         other.taken(5);
         for head in [7, 3, 0] {
             log.taken(head);
@@ -252,7 +252,7 @@ fn what_is_discarded_is_not_replayed() {
         area.discard(1).unwrap();
         // The next ring, perhaps a smaller one, begins anew; the other queue is as it was.
         assert_eq!(reopen(&area, size, 0).1, [0; 0]);
-        assert_eq!(area.queue(0, 8, 0).unwrap().1, [5]);
+        assert_eq!(area.split_log(0, 8, 0).unwrap().1, [5]);
     }
     assert_eq!(
         reopen(&area, 8, 0).1,
@@ -279,7 +279,7 @@ fn larger_rings_are_logged_as_others_are() {
     log.returning(&[0], 1);
     log.returned(&[0], 1);
     // The other queue is untouched.
-    assert!(area.queue(0, 32, 0).unwrap().1.is_empty());
+    assert!(area.split_log(0, 32, 0).unwrap().1.is_empty());
     // The next server finds the same room by the length alone.
     let again = InFlightArea::new(memory, 2, 8).unwrap();
     assert_eq!(reopen(&again, 32, 1).1, [31, 8]);
@@ -289,7 +289,7 @@ fn larger_rings_are_logged_as_others_are() {
         "of a ring that has no head 31"
     );
     assert!(matches!(
-        area.queue(1, 64, 0).unwrap_err(),
+        area.split_log(1, 64, 0).unwrap_err(),
         InFlightError::Queue { queue_size: 32, .. }
     ));
     again.discard(1).unwrap();

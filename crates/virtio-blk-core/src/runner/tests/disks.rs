@@ -385,6 +385,6 @@ fn counters_count() {
     assert_eq!(device.counters(0).unwrap().reads.get(), 2);
     let state = rig.runner.stop(Stop::Drain).state;
     let setup = QueueSetup::new(rig.mem.clone(), || {});
-    let again = device.start_queue(0, setup, &state).unwrap();
+    let again = device.start_queue(0, setup, state).unwrap();
     assert_eq!(again.counters().reads.get(), 2);
 }

@@ -192,7 +192,7 @@ fn offer(
     hostile.avail_entry(0, 0).unwrap();
     hostile.avail_idx(1).unwrap();
     let setup = QueueSetup::new(mem.clone(), || {});
-    let mut runner = device.start_queue(0, setup, &hostile.state).unwrap();
+    let mut runner = device.start_queue(0, setup, hostile.state).unwrap();
     let service = runner.service(64);
     let mut byte = [0];
     virtio_blk_driver::Memory::read_at(&*mem, status, &mut byte).unwrap();

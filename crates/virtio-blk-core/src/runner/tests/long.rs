@@ -40,7 +40,7 @@ fn long_requests_in_flight_have_a_bound_and_all_are_answered() {
         }
         ring.avail_idx(CHAINS).unwrap();
         let setup = QueueSetup::new(mem.clone(), || {});
-        let mut runner = device.start_queue(0, setup, &ring.state).unwrap();
+        let mut runner = device.start_queue(0, setup, ring.state).unwrap();
         let mut answered = 0;
         let mut most = 0;
         while answered < CHAINS {

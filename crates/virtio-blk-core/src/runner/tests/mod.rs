@@ -126,7 +126,7 @@ impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
         let driver = space.driver(mem.clone(), 32, config, ARENA).unwrap();
         let irqs = Arc::new(AtomicU64::new(0));
         let setup = QueueSetup::new(mem.clone(), counting(&irqs));
-        let runner = device.start_queue(0, setup, &driver.state()).unwrap();
+        let runner = device.start_queue(0, setup, driver.state()).unwrap();
         Self {
             mem: mem.clone(),
             disk,
@@ -235,7 +235,7 @@ impl Apart {
         let notifier = irq.try_clone().unwrap();
         let setup = QueueSetup::new(rig.mem.clone(), move || notifier.write(1).unwrap());
         let state = rig.driver.state();
-        let runner = rig.device.start_queue(0, setup, &state).unwrap();
+        let runner = rig.device.start_queue(0, setup, state).unwrap();
         let apart = Self {
             disk: rig.disk,
             driver: rig.driver,

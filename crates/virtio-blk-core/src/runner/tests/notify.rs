@@ -136,7 +136,7 @@ fn large_requests_use_a_pass_up_sooner() {
     };
     let mut driver = space.driver(mem.clone(), 32, config, arena).unwrap();
     let setup = QueueSetup::new(mem, || {});
-    let mut runner = device.start_queue(0, setup, &driver.state()).unwrap();
+    let mut runner = device.start_queue(0, setup, driver.state()).unwrap();
     for framing in [Framing::Separate, Framing::Merged] {
         for _ in 0..4 {
             let request = Request::read(0, 128 << 10).framed(framing);

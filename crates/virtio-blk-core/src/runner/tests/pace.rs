@@ -227,7 +227,7 @@ fn descriptors_count_whatever_becomes_of_their_chain() {
         }
         ring.avail_idx(CHAINS).unwrap();
         let setup = QueueSetup::new(mem.clone(), || {});
-        let mut runner = device.start_queue(0, setup, &ring.state).unwrap();
+        let mut runner = device.start_queue(0, setup, ring.state).unwrap();
         // As a queue's thread calls it.
         assert_eq!(runner.service(256), Service::More, "{kind:?}");
         let first = ring.used_idx().unwrap();

@@ -77,7 +77,7 @@ fn prey(ring: &mut HostileRing<'_>) -> Prey {
     Prey {
         targets,
         heads,
-        state: ring.state,
+        state: ring.state.into(),
     }
 }
 
@@ -278,7 +278,7 @@ fn rewriting_the_available_ring_stops_the_queue_at_worst() {
         let disk = disk(mode, wait);
         let device = device(&disk);
         let setup = QueueSetup::new(mem.clone(), || {});
-        let mut runner = device.start_queue(0, setup, &prey.state).unwrap();
+        let mut runner = device.start_queue(0, setup, prey.state).unwrap();
         let mut racer = Racer::new(&*mem, &prey.targets, seed).unwrap();
         for _ in 0..300 {
             racer.step().unwrap();
@@ -312,7 +312,7 @@ fn a_request_is_what_it_was_when_it_was_taken() {
     let disk = disk(Mode::Held, WaitKind::Fd);
     let device = device(&disk);
     let setup = QueueSetup::new(mem.clone(), || {});
-    let mut runner = device.start_queue(0, setup, &ring.state).unwrap();
+    let mut runner = device.start_queue(0, setup, ring.state).unwrap();
     while runner.service(5) == Service::More {}
     assert_eq!(disk.held(), 1);
     // Everything about it becomes another request while it is in flight.

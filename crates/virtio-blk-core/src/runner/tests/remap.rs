@@ -47,7 +47,7 @@ fn hotplug(mode: Mode, wait: WaitKind) -> Hotplug {
     let space = GuestMemoryAtomic::from(mem);
     let device = device(&disk);
     let setup = QueueSetup::new(space.clone(), || {});
-    let runner = device.start_queue(0, setup, &driver.state()).unwrap();
+    let runner = device.start_queue(0, setup, driver.state()).unwrap();
     Hotplug {
         space,
         regions,
@@ -286,7 +286,7 @@ fn pages_are_dirty_when_they_were_written_and_not_before() {
         let setup = QueueSetup::new(mem.clone(), || {});
         rig.answers();
         let state = rig.driver.state();
-        device(&disk).start_queue(0, setup, &state).unwrap()
+        device(&disk).start_queue(0, setup, state).unwrap()
     };
     let pieces = [Piece::new(GuestAddress(input.0 + 4096 - 256), 512)];
     let token = rig.queue(&read_into(&pieces));
@@ -333,9 +333,7 @@ fn whatever_is_written_to_the_used_ring_is_marked() {
             desc_table: 0x8 * PAGE,
             avail_ring: 0x10 * PAGE,
             used_ring: used,
-            next_avail: 0,
-            next_used: 0,
-            event_idx_enabled: event_idx,
+            ..QueueState::default()
         };
         let tracking = Arc::new(AtomicBool::new(true));
         let mut setup = QueueSetup::new(mem.clone(), || {});
@@ -351,7 +349,7 @@ fn whatever_is_written_to_the_used_ring_is_marked() {
             pages
         };
         mem.iter().for_each(|region| region.bitmap().reset());
-        let mut runner = device.start_queue(0, setup, &state).unwrap();
+        let mut runner = device.start_queue(0, setup, state).unwrap();
         // What an earlier owner wrote without getting to its mark.
         assert_eq!(take_dirty(), [0x20, 0x21, 0x22]);
         let event = if event_idx { vec![0x22] } else { vec![] };

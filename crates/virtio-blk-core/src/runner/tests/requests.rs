@@ -402,7 +402,7 @@ fn more_segments_than_the_ring_has_descriptors() {
         let layout = space.layout(16).unwrap();
         let mut driver = virtio_blk_driver::ring::SplitDriver::new(&*mem, layout, config).unwrap();
         let mut runner = device
-            .start_queue(0, QueueSetup::new(mem.clone(), || {}), &driver.state())
+            .start_queue(0, QueueSetup::new(mem.clone(), || {}), driver.state())
             .unwrap();
         let header = space.take(16, 16).unwrap();
         let status = space.take(1, 1).unwrap();

@@ -144,7 +144,7 @@ fn a_hand_over_names_what_was_taken_and_the_next_owner_goes_on() {
                 replay: stopped.in_flight,
                 ..QueueSetup::new(mem.clone(), counting(&rig.irqs))
             };
-            rig.runner = rig.device.start_queue(0, setup, &stopped.state).unwrap();
+            rig.runner = rig.device.start_queue(0, setup, stopped.state).unwrap();
             assert_eq!(
                 rig.irqs.load(Ordering::SeqCst),
                 irqs + 1,
@@ -187,7 +187,7 @@ fn replayed_heads_run_first_and_in_order() {
         replay: stopped.in_flight,
         ..QueueSetup::new(rig.mem.clone(), || {})
     };
-    rig.runner = rig.device.start_queue(0, setup, &stopped.state).unwrap();
+    rig.runner = rig.device.start_queue(0, setup, stopped.state).unwrap();
     // A budget that does not reach: the rest is still to come, and a stop names it.
     assert_eq!(rig.runner.service(2), Service::More);
     let stopped = rig.runner.stop(Stop::HandOver);
@@ -197,7 +197,7 @@ fn replayed_heads_run_first_and_in_order() {
         ..QueueSetup::new(rig.mem.clone(), || {})
     };
     rig.disk.take_log();
-    rig.runner = rig.device.start_queue(0, setup, &stopped.state).unwrap();
+    rig.runner = rig.device.start_queue(0, setup, stopped.state).unwrap();
     rig.settle();
     let read = |sector: u64| OpKind::Read {
         offset: sector * 512,
@@ -223,7 +223,7 @@ fn a_drain_runs_what_is_to_be_replayed() {
         replay: stopped.in_flight,
         ..QueueSetup::new(rig.mem.clone(), || {})
     };
-    let runner = rig.device.start_queue(0, setup, &stopped.state).unwrap();
+    let runner = rig.device.start_queue(0, setup, stopped.state).unwrap();
     let stopped = runner.stop(Stop::Drain);
     assert!(stopped.in_flight.is_empty());
     assert_eq!((stopped.state.next_avail, stopped.state.next_used), (3, 3));
@@ -241,7 +241,7 @@ fn a_nonsensical_replay_is_refused() {
         };
         let mut state = rig.driver.state();
         state.next_avail = state.next_used.wrapping_add(taken);
-        rig.device.start_queue(0, setup, &state)
+        rig.device.start_queue(0, setup, state)
     };
     let opened = rig.disk.depths().len();
     let all: Vec<u16> = (0..33).collect();
@@ -333,7 +333,7 @@ fn the_log_hears_of_every_head_in_time() {
     };
     rig.runner = rig
         .device
-        .start_queue(0, setup, &rig.driver.state())
+        .start_queue(0, setup, rig.driver.state())
         .unwrap();
     let take = || std::mem::take(&mut *lines.lock().unwrap());
 
@@ -392,7 +392,7 @@ fn used_entries_become_visible_in_pieces_of_a_long_batch() {
         ..QueueSetup::new(rig.mem.clone(), || {})
     };
     let state = rig.driver.state();
-    rig.runner = rig.device.start_queue(0, setup, &state).unwrap();
+    rig.runner = rig.device.start_queue(0, setup, state).unwrap();
     for _ in 0..16 {
         rig.driver.submit(&Request::flush().indirect(true)).unwrap();
     }

@@ -162,7 +162,7 @@ fn a_stop_hands_over_what_the_next_thread_takes_up() {
         replay: stopped.in_flight,
         ..QueueSetup::new(mem, move || notifier.write(1).unwrap())
     };
-    let runner = device.start_queue(0, setup, &stopped.state).unwrap();
+    let runner = device.start_queue(0, setup, stopped.state).unwrap();
     let options = ThreadOptions {
         name: String::new(),
         poll: Duration::ZERO,
