@@ -19,6 +19,10 @@ pub enum QueueError {
     /// An event loop does not take the queue's descriptors (`QueueSubscriber` only).
     #[error("the event loop can't watch the queue: {0}")]
     Watch(#[source] std::io::Error),
+    /// The thread that served the queue panicked (a bug in a disk), so that where the queue stands is not known
+    /// (`QueueThread` only).
+    #[error("its thread panicked: where it stands is not known")]
+    Panicked,
 }
 
 /// Told why a queue broke, once, on the thread that noticed. Must not block.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -14,7 +15,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::wait::poll_timeout;
-use super::{OnFatal, QueueRunner, Service, Stop, Stopped};
+use super::{ErrorCause, OnFatal, QueueError, QueueRunner, Service, Stop, Stopped};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
 
@@ -32,7 +33,7 @@ pub struct ThreadOptions {
     /// How long to look for new work without sleeping after the last; zero: sleep at once. Burns a CPU
     /// for that time, also while the disk is slow, and no longer.
     pub poll: Duration,
-    /// Called once, on the thread, when the queue broke.
+    /// Called once, on the thread, when the queue broke or the thread panicked ([`QueueError::Panicked`]).
     pub on_fatal: OnFatal,
 }
 
@@ -66,12 +67,19 @@ impl<M: DeviceMemory> Control<M> {
         // The counter can't overflow within a process's life.
         let _ = self.wake.write(1);
     }
+
+    /// Nothing is written to the ring any more.
+    fn set_quiet(&self) {
+        lock(&self.left).quiet = true;
+        self.leaving.notify_all();
+    }
 }
 
 /// A queue on a thread of its own. Dropping it stops the queue with [`Stop::HandOver`].
 pub struct QueueThread<M: DeviceMemory> {
     control: Arc<Control<M>>,
-    thread: Option<JoinHandle<Stopped>>,
+    /// `None`: the thread panicked.
+    thread: Option<JoinHandle<Option<Stopped>>>,
 }
 
 impl<M: DeviceMemory> QueueThread<M> {
@@ -123,7 +131,7 @@ impl<M: DeviceMemory> QueueThread<M> {
         };
         let thread = std::thread::Builder::new()
             .name(options.name)
-            .spawn(move || worker.run())?;
+            .spawn(move || run(worker))?;
         Ok(Self {
             control,
             thread: Some(thread),
@@ -226,7 +234,7 @@ impl<M: DeviceMemory> QueueThread<M> {
     fn end(&mut self, mode: Stop) -> Option<Stopped> {
         *lock(&self.control.stop) = Some(mode);
         self.control.signal();
-        self.thread.take()?.join().ok()
+        self.thread.take()?.join().ok().flatten()
     }
 }
 
@@ -277,9 +285,42 @@ struct Worker<M: DeviceMemory> {
     quiet_since: Instant,
 }
 
+/// What the thread does: serves the queue, and ends its work. Returns `None` if that panicked.
+fn run<M: DeviceMemory>(mut worker: Worker<M>) -> Option<Stopped> {
+    // Dropped after the runner: the disk has let go of every buffer.
+    let leaving = Leaving(worker.control.clone());
+    // Of what a panic left behind, only what tells of it is used.
+    let served = catch_unwind(AssertUnwindSafe(|| worker.serve()));
+    let Worker {
+        runner, on_fatal, ..
+    } = worker;
+    let panicked = QueueError::Panicked;
+    let stopped = match served {
+        Ok(Stop::HandOver) => catch_unwind(AssertUnwindSafe(|| runner.abandon())).ok(),
+        Ok(Stop::Drain) => catch_unwind(AssertUnwindSafe(|| runner.stop(Stop::Drain))).ok(),
+        Err(_) => {
+            leaving.0.set_quiet();
+            if runner.error.is_none() {
+                let reports = runner.completer.reports();
+                reports.tell(ErrorCause::Queue(&panicked));
+            }
+            // Before the disk is waited for, which may take for ever.
+            if let Some(tell) = on_fatal {
+                tell(&panicked);
+            }
+            return None;
+        }
+    };
+    if let (None, Some(tell)) = (&stopped, on_fatal) {
+        tell(&panicked);
+    }
+    stopped
+}
+
 impl<M: DeviceMemory> Worker<M> {
-    fn run(mut self) -> Stopped {
-        let _leaving = Leaving(self.control.clone());
+    /// Serves the queue until it is to stop. Returns how: of a drain, every request was returned to the driver already
+    /// or can't be.
+    fn serve(&mut self) -> Stop {
         let mut draining = false;
         loop {
             if self.control.pending.swap(false, Ordering::Acquire) {
@@ -297,9 +338,8 @@ impl<M: DeviceMemory> Worker<M> {
                         if !self.control.detached.load(Ordering::Acquire) {
                             self.runner.leave();
                         }
-                        lock(&self.control.left).quiet = true;
-                        self.control.leaving.notify_all();
-                        return self.runner.abandon();
+                        self.control.set_quiet();
+                        return Stop::HandOver;
                     }
                     // Not inside `stop`: it can still be cut short.
                     Some(Stop::Drain) => {
@@ -312,7 +352,7 @@ impl<M: DeviceMemory> Worker<M> {
             let next = self.runner.service(BUDGET);
             let at_rest = next == Service::Fatal && self.runner.in_flight() == 0;
             if draining && (at_rest || self.runner.is_drained()) {
-                return self.runner.stop(Stop::Drain);
+                return Stop::Drain;
             }
             match next {
                 Service::More => {}

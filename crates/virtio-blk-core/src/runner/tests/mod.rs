@@ -34,7 +34,7 @@ use crate::disk::{Caps, DiskError, EraseLimits, OpKind, ZeroLimits};
 use crate::spec::feature;
 use crate::testdisk::{Mode, TestDisk, WaitKind};
 
-type Plain = GuestMemoryMmap<()>;
+pub(super) type Plain = GuestMemoryMmap<()>;
 
 /// Sectors of the disks here.
 const SECTORS: u64 = 128;
@@ -219,6 +219,7 @@ impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
 /// The driver half of a queue whose device half runs elsewhere, with the two eventfds in between.
 #[cfg(any(feature = "thread", feature = "event-manager"))]
 pub(super) struct Apart {
+    pub(super) device: Arc<Device>,
     pub(super) disk: TestDisk,
     pub(super) driver: Driver<Arc<Plain>>,
     pub(super) kick: vmm_sys_util::eventfd::EventFd,
@@ -237,6 +238,7 @@ impl Apart {
         let state = rig.driver.state();
         let runner = rig.device.start_queue(0, setup, state).unwrap();
         let apart = Self {
+            device: rig.device,
             disk: rig.disk,
             driver: rig.driver,
             kick,

@@ -109,7 +109,7 @@ fn a_broken_ring_is_told() {
 /// A panic is a bug in a disk; whoever waits for the thread must not wait for ever.
 #[test]
 fn a_thread_that_panicked_is_gone() {
-    let (mut apart, thread, _told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);
+    let (mut apart, thread, told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);
     assert_eq!(thread.with(|_| 1), Some(1));
     apart.disk.set_panic();
     apart.submit(&Request::read(0, 512));
@@ -122,6 +122,39 @@ fn a_thread_that_panicked_is_gone() {
     }
     assert_eq!(thread.with(|_| 1), None);
     assert!(thread.stop(Stop::Drain).is_none());
+    let text = told.recv().unwrap();
+    assert!(text.starts_with("its thread panicked"), "{text}");
+    assert!(told.recv().is_err(), "once");
+}
+
+/// Nothing asks the thread for anything: that it panicked must be told nevertheless, and the disk not waited for.
+#[test]
+fn a_panic_is_told_at_once() {
+    let (mut apart, thread, told) = spawn(Mode::AtFlush, WaitKind::Fd, Duration::ZERO);
+    let (sender, reports) = mpsc::channel();
+    apart.device.on_request_error(Box::new(move |error| {
+        sender.send(error.to_string()).unwrap();
+    }));
+    apart.disk.set_panic();
+    apart.submit(&Request::read(0, 512));
+    assert!(told.recv().unwrap().starts_with("its thread panicked"));
+    let text = reports.recv().unwrap();
+    assert!(text.starts_with("queue 0: its thread panicked"), "{text}");
+    // It has ended without a stop, and stays so.
+    assert!(thread.wait_stopped(Instant::now() + Duration::from_secs(60)));
+    assert!(thread.stop(Stop::HandOver).is_none());
+}
+
+/// A call that panics is as bad as a disk that does.
+#[test]
+fn a_call_that_panics_is_told() {
+    for mode in [Stop::Drain, Stop::HandOver] {
+        let (_apart, thread, told) = spawn(Mode::Held, WaitKind::Fd, Duration::ZERO);
+        thread.post(|_| std::panic::resume_unwind(Box::new("the test asked for it")));
+        assert!(thread.stop(mode).is_none());
+        assert!(told.recv().unwrap().starts_with("its thread panicked"));
+        assert!(told.recv().is_err(), "once");
+    }
 }
 
 #[test]
