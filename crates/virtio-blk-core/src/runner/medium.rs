@@ -32,7 +32,8 @@ pub enum MediumEvent<'a> {
     Lost(&'a DiskError),
     /// The disk can't be taken into use, and is not wanted any more. Otherwise [`Medium::wait_taken`] returns that.
     Refused(&'a DiskError),
-    /// The disk is what was wanted last, or can't be: no method of [`Medium`] waits now.
+    /// The disk is what was wanted last, or can't be, or the last queue that was left behind has let go of it: no
+    /// method of [`Medium`] waits now.
     Settled,
 }
 
@@ -46,12 +47,25 @@ struct State {
     active: bool,
     /// A thread is at work.
     working: bool,
+    /// Queues that were left behind: until they have let go of the disk, it stays in use.
+    left_behind: usize,
     /// Why it could not be taken into use. Forgotten when something is wanted again.
     refused: Option<Refused>,
     /// Why what it kept when it was used last may be lost. Stays until it is in use again.
     lost: Option<DiskError>,
     /// The driver has reset the device since the disk was wanted last: no message fails because of what is lost.
     reset: bool,
+}
+
+impl State {
+    /// What is to be done: take the disk into use, or let go of it.
+    const fn due(&self) -> Option<bool> {
+        match (self.active, self.wanted) {
+            (false, true) => Some(true),
+            (true, false) if self.left_behind == 0 => Some(false),
+            _ => None,
+        }
+    }
 }
 
 struct Shared {
@@ -69,7 +83,8 @@ impl Shared {
 
 /// The disk of a device, in use or not: calls [`Disk::activate`] and [`Disk::deactivate`] on a thread of its own. The
 /// thread lives as long as a call does. The caller wants the disk before it starts the first queue, and does not want it
-/// any more once the last queue is dropped.
+/// any more once the last queue is dropped. Clones are handles of the same.
+#[derive(Clone)]
 pub struct Medium(Arc<Shared>);
 
 impl Medium {
@@ -92,22 +107,34 @@ impl Medium {
         let mut state = self.0.lock();
         state.refused = None;
         state.wanted = wanted;
-        if state.working || state.active == wanted {
-            return;
-        }
-        state.working = true;
-        drop(state);
-        let shared = self.0.clone();
-        let thread = std::thread::Builder::new().name("vblk-medium".to_owned());
-        if let Err(error) = thread.spawn(move || work(&shared)) {
-            let mut state = self.0.lock();
-            state.working = false;
-            state.wanted = state.active;
-            match wanted {
-                true => state.refused = Some(Refused::new(&error)),
-                false => state.lost = Some(error.into()),
-            }
-        }
+        self.0.start(state);
+    }
+
+    /// As [`Medium::want`], and waits until `deadline` for the disk to be in use. `None`: it is not so yet.
+    ///
+    /// # Errors
+    /// It can't be taken into use.
+    pub fn take(&self, deadline: Instant) -> Option<Result<(), Refused>> {
+        self.want(true);
+        self.wait_taken(deadline)
+    }
+
+    /// Keeps the disk in use for a queue that is left behind, until the result is dropped.
+    pub(super) fn leave_behind(&self) -> LeftBehind {
+        self.0.lock().left_behind += 1;
+        LeftBehind(self.0.clone())
+    }
+
+    /// How many queues were left behind and have not let go of the disk yet. As long as there are any it stays in use,
+    /// wanted or not: they may still write to it.
+    pub fn left_behind(&self) -> usize {
+        self.0.lock().left_behind
+    }
+
+    /// Waits until `deadline` for the queues that were left behind. Returns whether all have let go of the disk.
+    pub fn wait_left_behind(&self, deadline: Instant) -> bool {
+        self.wait(deadline, |state| state.left_behind == 0)
+            .is_some()
     }
 
     /// The driver resets the device: what is lost is what a power cut would have taken.
@@ -150,8 +177,18 @@ impl Medium {
     }
 
     fn settled(&self, deadline: Instant) -> Option<MutexGuard<'_, State>> {
+        self.wait(deadline, |state| {
+            !state.working && state.active == state.wanted
+        })
+    }
+
+    fn wait(
+        &self,
+        deadline: Instant,
+        is_so: impl Fn(&State) -> bool,
+    ) -> Option<MutexGuard<'_, State>> {
         let mut state = self.0.lock();
-        while state.working {
+        while !is_so(&state) {
             let now = Instant::now();
             if now >= deadline {
                 return None;
@@ -160,6 +197,21 @@ impl Medium {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Some(state)
+    }
+}
+
+/// A queue that was left behind: the disk may still read and write for it.
+pub(super) struct LeftBehind(Arc<Shared>);
+
+impl Drop for LeftBehind {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.left_behind -= 1;
+        let rest = state.left_behind == 0 && !self.0.start(state);
+        self.0.changed.notify_all();
+        if rest {
+            (self.0.listener)(MediumEvent::Settled);
+        }
     }
 }
 
@@ -173,6 +225,29 @@ impl Refused {
 }
 
 impl Shared {
+    /// Has a thread do what is to be done. Returns whether one is at work.
+    fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> bool {
+        let due = state.due();
+        let (false, Some(taking)) = (state.working, due) else {
+            return state.working;
+        };
+        state.working = true;
+        drop(state);
+        let shared = self.clone();
+        let thread = std::thread::Builder::new().name("vblk-medium".to_owned());
+        let Err(error) = thread.spawn(move || work(&shared)) else {
+            return true;
+        };
+        let mut state = self.lock();
+        state.working = false;
+        state.wanted = state.active;
+        match taking {
+            true => state.refused = Some(Refused::new(&error)),
+            false => state.lost = Some(error.into()),
+        }
+        false
+    }
+
     /// Notes what came of an attempt to take the disk into use, or to let go of it.
     fn note(&self, taking: bool, done: Result<(), DiskError>) {
         if let (false, Err(error)) = (taking, &done) {
@@ -205,11 +280,11 @@ fn work(shared: &Shared) {
     loop {
         let taking = {
             let mut state = shared.lock();
-            if state.active == state.wanted {
+            let Some(taking) = state.due() else {
                 state.working = false;
                 break;
-            }
-            state.wanted
+            };
+            taking
         };
         let done = catch_unwind(AssertUnwindSafe(|| match taking {
             true => shared.disk.activate(),

@@ -6,7 +6,7 @@
 //! A [`QueueRunner`] has no thread and no event loop. Its embedder calls [`QueueRunner::service`] when the
 //! driver kicked, when the disk's [`Wait`] fires, or all the time; and [`QueueRunner::stop`] to get the
 //! queue's state back. [`QueueThread`] (feature `thread`) and [`QueueSubscriber`] (feature
-//! `event-manager`) are ready-made callers.
+//! `event-manager`) are ready-made callers; a [`QueueSet`] (feature `thread`) has the threads of a device's queues.
 //!
 //! Whatever the driver does, each chain taken is handed back exactly once, or named in
 //! [`Stopped::in_flight`]. The exception is a ring that breaks: nothing is written to it any more, so
@@ -23,6 +23,8 @@ mod log;
 mod medium;
 mod outstanding;
 mod pace;
+#[cfg(feature = "thread")]
+mod queue_set;
 mod reap;
 mod refuse;
 mod report;
@@ -51,6 +53,8 @@ pub use log::InFlightLog;
 #[cfg(feature = "thread")]
 pub use medium::{Medium, MediumEvent, Refused};
 use outstanding::Outstanding;
+#[cfg(feature = "thread")]
+pub use queue_set::QueueSet;
 pub use report::{ErrorCause, ErrorListener, RequestError};
 pub(crate) use report::{ErrorListeners, Reports};
 pub(crate) use setup::{DeviceView, QueueParts, WriteCache};

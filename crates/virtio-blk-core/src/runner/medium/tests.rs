@@ -154,6 +154,32 @@ fn a_refusal_is_told_until_something_else_is_wanted() {
     assert_eq!(asks.try_iter().collect::<Vec<_>>(), [true, true]);
 }
 
+/// The disk may still write for it: nobody else may have the disk.
+#[test]
+fn a_queue_that_was_left_behind_keeps_the_disk() {
+    let (medium, asks, script, events) = heard();
+    script.send(Some(Ok(()))).unwrap();
+    medium.want(true);
+    assert_eq!(taken(&medium), Ok(()));
+    let queues = [medium.leave_behind(), medium.leave_behind()];
+    medium.want(false);
+    assert_eq!(medium.wait_left(Instant::now()), None);
+    let [first, last] = queues;
+    drop(first);
+    assert_eq!(medium.wait_left(Instant::now()), None);
+    assert_eq!(asks.try_iter().collect::<Vec<_>>(), [true]);
+    // The transport may be gone by then.
+    drop(medium);
+    drop(last);
+    script.send(Some(Ok(()))).unwrap();
+    assert!(!asks.recv().unwrap());
+    for _ in 0..2 {
+        let event = events.recv_timeout(PATIENCE).unwrap();
+        assert!(event.starts_with("Settled"), "{event}");
+    }
+    assert!(events.recv().is_err(), "nothing is left");
+}
+
 /// Whoever asks is told, however often, and however often the disk is not wanted.
 #[test]
 fn what_is_lost_is_told_until_the_disk_is_in_use_again() {
