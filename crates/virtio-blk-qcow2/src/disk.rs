@@ -11,6 +11,7 @@ use virtio_blk_core::disk::{
 };
 
 use crate::error::OpenError;
+use crate::extents::Extent;
 use crate::files::{Access, Files};
 use crate::image::Image;
 use crate::open::{self, Opening};
@@ -226,6 +227,17 @@ impl Qcow2Disk {
     /// and QEMU ignores them from then on. 0 after that write, and for a read-only disk.
     pub fn persistent_bitmaps(&self) -> u32 {
         self.shared.image().map_or(0, |image| image.bitmaps())
+    }
+
+    /// What is where: the extents from byte `offset` of the guest on, at most `most` of them. Each begins where the one
+    /// before ends.
+    ///
+    /// # Errors
+    /// The disk is not active; a damaged image; the host's.
+    pub fn extents(&self, offset: u64, most: usize) -> Result<Vec<Extent>, DiskError> {
+        let image = self.shared.image()?;
+        let mut lane = image.base.medium.lane()?;
+        image.extents(&mut lane, offset, most.max(1))
     }
 
     /// Opens the image anew. Only its size may differ from what a driver was told.

@@ -74,7 +74,9 @@ impl Layout {
             found.add(place, geometry.cluster(), "a refcount block")?;
         }
         found.snapshots(lane)?;
-        if let Some(bitmaps) = &header.extensions.bitmaps {
+        if let Some(bitmaps) = &header.extensions.bitmaps
+            && header.bitmaps() > 0
+        {
             found.add(bitmaps.offset, bitmaps.len, "the directory of bitmaps")?;
         }
         let mut tables = found.tables;

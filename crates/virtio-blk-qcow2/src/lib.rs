@@ -4,9 +4,12 @@
 #![forbid(unsafe_code)]
 
 mod base;
+mod check;
+mod create;
 mod disk;
 mod epoch;
 mod error;
+mod extents;
 mod files;
 mod flight;
 mod format;
@@ -33,7 +36,10 @@ mod sync;
 mod tables;
 mod worker;
 
+pub use check::{Checked, Repair, check};
+pub use create::{CreateOptions, create};
 pub use disk::Qcow2Disk;
 pub use error::OpenError;
+pub use extents::{Extent, Where};
 pub use files::{Access, Files};
 pub use options::Qcow2Options;

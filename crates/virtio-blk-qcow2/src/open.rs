@@ -11,6 +11,7 @@ use virtio_blk_core::disk::{
 };
 
 use crate::base::{Base, HEAD};
+use crate::check::{Repair, check};
 use crate::disk::Qcow2Disk;
 use crate::error::OpenError;
 use crate::files::{Access, Files};
@@ -111,7 +112,8 @@ pub fn header(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<(Header, Vec<u8
     lane.read(0, &mut first).map_err(failed)?;
     let header = Header::parse(&first, len).map_err(|error| OpenError::format(path, error))?;
     first.truncate(HEAD);
-    if header.dirty && !opening.options.inspect {
+    let mends = opening.options.repair && opening.options.is_writable();
+    if header.dirty && !opening.options.inspect && !mends {
         return Err(OpenError::Marked {
             path: path.to_owned(),
             mark: "dirty: it was not closed, and its refcounts may be out of date",
@@ -195,7 +197,11 @@ pub fn caps(header: &Header, below: &dyn Disk, opening: &Opening) -> Result<Caps
 pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError> {
     let (path, options) = (&*opening.path, opening.options);
     let failed = |error| OpenError::file(path, error);
-    let (header, head) = header(disk, opening)?;
+    let (mut header, mut head) = header(disk, opening)?;
+    if header.dirty && options.is_writable() {
+        mend(disk, path)?;
+        (header, head) = self::header(disk, opening)?;
+    }
     let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
     if options.is_writable() {
         // Clusters are written as a whole, also the last.
@@ -245,6 +251,25 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
         caps,
         options.discard,
         !options.is_writable(),
+    ))
+}
+
+/// Mends the counts of an image that was not closed.
+fn mend(disk: &Arc<dyn Disk>, path: &Path) -> Result<(), OpenError> {
+    log::warn!(
+        "{} was not closed: its counts are mended, which reads all its tables",
+        path.display()
+    );
+    let found = check(disk, path, Repair::Counts, &mut |done, all| {
+        log::info!("{}: {done} of {all} clusters", path.display());
+    })?;
+    if found.is_sound() {
+        return Ok(());
+    }
+    let first = found.told.into_iter().next().unwrap_or_default();
+    Err(OpenError::damaged(
+        path,
+        format!("more is wrong than its counts ({first})"),
     ))
 }
 

@@ -11,6 +11,7 @@ pub struct Qcow2Options {
     pub(crate) discard: bool,
     pub(crate) inspect: bool,
     pub(crate) handover: bool,
+    pub(crate) repair: bool,
 }
 
 impl Default for Qcow2Options {
@@ -28,6 +29,7 @@ impl Qcow2Options {
             discard: true,
             inspect: false,
             handover: false,
+            repair: false,
         }
     }
 
@@ -70,6 +72,14 @@ impl Qcow2Options {
     #[must_use]
     pub const fn handover(mut self, yes: bool) -> Self {
         self.handover = yes;
+        self
+    }
+
+    /// Whether an image that is marked as not closed (dirty: it had lazy refcounts when its last user was killed) has its
+    /// counts mended when it is opened for writing (default: no, it is refused). That reads all of its tables.
+    #[must_use]
+    pub const fn repair(mut self, yes: bool) -> Self {
+        self.repair = yes;
         self
     }
 

@@ -17,7 +17,7 @@ pub use entry::{COPIED, Entry, OFFSET, Place};
 pub use error::FormatError;
 pub use extension::Extensions;
 pub use geometry::Geometry;
-pub use header::{Compression, Header, field};
+pub use header::{Compression, Header, field, incompatible};
 pub use refcount::Counts;
 
 /// The 4 bytes at `at`, 0 behind the end.

@@ -21,11 +21,35 @@ impl Refcounts {
     /// The disk's. Then there is none; what was written is nothing's.
     pub(super) fn add_block(&mut self, lane: &mut Lane, number: u64) -> Result<(), DiskError> {
         let base = self.base.clone();
-        let (geometry, cluster) = (base.geometry, base.geometry.cluster());
-        let per_block = geometry.block_clusters();
+        let per_block = base.geometry.block_clusters();
         let start = number * per_block;
         let place = (start..start + per_block).find(|cluster| !base.is_table(*cluster));
         let place = place.ok_or_else(|| DiskError::from_errno(ENOSPC))?;
+        self.put_block(lane, number, place)
+    }
+
+    /// Adds a refcount block for the cluster `first` and its neighbours, in the cluster `place`, which it counts and which
+    /// nothing uses.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn place_block(
+        &mut self,
+        lane: &mut Lane,
+        first: u64,
+        place: u64,
+    ) -> Result<(), DiskError> {
+        let number = first / self.per_block();
+        while number >= self.table.len() as u64 {
+            self.grow_table(lane)?;
+        }
+        self.put_block(lane, number, place)
+    }
+
+    fn put_block(&mut self, lane: &mut Lane, number: u64, place: u64) -> Result<(), DiskError> {
+        let base = self.base.clone();
+        let (geometry, cluster) = (base.geometry, base.geometry.cluster());
+        let start = number * geometry.block_clusters();
         let mut counts = Counts::new(vec![0; cluster as usize], geometry.refcount_order);
         counts.set((place - start) as usize, 1);
         base.medium.ensure((place + 1) * cluster)?;

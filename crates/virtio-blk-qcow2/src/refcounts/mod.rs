@@ -75,7 +75,8 @@ impl Refcounts {
         })
     }
 
-    fn per_block(&self) -> u64 {
+    /// Clusters that a refcount block counts.
+    pub fn per_block(&self) -> u64 {
         self.base.geometry.block_clusters()
     }
 
@@ -142,7 +143,7 @@ impl Refcounts {
         &mut self,
         lane: &mut Lane,
         run: Run,
-        change: impl Fn(u64) -> u64,
+        change: impl Fn(usize, u64) -> u64,
     ) -> Result<(), DiskError> {
         let base = self.base.clone();
         let per_block = self.per_block();
@@ -154,7 +155,7 @@ impl Refcounts {
         };
         let mut new = block.counts.clone();
         for index in first..first + count {
-            new.set(index, change(new.get(index)));
+            new.set(index, change(index - first, new.get(index)));
         }
         let (old, len) = (&block.counts, new.bytes().len());
         let part = window(new.range(first, count), base.medium.block(), len);
@@ -170,6 +171,31 @@ impl Refcounts {
         }
         block.counts = new;
         Ok(())
+    }
+
+    /// Whether there is a refcount block for a cluster.
+    pub fn has_block(&self, cluster: u64) -> bool {
+        self.entry(cluster / self.per_block()) != 0
+    }
+
+    /// Sets the counts of a run within a block to what `used` says of each cluster of it, by number from 0 on. Counts that
+    /// are too low stay unless `raise`.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn mend(
+        &mut self,
+        lane: &mut Lane,
+        run: Run,
+        raise: bool,
+        used: &dyn Fn(usize) -> u64,
+    ) -> Result<(), DiskError> {
+        let own = self.entry(run.first / self.per_block()) >> self.base.geometry.cluster_bits;
+        let first = run.first;
+        self.change(lane, run, |index, count| {
+            let used = used(index).max(u64::from(first + index as u64 == own));
+            if raise { used } else { count.min(used) }
+        })
     }
 
     /// Counts free clusters once, at least one and at most `want` in one piece. In the file, they read as zeroes.
@@ -194,7 +220,7 @@ impl Refcounts {
             let len = (self.top.min(end) - run.first) * cluster;
             lane.zero(run.first * cluster, len, true)?;
         }
-        self.change(lane, run, |_| 1)?;
+        self.change(lane, run, |_, _| 1)?;
         self.hint = end;
         self.top = self.top.max(end);
         Ok(run)
@@ -213,7 +239,7 @@ impl Refcounts {
         let run = self.find(lane, count, count)?;
         let end = run.first + run.count;
         base.medium.ensure(end * base.geometry.cluster())?;
-        self.change(lane, run, |_| 1)?;
+        self.change(lane, run, |_, _| 1)?;
         self.top = self.top.max(end);
         Ok(run)
     }
@@ -278,7 +304,7 @@ impl Refcounts {
                     return Err(self.base.damaged("a cluster is used that is not counted"));
                 }
             }
-            self.change(lane, part, |count| count - 1)?;
+            self.change(lane, part, |_, count| count - 1)?;
             for cluster in part.first..part.first + count {
                 if self.get(lane, cluster)? == 0 {
                     self.hint = self.hint.min(cluster);

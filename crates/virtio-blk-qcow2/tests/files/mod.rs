@@ -106,6 +106,11 @@ impl Setup {
         self
     }
 
+    pub fn repair(mut self, yes: bool) -> Self {
+        self.options = self.options.repair(yes);
+        self
+    }
+
     pub fn discard(mut self, yes: bool) -> Self {
         self.options = self.options.discard(yes);
         self
