@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What `docs/embedding.md` quotes is what the sources say.
+//! What `docs/embedding.md` and the README quote is what the sources say.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -30,7 +30,14 @@ fn anchored(source: &str, name: &str) -> String {
 #[test]
 fn every_quote_is_the_source() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let text = fs::read_to_string(root.join("docs/embedding.md")).unwrap();
+    for (document, count) in [("docs/embedding.md", 6), ("README.md", 1)] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        assert_eq!(quotes(&root, &text), count, "quotes found in {document}");
+    }
+}
+
+/// Compares all quotes in `text` with their sources. Returns how many there are.
+fn quotes(root: &Path, text: &str) -> usize {
     let mut quotes = 0;
     for part in text.split("<!-- quote: ").skip(1) {
         let (reference, rest) = part.split_once(" -->").unwrap();
@@ -43,5 +50,5 @@ fn every_quote_is_the_source() {
         assert_eq!(quoted, expected, "{reference}");
         quotes += 1;
     }
-    assert_eq!(quotes, 6, "quotes found in docs/embedding.md");
+    quotes
 }
