@@ -193,10 +193,11 @@ impl Image {
     pub fn learn(&self, entry: Entry, cluster: u64) {
         let geometry = self.base.geometry;
         let first = cluster << (geometry.cluster_bits - geometry.unit_bits());
+        let end = self.data.len();
         for unit in 0..geometry.units() {
             let place = self.place(entry, cluster, unit);
             let known = match place {
-                Place::Data(host) => host + geometry.unit() <= self.data.len(),
+                Place::Data(host) => host + geometry.unit() <= end,
                 Place::Below => self.is_wholly_below(cluster, unit),
                 Place::Zero => true,
                 Place::Compressed => false,

@@ -269,6 +269,21 @@ fn images_over_others_survive_power_cuts() {
 }
 
 #[test]
+fn images_with_subclusters_survive_power_cuts() {
+    for (seed, backing) in [(11, true), (12, false)] {
+        play(&Case {
+            seed,
+            setup: "cluster_size=16k,extended_l2=on",
+            backing,
+            snapshot: false,
+            erases: false,
+            states: 200,
+            by_qemu: 10,
+        });
+    }
+}
+
+#[test]
 fn images_with_snapshots_survive_power_cuts() {
     play(&Case {
         seed: 4,

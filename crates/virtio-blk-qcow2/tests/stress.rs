@@ -118,6 +118,10 @@ fn work(queue: &mut dyn IoQueue, seed: u64, turns: u64, old: u8) {
 }
 
 fn stress(setup: &str, backing: bool, engine: Engine, seed: u64) {
+    stress_on(setup, backing, engine, false, seed);
+}
+
+fn stress_on(setup: &str, backing: bool, engine: Engine, direct: bool, seed: u64) {
     let directory = directory();
     let (base, image) = (path(&directory, "base.img"), path(&directory, "disk.qcow2"));
     let old = if backing { 0xee } else { 0 };
@@ -127,7 +131,10 @@ fn stress(setup: &str, backing: bool, engine: Engine, seed: u64) {
         setup += ",backing_file=base.img,backing_fmt=raw";
     }
     qemu::create(&image, &setup, SIZE);
-    let options = Setup::new(&image).backing(true).engine(engine);
+    let options = Setup::new(&image)
+        .backing(true)
+        .engine(engine)
+        .direct(direct);
     for round in 0..3 {
         let disk: Arc<dyn Disk> = Arc::new(options.open().unwrap());
         std::thread::scope(|scope| {
@@ -152,6 +159,11 @@ fn large_clusters() {
 #[test]
 fn small_clusters() {
     stress("cluster_size=4k", false, Engine::IoUring, 2);
+}
+
+#[test]
+fn past_the_page_cache() {
+    stress_on("cluster_size=64k", true, Engine::Auto, true, 6);
 }
 
 #[test]

@@ -121,6 +121,11 @@ impl Setup {
         self
     }
 
+    pub fn direct(mut self, yes: bool) -> Self {
+        self.files.direct = yes;
+        self
+    }
+
     pub fn inject(mut self, injector: &Injector) -> Self {
         self.files.inject = Some((self.path.clone(), injector.clone()));
         self
