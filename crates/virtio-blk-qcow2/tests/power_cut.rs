@@ -11,6 +11,7 @@ mod files;
 #[path = "../../virtio-blk-disks/tests/common/qemu.rs"]
 mod qemu;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use common::{directory, read, run, write};
@@ -18,7 +19,7 @@ use files::Setup;
 use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::power_cut::{Content, Cut, Moment, PowerCutDisk};
-use virtio_blk_qcow2::Qcow2Disk;
+use virtio_blk_qcow2::{Qcow2Disk, Repair, check};
 
 /// Bytes of the guest's disk, and of the disk that the image lies on.
 const GUEST: usize = 256 << 10;
@@ -231,6 +232,11 @@ fn play(case: &Case) {
                 "{about}: sector {at}"
             );
         }
+        // What is left, before anybody opened it.
+        let name = Path::new("left");
+        let disk: Arc<dyn Disk> = memory(&left);
+        let sound = check(&disk, name, Repair::Nothing, &mut |_, _| ()).unwrap();
+        assert_eq!(sound.corruptions, 0, "{about}: {:?}", sound.told);
         if state % case.by_qemu == 0 {
             let copy = directory.path().join("copy.qcow2");
             std::fs::write(&copy, &left).unwrap();
