@@ -26,6 +26,8 @@ mod options;
 mod saved;
 mod start;
 mod status;
+#[cfg(feature = "thread")]
+mod virtio_device;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +40,8 @@ pub use options::{DeviceOptions, DeviceOptionsError};
 pub use saved::{RestoreError, SavedDevice, SavedQueue};
 pub use start::StartError;
 pub use status::{StatusChange, StatusRegister};
+#[cfg(feature = "thread")]
+pub use virtio_device::{DriveError, DriverInterrupt, QueueResources, StartedQueue, VirtioDevice};
 
 use crate::disk::{Caps, Disk, DiskEvent};
 use crate::runner::{Counters, ErrorListener, ErrorListeners};

@@ -37,6 +37,12 @@ impl StatusRegister {
     /// A write by the driver. `features` is what it acknowledged. Bits can only be added, except by
     /// writing 0; DRIVER_OK counts only after FEATURES_OK held.
     pub fn write(&mut self, value: u8, features: u64, device: &Device) -> StatusChange {
+        self.write_with(value, || device.accept(features).is_ok())
+    }
+
+    /// As [`StatusRegister::write`], for any device: `accept` is called at FEATURES_OK, and returns whether the device
+    /// accepts what the driver acknowledged.
+    pub fn write_with(&mut self, value: u8, accept: impl FnOnce() -> bool) -> StatusChange {
         let old = self.0;
         if value == 0 {
             self.0 = 0;
@@ -45,7 +51,7 @@ impl StatusRegister {
         // DEVICE_NEEDS_RESET belongs to the device.
         let mut new = old | (value & !DEVICE_NEEDS_RESET);
         let mut change = StatusChange::None;
-        if new & !old & FEATURES_OK != 0 && device.accept(features).is_err() {
+        if new & !old & FEATURES_OK != 0 && !accept() {
             new &= !FEATURES_OK;
             change = StatusChange::Refused;
         }
