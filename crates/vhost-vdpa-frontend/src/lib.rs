@@ -11,6 +11,7 @@ mod iotlb_sync;
 mod slow;
 mod switch;
 pub mod vhost;
+mod virtio_device;
 mod virtio_init;
 
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
