@@ -34,7 +34,7 @@ use crate::vcpu::{Buses, Vcpu, Vcpus};
 use crate::virtio::mmio::MmioBlock;
 use crate::virtio::pci::{BAR_SIZE, PciBlock};
 use crate::virtio::vdpa::VdpaDisk;
-use crate::virtio::{Backend, Block};
+use crate::virtio::{Block, MachineDisk, OwnDisk};
 
 /// What happens to a machine, told to its owner.
 #[derive(Debug)]
@@ -258,12 +258,9 @@ impl Machine {
     pub fn stats(&self) -> Value {
         let disks = self.disks.iter().map(|(number, disk)| {
             let (status, sectors, did, calls) = disk.with(|block| {
-                let did = match &block.backend {
-                    Backend::Own(device) => counters(device),
-                    Backend::Vdpa(disk) => disk.report(),
-                };
+                let did = block.disk.report();
                 let calls = block.calls_passed();
-                (block.status(), block.backend.capacity(), did, calls)
+                (block.status(), block.disk.capacity(), did, calls)
             });
             json!({
                 "disk": number,
@@ -280,9 +277,9 @@ impl Machine {
     pub fn vdpa<R>(&self, number: usize, call: impl FnOnce(&VdpaDisk) -> Result<R>) -> Result<R> {
         let disk = self.disks.get(&number);
         let disk = disk.ok_or_else(|| Error::Control("no such disk".to_owned()))?;
-        disk.with(|block| match &block.backend {
-            Backend::Vdpa(disk) => call(disk),
-            Backend::Own(_) => Err(Error::Control(format!("disk {number} is no vDPA device"))),
+        disk.with(|block| match block.disk.vdpa() {
+            Some(disk) => call(disk),
+            None => Err(Error::Control(format!("disk {number} is no vDPA device"))),
         })
     }
 
@@ -296,17 +293,6 @@ impl Drop for Machine {
         // First: they use everything else.
         self.vcpus.end();
     }
-}
-
-/// Counters of all queues together.
-fn counters(device: &Device) -> Value {
-    let mut sums = BTreeMap::new();
-    for queue in (0..device.options().queues).filter_map(|queue| device.counters(queue)) {
-        for (name, value) in queue.snapshot() {
-            *sums.entry(name).or_insert(0) += value;
-        }
-    }
-    json!(sums)
 }
 
 /// Memory, buses and what KVM gives: where disks are plugged in.
@@ -373,12 +359,12 @@ impl Board {
 
     /// Makes a device over a disk and puts its registers where the guest finds them.
     fn attach(&mut self, disk: &OpenDisk) -> Result<Attached> {
-        let backend = match &disk.source {
-            Source::Own(source) => Backend::Own(own_device(disk, source.clone())?),
+        let made: Box<dyn MachineDisk> = match &disk.source {
+            Source::Own(source) => Box::new(OwnDisk(own_device(disk, source.clone())?)),
             Source::Vdpa(source) => {
                 let (memory, vcpus) = (self.memory.clone(), self.vcpus.clone());
                 let made = VdpaDisk::new(source.clone(), memory, vcpus);
-                Backend::Vdpa(made.map_err(|error| disk.error(&error))?)
+                Box::new(made.map_err(|error| disk.error(&error))?)
             }
         };
         let memory = self.memory.clone();
@@ -388,7 +374,7 @@ impl Board {
                 let slot = slot.ok_or_else(|| disk.error(&"no PCI slot is left"))?;
                 let bar = PCI_WINDOW as u32 + slot as u32 * BAR_SIZE;
                 let router = self.router.clone();
-                let block = PciBlock::new(backend, memory, self.vm.clone(), router, bar)?;
+                let block = PciBlock::new(made, memory, self.vm.clone(), router, bar)?;
                 let device = Arc::new(Mutex::new(block));
                 self.pci.set(slot, Some(device.clone()));
                 Ok(Attached::Pci { slot, device })
@@ -397,7 +383,7 @@ impl Board {
                 let base = MMIO_WINDOW + self.mmio.len() as u64 * MMIO_SLOT;
                 let interrupt = self.router.line(None)?;
                 let line = interrupt.number;
-                let block = MmioBlock::new(backend, memory, interrupt, &*self.vm, base)?;
+                let block = MmioBlock::new(made, memory, interrupt, &*self.vm, base)?;
                 let block = Arc::new(Mutex::new(block));
                 self.buses.memory.insert(base, MMIO_SLOT, block.clone());
                 self.mmio.push(MmioDevice { base, line });

@@ -1,87 +1,95 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Who stands behind a transport's registers.
+//! A disk of the machine: the device that its transport drives, and what the machine wants of it besides.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use virtio_blk_core::device::Device;
+use serde_json::{Value, json};
+use virtio_blk_core::device::{Device, SavedQueue, VirtioDevice};
+use virtio_blk_core::disk::Disk;
 
+use super::saved::{RestoredQueue, SavedBackend};
 use super::vdpa::VdpaDisk;
+use crate::error::{Error, Result};
+use crate::memory::Memory;
 
-/// Our device model, or a device elsewhere.
-pub enum Backend {
-    Own(Arc<Device>),
-    Vdpa(VdpaDisk),
-}
+/// A disk of the machine.
+pub trait MachineDisk: Send {
+    /// What a transport drives.
+    fn device(&self) -> &dyn VirtioDevice<Memory>;
 
-impl Backend {
-    /// Feature bits for the guest to choose from.
-    pub fn offered(&self) -> u64 {
-        match self {
-            Self::Own(device) => device.offered(),
-            Self::Vdpa(disk) => disk.switch.offered(),
-        }
+    /// The disk to take into use before the first queue starts, where the device does not see to that.
+    fn medium(&self) -> Option<Arc<dyn Disk>> {
+        None
     }
 
-    /// How many queues there are.
-    pub fn queues(&self) -> u16 {
-        match self {
-            Self::Own(device) => device.options().queues,
-            Self::Vdpa(disk) => disk.switch.queues(),
-        }
-    }
+    /// The state of a paused device, with the registers of its queues.
+    fn save(&self, queues: Vec<SavedQueue>) -> Result<SavedBackend>;
 
-    /// The largest a queue can be.
-    pub fn queue_size(&self) -> u16 {
-        match self {
-            Self::Own(device) => device.options().queue_size,
-            // A split ring has a power of two.
-            Self::Vdpa(disk) => match disk.switch.device().get_vq_num_max().checked_ilog2() {
-                Some(log) => 1 << log,
-                None => 0,
-            },
-        }
-    }
+    /// Takes over saved state, of a device whose driver wrote `status`. `queues` are those that it enabled.
+    fn restore(&self, saved: &SavedBackend, status: u8, queues: Vec<RestoredQueue>) -> Result<()>;
 
-    /// Changes when the configuration does.
-    pub fn config_generation(&self) -> u32 {
-        match self {
-            Self::Own(device) => device.config_generation(),
-            Self::Vdpa(disk) => disk.switch.device().get_generation(),
-        }
-    }
+    /// What it did.
+    fn report(&self) -> Value;
 
-    /// The configuration space; 0 beyond it.
-    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        match self {
-            Self::Own(device) => device.read_config(offset, data),
-            Self::Vdpa(disk) => {
-                data.fill(0);
-                let size = disk.switch.device().get_config_size() as u64;
-                let len = size.saturating_sub(offset).min(data.len() as u64);
-                let Some(inside) = data.get_mut(..len as usize) else {
-                    return;
-                };
-                if let Err(error) = disk.switch.read_config(offset as usize, inside) {
-                    log::debug!("the configuration can't be read: {error}");
-                }
-            }
-        }
-    }
-
-    /// A write by the driver, who can't be told that it wrote where it must not.
-    pub fn write_config(&self, offset: u64, data: &[u8]) {
-        match self {
-            Self::Own(device) => drop(device.write_config(offset, data)),
-            Self::Vdpa(disk) => drop(disk.switch.write_config(offset as usize, data)),
-        }
+    /// The vDPA device, if it is one.
+    fn vdpa(&self) -> Option<&VdpaDisk> {
+        None
     }
 
     /// In sectors of 512 bytes.
-    pub fn capacity(&self) -> u64 {
+    fn capacity(&self) -> u64 {
         let mut bytes = [0; 8];
-        self.read_config(0, &mut bytes);
+        self.device().read_config(0, &mut bytes);
         u64::from_le_bytes(bytes)
     }
+}
+
+/// A disk behind our device model.
+pub struct OwnDisk(pub Arc<Device>);
+
+impl MachineDisk for OwnDisk {
+    fn device(&self) -> &dyn VirtioDevice<Memory> {
+        self.0.as_ref()
+    }
+
+    fn medium(&self) -> Option<Arc<dyn Disk>> {
+        Some(self.0.disk().clone())
+    }
+
+    fn save(&self, queues: Vec<SavedQueue>) -> Result<SavedBackend> {
+        Ok(SavedBackend::Own(self.0.save(queues)))
+    }
+
+    fn restore(
+        &self,
+        saved: &SavedBackend,
+        _status: u8,
+        _queues: Vec<RestoredQueue>,
+    ) -> Result<()> {
+        let SavedBackend::Own(saved) = saved else {
+            return Err(other_kind());
+        };
+        let restored = self.0.restore(saved);
+        restored.map_err(|error| Error::Snapshot(error.to_string()))
+    }
+
+    /// Counters of all queues together.
+    fn report(&self) -> Value {
+        let mut sums = BTreeMap::new();
+        let queues = 0..self.0.options().queues;
+        for queue in queues.filter_map(|queue| self.0.counters(queue)) {
+            for (name, value) in queue.snapshot() {
+                *sums.entry(name).or_insert(0) += value;
+            }
+        }
+        json!(sums)
+    }
+}
+
+/// The state is not one of this kind of disk.
+pub fn other_kind() -> Error {
+    Error::Snapshot("a disk of another kind".to_owned())
 }

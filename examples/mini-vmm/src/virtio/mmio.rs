@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, Block, Interrupt, SavedBlock, half, set_half};
+use super::{Block, Interrupt, MachineDisk, SavedBlock, half, set_half};
 use crate::bus::BusDevice;
 use crate::error::{Context, Result};
 use crate::interrupt::{KvmEvents, Line};
@@ -96,7 +96,7 @@ pub struct SavedMmio {
 impl MmioBlock {
     /// A device whose registers will be at `base`.
     pub fn new(
-        backend: Backend,
+        disk: Box<dyn MachineDisk>,
         memory: Memory,
         line: Line,
         vm: &dyn KvmEvents,
@@ -106,7 +106,7 @@ impl MmioBlock {
             line,
             status: AtomicU32::new(0),
         });
-        let block = Block::new(backend, memory, interrupt.clone())?;
+        let block = Block::new(disk, memory, interrupt.clone())?;
         // ANCHOR: kicks
         // Kicks go to the queue's thread without the vCPU leaving the kernel.
         for (index, kick) in (0..).zip(block.kicks()) {
@@ -136,7 +136,9 @@ impl MmioBlock {
             reg::VERSION => VERSION,
             reg::DEVICE_ID => BLOCK,
             reg::VENDOR_ID => VENDOR,
-            reg::DEVICE_FEATURES => half(self.block.backend.offered(), self.device_features_sel),
+            reg::DEVICE_FEATURES => {
+                half(self.block.disk.device().offered(), self.device_features_sel)
+            }
             reg::QUEUE_SIZE_MAX => queue.map_or(0, |queue| queue.max_size.into()),
             reg::QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
             reg::INTERRUPT_STATUS => self.interrupt.status.load(Ordering::Acquire),
@@ -144,7 +146,7 @@ impl MmioBlock {
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
             // A reset is over when the write of it returns, unless the disk does not let go.
             reg::QUEUE_RESET => resetting.into(),
-            reg::CONFIG_GENERATION => self.block.backend.config_generation(),
+            reg::CONFIG_GENERATION => self.block.disk.device().config_generation(),
             _ => 0,
         }
     }
@@ -225,7 +227,7 @@ impl BusDevice for MmioBlock {
     /// fields of all widths.
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(reg::CONFIG) {
-            return self.block.backend.read_config(offset, data);
+            return self.block.disk.device().read_config(offset, data);
         }
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(word) => *word = self.read_register(offset).to_le_bytes(),
@@ -235,7 +237,8 @@ impl BusDevice for MmioBlock {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         if let Some(offset) = offset.checked_sub(reg::CONFIG) {
-            self.block.backend.write_config(offset, data);
+            // A driver can't be told that it wrote where it must not.
+            let _ = self.block.disk.device().write_config(offset, data);
         } else if let Ok(word) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(word));
         }

@@ -3,7 +3,7 @@
 
 //! A block device behind a virtio transport: what PCI and MMIO have in common.
 
-mod backend;
+mod disk;
 mod gate;
 pub mod mmio;
 pub mod pci;
@@ -17,19 +17,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use vdpa_bus::VqAddress;
-use vhost_vdpa_frontend::GuestQueue;
-use virtio_blk_core::device::{StatusChange, StatusRegister};
+use virtio_blk_core::device::{self, QueueResources, StartedQueue, StatusChange, StatusRegister};
 use virtio_blk_core::ring::QueueState;
-use virtio_blk_core::runner::{Medium, MediumEvent, QueueSetup, QueueThread, Stop, ThreadOptions};
+use virtio_blk_core::runner::{Medium, MediumEvent, QueueThread, Stop, ThreadOptions};
 use virtio_blk_core::spec::status;
 use vmm_sys_util::eventfd::EventFd;
 
-pub use self::backend::Backend;
+pub use self::disk::{MachineDisk, OwnDisk};
 use self::gate::Gate;
 use self::queue::Queue;
 pub use self::saved::SavedBlock;
-use self::vdpa::{Calls, VdpaDisk};
+use self::vdpa::Calls;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 
@@ -47,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A device with its queues: the registers of a transport are views of this.
 pub struct Block {
-    pub backend: Backend,
+    pub disk: Box<dyn MachineDisk>,
     /// Interrupts of a vDPA device.
     calls: Option<Calls>,
     memory: Memory,
@@ -63,8 +61,8 @@ pub struct Block {
     paused: bool,
     /// Whether the device may touch guest memory.
     dma: bool,
-    /// DRIVER_OK was set on a vDPA device that may not touch guest memory: what is written once it may.
-    deferred: Option<u8>,
+    /// A device that executes requests by itself was told of DRIVER_OK, and has its queues until a reset.
+    offloaded: bool,
     /// A reset has begun, and the disk still has buffers of a queue.
     resetting: bool,
     /// The disk of the own device, in use or not.
@@ -74,30 +72,33 @@ pub struct Block {
 }
 
 impl Block {
-    pub fn new(backend: Backend, memory: Memory, interrupt: Arc<dyn Interrupt>) -> Result<Self> {
+    pub fn new(
+        disk: Box<dyn MachineDisk>,
+        memory: Memory,
+        interrupt: Arc<dyn Interrupt>,
+    ) -> Result<Self> {
         let interrupt = Arc::new(Gate::new(interrupt));
-        let calls = match &backend {
-            Backend::Own(device) => {
-                let listener = interrupt.clone();
-                device.listen(Box::new(move || listener.config()));
-                None
-            }
-            Backend::Vdpa(disk) => {
-                let calls = Calls::new(backend.queues(), interrupt.clone())?;
-                disk.switch
-                    .set_config_call(calls.callback(backend.queues()));
-                Some(calls)
-            }
+        let device = disk.device();
+        let calls = if device.offloads() {
+            Some(Calls::new(device.queues(), interrupt.clone())?)
+        } else {
+            None
         };
-        let medium = match &backend {
-            Backend::Own(device) => Some(Medium::new(device.disk().clone(), log_medium)),
-            Backend::Vdpa(_) => None,
-        };
-        let max_size = backend.queue_size();
-        let queues = (0..backend.queues()).map(|_| Queue::new(max_size));
+        let listener = interrupt.clone();
+        device.set_config_interrupt(
+            calls
+                .as_ref()
+                .and_then(|calls| calls.interrupt(device.queues()))
+                .unwrap_or_else(|| {
+                    device::DriverInterrupt::Call(Arc::new(move || listener.config()))
+                }),
+        );
+        let medium = disk.medium().map(|disk| Medium::new(disk, log_medium));
+        let max_size = device.queue_size();
+        let queues = (0..device.queues()).map(|_| Queue::new(max_size));
         Ok(Self {
             queues: queues.collect::<Result<_>>()?,
-            backend,
+            disk,
             calls,
             memory,
             interrupt,
@@ -107,7 +108,7 @@ impl Block {
             broken: Arc::default(),
             paused: false,
             dma: true,
-            deferred: None,
+            offloaded: false,
             resetting: false,
             medium,
             patience: PATIENCE,
@@ -121,17 +122,12 @@ impl Block {
             return status::DEVICE_NEEDS_RESET;
         }
         self.note_broken();
-        match &self.backend {
-            Backend::Own(_) => self.status.get(),
-            Backend::Vdpa(disk) => {
-                let deferred = self.deferred.unwrap_or(0);
-                disk.switch.status() | deferred | self.status.get() & status::DEVICE_NEEDS_RESET
-            }
-        }
+        self.status.get()
     }
 
     fn note_broken(&mut self) {
-        if self.broken.load(Ordering::Acquire) {
+        let offloaded = self.offloaded && self.disk.device().needs_reset();
+        if offloaded || self.broken.load(Ordering::Acquire) {
             self.status.need_reset();
         }
     }
@@ -154,10 +150,9 @@ impl Block {
             // Refused, as all that was not offered (2.2.2).
             return;
         }
-        let change = match &self.backend {
-            Backend::Own(device) => self.status.write(value, self.driver_features, device),
-            Backend::Vdpa(_) => return self.set_vdpa_status(value),
-        };
+        let (device, features) = (self.disk.device(), self.driver_features);
+        let accept = || device.accept(features).is_ok();
+        let change = self.status.write_with(value, accept);
         match change {
             StatusChange::Reset => self.reset(),
             StatusChange::Start => {
@@ -173,12 +168,10 @@ impl Block {
     /// Starts a queue if it and the device are ready for it.
     fn start(&mut self, index: u16) {
         self.note_broken();
-        let (Backend::Own(device), Some(queue)) =
-            (&self.backend, self.queues.get_mut(usize::from(index)))
-        else {
+        let may_run = self.may_run();
+        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
             return;
         };
-        let may_run = self.status.is_live() && self.dma && !self.paused;
         if !may_run || !queue.state.ready || queue.serves() {
             return;
         }
@@ -194,34 +187,55 @@ impl Block {
                 None => return broken("the disk takes too long to be taken into use"),
             }
         }
+        let calls = self.calls.as_ref();
+        let call = calls.and_then(|calls| calls.interrupt(index));
         let interrupt = self.interrupt.clone();
-        let mut setup = QueueSetup::new(self.memory.clone(), move || interrupt.queue(index));
-        setup.replay = std::mem::take(&mut queue.in_flight);
-        let started = device
-            .start_queue(index, setup, queue.state)
-            .map_err(|error| error.to_string())
-            .and_then(|runner| {
-                let options = ThreadOptions {
-                    name: format!("queue{index}"),
-                    poll: Duration::ZERO,
-                    on_fatal: Box::new({
-                        let broken = broken.clone();
-                        move |error| broken(&error.to_string())
-                    }),
-                };
-                let kick = queue.kick.try_clone();
-                kick.and_then(|kick| QueueThread::spawn(runner, kick, options))
-                    .map_err(|error| error.to_string())
-            });
-        match started {
+        let resources = QueueResources {
+            memory: self.memory.clone(),
+            state: queue.state,
+            replay: std::mem::take(&mut queue.in_flight),
+            kick: queue.kick.clone(),
+            interrupt: call.unwrap_or_else(|| {
+                device::DriverInterrupt::Call(Arc::new(move || interrupt.queue(index)))
+            }),
+        };
+        let started = self.disk.device().start_queue(index, resources);
+        let runner = match started {
+            Ok(StartedQueue::Runner(runner)) => runner,
+            Ok(StartedQueue::Offloaded) => return,
+            Err(error) => return broken(&error.to_string()),
+        };
+        let options = ThreadOptions {
+            name: format!("queue{index}"),
+            poll: Duration::ZERO,
+            on_fatal: Box::new({
+                let broken = broken.clone();
+                move |error| broken(&error.to_string())
+            }),
+        };
+        let kick = queue.kick.try_clone();
+        match kick.and_then(|kick| QueueThread::spawn(*runner, kick, options)) {
             Ok(thread) => queue.thread = Some(thread),
-            Err(why) => broken(&why),
+            Err(error) => broken(&error.to_string()),
         }
     }
     // ANCHOR_END: start
 
+    /// Whether queues may take requests. A device that has them keeps them.
+    fn may_run(&self) -> bool {
+        self.status.is_live() && self.dma && !self.paused && !self.offloaded
+    }
+
     fn start_all(&mut self) {
-        (0..self.backend.queues()).for_each(|index| self.start(index));
+        (0..self.disk.device().queues()).for_each(|index| self.start(index));
+        self.note_broken();
+        if !self.disk.device().offloads() || !self.may_run() {
+            return;
+        }
+        self.offloaded = true;
+        if let Err(error) = self.disk.device().driver_ok() {
+            on_broken(0, self.broken.clone(), self.interrupt.clone())(&error.to_string());
+        }
     }
 
     // ANCHOR: stop
@@ -319,85 +333,16 @@ impl Block {
         self.driver_features = 0;
         self.unknown_features = false;
         self.broken.store(false, Ordering::Release);
-        if let Backend::Own(device) = &self.backend {
-            self.status = StatusRegister::default();
-            device.reset();
-        }
-    }
-
-    /// The same where the device is elsewhere: it negotiates, and takes the queues at DRIVER_OK.
-    fn set_vdpa_status(&mut self, value: u8) {
-        if value == 0 {
-            self.status = StatusRegister::default();
-            self.deferred = None;
-        }
-        if value & status::DRIVER_OK != 0 {
-            self.interrupt.set(true);
-            if !self.dma {
-                self.deferred = Some(value);
-                return;
-            }
-        }
-        let done = match &self.backend {
-            Backend::Vdpa(disk) => self.tell_vdpa(disk, value),
-            Backend::Own(_) => return,
-        };
-        if value == 0 {
-            self.reset();
-        }
-        if let Err(error) = done {
+        self.offloaded = false;
+        self.status = StatusRegister::default();
+        if let Err(error) = self.disk.device().reset() {
             on_broken(0, self.broken.clone(), self.interrupt.clone())(&error.to_string());
-        }
-    }
-
-    fn tell_vdpa(
-        &self,
-        disk: &VdpaDisk,
-        value: u8,
-    ) -> std::result::Result<(), vhost_vdpa_frontend::PathError> {
-        let (switch, old) = (&disk.switch, disk.switch.status());
-        let (mut value, new) = (value, value & !old);
-        if value == 0 {
-            return switch.set_status(0);
-        }
-        if new & status::FEATURES_OK != 0 && switch.set_features(self.driver_features).is_err() {
-            value &= !status::FEATURES_OK;
-        }
-        if new & status::DRIVER_OK != 0 {
-            for (index, queue) in (0..).zip(&self.queues) {
-                if queue.state.ready
-                    && let Some(queue) = self.guest_queue(index)
-                {
-                    switch.set_queue(index, queue)?;
-                }
-            }
-        }
-        // Bits can only be added.
-        switch.set_status(value | old & !status::DEVICE_NEEDS_RESET)
-    }
-
-    /// A queue as a vDPA device is told of it.
-    fn guest_queue(&self, index: u16) -> Option<GuestQueue> {
-        let queue = self.queues.get(usize::from(index))?;
-        Some(GuestQueue {
-            size: queue.state.size,
-            address: address(&queue.state),
-            kick: queue.kick.clone(),
-            call: self.calls.as_ref()?.callback(index)?,
-        })
-    }
-
-    /// A device that can't reset single queues keeps them as long as its driver runs.
-    fn keeps_queues(&self) -> bool {
-        match &self.backend {
-            Backend::Own(_) => false,
-            Backend::Vdpa(disk) => disk.switch.status() & status::DRIVER_OK != 0,
         }
     }
 
     /// Forgets a queue (RING_RESET, or `QueueReady` written to 0). What it has in flight is cancelled.
     pub fn reset_queue(&mut self, index: u16) {
-        if self.keeps_queues() {
+        if self.offloaded {
             return;
         }
         if let Some(queue) = self.queues.get_mut(usize::from(index)) {
@@ -477,10 +422,10 @@ impl Block {
             Ok(()) => return,
             Err(error) => error.to_string(),
         };
-        if let Backend::Vdpa(disk) = &self.backend
-            && let Err(error) = disk.switch.set_status(0)
+        if std::mem::take(&mut self.offloaded)
+            && let Err(error) = self.disk.device().reset()
         {
-            log::error!("a vDPA device that does not stand still can't be reset: {error}");
+            log::error!("a device that does not stand still can't be reset: {error}");
         }
         on_broken(0, self.broken.clone(), self.interrupt.clone())(&why);
     }
@@ -498,10 +443,8 @@ impl Block {
     }
 
     fn stand_still(&mut self) -> Result<()> {
-        if let Backend::Vdpa(disk) = &self.backend {
-            let done = disk.switch.pause();
-            return done.map_err(|error| Error::Control(error.to_string()));
-        }
+        let paused = self.disk.device().pause();
+        paused.map_err(|error| Error::Control(error.to_string()))?;
         self.halt()
     }
 
@@ -514,19 +457,14 @@ impl Block {
     }
 
     fn go_on(&mut self) {
-        match &self.backend {
-            Backend::Own(_) => self.start_all(),
-            Backend::Vdpa(disk) => {
-                if let Err(error) = disk.switch.resume() {
-                    log::error!("a vDPA device does not go on as it was: {error}");
-                }
-                // It was reset, and tells nobody of what changed meanwhile.
-                self.interrupt.config();
-                if let Some(value) = self.deferred.take() {
-                    self.set_vdpa_status(value);
-                }
+        if self.offloaded {
+            if let Err(error) = self.disk.device().resume() {
+                log::error!("a device does not go on as it was: {error}");
             }
+            // It was reset, and tells nobody of what changed meanwhile.
+            self.interrupt.config();
         }
+        self.start_all();
     }
 }
 
@@ -538,14 +476,6 @@ impl Drop for Block {
         // Their buffers stay in memory until the disk lets go of them.
         let left = self.queues.iter_mut().filter_map(|q| q.thread.take());
         QueueThread::detach_all(left);
-    }
-}
-
-fn address(state: &QueueState) -> VqAddress {
-    VqAddress {
-        desc: state.desc_table,
-        driver: state.avail_ring,
-        device: state.used_ring,
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Backend, Block, Interrupt, SavedBlock, half, set_half};
+use super::{Block, Interrupt, MachineDisk, SavedBlock, half, set_half};
 use crate::bus::lock;
 use crate::error::{Error, Result};
 use crate::interrupt::{KvmEvents, Router, Source};
@@ -127,13 +127,13 @@ pub struct SavedPci {
 impl PciBlock {
     /// A device whose BAR is at `bar` until the guest moves it.
     pub fn new(
-        backend: Backend,
+        disk: Box<dyn MachineDisk>,
         memory: Memory,
         vm: Arc<dyn KvmEvents>,
         router: Arc<Router>,
         bar: u32,
     ) -> Result<Self> {
-        let queues = backend.queues();
+        let queues = disk.device().queues();
         let msix = Msix::new(queues + 1, router.clone())?;
         let interrupt = Arc::new(PciInterrupt {
             vectors: Mutex::new(Vectors {
@@ -176,7 +176,7 @@ impl PciBlock {
         // BAR number, offset, length; the data behind them is not stored.
         config.allow(pci_capability + 4, &[0xff]);
         config.allow(pci_capability + 8, &[0xff; 8]);
-        let mut block = Block::new(backend, memory, interrupt.clone())?;
+        let mut block = Block::new(disk, memory, interrupt.clone())?;
         // Until the guest lets it.
         block.set_dma(false);
         let sources = block
@@ -243,7 +243,7 @@ impl PciBlock {
             }
         };
         let resetting = self.block.is_queue_resetting(self.queue_sel);
-        let device = &self.block.backend;
+        let device = self.block.disk.device();
         let offered = half(device.offered(), self.device_features_sel);
         let driver = half(self.block.driver_features, self.driver_features_sel);
         put(0, &self.device_features_sel.to_le_bytes());
@@ -466,7 +466,7 @@ impl PciFunction for PciBlock {
                     *byte = self.interrupt.isr.swap(0, Ordering::AcqRel);
                 }
             }
-            DEVICE => self.block.backend.read_config(offset - DEVICE, data),
+            DEVICE => self.block.disk.device().read_config(offset - DEVICE, data),
             TABLE => lock(&self.interrupt.vectors)
                 .msix
                 .read_table(offset - TABLE, data),
@@ -480,7 +480,8 @@ impl PciFunction for PciBlock {
     fn write_bar(&mut self, offset: u64, data: &[u8]) {
         match offset & !(PAGE - 1) {
             COMMON => self.write_common(offset, data),
-            DEVICE => self.block.backend.write_config(offset - DEVICE, data),
+            // A driver can't be told that it wrote where it must not.
+            DEVICE => drop(self.block.disk.device().write_config(offset - DEVICE, data)),
             NOTIFY => self
                 .block
                 .kick((offset - NOTIFY) / u64::from(NOTIFY_MULTIPLIER)),

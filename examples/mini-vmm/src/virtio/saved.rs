@@ -3,16 +3,17 @@
 
 //! A device in a snapshot.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
-use vdpa_bus::VqState;
-use vhost_vdpa_frontend::{SavedGuest, SavedGuestQueue};
 use virtio_blk_core::device::{SavedDevice, SavedQueue};
 use virtio_blk_core::ring::QueueState;
 use virtio_blk_core::spec::status;
+use vmm_sys_util::eventfd::EventFd;
 
-use super::{Backend, Block, address};
+use super::Block;
+use super::vdpa::Calls;
 use crate::error::{Error, Result};
 
 /// A device, its queues and its driver's progress.
@@ -24,7 +25,7 @@ pub struct SavedBlock {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-enum SavedBackend {
+pub enum SavedBackend {
     Own(SavedDevice),
     Vdpa {
         features: u64,
@@ -49,35 +50,35 @@ impl SavedBlock {
     }
 }
 
+/// A queue that a restored driver had enabled.
+pub struct RestoredQueue {
+    pub index: u16,
+    pub state: QueueState,
+    pub kick: Arc<EventFd>,
+    /// What the device writes to interrupt the driver, where it executes requests by itself.
+    pub call: Option<Arc<EventFd>>,
+}
+
+impl SavedBackend {
+    /// What the driver acknowledged.
+    const fn features(&self) -> u64 {
+        match self {
+            Self::Own(device) => device.features,
+            Self::Vdpa { features, .. } => *features,
+        }
+    }
+}
+
 impl Block {
     /// The state of a paused device.
     pub fn save(&mut self) -> Result<SavedBlock> {
         let status = self.status();
         let queues = self.queues.iter();
-        let mut queues: Vec<_> = queues
-            .map(|queue| SavedQueue::new(queue.state, queue.in_flight.clone()))
-            .collect();
-        let saved = match &self.backend {
-            Backend::Own(device) => SavedBackend::Own(device.save(queues)),
-            Backend::Vdpa(disk) => {
-                let saved = disk.switch.save();
-                let saved = saved.map_err(|error| Error::Snapshot(error.to_string()))?;
-                for running in &saved.queues {
-                    if let Some(queue) = queues.get_mut(usize::from(running.index)) {
-                        queue.state.next_avail = running.base as u16;
-                    }
-                }
-                SavedBackend::Vdpa {
-                    features: saved.features,
-                    written: saved.config_writes,
-                    queues,
-                }
-            }
-        };
+        let queues = queues.map(|queue| SavedQueue::new(queue.state, queue.in_flight.clone()));
         Ok(SavedBlock {
             status,
             driver_features: self.driver_features,
-            backend: saved,
+            backend: self.disk.save(queues.collect())?,
         })
     }
 
@@ -92,8 +93,10 @@ impl Block {
         self.driver_features = saved.driver_features;
         let broken = saved.status & status::DEVICE_NEEDS_RESET != 0;
         self.broken.store(broken, Ordering::Release);
-        self.interrupt.set(saved.status & status::DRIVER_OK != 0);
-        let max_size = self.backend.queue_size();
+        let runs = saved.status & status::DRIVER_OK != 0;
+        self.interrupt.set(runs);
+        let device = self.disk.device();
+        let max_size = device.queue_size();
         for (queue, saved) in self.queues.iter_mut().zip(saved.registers()) {
             queue.state = QueueState {
                 max_size,
@@ -101,56 +104,33 @@ impl Block {
             };
             queue.in_flight.clone_from(&saved.in_flight);
         }
-        let failed = |error: &dyn std::fmt::Display| Error::Snapshot(error.to_string());
-        match (&self.backend, &saved.backend) {
-            (Backend::Own(device), SavedBackend::Own(saved_device)) => {
-                // One after the other, as the driver did it.
-                for bit in [
-                    status::ACKNOWLEDGE,
-                    status::DRIVER,
-                    status::FEATURES_OK,
-                    status::DRIVER_OK,
-                    status::FAILED,
-                ] {
-                    if saved.status & bit != 0 {
-                        self.status.write(bit, saved_device.features, device);
-                    }
-                }
-                device.restore(saved_device).map_err(|error| failed(&error))
+        let offloads = device.offloads();
+        // One after the other, as the driver did it. A device that executes requests by itself negotiates when it
+        // resumes.
+        for bit in [
+            status::ACKNOWLEDGE,
+            status::DRIVER,
+            status::FEATURES_OK,
+            status::DRIVER_OK,
+            status::FAILED,
+        ] {
+            if saved.status & bit != 0 {
+                let accept = || offloads || device.accept(saved.backend.features()).is_ok();
+                self.status.write_with(bit, accept);
             }
-            (
-                Backend::Vdpa(disk),
-                SavedBackend::Vdpa {
-                    features, written, ..
-                },
-            ) => {
-                let runs = saved.status & status::DRIVER_OK != 0;
-                let queues = (0..).zip(&self.queues);
-                let queues = queues.filter(|(_, queue)| runs && queue.state.ready);
-                let queues = queues.map(|(index, queue)| SavedGuestQueue {
-                    index,
-                    size: queue.state.size,
-                    address: address(&queue.state),
-                    base: VqState::Split {
-                        avail_index: queue.state.next_avail,
-                    }
-                    .vring_base(),
-                });
-                let state = SavedGuest {
-                    features: *features,
-                    status: saved.status & !status::DEVICE_NEEDS_RESET,
-                    config_writes: written.clone(),
-                    queues: queues.collect(),
-                };
-                let events = |index| {
-                    let queue = self.guest_queue(index)?;
-                    Some((queue.kick, queue.call))
-                };
-                disk.switch
-                    .restore(&state, events)
-                    .map_err(|error| failed(&error))
-            }
-            _ => Err(failed(&"a disk of another kind")),
         }
+        let enabled = (0..).zip(&self.queues);
+        let enabled = enabled.filter(|(_, queue)| runs && queue.state.ready);
+        let calls = self.calls.as_ref().map_or(&[][..], Calls::events);
+        let queues = enabled.map(|(index, queue)| RestoredQueue {
+            index,
+            state: queue.state,
+            kick: queue.kick.clone(),
+            call: calls.get(usize::from(index)).cloned(),
+        });
+        self.disk
+            .restore(&saved.backend, saved.status, queues.collect())?;
+        self.offloaded = offloads && runs;
+        Ok(())
     }
 }

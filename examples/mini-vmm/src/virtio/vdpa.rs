@@ -10,15 +10,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use vdpa_bus::{Callback, VdpaDevice};
+use vdpa_bus::{Callback, VdpaDevice, VqAddress, VqState};
 use vhost_vdpa_frontend::{
-    PathSwitch, SwitchError, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, Vmm,
+    PathSwitch, SavedGuest, SavedGuestQueue, SwitchError, SwitchOptions, SwitchParts, SwitchPolicy,
+    ThreadExecutor, Vmm,
 };
+use virtio_blk_core::device::{self, SavedQueue, VirtioDevice};
+use virtio_blk_core::spec::status;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Interrupt;
+use super::disk::{MachineDisk, other_kind};
+use super::saved::{RestoredQueue, SavedBackend};
 use crate::bus::lock;
 use crate::error::{Context, Error, Result};
 use crate::memory::Memory;
@@ -111,9 +116,55 @@ impl VdpaDisk {
         self.choose().map_err(|error| failed(&error))?;
         Ok(self.report())
     }
+}
+
+impl MachineDisk for VdpaDisk {
+    fn device(&self) -> &dyn VirtioDevice<Memory> {
+        self.switch.as_ref()
+    }
+
+    fn save(&self, mut queues: Vec<SavedQueue>) -> Result<SavedBackend> {
+        let saved = self.switch.save();
+        let saved = saved.map_err(|error| Error::Snapshot(error.to_string()))?;
+        for running in &saved.queues {
+            if let Some(queue) = queues.get_mut(usize::from(running.index)) {
+                queue.state.next_avail = running.base as u16;
+            }
+        }
+        Ok(SavedBackend::Vdpa {
+            features: saved.features,
+            written: saved.config_writes,
+            queues,
+        })
+    }
+
+    fn restore(&self, saved: &SavedBackend, status: u8, queues: Vec<RestoredQueue>) -> Result<()> {
+        let SavedBackend::Vdpa {
+            features, written, ..
+        } = saved
+        else {
+            return Err(other_kind());
+        };
+        let state = SavedGuest {
+            features: *features,
+            status: status & !status::DEVICE_NEEDS_RESET,
+            config_writes: written.clone(),
+            queues: queues.iter().map(saved_queue).collect(),
+        };
+        let events = |index| {
+            let queue = queues.iter().find(|queue| queue.index == index)?;
+            Some((queue.kick.clone(), Callback::Trigger(queue.call.clone()?)))
+        };
+        let restored = self.switch.restore(&state, events);
+        restored.map_err(|error| Error::Snapshot(error.to_string()))
+    }
+
+    fn vdpa(&self) -> Option<&VdpaDisk> {
+        Some(self)
+    }
 
     /// Where the guest is, why, and what the last switch did.
-    pub fn report(&self) -> Value {
+    fn report(&self) -> Value {
         let last = self.switch.last_report().map(|report| {
             json!({
                 "method": report.method.map(|method| format!("{method:?}")),
@@ -124,6 +175,24 @@ impl VdpaDisk {
         });
         let path = format!("{:?}", self.switch.path()).to_lowercase();
         json!({ "path": path, "needs": self.switch.reasons(), "last": last })
+    }
+}
+
+/// A queue of a paused device.
+fn saved_queue(queue: &RestoredQueue) -> SavedGuestQueue {
+    let state = &queue.state;
+    let position = VqState::Split {
+        avail_index: state.next_avail,
+    };
+    SavedGuestQueue {
+        index: queue.index,
+        size: state.size,
+        address: VqAddress {
+            desc: state.desc_table,
+            driver: state.avail_ring,
+            device: state.used_ring,
+        },
+        base: position.vring_base(),
     }
 }
 
@@ -175,9 +244,9 @@ impl Calls {
     }
 
     /// What a queue's device writes; one beyond the last is for the configuration.
-    pub fn callback(&self, index: u16) -> Option<Callback> {
-        let event = self.events.get(usize::from(index));
-        event.cloned().map(Callback::Trigger)
+    pub fn interrupt(&self, index: u16) -> Option<device::DriverInterrupt> {
+        let event = self.events().get(usize::from(index));
+        event.cloned().map(device::DriverInterrupt::EventFd)
     }
 }
 

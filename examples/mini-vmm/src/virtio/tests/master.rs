@@ -64,7 +64,7 @@ fn messages_wait_while_it_is_off() {
         guest.mask(config, false);
         guest.registers.write_config(4, &OFF);
         disk.resize(disk.caps().capacity + 8).unwrap();
-        if let Backend::Own(_) = &guest.registers.block.backend {
+        if guest.registers.block.disk.vdpa().is_none() {
             // Beside what each start of a queue signals.
             assert_eq!(guest.pending() & 1 << config, 1 << config);
         }

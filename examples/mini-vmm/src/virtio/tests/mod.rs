@@ -29,7 +29,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::mmio::MmioBlock;
 use super::pci::PciBlock;
-use super::{Backend, Block};
+use super::{Block, MachineDisk, OwnDisk};
 use crate::bus::{BusDevice, lock};
 use crate::interrupt::{KvmEvents, Router};
 use crate::memory::{Memory, allocate};
@@ -230,13 +230,13 @@ struct Guest<R> {
 
 impl Guest<PciBlock> {
     /// On PCI, with memory decoding and Bus Master Enable on.
-    fn pci(make: impl FnOnce(Memory) -> Backend) -> Self {
+    fn pci(make: impl FnOnce(Memory) -> Box<dyn MachineDisk>) -> Self {
         let (memory, space) = guest_memory();
         let kvm = Arc::<NoKvm>::default();
         let router = Arc::new(Router::new(kvm.clone()).unwrap());
-        let backend = make(memory.clone());
+        let disk = make(memory.clone());
         let mut registers =
-            PciBlock::new(backend, memory.clone(), kvm.clone(), router, 0xc000_8000).unwrap();
+            PciBlock::new(disk, memory.clone(), kvm.clone(), router, 0xc000_8000).unwrap();
         registers.write_config(4, &[6, 0]);
         Self::new(registers, kvm, memory, space)
     }
@@ -281,13 +281,13 @@ impl Guest<PciBlock> {
 }
 
 impl Guest<MmioBlock> {
-    fn mmio(make: impl FnOnce(Memory) -> Backend) -> Self {
+    fn mmio(make: impl FnOnce(Memory) -> Box<dyn MachineDisk>) -> Self {
         let (memory, space) = guest_memory();
         let kvm = Arc::<NoKvm>::default();
         let router = Arc::new(Router::new(kvm.clone()).unwrap());
         let line = router.line(None).unwrap();
-        let backend = make(memory.clone());
-        let registers = MmioBlock::new(backend, memory.clone(), line, &*kvm, 0xd000_0000).unwrap();
+        let disk = make(memory.clone());
+        let registers = MmioBlock::new(disk, memory.clone(), line, &*kvm, 0xd000_0000).unwrap();
         Self::new(registers, kvm, memory, space)
     }
 }
@@ -310,7 +310,7 @@ impl<R: Registers> Guest<R> {
     }
 
     fn queues(&mut self) -> u16 {
-        self.registers.block().backend.queues()
+        self.registers.block().disk.device().queues()
     }
 
     /// Resets and negotiates these features with VERSION_1.
@@ -391,13 +391,13 @@ fn eventually(mut is: impl FnMut() -> bool) {
 }
 
 /// A device of our own over a disk.
-fn own(disk: Arc<dyn Disk>, queues: u16) -> Backend {
+fn own(disk: Arc<dyn Disk>, queues: u16) -> Box<dyn MachineDisk> {
     let options = DeviceOptions {
         queues,
         transport_features: feature::RING_RESET,
         ..DeviceOptions::default()
     };
-    Backend::Own(Device::new(disk, options).unwrap())
+    Box::new(OwnDisk(Device::new(disk, options).unwrap()))
 }
 
 /// A disk of 1 MiB.

@@ -14,7 +14,7 @@ use crate::virtio::vdpa::{VdpaDisk, VdpaSource};
 pub const PATHS: [bool; 2] = [false, true];
 
 /// A simulated vDPA device of two queues over a disk.
-pub fn vdpa(disk: Arc<dyn Disk>, slow: bool, memory: Memory) -> Backend {
+pub fn vdpa(disk: Arc<dyn Disk>, slow: bool, memory: Memory) -> Box<dyn MachineDisk> {
     let device = DeviceOptions {
         queues: 2,
         ..DeviceOptions::default()
@@ -29,7 +29,7 @@ pub fn vdpa(disk: Arc<dyn Disk>, slow: bool, memory: Memory) -> Backend {
         slow: AtomicBool::new(slow),
         layers: None,
     };
-    Backend::Vdpa(VdpaDisk::new(Arc::new(source), memory, Arc::new(())).unwrap())
+    Box::new(VdpaDisk::new(Arc::new(source), memory, Arc::new(())).unwrap())
 }
 
 /// A driver that takes a feature beyond those which the device offers.
