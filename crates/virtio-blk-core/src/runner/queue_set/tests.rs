@@ -162,7 +162,7 @@ impl Rig {
         let memory = Arc::new(apart.driver.memory().clone());
         let setup = QueueSetup::new(memory, move || irq.write(1).unwrap());
         let state = apart.driver.state();
-        let runner = device.start_queue(0, setup, &state).unwrap();
+        let runner = device.start_queue(0, setup, state).unwrap();
         let broken = self.broken.0.clone();
         let options = ThreadOptions {
             name: format!("queue{index}"),
