@@ -10,12 +10,15 @@ mod images;
 #[path = "common/qemu.rs"]
 mod qemu;
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{BLOCK, directory, read, run, wait, write};
 use images::{SIZE, open, path, sizes};
-use virtio_blk_core::disk::{Disk, DiskError, Handover, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_core::disk::{
+    Caps, Disk, DiskError, Handover, IoBuf, IoQueue, Op, OpKind, Submit, Token,
+};
 use virtio_blk_disks::throttle::{Limits, Rate};
 use virtio_blk_disks::{
     DiskSpec, MemoryDisk, Qcow2Disk, Qcow2Options, ThrottleDisk, ThrottleGroup,
@@ -220,6 +223,69 @@ fn a_limited_disk_below_is_waited_for_and_let_go() {
     write(&mut *disk.open_queue(4).unwrap(), 1 << 18, vec![3; 8192]).unwrap();
     let time = begun.elapsed();
     assert!(time > Duration::from_millis(150), "{time:?}");
+}
+
+/// A disk in memory that takes its time to let go.
+struct Slow {
+    memory: MemoryDisk,
+    begun: Sender<()>,
+    may_end: Mutex<Receiver<()>>,
+}
+
+impl Disk for Slow {
+    fn caps(&self) -> Caps {
+        self.memory.caps()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        self.memory.open_queue(depth)
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        self.begun.send(()).unwrap();
+        // The test may have ended.
+        let _ = self.may_end.lock().unwrap().recv();
+        Ok(())
+    }
+}
+
+/// Statistics and other queues do not wait for storage that hangs while the image is let go of.
+#[test]
+fn an_image_that_is_let_go_of_slowly_tells_of_itself() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=4k", SIZE);
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes.resize(64 << 20, 0);
+    let ((begun, beginning), (end, may_end)) = (channel(), channel());
+    let memory = MemoryDisk::new(bytes.len() as u64).unwrap();
+    write(&mut *memory.open_queue(1).unwrap(), 0, bytes).unwrap();
+    let below = Arc::new(Slow {
+        memory,
+        begun,
+        may_end: Mutex::new(may_end),
+    });
+    let disk = Arc::new(Qcow2Disk::over(below, &Qcow2Options::new(&image)).unwrap());
+    for by_queue in [false, true] {
+        disk.activate().unwrap();
+        let queue = by_queue.then(|| disk.open_queue(1).unwrap());
+        let leaving = disk.clone();
+        let left = std::thread::spawn(move || {
+            leaving.deactivate().unwrap();
+            drop(queue);
+        });
+        beginning.recv().unwrap();
+        let (asking, (answer, answered)) = (disk.clone(), channel());
+        std::thread::spawn(move || {
+            let is_open = asking.open_queue(1).is_ok();
+            answer.send((is_open, asking.flush_error().is_some(), asking.handover()))
+        });
+        let answered = answered.recv_timeout(Duration::from_secs(20));
+        assert_eq!(answered, Ok((false, false, Handover::Never)));
+        assert!(!left.is_finished());
+        end.send(()).unwrap();
+        left.join().unwrap();
+    }
 }
 
 /// With `lock=handover`, two servers of one file: each has it alone, and sees what the other wrote.

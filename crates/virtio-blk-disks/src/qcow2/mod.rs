@@ -75,14 +75,14 @@ pub struct Qcow2Disk {
     /// As found at opening; the capacity in it is not kept up to date.
     caps: Caps,
     control: Arc<Control>,
-    /// Held while the disk becomes active or inactive, or larger: that can take a while.
-    turn: Mutex<()>,
     medium: Arc<Medium>,
 }
 
 /// The image, shared with the queues: the last of them lets go of it, if it is there longer than the disk is active.
 struct Medium {
-    /// None while the disk is not active.
+    /// Held while the disk becomes active or inactive, or larger: that can take as long as the host's storage does.
+    turn: Mutex<()>,
+    /// None while the disk is not active. Nobody waits for storage while holding it.
     open: Mutex<Option<Open>>,
     /// What the image lies on, if it is no file.
     below: Option<Arc<dyn Disk>>,
@@ -105,26 +105,49 @@ impl Medium {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Closes an image that is to be left, and that nobody else has. `None`: somebody has.
-    fn close(&self, state: &mut Option<Open>) -> Option<Result<(), DiskError>> {
-        let is_free = |open: &mut Open| open.leaving && Arc::strong_count(&open.image) == 1;
-        let open = state.take_if(is_free)?;
-        let closed = open.image.finish();
-        if closed.is_err() || open.image.error().is_some() {
-            let _ = self.failed.set(open.image.frozen());
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The image, if it is to be left and nobody has it.
+    fn left(&self) -> Option<Arc<Image>> {
+        let state = self.state();
+        let is_left = |open: &&Open| open.leaving && Arc::strong_count(&open.image) == 1;
+        state
+            .as_ref()
+            .filter(is_left)
+            .map(|open| open.image.clone())
+    }
+
+    /// Closes an image that is to be left, and that nobody else has. `None`: somebody has. As it holds the turn, the
+    /// caller must not hold the state.
+    fn close(&self, _turn: &MutexGuard<'_, ()>) -> Option<Result<(), DiskError>> {
+        let image = self.left()?;
+        // Until that has ended the state tells who asks of errors, and that the image is not let go of.
+        let closed = image.finish();
+        if closed.is_err() || image.error().is_some() {
+            let _ = self.failed.set(image.frozen());
         }
+        drop(image);
+        let open = self.state().take();
+        // Closes the files, which may take a while, too.
         drop(open);
         let below = self.below.as_ref().map_or(Ok(()), |disk| disk.deactivate());
         Some(closed.and(below))
     }
 }
 
-/// A queue's share of the medium. To be dropped after all else that the queue has.
+/// A queue's share of the medium. To be dropped after all else that the queue has, and by nobody who holds the turn or
+/// the state.
 struct Leave(Arc<Medium>);
 
 impl Drop for Leave {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.0.close(&mut self.0.state()) {
+        // Only the last one waits for its turn.
+        if self.0.left().is_none() {
+            return;
+        }
+        if let Some(Err(error)) = self.0.close(&self.0.turn()) {
             log::error!("a qcow2 image was let go of after its last queue: {error}");
         }
     }
@@ -190,17 +213,13 @@ impl Qcow2Disk {
             options: options.clone(),
             caps,
             control,
-            turn: Mutex::default(),
             medium: Arc::new(Medium {
+                turn: Mutex::default(),
                 open: Mutex::new(open),
                 below,
                 failed: OnceLock::new(),
             }),
         })
-    }
-
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, Option<Open>> {
@@ -334,15 +353,16 @@ impl Disk for Qcow2Disk {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let mut state = self.state();
-        let open = state.as_mut().filter(|open| !open.leaving);
-        let open = open.ok_or_else(|| self.inactive())?;
-        // First, so that it is dropped last whatever fails.
+        // First, so that it is dropped last whatever fails, and without the state's lock.
         let leave = Leave(self.medium.clone());
-        let (image, pool) = (open.image.clone(), open.pool()?);
-        drop(state);
+        let (image, pool) = {
+            let mut state = self.state();
+            let open = state.as_mut().filter(|open| !open.leaving);
+            let open = open.ok_or_else(|| self.inactive())?;
+            (open.image.clone(), open.pool()?)
+        };
         let inner = image.host.open_queue(depth)?;
-        let queue = Qcow2Queue::new(image, pool, inner, depth, leave)?;
+        let queue = Qcow2Queue::new(leave, image, pool, inner, depth)?;
         Ok(Box::new(queue))
     }
 
@@ -356,7 +376,7 @@ impl Disk for Qcow2Disk {
     /// With [`Lock::Handover`], and over another disk, opens the image anew; waits up to 5 seconds for the lock of each
     /// of its files.
     fn activate(&self) -> Result<(), DiskError> {
-        let _turn = self.turn();
+        let _turn = self.medium.turn();
         if let Some(failed) = self.medium.failed.get() {
             failed.check()?;
         }
@@ -382,23 +402,21 @@ impl Disk for Qcow2Disk {
     /// Where [`Disk::activate`] opens the image anew, makes everything stable and closes it. If a queue is still open
     /// (that of a flush that somebody asked for), the last one closes it when it is dropped.
     fn deactivate(&self) -> Result<(), DiskError> {
-        let _turn = self.turn();
+        let turn = self.medium.turn();
         if !self.hands_over() {
             return Ok(());
         }
-        let mut state = self.state();
-        let Some(open) = &mut *state else {
-            return Ok(());
-        };
-        open.leaving = true;
-        if let Some(closed) = self.medium.close(&mut state) {
+        match &mut *self.state() {
+            Some(open) => open.leaving = true,
+            None => return Ok(()),
+        }
+        if let Some(closed) = self.medium.close(&turn) {
             return closed;
         }
-        let image = state.as_ref().map(|open| open.image.clone());
-        drop(state);
+        let image = self.state().as_ref().map(|open| open.image.clone());
         let stable = image.map_or(Ok(()), |image| image.flush());
-        // The last queue may have gone meanwhile.
-        let closed = self.medium.close(&mut self.state());
+        // The last queue may have gone meanwhile, and left that to us.
+        let closed = self.medium.close(&turn);
         stable.and(closed.unwrap_or(Ok(())))
     }
 
@@ -411,7 +429,12 @@ impl Disk for Qcow2Disk {
         let is_closed = state.is_none();
         drop(state);
         match &self.medium.below {
-            Some(below) if is_active || is_closed => below.handover(),
+            Some(below) if is_active => below.handover(),
+            Some(below) if is_closed => match below.handover() {
+                // It is about to let go, too.
+                Handover::Held(_) => Handover::Released(None),
+                other => other,
+            },
             _ if is_active => Handover::Held(None),
             _ => Handover::Released(None),
         }
@@ -420,7 +443,7 @@ impl Disk for Qcow2Disk {
     /// Makes the guest's disk larger, stable. What is added reads as zeroes. Refused, too, while the disk is not active,
     /// and if the image's backing file reaches further than the image.
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
-        let _turn = self.turn();
+        let _turn = self.medium.turn();
         let state = self.state();
         let open = state.as_ref().filter(|open| !open.leaving);
         let image = open.map(|open| open.image.clone());

@@ -89,14 +89,16 @@ impl Drop for Released {
 }
 
 impl Qcow2Queue {
+    /// `leave` comes first, so that it is dropped last if this fails.
+    ///
     /// # Errors
     /// The host has no more descriptors.
     pub fn new(
+        leave: Leave,
         image: Arc<Image>,
         pool: Arc<Pool>,
         inner: Box<dyn IoQueue>,
         depth: u16,
-        leave: Leave,
     ) -> Result<Self, DiskError> {
         let home = Arc::new(Home::new()?);
         let ready = match inner.wait() {

@@ -250,3 +250,41 @@ fn an_erase_that_nobody_waits_for_ends_early() {
     assert!(found[..erased].iter().all(|byte| *byte == 0));
     assert!(found[erased..].iter().all(|byte| *byte == kept));
 }
+
+/// A queue whose file the host does not wait for: `epoll` takes no regular files.
+struct Unwatched(std::fs::File);
+
+impl IoQueue for Unwatched {
+    fn submit(&mut self, op: virtio_blk_core::disk::Op) -> virtio_blk_core::disk::Submit {
+        virtio_blk_core::disk::Submit::Full(op)
+    }
+
+    fn reap(&mut self, _: &mut Vec<virtio_blk_core::disk::Completion>) -> Result<usize, DiskError> {
+        Ok(0)
+    }
+
+    fn wait(&self) -> virtio_blk_core::disk::Wait<'_> {
+        virtio_blk_core::disk::Wait::Fd(std::os::fd::AsFd::as_fd(&self.0))
+    }
+}
+
+/// The disk is let go of while its only queue is being made, which fails then.
+#[test]
+fn a_queue_that_cannot_be_made_lets_go_of_the_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.qcow2");
+    qemu::create(&path, "cluster_size=64k", 1 << 20);
+    let disk = Qcow2Disk::open(&Qcow2Options::new(&path).lock(Lock::Handover)).unwrap();
+    disk.activate().unwrap();
+    let (image, pool) = {
+        let mut state = disk.state();
+        let open = state.as_mut().unwrap();
+        (open.image.clone(), open.pool().unwrap())
+    };
+    disk.deactivate().unwrap();
+    assert!(disk.state().is_some());
+    let leave = Leave(disk.medium.clone());
+    let inner = Box::new(Unwatched(std::fs::File::open(&path).unwrap()));
+    assert!(Qcow2Queue::new(leave, image, pool, inner, 1).is_err());
+    assert!(disk.state().is_none(), "it is still open and locked");
+}

@@ -1,0 +1,72 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A host without memory for another thread. A process of its own, as the limit is the process's.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+#[path = "common/qemu.rs"]
+mod qemu;
+
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use virtio_blk_core::disk::{Disk, Handover};
+use virtio_blk_disks::{Lock, Qcow2Disk, Qcow2Options};
+
+/// Bytes of the process's address space.
+fn address_space() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Limits the address space. Returns the limit before.
+fn limit(to: u64) -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is valid.
+    let done = unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut limit) };
+    assert_eq!(done, 0);
+    let before = std::mem::replace(&mut limit.rlim_cur, to);
+    // SAFETY: the pointer is valid.
+    let done = unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const limit) };
+    assert_eq!(done, 0);
+    before
+}
+
+/// The first queue starts the threads of the disk: without them it is an error, and the disk goes on.
+#[test]
+fn a_queue_without_threads_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("disk.qcow2");
+    qemu::create(&path, "cluster_size=64k", 1 << 20);
+    let options = Qcow2Options::new(&path).lock(Lock::Handover);
+    let disk = Arc::new(Qcow2Disk::open(&options).unwrap());
+    disk.activate().unwrap();
+
+    // In a thread that is there already, so that a deadlock is seen.
+    let (ask, asked) = channel::<()>();
+    let (answer, answered) = channel();
+    let opener = disk.clone();
+    std::thread::spawn(move || {
+        for () in asked {
+            answer.send(opener.open_queue(1).map(drop)).unwrap();
+        }
+    });
+    // Less than the stack of a thread.
+    let before = limit(address_space() + (1 << 20));
+    ask.send(()).unwrap();
+    let refused = answered.recv_timeout(Duration::from_secs(20));
+    limit(before);
+    let refused = refused.expect("opening a queue hangs");
+    assert!(refused.is_err(), "a thread could be had all the same");
+
+    assert!(disk.flush_error().is_none());
+    ask.send(()).unwrap();
+    answered.recv().unwrap().unwrap();
+    disk.deactivate().unwrap();
+    assert_eq!(disk.handover(), Handover::Released(None));
+}
