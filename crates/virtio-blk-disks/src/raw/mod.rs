@@ -47,8 +47,22 @@ pub struct RawDisk {
 #[derive(Debug)]
 struct UseLock {
     writer: bool,
-    /// Whether it is held, and the content as it was then found, or left.
-    state: Mutex<(bool, Option<ContentStamp>)>,
+    /// Held while the lock is taken or let go of, or the file made larger: that can take as long as another owner or the
+    /// host's storage does, and listeners are told meanwhile.
+    turn: Mutex<()>,
+    /// Held for a look alone: listeners ask for it, whatever else they hold.
+    state: Mutex<Use>,
+}
+
+/// Whether the lock is held.
+#[derive(Clone, Copy, Debug)]
+enum Use {
+    /// With the content as it was found.
+    Held(Option<ContentStamp>),
+    /// The same, but it is about to be let go of: no queue is opened.
+    Leaving(Option<ContentStamp>),
+    /// With the content as it was left.
+    Released(Option<ContentStamp>),
 }
 
 /// Whether disks of this process can use io_uring.
@@ -83,8 +97,20 @@ pub(crate) fn file_size(file: &File) -> io::Result<u64> {
 }
 
 impl UseLock {
-    fn state(&self) -> MutexGuard<'_, (bool, Option<ContentStamp>)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self) -> Use {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, now: Use) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = now;
+    }
+
+    fn is_held(&self) -> bool {
+        matches!(self.get(), Use::Held(_))
     }
 }
 
@@ -102,7 +128,8 @@ impl RawDisk {
             plan,
             use_lock: by_use.then(|| UseLock {
                 writer: !options.read_only,
-                state: Mutex::new((false, None)),
+                turn: Mutex::default(),
+                state: Mutex::new(Use::Released(None)),
             }),
         })
     }
@@ -168,7 +195,7 @@ impl Disk for RawDisk {
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
         if let Some(use_lock) = &self.use_lock
-            && !use_lock.state().0
+            && !use_lock.is_held()
         {
             return Err(self.inactive());
         }
@@ -188,8 +215,8 @@ impl Disk for RawDisk {
         let Some(use_lock) = &self.use_lock else {
             return Ok(());
         };
-        let mut state = use_lock.state();
-        if state.0 {
+        let _turn = use_lock.turn();
+        if use_lock.is_held() {
             return Ok(());
         }
         let (file, path) = (self.medium.file.file(), &self.medium.path);
@@ -199,7 +226,7 @@ impl Disk for RawDisk {
             lock::unlock(file);
             return Err(error.into());
         }
-        *state = (true, found);
+        use_lock.set(Use::Held(found));
         Ok(())
     }
 
@@ -209,10 +236,11 @@ impl Disk for RawDisk {
         let Some(use_lock) = &self.use_lock else {
             return Ok(());
         };
-        let mut state = use_lock.state();
-        if !state.0 {
+        let _turn = use_lock.turn();
+        let Use::Held(found) = use_lock.get() else {
             return Ok(());
-        }
+        };
+        use_lock.set(Use::Leaving(found));
         let outcome = if use_lock.writer {
             self.medium.durability.sync(&self.medium.file)
         } else {
@@ -225,23 +253,23 @@ impl Disk for RawDisk {
         let file = self.medium.file.file();
         // What was lost may have been there when somebody looked.
         let left = stable.as_ref().ok().and_then(|()| stamp::settled(file));
-        *state = (false, left);
+        use_lock.set(Use::Released(left));
         lock::unlock(file);
         stable
     }
 
     fn handover(&self) -> Handover {
-        match self.use_lock.as_ref().map(|use_lock| *use_lock.state()) {
+        match self.use_lock.as_ref().map(UseLock::get) {
             None => Handover::Never,
-            Some((true, found)) => Handover::Held(found),
-            Some((false, left)) => Handover::Released(left),
+            Some(Use::Held(found) | Use::Leaving(found)) => Handover::Held(found),
+            Some(Use::Released(left)) => Handover::Released(left),
         }
     }
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         // Whoever has the lock may change the size meanwhile. It is not let go of before the end.
-        let state = self.use_lock.as_ref().map(UseLock::state);
-        if state.as_ref().is_some_and(|state| !state.0) {
+        let _turn = self.use_lock.as_ref().map(UseLock::turn);
+        if (self.use_lock.as_ref()).is_some_and(|use_lock| !use_lock.is_held()) {
             return Err(self.inactive());
         }
         self.medium.resize(bytes)
