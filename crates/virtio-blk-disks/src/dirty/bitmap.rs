@@ -495,7 +495,7 @@ impl DirtyBitmap {
     /// The bitmap as bytes, to be kept in a file: also what was taken and not committed. Marks set meanwhile may be
     /// among them or not.
     pub fn save(&self, name: &str) -> Vec<u8> {
-        format::encode(&self.marks(name, u64::MAX), &[])
+        format::encode(&self.marks(name, u64::MAX), None, &[])
     }
 
     /// Adds the marks of a bitmap that was saved, and what the disk has grown by since. Then this one knows everything

@@ -7,14 +7,14 @@
 //! |---|---|
 //! | 0 | `vblkdrty` |
 //! | 8 | version, `u32` |
-//! | 12 | flags, `u32`: 1 incomplete, 2 in use, 4 in use and synced, 8 others may change the disk |
+//! | 12 | flags, `u32`: 1 incomplete, 2 in use, 4 in use and synced, 8 others may change the disk, 16 in use with a disk that is handed over |
 //! | 16 | granularity |
 //! | 24 | bytes of the disk |
 //! | 32 | id, then the number of the generation |
-//! | 48 | the boot of the host in which it is in use, 16 bytes |
+//! | 48 | the boot of the host in which it was written, 16 bytes |
 //! | 64 | checksum of the regions and words, unless it is in use |
 //! | 72 | the bitmap's name, 64 bytes filled up with zeroes |
-//! | 136 | with flag 8: a stamp of the disk's content as it was left, 32 bytes; or zeroes |
+//! | 136 | with flag 8: a stamp of the disk's content as it was left, of use in that boot, 32 bytes; or zeroes |
 //! | 4088 | checksum of the header |
 //! | 4096 | a bit for each region of the disk, while it is in use: whether it may have been written to |
 //! | 8192 | a bit for each block |
@@ -46,6 +46,7 @@ const INCOMPLETE: u32 = 1;
 const IN_USE: u32 = 2;
 const SYNCED: u32 = 4;
 const UNSEEN: u32 = 8;
+const HANDS_OVER: u32 = 16;
 const STAMP_AT: usize = 136;
 const SUM_AT: usize = PAGE - 8;
 
@@ -83,12 +84,16 @@ pub(super) struct Use {
     pub(super) boot: Boot,
     /// Regions are stable before anything in them is written.
     pub(super) synced: bool,
+    /// Others may have the disk once this use has ended, whatever the file could be told of that.
+    pub(super) hands_over: bool,
 }
 
 /// What a file says.
 pub(super) struct Decoded {
     /// Taken at its word.
     pub(super) marks: Marks,
+    /// The boot in which it was written.
+    pub(super) boot: Boot,
     /// It was not closed.
     pub(super) in_use: Option<Use>,
     /// The bits of the regions.
@@ -128,8 +133,13 @@ fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(le)
 }
 
-/// The header of a file that is in use, or whose body has the checksum `body`.
-pub(super) fn header(marks: &Marks, of: Result<Use, u64>) -> Vec<u8> {
+/// The header of a file that is in use.
+pub(super) fn header(marks: &Marks, used: Use) -> Vec<u8> {
+    header_of(marks, used.boot, Ok(used))
+}
+
+/// The header of a file that is in use, or whose body has a checksum.
+fn header_of(marks: &Marks, boot: Boot, of: Result<Use, u64>) -> Vec<u8> {
     let mut bytes = vec![0; PAGE];
     let mut flags = match marks.incomplete {
         Some(_) => INCOMPLETE,
@@ -144,11 +154,13 @@ pub(super) fn header(marks: &Marks, of: Result<Use, u64>) -> Vec<u8> {
     }
     match of {
         Ok(used) => {
-            flags |= IN_USE | if used.synced { SYNCED } else { 0 };
-            put(&mut bytes, 48, &used.boot.unwrap_or_default());
+            flags |= IN_USE;
+            flags |= if used.synced { SYNCED } else { 0 };
+            flags |= if used.hands_over { HANDS_OVER } else { 0 };
         }
         Err(body) => put(&mut bytes, 64, &body.to_le_bytes()),
     }
+    put(&mut bytes, 48, &boot.unwrap_or_default());
     put(&mut bytes, 0, &MAGIC);
     put(&mut bytes, 8, &VERSION.to_le_bytes());
     put(&mut bytes, 12, &flags.to_le_bytes());
@@ -171,11 +183,11 @@ pub(super) fn header(marks: &Marks, of: Result<Use, u64>) -> Vec<u8> {
 }
 
 /// The whole of a file that is closed, with these bits for regions.
-pub(super) fn encode(marks: &Marks, regions: &[u8]) -> Vec<u8> {
+pub(super) fn encode(marks: &Marks, boot: Boot, regions: &[u8]) -> Vec<u8> {
     let mut body = vec![0; PAGE];
     put(&mut body, 0, regions);
     body.extend(marks.words.iter().flat_map(|word| word.to_le_bytes()));
-    let mut bytes = header(marks, Err(sum(&body)));
+    let mut bytes = header_of(marks, boot, Err(sum(&body)));
     bytes.append(&mut body);
     bytes
 }
@@ -201,9 +213,11 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, BitmapError> {
     let name: Vec<u8> = name.iter().copied().take_while(|byte| *byte != 0).collect();
     let mut boot = [0; 16];
     put(&mut boot, 0, header.get(48..64).unwrap_or_default());
+    let boot = Some(boot).filter(|boot| *boot != [0; 16]);
     let in_use = (flags & IN_USE != 0).then_some(Use {
-        boot: Some(boot).filter(|boot| *boot != [0; 16]),
+        boot,
         synced: flags & SYNCED != 0,
+        hands_over: flags & HANDS_OVER != 0,
     });
     let unseen = (flags & UNSEEN != 0).then(|| {
         let stamp = [0, 8, 16, 24].map(|at| number(header, STAMP_AT + at));
@@ -224,7 +238,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, BitmapError> {
     };
     let damage = if number(header, SUM_AT) != sum(header.get(..SUM_AT).unwrap_or_default()) {
         Some("its file is damaged: the checksum of its header is wrong")
-    } else if flags & !(INCOMPLETE | IN_USE | SYNCED | UNSEEN) != 0 {
+    } else if flags & !(INCOMPLETE | IN_USE | SYNCED | UNSEEN | HANDS_OVER) != 0 {
         Some("its file is damaged: it has unknown flags")
     } else if !body.len().is_multiple_of(8)
         || words_for(size, granularity).ok() != Some(marks.words.len())
@@ -239,6 +253,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded, BitmapError> {
     };
     Ok(Decoded {
         marks,
+        boot,
         in_use,
         regions: regions.to_vec(),
         damage,

@@ -138,7 +138,14 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         let bitmap = match persist {
             None => Arc::new(DirtyBitmap::incomplete(size, granularity, NEW)?),
             Some(options) => {
-                let (bitmap, file) = open::open(options, name, size, granularity, open::boot())?;
+                let file = open::New {
+                    name,
+                    size,
+                    granularity,
+                    boot: open::boot(),
+                    hands_over: plain.inner().handover() != Handover::Never,
+                };
+                let (bitmap, file) = open::open(options, &file)?;
                 layer.file = Some(file);
                 bitmap
             }
@@ -257,18 +264,25 @@ impl Layer for Dirty {
         let Handover::Held(_) = inner.handover() else {
             return inner.deactivate();
         };
-        // Before: a file that does not know of it must not outlive us.
+        // Before: a file that does not know of it must not outlive us. If it can't be told, it says at least that the
+        // disk is one that is handed over.
         let told = self.tell(DirtyBitmap::look_away);
         let left = inner.deactivate();
         let noted = self.tell(|bitmap| match inner.handover() {
-            Handover::Released(left) => {
+            Handover::Released(stamp) => {
                 bitmap.look_away()?;
-                left.map_or(Ok(()), |stamp| bitmap.note_left(stamp))
+                // What could not be made stable is not what the stamp is of, though another disk than the one that
+                // failed made it.
+                let stamp = stamp.filter(|_| left.is_ok());
+                stamp.map_or(Ok(()), |stamp| bitmap.note_left(stamp))
             }
             Handover::Held(_) | Handover::Never => bitmap.stay(),
         });
-        let told = told.and(noted);
-        left.and(told.map_err(|error| DiskError::Config(error.to_string())))
+        if let Err(error) = told.and(noted) {
+            // The disk is in order all the same.
+            log::error!("{error}: after a restart everything may count as changed");
+        }
+        left
     }
 }
 

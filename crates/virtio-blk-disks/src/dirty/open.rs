@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::bitmap::{BITS, DirtyBitmap, words_for};
+use super::bitmap::{BITS, DirtyBitmap, Unseen, words_for};
 use super::changes::ranges;
 use super::error::BitmapError;
 use super::format::{self, Boot, Decoded, MAX_BYTES, Marks, PAGE, Use, region_bytes};
@@ -108,13 +108,23 @@ fn check(path: &Path, found: &Marks, wanted: &Marks) -> Result<(), BitmapError> 
     Err(refused(path, why))
 }
 
-/// What the file of a bitmap that was not closed is worth.
+/// What the file of a bitmap is worth, in this boot and perhaps not closed.
 fn recover(decoded: Decoded, boot: Boot) -> Marks {
     let mut marks = decoded.marks;
+    let is_same_boot = boot.is_some() && decoded.boot == boot;
+    if !is_same_boot {
+        // A power cut takes back the time of a change, but not what a flush has made stable: `fdatasync` need not
+        // write the times of a file whose size stays.
+        marks.unseen = marks.unseen.map(|_| Unseen(None));
+    }
+    if decoded.in_use.is_some_and(|used| used.hands_over) {
+        // Whoever was killed with it may not have been the last.
+        marks.unseen = marks.unseen.or(Some(Unseen(None)));
+    }
     match decoded.in_use {
         None => {}
         // The process was killed: the host's page cache has everything.
-        Some(used) if used.boot.is_some() && used.boot == boot => {}
+        Some(_) if is_same_boot => {}
         Some(used) if used.synced => {
             let region = region_bytes(marks.size, marks.granularity);
             let words = region / marks.granularity / BITS;
@@ -154,17 +164,32 @@ fn start(
     Ok(recover(decoded, boot))
 }
 
+/// What the bitmap is to be whose file is opened, and where.
+pub(super) struct New<'a> {
+    pub(super) name: &'a str,
+    /// Bytes of the disk.
+    pub(super) size: u64,
+    pub(super) granularity: u64,
+    pub(super) boot: Boot,
+    /// The disk is one that is let go of.
+    pub(super) hands_over: bool,
+}
+
 /// Opens the file of a bitmap, or makes it.
 ///
 /// # Errors
 /// It belongs to something else, is in use, or can't be written.
 pub(super) fn open(
     options: &PersistOptions,
-    name: &str,
-    size: u64,
-    granularity: u64,
-    boot: Boot,
+    new: &New<'_>,
 ) -> Result<(Arc<DirtyBitmap>, Arc<Persist>), BitmapError> {
+    let &New {
+        name,
+        size,
+        granularity,
+        boot,
+        hands_over,
+    } = new;
     // Through links: it is replaced.
     let path = fs::canonicalize(&options.path).unwrap_or_else(|_| options.path.clone());
     let empty = DirtyBitmap::incomplete(size, granularity, "its file is new")?;
@@ -188,6 +213,7 @@ pub(super) fn open(
     let used = Use {
         boot,
         synced: options.sync,
+        hands_over,
     };
     let regions = regions(&marks, used);
     let file = replace(&path, old.is_some(), &marks, used, &regions)?;
@@ -261,8 +287,8 @@ pub(super) fn beside(path: &Path) -> PathBuf {
 
 fn write(mut file: &File, marks: &Marks, used: Use, regions: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
-    let whole = format::encode(marks, regions);
-    file.write_all(&format::header(marks, Ok(used)))?;
+    let whole = format::encode(marks, used.boot, regions);
+    file.write_all(&format::header(marks, used))?;
     file.write_all(whole.get(PAGE..).unwrap_or_default())?;
     file.sync_all()
 }

@@ -318,7 +318,7 @@ impl Persist {
         if self.shrunk.load(Ordering::SeqCst) {
             marks.incomplete = marks.incomplete.or(Some("the disk was smaller meanwhile"));
         }
-        let header = format::header(&marks, Ok(self.used));
+        let header = format::header(&marks, self.used);
         let _writer = self.writer();
         self.file.write_all_at(&header, 0)?;
         // What a power cut must not undo: that the bitmap is incomplete.
@@ -380,7 +380,7 @@ impl Persist {
     fn close(&self) -> io::Result<()> {
         let marks = self.bitmap.marks(&self.name, self.covered);
         let regions = self.writer();
-        let whole = format::encode(&marks, &regions);
+        let whole = format::encode(&marks, self.used.boot, &regions);
         let body = whole.get(WORDS_AT..).unwrap_or_default();
         self.file.write_all_at(body, WORDS_AT as u64)?;
         self.file.set_len(whole.len() as u64)?;

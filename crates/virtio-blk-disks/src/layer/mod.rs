@@ -39,7 +39,7 @@ pub trait Layer: Clone + Send + Sync + 'static {
     /// Lets go of the disk; see [`Disk::deactivate`].
     ///
     /// # Errors
-    /// That of the disk underneath, or what the layer remembers can't be noted.
+    /// That of the disk underneath. It is about the disk's data: what a layer remembers beside it is lost without.
     fn deactivate<D: Disk + ?Sized>(&self, inner: &D) -> Result<(), DiskError> {
         inner.deactivate()
     }

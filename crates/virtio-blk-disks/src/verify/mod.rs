@@ -127,7 +127,8 @@ impl Layer for Verify {
         let before = inner.handover();
         let result = inner.deactivate();
         if let (Handover::Held(_), Handover::Released(left)) = (before, inner.handover()) {
-            *self.shared.left() = Some(left);
+            // A stamp is of a disk that was left in order, whichever disk made it.
+            *self.shared.left() = Some(left.filter(|_| result.is_ok()));
         }
         result
     }

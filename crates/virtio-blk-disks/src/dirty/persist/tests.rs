@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Caps, Completion, ContentStamp, Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use super::*;
@@ -46,7 +46,7 @@ impl Rig {
             path: path.to_owned(),
             sync: self.sync,
         };
-        open::open(&options, "a", size, BLOCK, boot)
+        open::open(&options, &named("a", size, BLOCK, boot))
     }
 
     fn open(&self) -> (Arc<DirtyBitmap>, Arc<Persist>) {
@@ -65,6 +65,16 @@ impl Rig {
         let copy = self.dir.path().join("copy");
         fs::copy(self.path(), &copy).unwrap();
         self.open_at(&copy, SIZE, boot).unwrap().0
+    }
+}
+
+fn named(name: &str, size: u64, granularity: u64, boot: format::Boot) -> open::New<'_> {
+    open::New {
+        name,
+        size,
+        granularity,
+        boot,
+        hands_over: false,
     }
 }
 
@@ -228,7 +238,7 @@ fn another_file_is_refused_and_left_alone() {
             path: rig.path(),
             sync: false,
         };
-        match open::open(&options, name, SIZE, granularity, BOOT) {
+        match open::open(&options, &named(name, SIZE, granularity, BOOT)) {
             Ok(_) => panic!("it is taken"),
             Err(error) => error.to_string(),
         }
@@ -389,6 +399,31 @@ fn after_a_disk_was_smaller_the_file_of_a_killed_process_knows_nothing() {
     assert!(rig.killed(BOOT).is_incomplete().is_some());
 }
 
+/// After a power cut, a disk that others have written to may have the time of change that it had when it was left.
+#[test]
+fn a_stamp_proves_something_in_one_boot_of_the_host() {
+    let stamp = ContentStamp([1, 2, 3, 4]);
+    for is_closed in [false, true] {
+        for (boot, proves) in [(BOOT, true), (Some([2; 16]), false), (None, false)] {
+            let rig = Rig::new(true);
+            let (bitmap, file) = rig.clean();
+            bitmap.look_away().unwrap();
+            bitmap.note_left(stamp).unwrap();
+            let left = if is_closed {
+                drop((bitmap, file));
+                None
+            } else {
+                Some((bitmap, file))
+            };
+            let next = rig.killed(boot);
+            next.look_again(Some(stamp)).unwrap();
+            let is_complete = next.is_incomplete().is_none();
+            assert_eq!(is_complete, proves, "{is_closed} {boot:?}");
+            drop(left);
+        }
+    }
+}
+
 /// A look at the bitmap that is written late must not undo what was written meanwhile.
 #[test]
 fn an_older_header_does_not_replace_a_newer_one() {
@@ -478,7 +513,7 @@ fn racing_writes_and_commits_lose_nothing() {
         sync: false,
     };
     let boot = open::boot();
-    let (left, _file) = open::open(&options, "a", BLOCKS * BLOCK, BLOCK, boot).unwrap();
+    let (left, _file) = open::open(&options, &named("a", BLOCKS * BLOCK, BLOCK, boot)).unwrap();
     for (offset, len) in ranges(&left) {
         read(offset, &mut copy[offset as usize..(offset + len) as usize]);
     }
