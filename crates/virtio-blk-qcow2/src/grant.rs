@@ -28,7 +28,9 @@ pub enum Granted {
     Shared,
     /// So many clusters are wanted, and not there.
     Want(u64),
-    /// Not in this way: on a thread that may wait.
+    /// Somebody else changes the L1 table: on a thread that may wait.
+    Busy,
+    /// Metadata can't be written in this way: on a thread that may wait.
     Later,
 }
 
@@ -159,7 +161,10 @@ impl Image {
             return Ok(Some(Granted::Want(1)));
         };
         let host = run.first << self.base.geometry.cluster_bits;
-        let (put, used) = self.tables.add_table(io, slice.number, host);
+        let Some((put, used)) = self.tables.add_table(io, slice.number, host) else {
+            self.reserve.fill([run]);
+            return Ok(Some(Granted::Busy));
+        };
         if !used {
             // Somebody else was quicker, and nothing refers to ours.
             self.reserve.fill([run]);

@@ -208,6 +208,10 @@ impl MetaIo for Lane {
     fn put(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>> {
         Some(self.write(offset, data))
     }
+
+    fn may_wait(&self) -> bool {
+        true
+    }
 }
 
 /// Waits until the queue may have something, or has to let go of what it holds. Whether it has to is the answer.

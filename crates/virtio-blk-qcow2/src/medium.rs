@@ -48,6 +48,9 @@ pub enum Put {
 pub trait MetaIo {
     /// Writes `data` at `offset`. `None`: not this way, and anything may be there.
     fn put(&mut self, offset: u64, data: &[u8]) -> Option<Result<(), DiskError>>;
+
+    /// Whether the caller may wait for others.
+    fn may_wait(&self) -> bool;
 }
 
 impl Medium {
@@ -206,5 +209,9 @@ impl MetaIo for Inline<'_> {
             return None;
         }
         self.queue.execute(&kind, &IoBuf::from_vec(data.to_vec()))
+    }
+
+    fn may_wait(&self) -> bool {
+        false
     }
 }

@@ -58,6 +58,8 @@ pub struct Qcow2Queue {
     room: IoBuf,
     /// Readable when something is finished below or by the threads, unless nothing below ever is.
     ready: Option<OwnedFd>,
+    /// Something below does not tell when it is finished.
+    polls: bool,
     scratch: Vec<Completion>,
     _leave: Leave,
 }
@@ -98,6 +100,10 @@ impl Qcow2Queue {
                 Wait::Poll | Wait::Inline => None,
             })
             .collect();
+        let polls = [Some(&inner), below.as_ref()]
+            .into_iter()
+            .flatten()
+            .any(|queue| matches!(queue.wait(), Wait::Poll));
         let ready = if fds.is_empty() {
             None
         } else {
@@ -121,6 +127,7 @@ impl Qcow2Queue {
             is_inline: true,
             room: IoBuf::zeroed(image.base.medium.block()),
             ready,
+            polls,
             scratch: Vec::new(),
             image,
             _leave: leave,
@@ -437,6 +444,9 @@ impl IoQueue for Qcow2Queue {
     }
 
     fn wait(&self) -> Wait<'_> {
+        if self.polls {
+            return Wait::Poll;
+        }
         Wait::Fd(match &self.ready {
             Some(ready) => ready.as_fd(),
             None => self.share.0.as_fd(),

@@ -15,7 +15,7 @@ use crate::lane::Lane;
 use crate::medium::{MetaIo, Put};
 use crate::refcounts::{Refcounts, Run};
 use crate::slice::{Slice, State};
-use crate::sync::lock;
+use crate::sync::{lock, try_lock};
 
 /// Most bytes of slices in memory.
 const MAX_BYTES: u64 = 32 << 20;
@@ -227,14 +227,19 @@ impl Tables {
     }
 
     /// Gives a slice without a table one: a cluster that is counted, stably so, and reads as zeroes. Whether the cluster
-    /// was used is handed back; somebody else may have been quicker.
-    pub fn add_table(&self, io: &mut dyn MetaIo, slice: u64, host: u64) -> (Put, bool) {
-        let _alone = lock(&self.growing);
+    /// was used is handed back; somebody else may have been quicker. `None`: somebody else changes the L1 table, and the
+    /// caller can't wait.
+    pub fn add_table(&self, io: &mut dyn MetaIo, slice: u64, host: u64) -> Option<(Put, bool)> {
+        let _alone = if io.may_wait() {
+            lock(&self.growing)
+        } else {
+            try_lock(&self.growing)?
+        };
         let index = self.l1_of(slice);
         if self.l1_entry(index) & OFFSET != 0 {
-            return (Put::Done, false);
+            return Some((Put::Done, false));
         }
-        (self.set_l1(io, index, host | COPIED), true)
+        Some((self.set_l1(io, index, host | COPIED), true))
     }
 
     /// Gives a slice whose table is shared with a snapshot a table of its own, in `host`. What was its table before, if
@@ -279,7 +284,8 @@ impl Tables {
     ) -> Result<Option<Run>, DiskError> {
         let (base, geometry) = (&self.base, self.base.geometry);
         let _alone = lock(&self.growing);
-        let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
+        // Nobody changes it meanwhile, and everybody may look at it.
+        let l1 = self.l1();
         let (old, len) = (l1.entries.len() as u64 * 8, entries * 8);
         let room = geometry.clusters(old) * geometry.cluster();
         let moved = (len > room).then_some(());
@@ -304,12 +310,14 @@ impl Tables {
             }
         }
         let count = entries.max(l1.entries.len() as u64);
+        drop(l1);
         base.update_header(lane, |head| {
             put(head, field::SIZE, &size.to_be_bytes());
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             put(head, field::L1, &count.to_be_bytes());
             put(head, field::L1 + 4, &at.to_be_bytes());
         })?;
+        let mut l1 = self.l1.write().unwrap_or_else(PoisonError::into_inner);
         while (l1.entries.len() as u64) < count {
             l1.entries.push(AtomicU64::new(0));
         }

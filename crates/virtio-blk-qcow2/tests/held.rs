@@ -96,6 +96,8 @@ fn a_write_that_is_on_its_way_hits_nobody_else() {
     let disk = Setup::over(Arc::new(gate), &Setup::new(&image)).unwrap();
     let mut slow = disk.open_queue(4).unwrap();
     write(&mut *slow, 0, vec![1; CLUSTER]).unwrap();
+    // What is below tells nobody when it is finished.
+    assert!(matches!(slow.wait(), Wait::Poll));
     closed.store(true, Ordering::SeqCst);
     let op = Op {
         token: Token(1),

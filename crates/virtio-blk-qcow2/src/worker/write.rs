@@ -146,7 +146,8 @@ impl Worker {
             }
             Granted::Shared => Next::Unshare,
             Granted::Want(want) => Next::Wait(want),
-            Granted::Later => return Err(broken()),
+            // A lane waits.
+            Granted::Busy | Granted::Later => return Err(broken()),
         })
     }
 
