@@ -482,7 +482,7 @@ fn new_images() {
         setup: "cluster_size=4k",
         backing: false,
         compressed: false,
-        step: 3,
+        step: 2,
     }
     .run();
 }
@@ -504,7 +504,7 @@ fn images_over_others() {
         setup: "cluster_size=4k",
         backing: true,
         compressed: false,
-        step: 3,
+        step: 2,
     }
     .run();
 }
@@ -515,7 +515,7 @@ fn compressed_images() {
         setup: "cluster_size=4k",
         backing: false,
         compressed: true,
-        step: 3,
+        step: 2,
     }
     .run();
 }

@@ -95,7 +95,7 @@ fn fails(name: &str, setup: &'static str, how: How, engine: Engine, seed: u64) {
 
 #[test]
 fn written_images() {
-    fails("written", "cluster_size=4k", How::Written, Engine::Auto, 1);
+    fails("written", "cluster_size=4k", How::Written, Engine::Sync, 1);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn images_with_subclusters_over_others() {
         "subclusters over another",
         setup,
         How::Backing,
-        Engine::IoUring,
+        Engine::Auto,
         4,
     );
 }
