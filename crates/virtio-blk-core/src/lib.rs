@@ -4,10 +4,12 @@
 
 pub mod device;
 pub mod disk;
+mod guest_abi;
 pub mod memory;
 pub mod request;
 pub mod ring;
 pub mod runner;
+mod shared;
 pub mod spec;
 #[cfg(feature = "test-util")]
 pub mod testdisk;

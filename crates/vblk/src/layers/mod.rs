@@ -170,7 +170,7 @@ impl ExportedDisk {
     pub fn new(name: String, args: &ServeArgs, stack: Arc<Stack>, device: Arc<Device>) -> Self {
         let journal = Arc::new(Journal::new(name.clone()));
         let (queues, policy) = (journal.clone(), journal.clone());
-        device.on_request_error(Box::new(move |error| queues.note(error)));
+        device.on_request_error(move |error| queues.note(error));
         stack.listen_events(move |event| policy.note_policy(event));
         Self {
             name,

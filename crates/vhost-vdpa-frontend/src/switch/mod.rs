@@ -175,12 +175,12 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let queues = caps.max_queues.min(disk.caps().max_queues);
         let model = setup::new_model(&frontend, disk.clone(), queues, serial)?;
         let status = frontend.guest_status().clone();
-        model.on_request_error(Box::new(move |error| {
+        model.on_request_error(move |error| {
             // On the thread that serves the queue, at the moment of the break.
             if let ErrorCause::Queue(_) = error.cause {
                 status.need_reset();
             }
-        }));
+        });
         let this = Self {
             caps,
             queues,

@@ -3,8 +3,6 @@
 
 //! The configuration space (virtio 1.4, 2.5.2, 5.2.4 and 5.2.5.2).
 
-use std::sync::atomic::Ordering;
-
 use super::Device;
 use crate::spec::config::{self, Config};
 use crate::spec::feature;
@@ -104,7 +102,7 @@ impl Device {
         }
         match data {
             [mode @ (0 | 1)] | [mode @ (0 | 1), 0] => {
-                self.shared.writeback.store(*mode == 1, Ordering::Relaxed);
+                self.shared.set_writeback(*mode == 1);
                 Ok(())
             }
             [mode] => Err(ConfigError::CacheMode(*mode)),

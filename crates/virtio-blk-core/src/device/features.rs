@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Device, DeviceOptions, lock};
 use crate::disk::Caps;
-use crate::runner::WriteCache;
+use crate::shared::WriteCache;
 use crate::spec::feature::{self, *};
 
 /// Why the driver's features are refused: FEATURES_OK must not be set.
@@ -92,7 +92,7 @@ impl Device {
             accepted & CONFIG_WCE != 0 && (!writeback || accepted & FLUSH != 0)
         });
         let writeback = told.unwrap_or_else(|| self.initial_writeback());
-        self.shared.writeback.store(writeback, Ordering::Relaxed);
+        self.shared.set_writeback(writeback);
     }
 
     /// `writeback` as it stands right after negotiation (virtio 1.4, 5.2.5.2).

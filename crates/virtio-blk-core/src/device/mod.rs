@@ -18,7 +18,6 @@
 //!
 //! [`StatusRegister`] does the bookkeeping of the status byte for transports that have one.
 
-mod abi;
 mod adopt;
 mod config;
 mod features;
@@ -29,11 +28,9 @@ mod status;
 #[cfg(feature = "thread")]
 mod virtio_device;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use abi::{GuestAbi, MAX_SEG_MAX};
-pub use adopt::AbiError;
 pub use config::ConfigError;
 pub use features::NegotiationError;
 pub use options::{DeviceOptions, DeviceOptionsError};
@@ -43,32 +40,14 @@ pub use status::{StatusChange, StatusRegister};
 #[cfg(feature = "thread")]
 pub use virtio_device::{DriveError, DriverInterrupt, QueueResources, StartedQueue, VirtioDevice};
 
+pub use crate::guest_abi::{AbiError, GuestAbi, MAX_SEG_MAX};
+
 use crate::disk::{Caps, Disk, DiskEvent};
-use crate::runner::{Counters, ErrorListener, ErrorListeners};
+use crate::runner::{Counters, ErrorListeners, RequestError};
+use crate::shared::SharedConfig;
 
-/// Called after each change of the configuration space that the driver did not make. Must not block.
-pub type ConfigListener = Box<dyn Fn() + Send + Sync>;
-
-/// What changes while queues run; read by each of them for each request.
-#[derive(Debug)]
-pub(crate) struct SharedConfig {
-    capacity: AtomicU64,
-    writeback: AtomicBool,
-}
-
-impl SharedConfig {
-    /// Capacity in sectors.
-    #[inline]
-    pub(crate) fn capacity(&self) -> u64 {
-        self.capacity.load(Ordering::Relaxed)
-    }
-
-    /// The driver's cache mode.
-    #[inline]
-    pub(crate) fn writeback(&self) -> bool {
-        self.writeback.load(Ordering::Relaxed)
-    }
-}
+/// Called after each change of the configuration space that the driver did not make.
+type ConfigListener = Box<dyn Fn() + Send + Sync>;
 
 /// What the guest is told.
 struct Shown {
@@ -120,10 +99,7 @@ impl Device {
                 writeback: None,
             }),
             accepted: AtomicU64::new(0),
-            shared: Arc::new(SharedConfig {
-                capacity: AtomicU64::new(caps.capacity),
-                writeback: AtomicBool::new(true),
-            }),
+            shared: Arc::new(SharedConfig::new(caps.capacity)),
             generation: Mutex::new(0),
             listeners: Mutex::new(Vec::new()),
             errors: Arc::default(),
@@ -131,10 +107,7 @@ impl Device {
             options,
             disk: disk.clone(),
         });
-        device
-            .shared
-            .writeback
-            .store(device.initial_writeback(), Ordering::Relaxed);
+        device.shared.set_writeback(device.initial_writeback());
         let weak = Arc::downgrade(&device);
         disk.listen(Arc::new(move |event| {
             if let Some(device) = weak.upgrade() {
@@ -166,16 +139,16 @@ impl Device {
         self.counters.get(usize::from(queue))
     }
 
-    /// Adds a listener for changes of the configuration space.
-    pub fn listen(&self, listener: ConfigListener) {
-        lock(&self.listeners).push(listener);
+    /// Adds a listener for changes of the configuration space that the driver did not make. It must not block.
+    pub fn listen(&self, listener: impl Fn() + Send + Sync + 'static) {
+        lock(&self.listeners).push(Box::new(listener));
     }
 
     /// Adds a listener for what goes wrong in this device's queues: failures of the disk, which the driver
     /// sees as a status byte without a reason, chains that can't be taken, and broken queues. It is called
-    /// on the queue's thread and must not block. Costs nothing while nothing goes wrong.
-    pub fn on_request_error(&self, listener: ErrorListener) {
-        self.errors.add(listener);
+    /// on the queue's thread and must not block; one that keeps the time of its work low, or its log short, counts. Costs nothing while nothing goes wrong.
+    pub fn on_request_error(&self, listener: impl Fn(&RequestError<'_>) + Send + Sync + 'static) {
+        self.errors.add(Box::new(listener));
     }
 
     /// Forgets what was negotiated, as a device reset does (virtio 1.4, 2.4.1). The transport has
@@ -199,8 +172,7 @@ impl Device {
             let mut generation = lock(&self.generation);
             let caps = self.disk.caps();
             // Nothing may be computed with a capacity that `Caps::validate` would refuse.
-            let changed = caps.validate().is_ok()
-                && self.shared.capacity.swap(caps.capacity, Ordering::Relaxed) != caps.capacity;
+            let changed = caps.validate().is_ok() && self.shared.set_capacity(caps.capacity);
             *generation = generation.wrapping_add(u32::from(changed));
             changed
         };

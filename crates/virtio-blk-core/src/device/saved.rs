@@ -6,8 +6,6 @@
 //! The data is treated as hostile when it comes back: everything is checked against the device that
 //! takes it, and queue addresses once more by [`Device::start_queue`].
 
-use std::sync::atomic::Ordering;
-
 use super::{AbiError, Device, GuestAbi, NegotiationError, features};
 use crate::ring::{MAX_QUEUE_SIZE, QueueState, are_distinct};
 use crate::spec::feature;
@@ -153,9 +151,7 @@ impl Device {
         }
         self.accept(saved.features)?;
         if saved.features & feature::CONFIG_WCE != 0 {
-            self.shared
-                .writeback
-                .store(saved.writeback, Ordering::Relaxed);
+            self.shared.set_writeback(saved.writeback);
         }
         if saved.abi.is_none() && saved.capacity != self.capacity() {
             self.config_changed();

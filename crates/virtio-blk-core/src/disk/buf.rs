@@ -10,11 +10,7 @@ use std::sync::Arc;
 
 use vm_memory::atomic::GuestMemoryLoadGuard;
 
-use crate::memory::IotlbTable;
-
-/// Anything whose existence keeps a buffer's memory mapped: a guard on guest memory, an allocation.
-pub trait KeepAlive: Any + Send + Sync {}
-impl<T: Any + Send + Sync> KeepAlive for T {}
+use crate::memory::{IotlbTable, KeepAlive};
 
 /// What holds the memory of a queue over an I/O TLB.
 type Translated = GuestMemoryLoadGuard<IotlbTable>;

@@ -21,11 +21,13 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use buf::{IoBuf, KeepAlive};
+pub use buf::IoBuf;
 pub use caps::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
 pub use error::DiskError;
 pub use handover::{ContentStamp, Handover};
 pub use op::{Completion, Lifetime, Op, OpKind, Token};
+
+pub use crate::memory::KeepAlive;
 
 /// Something that changed on a disk while it was in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use vm_memory::{GuestAddressSpace, GuestMemoryRegion, MemoryRegionAddress};
 
-use crate::disk::KeepAlive;
+use super::KeepAlive;
 
 /// Bytes of host memory together with what keeps them mapped. Cheap to clone and to cut.
 ///

@@ -17,8 +17,7 @@ use vm_memory::{
     MemoryRegionAddress, Permissions,
 };
 
-use super::{DeviceMemory, IotlbTable, Unmapped, read_16};
-use crate::disk::KeepAlive;
+use super::{DeviceMemory, IotlbTable, KeepAlive, Unmapped, read_16};
 
 /// One contiguous piece of guest memory. `last` is inclusive so that a region may end at 2^64.
 #[derive(Clone, Copy)]

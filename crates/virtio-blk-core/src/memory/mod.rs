@@ -13,6 +13,8 @@ mod host;
 mod iotlb;
 mod map;
 
+use std::any::Any;
+
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
 pub(crate) use area::{RingArea, read_16};
@@ -36,6 +38,10 @@ impl<S> DeviceMemory for S where
     S: GuestAddressSpace<M: GuestMemory + 'static, T: Send + Sync + 'static> + Send + 'static
 {
 }
+
+/// Anything whose existence keeps a buffer's memory mapped: a guard on guest memory, an allocation.
+pub trait KeepAlive: Any + Send + Sync {}
+impl<T: Any + Send + Sync> KeepAlive for T {}
 
 /// A guest range that is not mapped, not with the needed permission, or that wraps around.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

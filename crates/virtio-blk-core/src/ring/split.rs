@@ -14,8 +14,7 @@ use super::{
     AddressKind, Chain, ChainError, LastWritable, Popped, QueueState, Ring, RingError, Segment,
     SimpleChain,
 };
-use crate::disk::KeepAlive;
-use crate::memory::{DeviceMemory, GuestMap, Permissions, RingArea, read_16};
+use crate::memory::{DeviceMemory, GuestMap, KeepAlive, Permissions, RingArea, read_16};
 use crate::spec::feature;
 
 /// The largest queue size the specification allows, in descriptors.

@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 use vm_memory::{AtomicInteger, VolatileMemory, VolatileSlice};
 
 use super::InFlightLog;
-use crate::device::{AbiError, GuestAbi};
+use crate::guest_abi::{AbiError, GuestAbi};
 use crate::memory::HostMemory;
 use crate::ring::MAX_QUEUE_SIZE;
 

@@ -55,10 +55,10 @@ pub use medium::{Medium, MediumEvent, Refused};
 use outstanding::Outstanding;
 #[cfg(feature = "thread")]
 pub use queue_set::QueueSet;
-pub use report::{ErrorCause, ErrorListener, RequestError};
+pub use report::{ErrorCause, RequestError};
 pub(crate) use report::{ErrorListeners, Reports};
-pub(crate) use setup::{DeviceView, QueueParts, WriteCache};
-pub use setup::{Notify, QueueSetup};
+pub use setup::QueueSetup;
+pub(crate) use setup::{DeviceView, QueueParts};
 pub use stop::{Stop, Stopped};
 #[cfg(feature = "event-manager")]
 pub use subscriber::QueueSubscriber;

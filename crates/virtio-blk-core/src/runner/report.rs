@@ -66,9 +66,8 @@ impl fmt::Display for RequestError<'_> {
     }
 }
 
-/// Called for each error, on the thread that serves the queue. Must not block; whoever keeps the time of
-/// its work low, or its log short, does so by counting.
-pub type ErrorListener = Box<dyn Fn(&RequestError<'_>) + Send + Sync>;
+/// Called for each error, on the thread that serves the queue.
+type ErrorListener = Box<dyn Fn(&RequestError<'_>) + Send + Sync>;
 
 /// The listeners of a device.
 #[derive(Default)]

@@ -10,21 +10,20 @@ use std::sync::atomic::AtomicBool;
 use super::Stopped;
 use super::report::Reports;
 use super::{Counters, InFlightArea, InFlightError, InFlightLog};
-use crate::device::SharedConfig;
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::request::RequestLimits;
 use crate::ring::{QueueState, RingError, SplitRing};
+use crate::shared::{SharedConfig, WriteCache};
 
-/// Called when the driver wants to know of used buffers: writes an eventfd, injects an interrupt. Must
-/// not block.
-pub type Notify = Box<dyn Fn() + Send>;
+/// Called when the driver wants to know of used buffers.
+pub(super) type Notify = Box<dyn Fn() + Send>;
 
 /// What an embedder gives to [`crate::device::Device::start_queue`].
 pub struct QueueSetup<M: DeviceMemory> {
     /// Guest memory; snapshots are taken from it whenever it changes.
     pub(super) map: GuestMap<M>,
     /// How to notify the driver.
-    pub notify: Notify,
+    pub(super) notify: Notify,
     /// An in-flight log, where the transport has one.
     pub log: Option<Box<dyn InFlightLog>>,
     /// Heads that an earlier owner of the queue took and did not return ([`Stopped::in_flight`], or what
@@ -37,7 +36,8 @@ pub struct QueueSetup<M: DeviceMemory> {
 }
 
 impl<M: DeviceMemory> QueueSetup<M> {
-    /// A set-up without log and replay.
+    /// A set-up without log and replay. `notify` is called when the driver wants to know of used buffers: it writes an
+    /// eventfd, or injects an interrupt, and must not block.
     pub fn new(memory: M, notify: impl Fn() + Send + 'static) -> Self {
         Self {
             map: GuestMap::new(memory),
@@ -77,17 +77,6 @@ impl<M: DeviceMemory> QueueSetup<M> {
         self.replay = replay;
         Ok(count)
     }
-}
-
-/// How writes become stable (virtio 1.4, 5.2.5.2 and 5.2.6.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WriteCache {
-    /// No volatile cache below, or the driver flushes: writes need nothing.
-    Back,
-    /// FLUSH was offered and the driver can't flush: each write is stable before it completes.
-    Through,
-    /// The driver switches with `writeback`.
-    Switchable,
 }
 
 /// What requests of a queue are executed with: the device's side of it.

@@ -5,8 +5,8 @@
 
 use std::sync::Arc;
 
-use crate::disk::{IoBuf, KeepAlive, Token};
-use crate::memory::{DeviceMemory, GuestMap};
+use crate::disk::{IoBuf, Token};
+use crate::memory::{DeviceMemory, GuestMap, KeepAlive};
 use crate::request::{ByteRange, RangeKind};
 use crate::ring::Segment;
 use crate::spec::RequestType;

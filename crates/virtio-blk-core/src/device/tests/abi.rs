@@ -66,7 +66,7 @@ fn the_byte_form_is_what_it_was() {
 fn forged(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut bytes = told().to_bytes();
     change(&mut bytes);
-    let sum = super::super::abi::checksum(&bytes).to_le_bytes();
+    let sum = crate::guest_abi::checksum(&bytes).to_le_bytes();
     bytes[4..8].copy_from_slice(&sum);
     bytes
 }

@@ -18,13 +18,13 @@ fn rig(mode: Mode, wait: WaitKind) -> (Rig<Plain>, Told) {
     let rig = Rig::new(&Arc::new(mem), &mut space, disk(mode, wait));
     let told = Told::default();
     let list = told.clone();
-    rig.device.on_request_error(Box::new(move |error| {
+    rig.device.on_request_error(move |error| {
         let errno = match error.cause {
             ErrorCause::Operation { error, .. } => error.errno(),
             _ => None,
         };
         list.lock().unwrap().push(format!("{error} [{errno:?}]"));
-    }));
+    });
     (rig, told)
 }
 
@@ -143,14 +143,14 @@ fn listeners_that_come_later_are_called_too() {
     let count = Arc::new(AtomicU64::new(0));
     let counter = count.clone();
     let device = Arc::downgrade(&rig.device);
-    rig.device.on_request_error(Box::new(move |error| {
+    rig.device.on_request_error(move |error| {
         assert_eq!(error.queue, 0);
         if counter.fetch_add(1, Ordering::SeqCst) == 0 {
             // One may add another from within.
             let device = device.upgrade().unwrap();
-            device.on_request_error(Box::new(|_| {}));
+            device.on_request_error(|_| {});
         }
-    }));
+    });
     rig.disk
         .set_fault(|_| Some(DiskError::from_errno(libc::EIO)));
     rig.ask(&Request::read(0, 512));
@@ -181,9 +181,9 @@ fn offer(
     device.accept(device.offered() & !masked).unwrap();
     let told = Told::default();
     let sink = told.clone();
-    device.on_request_error(Box::new(move |error| {
+    device.on_request_error(move |error| {
         sink.lock().unwrap().push(error.to_string());
-    }));
+    });
     let mut hostile = HostileRing::new(&*mem, space, 128, 0, true).unwrap();
     let (list, status) = list(&mut hostile);
     for (index, desc) in list.into_iter().enumerate() {

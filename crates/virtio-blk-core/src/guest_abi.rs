@@ -7,12 +7,118 @@
 //! chains of up to `seg_max` segments, I/O in whole blocks, discards up to the limits. A device that takes the
 //! place of another below a running guest (a restarted server, a restored snapshot, the destination of a
 //! migration) must keep to what the first one said. [`GuestAbi`] is that, with one byte form for everything
-//! that carries it; [`Device::adopt`](super::Device::adopt) compares and takes it over.
+//! that carries it; [`Device::adopt`](crate::device::Device::adopt) compares and takes it over.
 
-use super::AbiError;
 use crate::disk::{EraseLimits, Topology, ZeroLimits};
 use crate::ring::MAX_QUEUE_SIZE;
 use crate::spec::{SERIAL_SIZE, feature};
+
+/// Why a device can't keep to what the guest was told. `told` is what the guest knows, `now` what this device
+/// has; capacities in sectors of 512 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AbiError {
+    /// The record of what was told can't be read.
+    #[error("what the guest was told can't be read: {0}")]
+    Malformed(&'static str),
+    /// The record was written by newer code.
+    #[error(
+        "what the guest was told has version {found}, this program reads up to {known}: use the program that \
+         wrote it, or a newer one"
+    )]
+    Version {
+        /// As recorded.
+        found: u16,
+        /// The newest that is understood.
+        known: u16,
+    },
+    /// Fewer queues.
+    #[error("the guest was told of {told} queues, this device has {now}: give it at least {told}")]
+    Queues {
+        /// As recorded.
+        told: u16,
+        /// This device's.
+        now: u16,
+    },
+    /// Smaller queues.
+    #[error(
+        "the guest was told that a queue may have {told} descriptors, this device takes {now}: give it a queue \
+         size of at least {told}"
+    )]
+    QueueSize {
+        /// As recorded.
+        told: u16,
+        /// This device's.
+        now: u16,
+    },
+    /// Another block size, in bytes.
+    #[error(
+        "the guest was told of blocks of {told} bytes, this device has blocks of {now}: give it a block size of \
+         {told}"
+    )]
+    BlockSize {
+        /// As recorded.
+        told: u32,
+        /// This device's.
+        now: u32,
+    },
+    /// A smaller capacity.
+    #[error(
+        "the guest was told of {told} sectors, this disk has {now}: use the same disk, of at least {told} sectors"
+    )]
+    Capacity {
+        /// As recorded.
+        told: u64,
+        /// This device's.
+        now: u64,
+    },
+    /// The device does not take writes any more.
+    #[error(
+        "the guest was told that it may write, this device is read-only: open the disk for writing"
+    )]
+    ReadOnly,
+    /// Features that this device does not offer.
+    #[error(
+        "the guest was offered {}, which this device does not offer: use a disk and settings that do",
+        feature::names(*missing).join(", ")
+    )]
+    Features {
+        /// Those bits.
+        missing: u64,
+    },
+    /// A lower limit, named by its field of the configuration space.
+    #[error(
+        "the guest was told a {field} of {told}, this disk takes {now}: use a disk and settings that take {told}"
+    )]
+    Limit {
+        /// The field.
+        field: &'static str,
+        /// As recorded.
+        told: u32,
+        /// This device's.
+        now: u32,
+    },
+    /// Another serial number.
+    #[error(
+        "the guest was told the serial number {told:?}, this device has {now:?}: use the same disk, or give it \
+         that serial number"
+    )]
+    Serial {
+        /// As recorded.
+        told: String,
+        /// This device's.
+        now: String,
+    },
+    /// The driver acknowledged features that the record does not offer.
+    #[error(
+        "the driver acknowledged {}, which the guest was not offered by what is to be taken over",
+        feature::names(*extra).join(", ")
+    )]
+    Negotiated {
+        /// Those bits.
+        extra: u64,
+    },
+}
 
 /// The version this code writes; it reads all up to this one.
 const VERSION: u16 = 1;
@@ -208,7 +314,7 @@ impl GuestAbi {
     ///
     /// # Errors
     /// [`AbiError::Malformed`].
-    pub(super) fn validate(&self) -> Result<(), AbiError> {
+    pub(crate) fn validate(&self) -> Result<(), AbiError> {
         let has = |bit| self.features & bit != 0;
         let erase = |limits: Option<EraseLimits>, bit| match limits {
             Some(l) => has(bit) && l.max_sectors != 0 && l.max_segments != 0 && l.alignment != 0,
@@ -292,7 +398,7 @@ impl Fields<'_> {
 }
 
 /// The CRC-32 (IEEE 802.3) of `bytes`, with the four bytes of the checksum itself taken as 0.
-pub(super) fn checksum(bytes: &[u8]) -> u32 {
+pub(crate) fn checksum(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for (at, byte) in bytes.iter().enumerate() {
         crc ^= if (4..8).contains(&at) {
