@@ -6,7 +6,10 @@ pub mod device;
 pub mod disk;
 mod guest_abi;
 pub mod memory;
+#[cfg(feature = "internals")]
 pub mod request;
+#[cfg(not(feature = "internals"))]
+mod request;
 pub mod ring;
 pub mod runner;
 mod shared;

@@ -339,6 +339,7 @@ impl InFlightArea {
     ///
     /// # Errors
     /// The area has no such queue, or is of a layout of the future.
+    #[cfg(any(test, feature = "internals"))]
     pub fn queue(
         &self,
         index: u16,
@@ -349,7 +350,7 @@ impl InFlightArea {
         Ok((Box::new(log), in_flight))
     }
 
-    fn split_log(
+    pub(super) fn split_log(
         &self,
         index: u16,
         size: u16,
@@ -382,7 +383,7 @@ impl InFlightArea {
 
 /// One queue's log in an [`InFlightArea`].
 #[derive(Debug)]
-struct SplitLog {
+pub(super) struct SplitLog {
     memory: HostMemory,
     base: usize,
     size: u16,

@@ -49,7 +49,10 @@ pub use error::OnFatal;
 pub use error::QueueError;
 use fetch::Fetch;
 pub use inflight::{InFlightArea, InFlightError};
+#[cfg(feature = "internals")]
 pub use log::InFlightLog;
+#[cfg(not(feature = "internals"))]
+pub(crate) use log::InFlightLog;
 #[cfg(feature = "thread")]
 pub use medium::{Medium, MediumEvent, Refused};
 use outstanding::Outstanding;
@@ -249,6 +252,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             match popped {
                 Popped::Chain => taken += self.begin_taken()?,
                 Popped::Malformed(error) => taken += self.refuse_malformed(error)?,
+                #[cfg(any(test, feature = "internals"))]
                 Popped::Empty => {}
             }
         }

@@ -24,8 +24,8 @@ pub struct QueueSetup<M: DeviceMemory> {
     pub(super) map: GuestMap<M>,
     /// How to notify the driver.
     pub(super) notify: Notify,
-    /// An in-flight log, where the transport has one.
-    pub log: Option<Box<dyn InFlightLog>>,
+    /// An in-flight log, where the transport has one: see [`QueueSetup::keep_log`].
+    pub(super) log: Option<Box<dyn InFlightLog>>,
     /// Heads that an earlier owner of the queue took and did not return ([`Stopped::in_flight`], or what
     /// a log says), in the order in which they were taken. They are executed first. The state counts
     /// them as taken; more of them than it counts, or one named twice, are refused at the start.
@@ -71,9 +71,9 @@ impl<M: DeviceMemory> QueueSetup<M> {
         index: u16,
         state: &QueueState,
     ) -> Result<u16, InFlightError> {
-        let (log, replay) = area.queue(index, state.size, state.next_used)?;
+        let (log, replay) = area.split_log(index, state.size, state.next_used)?;
         let count = replay.len() as u16;
-        self.log = Some(log);
+        self.log = Some(Box::new(log));
         self.replay = replay;
         Ok(count)
     }

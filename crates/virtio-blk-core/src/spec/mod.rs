@@ -9,9 +9,13 @@ pub mod feature;
 mod request;
 pub mod status;
 
+#[cfg(feature = "internals")]
+pub use request::RequestHeader;
+#[cfg(not(feature = "internals"))]
+pub(crate) use request::RequestHeader;
 pub use request::{
-    HEADER_SIZE, RangeSegment, RequestHeader, RequestStatus, RequestType, SEGMENT_FLAG_UNMAP,
-    SEGMENT_SIZE, SERIAL_SIZE,
+    HEADER_SIZE, RangeSegment, RequestStatus, RequestType, SEGMENT_FLAG_UNMAP, SEGMENT_SIZE,
+    SERIAL_SIZE,
 };
 
 /// The virtio device id of a block device (virtio 1.4, 5.2.1).

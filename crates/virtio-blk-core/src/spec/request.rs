@@ -93,6 +93,7 @@ pub struct RequestHeader {
 
 impl RequestHeader {
     /// Reads the wire form. The reserved field (once `ioprio`) is ignored.
+    #[cfg(any(test, feature = "internals"))]
     pub const fn from_bytes(b: &[u8; HEADER_SIZE]) -> Self {
         Self {
             kind: RequestType::from_wire(u32::from_le_bytes([b[0], b[1], b[2], b[3]])),
@@ -110,6 +111,7 @@ impl RequestHeader {
     }
 
     /// The wire form.
+    #[cfg(any(test, feature = "internals"))]
     pub fn to_bytes(self) -> [u8; HEADER_SIZE] {
         let mut bytes = [0; HEADER_SIZE];
         bytes[..4].copy_from_slice(&self.kind.to_wire().to_le_bytes());

@@ -69,7 +69,7 @@ fn found(
 }
 
 /// What the runner takes from the same ring is what `pop` found.
-fn same_by_shape<M: crate::memory::DeviceMemory>(
+fn same_by_shape<M: DeviceMemory>(
     map: &GuestMap<M>,
     state: &QueueState,
     features: u64,

@@ -15,6 +15,7 @@ use virtio_blk_driver::testmem::{self, Space};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::memory::{DeviceMemory, GuestMap};
 use crate::spec::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC};
 
 type Memory = Arc<GuestMemoryMmap<()>>;

@@ -132,9 +132,9 @@ fn a_thread_that_panicked_is_gone() {
 fn a_panic_is_told_at_once() {
     let (mut apart, thread, told) = spawn(Mode::AtFlush, WaitKind::Fd, Duration::ZERO);
     let (sender, reports) = mpsc::channel();
-    apart.device.on_request_error(Box::new(move |error| {
+    apart.device.on_request_error(move |error| {
         sender.send(error.to_string()).unwrap();
-    }));
+    });
     apart.disk.set_panic();
     apart.submit(&Request::read(0, 512));
     assert!(told.recv().unwrap().starts_with("its thread panicked"));
