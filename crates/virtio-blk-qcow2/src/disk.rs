@@ -88,9 +88,10 @@ impl Drop for Leave {
         let is_left = |open: &mut Open| open.leaving && open.queues == 0;
         let open = state.open.take_if(is_left);
         drop(state);
-        if let Some(open) = open {
-            // Whoever asks for the disk's errors is told.
-            let _ = self.0.close(&open);
+        if let Some(open) = open
+            && let Err(error) = self.0.close(&open)
+        {
+            log::error!("a qcow2 image was let go of after its last queue: {error}");
         }
     }
 }
@@ -375,7 +376,13 @@ impl Disk for Qcow2Disk {
     }
 
     fn handover(&self) -> Handover {
-        self.shared.disk.handover()
+        let shared = &self.shared;
+        let is_active = shared.image().is_ok();
+        match shared.disk.handover() {
+            // The last queue lets go of it, when nobody asks for a stamp any more.
+            Handover::Held(_) if shared.hands_over && !is_active => Handover::Released(None),
+            other => other,
+        }
     }
 
     fn refresh(&self) -> Result<(), DiskError> {

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use common::{directory, read, run, wait, write};
 use files::{SIZE, Setup, path, sizes};
-use virtio_blk_core::disk::{Disk, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_core::disk::{Disk, Handover, IoBuf, Op, OpKind, Submit, Token};
 use virtio_blk_disks::throttle::{Limits, Rate};
-use virtio_blk_disks::{MemoryDisk, ThrottleDisk, ThrottleGroup};
+use virtio_blk_disks::{Lock, MemoryDisk, RawDisk, RawOptions, ThrottleDisk, ThrottleGroup};
 
 /// What another one wrote while the disk was not active is there afterwards; and the other way round.
 #[test]
@@ -83,6 +83,36 @@ fn an_image_is_handed_over() {
     std::fs::write(&image, left).unwrap();
     qemu::check(&image);
     qemu::compare(&image, &model);
+}
+
+/// While a queue is open, layers above must not take the image for one that stays.
+#[test]
+fn an_image_that_its_last_queue_lets_go_of_counts_as_released() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=64k", SIZE);
+    let below = || {
+        let options = RawOptions::new(&image).lock(Lock::Handover).extend(true);
+        Arc::new(RawDisk::open(&options).unwrap())
+    };
+    let held = below();
+    held.activate().unwrap();
+    let disk = Setup::over(held.clone(), &Setup::new(&image)).unwrap();
+    disk.activate().unwrap();
+    assert!(matches!(disk.handover(), Handover::Held(_)));
+    let flush = disk.open_queue(1).unwrap();
+    disk.deactivate().unwrap();
+    assert!(matches!(held.handover(), Handover::Held(_)));
+    assert_eq!(disk.handover(), Handover::Released(None));
+    drop(flush);
+    assert!(matches!(held.handover(), Handover::Released(_)));
+    assert_eq!(disk.handover(), held.handover());
+    // Somebody else has it in between.
+    let other = below();
+    other.activate().unwrap();
+    other.deactivate().unwrap();
+    disk.activate().unwrap();
+    assert!(matches!(disk.handover(), Handover::Held(_)));
 }
 
 /// Tables are read and written at the pace that the disk below is given, and at once when the queue is about to stop.
