@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use common::{directory, image, read, run, write};
 use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, IoBuf, OpKind};
+use virtio_blk_disks::inject::{Call, Injector};
 use virtio_blk_disks::raw::OpenError;
-use virtio_blk_disks::{Engine, RawDisk, RawOptions};
+use virtio_blk_disks::{Engine, Lock, RawDisk, RawOptions};
 
 const MIB: usize = 1 << 20;
 
@@ -592,4 +593,35 @@ fn a_file_that_ends_within_a_block_is_made_longer_where_that_is_wanted() {
     let mut queue = disk.open_queue(1).unwrap();
     let tail = read(&mut *queue, 1024, 1024).unwrap();
     assert_eq!(tail[276..], [0; 748]);
+}
+
+/// A file that somebody else has may grow at that moment: it is made longer only by who has its lock, and by a call
+/// that can't cut anything off.
+#[test]
+fn a_file_that_others_may_have_is_not_made_longer() {
+    let directory = directory();
+    let path = image(directory.path(), 1300);
+    let size = || std::fs::metadata(&path).unwrap().len();
+    let injector = Injector::new();
+    let options = RawOptions::new(&path)
+        .lock(Lock::Handover)
+        .extend(true)
+        .inject(&injector);
+    let disk = RawDisk::open(&options).unwrap();
+    disk.refresh().unwrap();
+    assert_eq!((disk.caps().capacity, size()), (3, 1300));
+    disk.activate().unwrap();
+    assert_eq!((disk.caps().capacity, size()), (3, 1536));
+    let mut queue = disk.open_queue(1).unwrap();
+    write(&mut *queue, 1024, vec![1; 512]).unwrap();
+    assert_eq!(read(&mut *queue, 1024, 512).unwrap(), [1; 512]);
+    drop(queue);
+    disk.deactivate().unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_len(1537).unwrap();
+    disk.refresh().unwrap();
+    assert_eq!((disk.caps().capacity, size()), (4, 1537));
+    disk.activate().unwrap();
+    assert_eq!((disk.caps().capacity, size()), (4, 2048));
+    assert_eq!(injector.calls(Call::Resize), 0);
 }

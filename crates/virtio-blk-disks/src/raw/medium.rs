@@ -250,13 +250,13 @@ impl Medium {
         }
     }
 
-    /// Looks at the size again.
+    /// Looks at the size again. A file that is to be made longer up to a block's end is, unless others may have it.
     ///
     /// # Errors
     /// It can't be found out, or is no multiple of the block size; the old one stays.
-    pub fn refresh(&self) -> Result<(), OpenError> {
+    pub fn refresh(&self, is_ours: bool) -> Result<(), OpenError> {
         let _order = self.order();
-        self.look_again()
+        self.look_again(is_ours)
     }
 
     fn order(&self) -> MutexGuard<'_, ()> {
@@ -265,12 +265,15 @@ impl Medium {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look_again(&self) -> Result<(), OpenError> {
+    fn look_again(&self, is_ours: bool) -> Result<(), OpenError> {
         let block = self.caps.align.guest_block;
-        let extend = self.extends.then_some(block);
+        let extend = (self.extends && is_ours).then_some(block);
         let size = probe::found_size(&self.file, self.block_device, extend)
             .map_err(|source| OpenError::io("find the size of", &self.path, source))?;
-        let rest = probe::Rest::of(self.block_device, self.caps.read_only);
+        let rest = match self.extends && !is_ours {
+            true => probe::Rest::Pad,
+            false => probe::Rest::of(self.block_device, self.caps.read_only),
+        };
         let size = probe::usable_size(size, block, rest, &self.path)?;
         self.set_end(size);
         let size = size.bytes;
@@ -310,6 +313,6 @@ impl Medium {
             )));
         }
         self.file.set_len(bytes)?;
-        Ok(self.look_again()?)
+        Ok(self.look_again(true)?)
     }
 }

@@ -207,7 +207,9 @@ impl Disk for RawDisk {
     }
 
     fn refresh(&self) -> Result<(), DiskError> {
-        Ok(self.medium.refresh()?)
+        // While others may have the file, it is looked at and no more.
+        let is_ours = (self.use_lock.as_ref()).is_none_or(UseLock::is_held);
+        Ok(self.medium.refresh(is_ours)?)
     }
 
     /// Takes the lock of [`Lock::Handover`], waiting up to 5 seconds for who holds it, and looks at the size again.
@@ -222,7 +224,7 @@ impl Disk for RawDisk {
         let (file, path) = (self.medium.file.file(), &self.medium.path);
         lock::lock(file, use_lock.writer, lock::HANDOVER_PATIENCE, path)?;
         let found = stamp::of(file);
-        if let Err(error) = self.medium.refresh() {
+        if let Err(error) = self.medium.refresh(true) {
             lock::unlock(file);
             return Err(error.into());
         }

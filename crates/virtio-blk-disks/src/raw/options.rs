@@ -145,8 +145,8 @@ impl RawOptions {
     }
 
     /// Whether a regular file that ends within a block is made longer, up to the block's end, when it is opened for
-    /// writing and when it is looked at again (default: no, it is refused). For files whose end means nothing, as those
-    /// of other formats.
+    /// writing and when it is looked at again (default: no, it is refused); with [`Lock::Handover`], while the disk is in
+    /// use. For files whose end means nothing, as those of other formats.
     #[must_use]
     pub fn extend(mut self, yes: bool) -> Self {
         self.extend = yes;

@@ -8,7 +8,7 @@ mod direct;
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
@@ -61,9 +61,14 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     let guest_block = choose_block(options.block, least, path)?;
     let file = HostFile::new(file, options);
     let extend = options.extend && options.is_writable() && !is_device;
-    let bytes = found_size(&file, is_device, extend.then_some(guest_block))
+    // With the lock of a hand-over that is done when it was taken.
+    let extend_now = extend && options.lock != Lock::Handover;
+    let bytes = found_size(&file, is_device, extend_now.then_some(guest_block))
         .map_err(|source| OpenError::io("find the size of", path, source))?;
-    let rest = Rest::of(is_device, options.read_only);
+    let rest = match extend && !extend_now {
+        true => Rest::Pad,
+        false => Rest::of(is_device, options.read_only),
+    };
     let size = usable_size(bytes, guest_block, rest, path)?;
     let capacity = size.bytes / SECTOR_SIZE;
 
@@ -214,10 +219,24 @@ pub(super) fn size(file: &File, is_device: bool) -> io::Result<u64> {
 pub(super) fn found_size(file: &HostFile, is_device: bool, extend: Option<u32>) -> io::Result<u64> {
     let found = size(file.file(), is_device)?;
     let whole = extend.map_or(found, |block| found.next_multiple_of(block.into()));
-    if whole != found {
-        file.set_len(whole)?;
+    if whole == found {
+        return Ok(found);
     }
-    Ok(whole)
+    lengthen(file, found, whole - found)?;
+    size(file.file(), is_device)
+}
+
+/// Makes a file that ends at `from` longer by `len` bytes. Somebody without our lock may make it longer at the same moment:
+/// neither call cuts that off, as setting a size would.
+fn lengthen(file: &HostFile, from: u64, len: u64) -> io::Result<()> {
+    match -file.fallocate(0, from, len) {
+        0 => Ok(()),
+        libc::EOPNOTSUPP => {
+            let zeroes = vec![0; usize::try_from(len).unwrap_or(0)];
+            file.file().write_all_at(&zeroes, from)
+        }
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 /// What becomes of a last block that is not whole.
