@@ -75,7 +75,7 @@ pub struct SwitchOptions {
 }
 
 impl Default for SwitchOptions {
-    /// Manual, enforcing interceptions, holding requests on failure; 2 s to quiesce, 2 ms to calm down, 5 s to drain.
+    /// Manual, enforcing interceptions, holding requests on failure; 2 s to quiesce, 2 ms to settle, 5 s to drain.
     fn default() -> Self {
         Self {
             slow: SlowOptions::default(),
