@@ -12,74 +12,47 @@ use vhost_user_blk::socket::{SocketAddress, group_id};
 use virtio_blk_disks::StackSpec;
 
 use crate::layers::{LayerArgs, ctl, layers_help, top};
-use crate::source::Source;
+use crate::source::{KINDS, Source};
 
-// Lines of at most 78 columns: longer ones are wrapped on a terminal of 80, and can't be pasted any more.
-macro_rules! disk_help {
-    () => {
+/// The part of `--help` about disks. Lines of at most 78 columns: longer ones are wrapped on a terminal of 80, and
+/// can't be pasted any more.
+fn disk_help() -> String {
+    format!(
         "\
 A DISK names its format, always:
-  raw:PATH[,OPTION…]      a file or block device
-      readonly=on|off     open it read-only (off)
-      direct=on|off       bypass the page cache (off)
-      engine=auto|io_uring|sync
-                          how to do I/O (auto: probe, and take the best)
-      discard=on|off      pass discards to the host (on)
-      block=BYTES         logical block size that the guest sees (probed)
-      lock=on|off|handover
-                          lock the file against other users (on); handover:
-                          only while a driver uses the disk, so that a guest
-                          can migrate between two servers of it
-      mmap=auto|off       copy cached reads from a mapping of the file (auto)
-  qcow2:PATH[,OPTION…]    a qcow2 image: readonly, engine, discard, lock as
-                          above, and
-      backing=deny|allow  open the backing file that the image names; for
-                          trusted images only (deny)
-  memory:SIZE             memory, gone when vblk ends
-  null:SIZE[,zero=on|off] stores nothing; for benchmarks
-  vdpa:/dev/vhost-vdpa-N  a vDPA block device that vhost_vdpa is bound to; it
-                          is reset first
+{}
   toml:FILE               a file that says all of it, with layers
-SIZE takes K, M, G, T (binary). A comma in PATH is written twice."
-    };
+SIZE takes K, M, G, T (binary). A comma in PATH is written twice.",
+        KINDS.manual()
+    )
 }
 
-const INFO_HELP: &str = concat!(
-    "\
+fn help_on_disks(examples: &str) -> String {
+    format!("{examples}\n\n{}", disk_help())
+}
+
+fn help_on_layers(examples: &str) -> String {
+    format!("{}\n\n{}", help_on_disks(examples), layers_help())
+}
+
+const INFO_HELP: &str = "\
 Examples:
   vblk disk info raw:disk.img
   vblk disk info --json qcow2:disk.qcow2
-  vblk disk info toml:disk.toml
+  vblk disk info toml:disk.toml";
 
-",
-    disk_help!()
-);
-
-const FEATURES_HELP: &str = concat!(
-    "\
+const FEATURES_HELP: &str = "\
 Examples:
   vblk features
-  vblk features --json --disk raw:disk.img
+  vblk features --json --disk raw:disk.img";
 
-",
-    disk_help!()
-);
-
-const VHOST_USER_HELP: &str = concat!(
-    "\
+const VHOST_USER_HELP: &str = "\
 Examples:
   vblk serve vhost-user --disk raw:disk.img --socket /tmp/vblk.sock
   vblk serve vhost-user --disk raw:disk.img,direct=on --queues 4 \\
-    --socket /tmp/vblk.sock --control /tmp/vblk.ctl --metrics localhost:9477
+    --socket /tmp/vblk.sock --control /tmp/vblk.ctl --metrics localhost:9477";
 
-",
-    disk_help!(),
-    "\n\n",
-    layers_help!()
-);
-
-const VDUSE_HELP: &str = concat!(
-    "\
+const VDUSE_HELP: &str = "\
 Examples:
   An image as /dev/vdX of this host:
     modprobe -a vduse virtio_vdpa virtio_blk
@@ -93,13 +66,7 @@ Examples:
       --disk raw:b.img --name b --read-only
   By hand, so that the disk outlives a restart of vblk:
     vblk serve vduse --disk raw:disk.img --name disk0 & vblk vdpa add disk0
-    vblk vdpa del disk0; kill %1
-
-",
-    disk_help!(),
-    "\n\n",
-    layers_help!()
-);
+    vblk vdpa del disk0; kill %1";
 
 const ROOT_EXAMPLES: &str = "\
 Examples:
@@ -166,13 +133,13 @@ pub enum Command {
     #[command(subcommand, after_help = crate::vdpa::HELP)]
     Vdpa(crate::vdpa::VdpaCommand),
     /// Control a running server: statistics, layers, size, changed blocks.
-    #[command(after_help = ctl::HELP)]
+    #[command(after_help = ctl::help())]
     Ctl(ctl::CtlArgs),
     /// Show what running servers do, as a live table.
     #[command(after_help = top::HELP)]
     Top(top::TopArgs),
     /// List what this build and this host offer.
-    #[command(after_help = FEATURES_HELP)]
+    #[command(after_help = help_on_disks(FEATURES_HELP))]
     Features(FeaturesArgs),
 }
 
@@ -180,10 +147,10 @@ pub enum Command {
 #[derive(Debug, Subcommand)]
 pub enum ServeCommand {
     /// To a VMM, over a vhost-user socket.
-    #[command(after_help = VHOST_USER_HELP)]
+    #[command(after_help = help_on_layers(VHOST_USER_HELP))]
     VhostUser(VhostUserArgs),
     /// To the kernel, as a VDUSE device: /dev/vdX on this host, or a vhost-vdpa device for VMs.
-    #[command(after_help = VDUSE_HELP)]
+    #[command(after_help = help_on_layers(VDUSE_HELP))]
     Vduse(VduseArgs),
 }
 
@@ -311,7 +278,7 @@ pub struct VduseArgs {
 #[derive(Debug, Subcommand)]
 pub enum DiskCommand {
     /// Show capacity, block sizes and abilities as they were probed.
-    #[command(after_help = INFO_HELP)]
+    #[command(after_help = help_on_disks(INFO_HELP))]
     Info(InfoArgs),
 }
 

@@ -3,14 +3,16 @@
 
 //! `--disk toml:FILE`: a disk and its layers written down in a file.
 //!
-//! Each key becomes the word that stands for it on a command line, and is tried alone first: so both have the
-//! same names and the same messages, and a message knows the line it is about.
+//! The file becomes the same [`Tree`]s as the text of a command line: so both have the same names and the same messages,
+//! and a message knows the line it is about.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use virtio_blk_disks::StackSpec;
+use virtio_blk_disks::disk_arg::tree::{DiskArg, Entry, Key, Tree, TreeError, Value};
 use virtio_blk_disks::stack::LayerSpec;
 
 use crate::source::Source;
@@ -94,71 +96,60 @@ impl Wrong {
     }
 }
 
-/// A key with its value.
-struct Entry<'a> {
-    key: &'a str,
-    at: usize,
-    value: &'a DeValue<'a>,
+impl From<TreeError> for Wrong {
+    fn from(TreeError { key, error }: TreeError) -> Self {
+        Self::about(&key, error)
+    }
 }
 
-impl<'a> Entry<'a> {
-    fn all(table: &'a DeTable<'a>) -> impl Iterator<Item = Self> {
-        table.iter().map(|(key, value)| Self {
-            key: key.get_ref(),
-            at: key.span().start,
-            value: value.get_ref(),
-        })
+impl Wrong {
+    fn about(key: &Key, why: impl ToString) -> Self {
+        Self::new(key.at, format!("`{}`: {}", key.name, why.to_string()))
     }
+}
 
-    fn find(table: &'a DeTable<'a>, key: &str) -> Option<Self> {
-        Self::all(table).find(|entry| entry.key == key)
+fn entries(table: &DeTable<'_>) -> Result<Vec<Entry>, Wrong> {
+    let entry = |(key, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
+        let key = key_of(key);
+        let value = value_of(&key, value.get_ref())?;
+        Ok(Entry { key, value })
+    };
+    table.iter().map(entry).collect()
+}
+
+fn key_of(key: &Spanned<Cow<'_, str>>) -> Key {
+    Key {
+        name: key.get_ref().to_string(),
+        at: key.span().start,
     }
+}
 
-    fn wrong(&self, why: impl ToString) -> Wrong {
-        Wrong::new(self.at, format!("`{}`: {}", self.key, why.to_string()))
-    }
-
-    /// The value as the command line has it.
-    fn plain(&self) -> Result<String, Wrong> {
-        match self.value {
-            DeValue::String(text) => Ok(text.to_string()),
-            DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
-                .map(|number| number.to_string())
-                .map_err(|error| self.wrong(error)),
-            DeValue::Float(number) => Ok(number.as_str().to_owned()),
-            DeValue::Boolean(true) => Ok("on".to_owned()),
-            DeValue::Boolean(false) => Ok("off".to_owned()),
-            other => Err(self.wrong(format!(
+/// The value as a text has it; a table's with its parts.
+fn value_of(key: &Key, value: &DeValue<'_>) -> Result<Value, Wrong> {
+    Ok(Value::Text(match value {
+        DeValue::String(text) => text.to_string(),
+        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
+            .map_err(|error| Wrong::about(key, error))?
+            .to_string(),
+        DeValue::Float(number) => number.as_str().to_owned(),
+        DeValue::Boolean(true) => "on".to_owned(),
+        DeValue::Boolean(false) => "off".to_owned(),
+        DeValue::Table(parts) => return entries(parts).map(Value::Parts),
+        other => {
+            let why = format!(
                 "give a text, a number, true or false instead of this {}",
                 other.type_str()
-            ))),
+            );
+            return Err(Wrong::about(key, why));
         }
-    }
-
-    /// The same without what separates words there.
-    fn word(&self) -> Result<String, Wrong> {
-        let text = self.plain()?;
-        match text.contains([',', '/', ':', '=']) {
-            true => Err(self.wrong(format!("`{text}` is no value for it"))),
-            false => Ok(text),
-        }
-    }
+    }))
 }
 
-/// The words of a limit that is written as a table.
-fn limit(entry: &Entry<'_>, parts: &DeTable<'_>) -> Result<String, Wrong> {
-    let rate = Entry::find(parts, "rate").ok_or_else(|| entry.wrong("it lacks `rate`"))?;
-    let mut word = format!("{}:{}", entry.key, rate.word()?);
-    // A length belongs to the burst before it.
-    for name in ["burst", "length"] {
-        if let Some(part) = Entry::find(parts, name) {
-            word = format!("{word}/{name}:{}", part.word()?);
-        }
-    }
-    match Entry::all(parts).find(|part| !["rate", "burst", "length"].contains(&part.key)) {
-        Some(other) => Err(other.wrong("a limit has rate, burst and length")),
-        None => Ok(word),
-    }
+/// Takes the first of these keys out of a table.
+fn take(entries: &mut Vec<Entry>, names: &[&str]) -> Option<Entry> {
+    let place = |name: &&str| entries.iter().position(|entry| entry.key.name == *name);
+    let index = names.iter().find_map(place)?;
+    Some(entries.remove(index))
 }
 
 fn layer(table: &Spanned<DeValue<'_>>) -> Result<LayerSpec, Wrong> {
@@ -166,61 +157,16 @@ fn layer(table: &Spanned<DeValue<'_>>) -> Result<LayerSpec, Wrong> {
     let DeValue::Table(table) = table.get_ref() else {
         return Err(Wrong::new(start, "write each layer as [[layer]]"));
     };
-    let kind = Entry::find(table, "type")
+    let mut options = entries(table)?;
+    let kind = take(&mut options, &["type"])
         .ok_or_else(|| Wrong::new(start, "this [[layer]] lacks `type`"))?;
-    let word = kind.word()?;
-    let name = Entry::find(table, "name");
-    let first = name.as_ref().map(Entry::word).transpose()?;
-    let mut items: Vec<String> = first.into_iter().collect();
-    let written = |items: &[String]| match items.is_empty() {
-        true => word.clone(),
-        false => format!("{word}={}", items.join("/")),
+    let target = take(&mut options, &["name"]);
+    let tree = Tree {
+        kind,
+        target,
+        options,
     };
-    for entry in Entry::all(table).filter(|entry| !["type", "name"].contains(&entry.key)) {
-        let item = match entry.value {
-            DeValue::Table(parts) => limit(&entry, parts)?,
-            // A path, which has slashes.
-            _ if entry.key == "persist" => format!("{}:{}", entry.key, entry.plain()?),
-            _ => format!("{}:{}", entry.key, entry.word()?),
-        };
-        let named = items.iter().take(usize::from(name.is_some())).cloned();
-        let alone: Vec<String> = named.chain([item.clone()]).collect();
-        // `sync` says nothing without `persist`.
-        if entry.key != "sync" {
-            let tried: Result<LayerSpec, _> = written(&alone).parse();
-            tried.map_err(|why| entry.wrong(why))?;
-        }
-        items.push(item);
-    }
-    let whole: Result<LayerSpec, _> = written(&items).parse();
-    whole.map_err(|why| kind.wrong(why))
-}
-
-fn disk(table: &DeTable<'_>) -> Result<Source, Wrong> {
-    let lacks = |what: &str| Wrong::new(0, format!("the file lacks {what}"));
-    let format = Entry::find(table, "format").ok_or_else(|| lacks("`format`"))?;
-    let place = (Entry::find(table, "path").or_else(|| Entry::find(table, "size")))
-        .ok_or_else(|| lacks("`path`, or `size` for a disk without a file"))?;
-    let start = format!("{}:{}", format.word()?, place.plain()?.replace(',', ",,"));
-    let parse = |text: &str| text.parse::<Source>();
-    // Whether it is the format or the place that is wrong.
-    if let Err(why) = parse(&start) {
-        let is_format = parse(&format!("{}:512", format.plain()?)).is_err();
-        return Err(if is_format {
-            format.wrong(why)
-        } else {
-            place.wrong(why)
-        });
-    }
-    let mut whole = start.clone();
-    for entry in Entry::all(table) {
-        if !["format", "layer", place.key].contains(&entry.key) {
-            let option = format!(",{}={}", entry.key, entry.word()?);
-            parse(&format!("{start}{option}")).map_err(|why| entry.wrong(why))?;
-            whole += &option;
-        }
-    }
-    parse(&whole).map_err(|why| format.wrong(why))
+    Ok(LayerSpec::from_tree(&tree)?)
 }
 
 /// The disk and the layers that a file describes.
@@ -229,13 +175,24 @@ fn spec(content: &str) -> Result<StackSpec<Source>, Wrong> {
         let at = error.span().map_or(0, |span| span.start);
         Wrong::new(at, error.message())
     })?;
-    let table = table.get_ref();
-    let disk = disk(table)?;
-    let layers = match Entry::find(table, "layer") {
+    let mut table = table.into_inner();
+    let layers = table.remove_entry("layer");
+    let mut options = entries(&table)?;
+    let lacks = |what: &str| Wrong::new(0, format!("the file lacks {what}"));
+    let kind = take(&mut options, &["format"]).ok_or_else(|| lacks("`format`"))?;
+    let target = take(&mut options, &["path", "size"])
+        .ok_or_else(|| lacks("`path`, or `size` for a disk without a file"))?;
+    let tree = Tree {
+        kind,
+        target: Some(target),
+        options,
+    };
+    let disk = Source::from_tree(&tree)?;
+    let layers = match &layers {
         None => Vec::new(),
-        Some(entry) => match entry.value {
+        Some((key, layers)) => match layers.get_ref() {
             DeValue::Array(layers) => layers.iter().map(layer).collect::<Result<_, _>>()?,
-            _ => return Err(entry.wrong("write each layer as [[layer]]")),
+            _ => return Err(Wrong::about(&key_of(key), "write each layer as [[layer]]")),
         },
     };
     Ok(StackSpec { disk, layers })

@@ -1,37 +1,79 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a DISK on the command line is: a disk of our own, or a vDPA device.
+//! What a DISK on the command line is: a disk of one of the kinds that this program links.
 
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use vhost_vdpa_frontend::{SlowOptions, SlowPath, VhostVdpa};
-use virtio_blk_core::disk::{Caps, Disk};
-use virtio_blk_disks::disk_arg::{DiskKind, Kinds, MemoryOptions, NullOptions, SpecError};
+use virtio_blk_core::disk::{Caps, Disk, DiskError};
+use virtio_blk_disks::disk_arg::{
+    DiskArg, DiskKind, DiskOptions, Kinds, MemoryOptions, NullOptions, SpecError, Tree, TreeError,
+};
 
 use crate::report::{self, describe};
 use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, Qcow2Options, RawDisk, RawOptions};
 
-/// The kinds of disks that this program links, beside vDPA devices.
-const KINDS: Kinds<'static> = Kinds::new(&[
+/// The kinds of disks that this program links.
+pub const KINDS: Kinds<'static> = Kinds::new(&[
     DiskKind::of::<RawOptions>(),
     DiskKind::of::<Qcow2Options>(),
     DiskKind::of::<MemoryOptions>(),
     DiskKind::of::<NullOptions>(),
+    DiskKind::of::<VdpaOptions>(),
 ]);
 
-/// Where the blocks are. `Display` writes what `FromStr` reads.
+/// Where the blocks are: a disk of one of [`KINDS`]. `Display` writes what `FromStr` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A disk of our own.
-    Disk(DiskSpec),
-    /// A vDPA block device of the kernel's, driven through vhost-vdpa.
-    Vdpa(PathBuf),
+pub struct Source(DiskSpec);
+
+/// A vDPA block device of the kernel's, driven through vhost-vdpa.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VdpaOptions {
+    #[serde(skip)]
+    path: PathBuf,
+}
+
+impl VdpaOptions {
+    fn attach(&self) -> Result<SlowPath, Box<dyn Error>> {
+        let device = Arc::new(VhostVdpa::open(&self.path)?);
+        Ok(SlowPath::new(device, SlowOptions::default())?)
+    }
+}
+
+impl DiskOptions for VdpaOptions {
+    const NAME: &'static str = "vdpa";
+    const TARGET: &'static str = "/dev/vhost-vdpa-N";
+    const HELP: &'static str = "vdpa:/dev/vhost-vdpa-N";
+    const MANUAL: &'static str = "  \
+  vdpa:/dev/vhost-vdpa-N  a vDPA block device that vhost_vdpa is bound to; it
+                          is reset first";
+
+    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+        self.path = target.into();
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        self.path.to_string_lossy().into_owned()
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    /// Whether it can be written is the device's own affair.
+    fn open(&self, _: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        let attached = self.attach();
+        let path = attached.map_err(|error| DiskError::Config(describe(error.as_ref())))?;
+        Ok(Arc::new(path))
+    }
 }
 
 /// An opened DISK.
@@ -97,8 +139,7 @@ fn hinted(error: Box<dyn Error>, path: &Path) -> Box<dyn Error> {
 impl Source {
     /// All formats that a DISK can have.
     pub fn formats() -> Vec<&'static str> {
-        let own = KINDS.iter().map(|kind| kind.name);
-        own.chain(["vdpa"]).collect()
+        KINDS.iter().map(|kind| kind.name).collect()
     }
 
     /// Looks at it without a change: files are opened for reading and without locks, also while others use them. A vDPA
@@ -118,9 +159,7 @@ impl Source {
 
     fn look_as(&self, read_only: bool) -> Result<Looked, Box<dyn Error>> {
         let caps = |caps| Looked { caps, engine: None };
-        let Self::Disk(spec) = self else {
-            return Ok(caps(self.open(read_only)?.disk.caps()));
-        };
+        let spec = &self.0;
         if let Some(qcow2) = spec.options::<Qcow2Options>() {
             let mut options = qcow2.clone().inspect(true);
             if read_only {
@@ -145,10 +184,7 @@ impl Source {
 
     /// The file that it stands for, if it is one.
     pub fn file(&self) -> Option<&Path> {
-        match self {
-            Self::Disk(spec) => spec.path(),
-            Self::Vdpa(_) => None,
-        }
+        self.0.path()
     }
 
     /// Opens it. A vDPA device is reset and taken over; whether it can be written is its own affair.
@@ -168,43 +204,26 @@ impl Source {
     }
 
     fn try_open(&self, read_only: bool) -> Result<Opened, Box<dyn Error>> {
-        Ok(match self {
-            Self::Disk(spec) => Opened {
-                disk: spec.open(read_only)?,
-                vdpa: None,
-            },
-            Self::Vdpa(path) => {
-                let device = Arc::new(VhostVdpa::open(path)?);
-                let path = SlowPath::new(device, SlowOptions::default())?;
-                Opened {
-                    disk: Arc::new(path.clone()),
-                    vdpa: Some(path),
-                }
-            }
+        let Some(vdpa) = self.0.options::<VdpaOptions>() else {
+            let disk = self.0.open(read_only)?;
+            return Ok(Opened { disk, vdpa: None });
+        };
+        let path = vdpa.attach()?;
+        Ok(Opened {
+            disk: Arc::new(path.clone()),
+            vdpa: Some(path),
         })
     }
 }
 
-impl FromStr for Source {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        match text.strip_prefix("vdpa:") {
-            Some("") => Err(SpecError::Missing {
-                format: "vdpa",
-                what: "/dev/vhost-vdpa-N",
-            }),
-            Some(path) => Ok(Self::Vdpa(path.into())),
-            None => KINDS.parse(text).map(Self::Disk),
-        }
+impl DiskArg for Source {
+    fn from_tree(tree: &Tree) -> Result<Self, TreeError> {
+        KINDS.read(tree).map(Self)
     }
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Disk(spec) => spec.fmt(f),
-            Self::Vdpa(path) => write!(f, "vdpa:{}", path.display()),
-        }
+        self.0.fmt(f)
     }
 }

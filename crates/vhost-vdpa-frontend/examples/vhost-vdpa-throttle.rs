@@ -23,7 +23,7 @@ use vhost_vdpa_frontend::{
     PathState, PathSwitch, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, VhostVdpa, Vmm,
 };
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
-use virtio_blk_disks::throttle::{Limits, Rate};
+use virtio_blk_disks::throttle::{Limits, Rate, ThrottleOptions};
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -50,10 +50,10 @@ fn throttle(iops: Option<u64>) -> [LayerSpec; 1] {
         iops: iops.map(Rate::new),
         ..Limits::default()
     };
-    [LayerSpec::Throttle {
+    [LayerSpec::new(ThrottleOptions {
         limits,
         group: None,
-    }]
+    })]
 }
 
 /// Requests that were answered, and in which time.

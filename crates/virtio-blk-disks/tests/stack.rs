@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use common::{Act, BLOCK, Rig, act, directory, image, read, write};
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
-use virtio_blk_disks::meter::OpClass;
+use virtio_blk_disks::meter::{MeterOptions, OpClass};
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::verify::VerifyOptions;
 use virtio_blk_disks::{Engine, MemoryDisk, RawDisk, RawOptions};
 
 const BLOCKS: u64 = 1024;
@@ -40,7 +41,7 @@ fn stack() -> impl Strategy<Value = Vec<LayerSpec>> {
 /// Any layers, one of which checks the others.
 fn checked_stack() -> impl Strategy<Value = Vec<LayerSpec>> {
     (stack(), 0_usize..6).prop_map(|(mut layers, at)| {
-        layers.insert(at.min(layers.len()), LayerSpec::Verify);
+        layers.insert(at.min(layers.len()), LayerSpec::new(VerifyOptions {}));
         layers
     })
 }
@@ -119,9 +120,9 @@ proptest! {
     ) {
         let base = Arc::new(MemoryDisk::new(64 * BLOCK as u64).unwrap());
         let fault = format!("fault=seed:{seed}/errors:150/torn:150/reorder:on");
-        let mut layers: Vec<LayerSpec> = vec![fault.parse().unwrap(), LayerSpec::Verify];
+        let mut layers: Vec<LayerSpec> = vec![fault.parse().unwrap(), LayerSpec::new(VerifyOptions {})];
         layers.extend(above.into_iter().filter(|l| !["fault", "meter"].contains(&l.name())));
-        layers.push(LayerSpec::Meter);
+        layers.push(LayerSpec::new(MeterOptions {}));
         let stack = Stack::fixed(base, &layers, Groups::default()).unwrap();
         let mut queue = stack.disk().open_queue(4).unwrap();
         // What each block may hold.

@@ -6,7 +6,6 @@
 use std::fmt::Display;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
@@ -15,9 +14,9 @@ use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::VhostVdpa;
 use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
-use virtio_blk_disks::disk_arg::MemoryOptions;
+use virtio_blk_disks::disk_arg::{DiskArg, MemoryOptions, Tree, TreeError};
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
-use virtio_blk_disks::{DiskSpec, MemoryDisk, RawOptions, SpecError};
+use virtio_blk_disks::{DiskSpec, MemoryDisk, RawOptions};
 
 use crate::error::{Error, Result};
 use crate::machine::Transport;
@@ -55,11 +54,9 @@ enum Size {
 /// The part of a disk's name before its layers.
 struct Name(String);
 
-impl FromStr for Name {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> std::result::Result<Self, SpecError> {
-        Ok(Self(text.to_owned()))
+impl DiskArg for Name {
+    fn from_tree(tree: &Tree) -> std::result::Result<Self, TreeError> {
+        Ok(Self(tree.to_string()))
     }
 }
 

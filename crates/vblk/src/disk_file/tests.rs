@@ -42,6 +42,14 @@ fn a_file_says_what_a_command_line_says() {
             "qcow2:x,backing=allow",
         ),
         (
+            "format='null'\nsize='1M'\n[[layer]]\ntype='errors'\nrerror='stop'\nwerror='enospc'",
+            "null:1M,errors=rerror:stop/werror:enospc",
+        ),
+        (
+            "format='null'\nsize='1M'\n[[layer]]\ntype='dirty'\nname='a'\npersist='/b,c/sync'\nsync=true",
+            "null:1M,dirty=a/sync:on/persist:/b,,c/sync",
+        ),
+        (
             "format='vdpa'\npath='/dev/vhost-vdpa-0'",
             "vdpa:/dev/vhost-vdpa-0",
         ),
@@ -121,6 +129,36 @@ fn errors_name_the_file_the_line_and_the_key() {
             &format!("{raw}[[layer]]\ntype='dirty'\nname='a,meter'"),
             5,
             &["`name`", "`a,meter`"],
+        ),
+        (
+            &format!("{raw}[[layer]]\ntype='throttle'\niops={{rate=5,length=2}}"),
+            5,
+            &["`iops`", "`burst`"],
+        ),
+        (
+            &format!("{raw}[[layer]]\ntype='throttle'\niops={{rate='x'}}"),
+            5,
+            &["`iops`", "`x`", "whole number"],
+        ),
+        (
+            &format!("{raw}[[layer]]\ntype='fault'\nreorder={{a=1}}"),
+            5,
+            &["`reorder`", "on or off"],
+        ),
+        (
+            &format!("{raw}[[layer]]\ntype='dirty'\nname='a'\nsync=true"),
+            6,
+            &["`sync`", "persist:"],
+        ),
+        (
+            &format!("{raw}[[layer]]\ntype='dirty'\nname='a'\npersist='/x/sync:on'"),
+            6,
+            &["`persist`", "last part"],
+        ),
+        (
+            &format!("{raw}[[layer]]\ntype='meter'\nname='a'"),
+            5,
+            &["`name`", "none"],
         ),
         (
             &format!("{raw}[[layer]]\ntype='dirty'\nname='a'\ngranularity=5"),

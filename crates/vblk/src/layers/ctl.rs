@@ -24,8 +24,11 @@ use crate::output;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Shown after the help of `vblk ctl`.
-pub const HELP: &str = concat!(
-    "\
+pub fn help() -> String {
+    format!("{EXAMPLES}\n\n{}", layers_help())
+}
+
+const EXAMPLES: &str = "\
 Examples:
   What the disk did, and what failed:
     vblk ctl /run/disk0.ctl stats
@@ -41,11 +44,7 @@ Examples:
     vblk ctl /run/disk0.ctl drain --hold 10
     cp --reflink=auto disk.img copy.img
     vblk ctl /run/disk0.ctl resume
-docs/backup.md has a whole incremental backup.
-
-",
-    layers_help!()
-);
+docs/backup.md has a whole incremental backup.";
 
 /// Options of `ctl`.
 #[derive(Debug, Args)]

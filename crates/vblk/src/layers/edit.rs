@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
+use virtio_blk_disks::dirty::DirtyOptions;
 use virtio_blk_disks::stack::{LayerSpec, StackError};
 
 use super::ExportedDisk;
@@ -35,19 +36,6 @@ pub struct Edit {
     /// Dirty bitmaps that are not named may go, with their marks.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub drop_bitmaps: bool,
-}
-
-/// Whether `text` names this layer: by its word, or with what tells it from others of the kind.
-fn is_named(layer: &LayerSpec, text: &str) -> bool {
-    let special = match layer {
-        LayerSpec::Throttle {
-            group: Some(group), ..
-        } => format!("throttle=group:{group}"),
-        LayerSpec::Dirty { name, .. } => format!("dirty={name}"),
-        LayerSpec::Errors { .. } => "errors".to_owned(),
-        _ => layer.to_string(),
-    };
-    text == layer.name() || text == special || text == layer.to_string()
 }
 
 fn list(layers: &[LayerSpec]) -> String {
@@ -78,23 +66,6 @@ fn find(
     }
 }
 
-/// The settings of a layer, with those of `new` that are said.
-fn changed(old: &LayerSpec, new: LayerSpec) -> LayerSpec {
-    match (old, new) {
-        (
-            LayerSpec::Errors { read, write },
-            LayerSpec::Errors {
-                read: new_read,
-                write: new_write,
-            },
-        ) => LayerSpec::Errors {
-            read: new_read.or(*read),
-            write: new_write.or(*write),
-        },
-        (_, new) => new,
-    }
-}
-
 impl Edit {
     fn is_empty(&self) -> bool {
         let lists = [&self.remove, &self.change, &self.add];
@@ -112,7 +83,7 @@ impl Edit {
         };
         let mut dropped = Vec::new();
         for text in &self.remove {
-            let at = find(&layers, text, |layer| is_named(layer, text))?;
+            let at = find(&layers, text, |layer| layer.is_named(text))?;
             dropped.push(layers.remove(at));
         }
         for text in &self.change {
@@ -120,13 +91,13 @@ impl Edit {
             let at = find(&layers, text, |layer| layer.is_same(&new));
             let at = at.map_err(|error| format!("{error}; --add puts it on top"))?;
             if let Some(layer) = layers.get_mut(at) {
-                *layer = changed(layer, new);
+                *layer = new.or(layer);
             }
         }
         for text in &self.add {
             layers.push(text.parse()?);
         }
-        let is_bitmap = |layer: &&LayerSpec| matches!(layer, LayerSpec::Dirty { .. });
+        let is_bitmap = |layer: &&LayerSpec| layer.options::<DirtyOptions>().is_some();
         let stays = |layer: &&LayerSpec| layers.contains(layer) || dropped.contains(layer);
         let lost = old.iter().filter(is_bitmap).find(|layer| !stays(layer));
         if let Some(lost) = lost.filter(|_| !self.drop_bitmaps) {

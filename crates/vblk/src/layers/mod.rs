@@ -30,7 +30,8 @@ use clap::Args;
 use serde::Serialize;
 use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
+use virtio_blk_disks::meter::MeterOptions;
+use virtio_blk_disks::stack::{self, Groups, LayerSpec, Stack, StackSpec};
 
 use crate::cli::ServeArgs;
 use crate::journal::Journal;
@@ -39,31 +40,14 @@ use crate::{output, report};
 use address::Address;
 
 /// The part of `--help` about layers. Lines of at most 78 columns: longer ones are wrapped on a terminal of 80.
-macro_rules! layers_help {
-    () => {
+pub fn layers_help() -> String {
+    let layers = stack::manual();
+    format!(
         "\
 After the disk may stand layers, from the medium upwards:
   raw:disk.img,throttle=iops:5000/burst:20000,meter
 The layers:
-  throttle=LIMIT[/LIMIT…][/group:NAME]
-                          LIMIT is iops:N, read_iops:N, write_iops:N
-                          (operations a second), bandwidth:B,
-                          read_bandwidth:B, write_bandwidth:B (bytes a second,
-                          such as 50M), and /burst:RATE[/length:SECONDS] after
-                          it for the time after a quiet one; the disks of a
-                          group share its limits
-  dirty=NAME[/granularity:SIZE][/persist:FILE[/sync:on]]
-                          mark changed blocks (64K); kept in a file they
-                          outlive kill -9, with sync:on a power cut
-  rerror=report|stop, werror=report|stop|enospc
-                          keep reads or changes that the host failed (enospc:
-                          for want of space) until `vblk ctl SOCKET resume`,
-                          as QEMU does (report)
-  meter                   count and time operations; --metrics brings it along
-  verify                  remember checksums and fail reads that lie; takes
-                          50 bytes of memory a sector
-  fault=[seed:N][/errors:PER_MILLE][/torn:PER_MILLE][/delay:SECONDS]
-        [/reorder:on]     misbehave, for tests
+{layers}
 
 toml:FILE stands for all of it: the disk's format, path (or size) and options,
 then a [[layer]] for each layer, such as
@@ -71,13 +55,12 @@ then a [[layer]] for each layer, such as
   path = \"disk.img\"
   [[layer]]
   type = \"throttle\"
-  iops = { rate = 5000, burst = 20000, length = 10 }
+  iops = {{ rate = 5000, burst = 20000, length = 10 }}
   [[layer]]
   type = \"dirty\"
   name = \"backup\""
-    };
+    )
 }
-pub(crate) use layers_help;
 
 /// Options of all servers about layers.
 #[derive(Clone, Debug, Default, Args)]
@@ -140,8 +123,9 @@ pub fn open(
     groups: &Groups,
 ) -> Result<(Arc<Stack>, Option<SlowPath>), Box<dyn Error>> {
     let mut layers = spec.layers.clone();
-    if args.metrics.is_some() && !layers.contains(&LayerSpec::Meter) {
-        layers.push(LayerSpec::Meter);
+    let meter = LayerSpec::new(MeterOptions {});
+    if args.metrics.is_some() && !layers.contains(&meter) {
+        layers.push(meter);
     }
     let Opened { disk, vdpa } = spec.disk.open(read_only)?;
     let groups = groups.clone();

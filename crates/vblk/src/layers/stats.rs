@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use virtio_blk_disks::dirty::DirtyOptions;
 use virtio_blk_disks::meter::{ClassStats, OpClass, QueueStats};
-use virtio_blk_disks::stack::LayerSpec;
 
 use super::ExportedDisk;
 use crate::journal::Failures;
@@ -188,12 +188,9 @@ impl Stats {
             }
         });
         let dirty = layers.iter().filter_map(|layer| {
-            let LayerSpec::Dirty {
+            let DirtyOptions {
                 name, granularity, ..
-            } = layer
-            else {
-                return None;
-            };
+            } = layer.options()?;
             let bitmap = stack.dirty(name)?.bitmap(name)?;
             Some(Dirty {
                 bitmap: name.clone(),

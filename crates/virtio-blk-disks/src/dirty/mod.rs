@@ -30,6 +30,7 @@ mod dirty_marker;
 mod error;
 mod format;
 mod open;
+mod options;
 mod persist;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,6 +42,7 @@ pub use bitmap::DirtyBitmap;
 pub use changes::{Changes, Generation, Take, TakeToken};
 use dirty_marker::{DirtyMarker, PersistentMarker};
 pub use error::BitmapError;
+pub use options::{DirtyOptions, GRANULARITY};
 use persist::Persist;
 pub use persist::PersistOptions;
 

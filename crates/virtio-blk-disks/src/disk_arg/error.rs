@@ -82,7 +82,7 @@ pub enum SpecError {
     },
     /// A layer we don't have.
     #[error(
-        "unknown layer `{layer}`: {}use throttle, dirty, rerror, werror, errors, meter, verify or fault",
+        "unknown layer `{layer}`: {}use {known}",
         nearest.map(|nearest| format!("did you mean `{nearest}`? Else ")).unwrap_or_default()
     )]
     Layer {
@@ -90,6 +90,16 @@ pub enum SpecError {
         layer: String,
         /// A layer with nearly that name.
         nearest: Option<&'static str>,
+        /// The layers there are.
+        known: String,
+    },
+    /// An option without a part that it needs.
+    #[error("`{option}` lacks `{part}`")]
+    MissingPart {
+        /// The option.
+        option: String,
+        /// The part.
+        part: &'static str,
     },
     /// A layer that says nothing.
     #[error("`{layer}` lacks its value: write for example {example}")]
@@ -121,4 +131,19 @@ pub enum SpecError {
         /// The layer as the group has it.
         theirs: String,
     },
+}
+
+impl SpecError {
+    /// The option that is wrong, if one is.
+    pub(crate) fn option(&self) -> Option<&str> {
+        match self {
+            Self::Option { option, .. }
+            | Self::Twice { option }
+            | Self::MissingPart { option, .. } => Some(option),
+            Self::Value { option, .. } => Some(option),
+            Self::NoValue { layer, .. } => Some(layer),
+            Self::Limits(error) => Some(error.limit()),
+            _ => None,
+        }
+    }
 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 use virtio_blk_core::disk::{Disk, DiskError};
 
-use super::text::{self, split};
+use super::text;
+use super::tree::{Tree, TreeError};
 use super::{DiskSpec, SpecError};
 
 /// A kind of disk: the type of its options. To implement it, and to list the kind in a table ([`Kinds`]), is all that
@@ -27,8 +28,10 @@ pub trait DiskOptions:
     const NAME: &'static str;
     /// What stands behind it, in capitals: `PATH`, `SIZE`.
     const TARGET: &'static str;
-    /// The whole syntax in one line, for help texts.
+    /// The whole syntax in one line.
     const HELP: &'static str;
+    /// The same with a few words on each option, for help texts: lines of at most 78 columns, the first indented by two.
+    const MANUAL: &'static str;
 
     /// Takes over what stands between the colon and the options. It is not empty.
     ///
@@ -119,8 +122,10 @@ pub struct DiskKind {
     pub name: &'static str,
     /// The whole syntax in one line. Empty: this build leaves the kind out.
     pub help: &'static str,
-    /// Reads what stands behind the colon.
-    parse: fn(&str) -> Result<DiskSpec, SpecError>,
+    /// Its part of a help text. Empty: this build leaves the kind out.
+    pub manual: &'static str,
+    /// Reads the target and the options.
+    read: fn(&Tree) -> Result<DiskSpec, TreeError>,
 }
 
 impl DiskKind {
@@ -129,7 +134,8 @@ impl DiskKind {
         Self {
             name: O::NAME,
             help: O::HELP,
-            parse: parse::<O>,
+            manual: O::MANUAL,
+            read: read::<O>,
         }
     }
 
@@ -137,23 +143,33 @@ impl DiskKind {
     pub const QCOW2_LEFT_OUT: Self = Self {
         name: "qcow2",
         help: "",
-        parse: |_| Err(SpecError::NotBuilt { format: "qcow2" }),
+        manual: "",
+        read: |tree| {
+            Err(TreeError {
+                key: tree.kind.key.clone(),
+                error: SpecError::NotBuilt { format: "qcow2" },
+            })
+        },
     };
 }
 
-fn parse<O: DiskOptions>(text: &str) -> Result<DiskSpec, SpecError> {
-    let mut parts = split(text);
-    let target = parts.remove(0);
+fn read<O: DiskOptions>(tree: &Tree) -> Result<DiskSpec, TreeError> {
+    let place = tree.target.as_ref().unwrap_or(&tree.kind);
+    let wrong = |error| TreeError {
+        key: place.key.clone(),
+        error,
+    };
+    let target = tree.target.as_ref().map_or("", |target| target.word());
     if target.is_empty() {
-        return Err(SpecError::Missing {
+        return Err(wrong(SpecError::Missing {
             format: O::NAME,
             what: O::TARGET,
-        });
+        }));
     }
     // What is wrong with the first word comes first.
-    O::default().set_target(target.clone())?;
-    let mut options: O = text::read(O::NAME, &parts)?;
-    options.set_target(target)?;
+    O::default().set_target(target.to_owned()).map_err(wrong)?;
+    let mut options: O = text::read(O::NAME, &tree.options)?;
+    options.set_target(target.to_owned()).map_err(wrong)?;
     Ok(DiskSpec::new(options))
 }
 
@@ -172,26 +188,44 @@ impl<'a> Kinds<'a> {
         self.0.iter().filter(|kind| !kind.help.is_empty())
     }
 
+    /// The part of a help text about them.
+    pub fn manual(&self) -> String {
+        let manuals: Vec<&str> = self.iter().map(|kind| kind.manual).collect();
+        manuals.join("\n")
+    }
+
     /// Reads a disk by name.
     ///
     /// # Errors
     /// The text is of no kind in the table, or not what that kind needs.
     pub fn parse(&self, text: &str) -> Result<DiskSpec, SpecError> {
-        let none = || SpecError::NoFormat {
-            text: text.to_owned(),
-        };
-        let (format, rest) = text.split_once(':').ok_or_else(none)?;
+        Ok(self.read(&Tree::disk(text)?)?)
+    }
+
+    /// Reads a disk as it was written.
+    ///
+    /// # Errors
+    /// It is of no kind in the table, or not what that kind needs.
+    pub fn read(&self, tree: &Tree) -> Result<DiskSpec, TreeError> {
+        let format = tree.kind.word();
         if let Some(kind) = self.0.iter().find(|kind| kind.name == format) {
-            return (kind.parse)(rest);
-        }
-        // A path with a colon in it.
-        if format.contains('/') {
-            return Err(none());
+            return (kind.read)(tree);
         }
         let names: Vec<&str> = self.0.iter().map(|kind| kind.name).collect();
-        Err(SpecError::Format {
-            format: format.to_owned(),
-            known: text::list(&names, "or"),
+        let error = if format.contains('/') {
+            // A path with a colon in it.
+            SpecError::NoFormat {
+                text: tree.to_string(),
+            }
+        } else {
+            SpecError::Format {
+                format: format.to_owned(),
+                known: text::list(&names, "or"),
+            }
+        };
+        Err(TreeError {
+            key: tree.kind.key.clone(),
+            error,
         })
     }
 }

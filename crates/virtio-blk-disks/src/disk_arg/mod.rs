@@ -19,6 +19,7 @@ mod kind;
 mod own;
 mod size;
 mod text;
+pub mod tree;
 
 use std::fmt;
 use std::path::Path;
@@ -35,7 +36,8 @@ pub(crate) use own::allow_or_deny;
 pub use own::{MemoryOptions, NullOptions, OWN};
 pub(crate) use own::{auto_or_off, block};
 pub(crate) use size::{Size, bytes};
-pub(crate) use text::{split, switch};
+pub(crate) use text::{checked_name, list, name, names, parsed, read, seconds, split};
+pub use tree::{DiskArg, Tree, TreeError};
 
 /// A disk by name. `Display` writes what [`Kinds::parse`] reads, and `FromStr` if it is of this crate; see the
 /// [module](self) for the syntax. Two are equal if they are written alike.
@@ -105,6 +107,13 @@ impl FromStr for DiskSpec {
     /// Of the kinds of this crate.
     fn from_str(text: &str) -> Result<Self, SpecError> {
         Kinds::new(OWN).parse(text)
+    }
+}
+
+impl DiskArg for DiskSpec {
+    /// Of the kinds of this crate.
+    fn from_tree(tree: &Tree) -> Result<Self, TreeError> {
+        Kinds::new(OWN).read(tree)
     }
 }
 

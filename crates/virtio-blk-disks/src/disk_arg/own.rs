@@ -146,6 +146,19 @@ impl DiskOptions for RawOptions {
     const TARGET: &'static str = "PATH";
     const HELP: &'static str = "raw:PATH[,readonly=on|off][,direct=on|off][,engine=auto|io_uring|sync]\
                                 [,discard=on|off][,block=BYTES][,lock=on|off|handover][,mmap=auto|off]";
+    const MANUAL: &'static str = "  \
+  raw:PATH[,OPTION…]      a file or block device
+      readonly=on|off     open it read-only (off)
+      direct=on|off       bypass the page cache (off)
+      engine=auto|io_uring|sync
+                          how to do I/O (auto: probe, and take the best)
+      discard=on|off      pass discards to the host (on)
+      block=BYTES         logical block size that the guest sees (probed)
+      lock=on|off|handover
+                          lock the file against other users (on); handover:
+                          only while a driver uses the disk, so that a guest
+                          can migrate between two servers of it
+      mmap=auto|off       copy cached reads from a mapping of the file (auto)";
 
     fn set_target(&mut self, target: String) -> Result<(), SpecError> {
         self.path = target.into();
@@ -196,6 +209,11 @@ impl DiskOptions for Qcow2Options {
     const TARGET: &'static str = "PATH";
     const HELP: &'static str = "qcow2:PATH[,readonly=on|off][,backing=deny|allow][,engine=auto|io_uring|sync]\
                                 [,discard=on|off][,lock=on|off|handover]";
+    const MANUAL: &'static str = "  \
+  qcow2:PATH[,OPTION…]    a qcow2 image: readonly, engine, discard, lock as
+                          above, and
+      backing=deny|allow  open the backing file that the image names; for
+                          trusted images only (deny)";
 
     fn set_target(&mut self, target: String) -> Result<(), SpecError> {
         self.path = target.into();
@@ -241,6 +259,7 @@ impl DiskOptions for MemoryOptions {
     const NAME: &'static str = "memory";
     const TARGET: &'static str = "SIZE";
     const HELP: &'static str = "memory:SIZE";
+    const MANUAL: &'static str = "  memory:SIZE             memory, gone when its process ends";
 
     fn set_target(&mut self, target: String) -> Result<(), SpecError> {
         self.bytes = size::parse(&target)?;
@@ -265,6 +284,7 @@ impl DiskOptions for NullOptions {
     const NAME: &'static str = "null";
     const TARGET: &'static str = "SIZE";
     const HELP: &'static str = "null:SIZE[,zero=on|off]";
+    const MANUAL: &'static str = "  null:SIZE[,zero=on|off] stores nothing; for benchmarks";
 
     fn set_target(&mut self, target: String) -> Result<(), SpecError> {
         self.bytes = size::parse(&target)?;

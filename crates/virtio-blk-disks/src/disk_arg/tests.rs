@@ -273,6 +273,7 @@ impl DiskOptions for Tape {
     const NAME: &'static str = "tape";
     const TARGET: &'static str = "REEL";
     const HELP: &'static str = "tape:REEL[,speed=N][,rewind=on|off]";
+    const MANUAL: &'static str = "  tape:REEL               a tape";
 
     fn set_target(&mut self, target: String) -> Result<(), SpecError> {
         self.reel = target;
@@ -352,6 +353,11 @@ fn help_names_each_option() {
         let said = kind.help.split("[,").skip(1);
         let said = said.map(|rest| rest.split('=').next().unwrap()).collect();
         assert_eq!(known, said, "{}", kind.help);
+        for name in known {
+            assert!(kind.manual.contains(name), "{name}: {}", kind.manual);
+        }
+        let is_short = |line: &str| line.chars().count() <= 78;
+        assert!(kind.manual.lines().all(is_short), "{}", kind.manual);
         // In the documentation it is the same.
         let page = include_str!("mod.rs").replace("\\|", "|");
         assert!(page.contains(&format!("`{}`", kind.help)), "{}", kind.help);

@@ -1,15 +1,18 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From `name=value` words to options, by serde.
+//! From what is written to options, by serde.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::time::Duration;
 
 use serde::de::value::{StrDeserializer, StringDeserializer};
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::SpecError;
+use super::tree::{Entry, Key, TreeError, VALUE_KEY, Value};
 
 /// Splits at single commas; two in a row stand for one that belongs to the text.
 pub(crate) fn split(text: &str) -> Vec<String> {
@@ -26,10 +29,6 @@ pub(crate) fn split(text: &str) -> Vec<String> {
 }
 
 /// Reads `on` or `off`.
-pub(crate) fn switch(option: &'static str, value: &str) -> Result<bool, SpecError> {
-    on_or_off(value).map_err(|error| error.about(option))
-}
-
 fn on_or_off(value: &str) -> Result<bool, ValueError> {
     match value {
         "on" => Ok(true),
@@ -39,7 +38,7 @@ fn on_or_off(value: &str) -> Result<bool, ValueError> {
 }
 
 /// Words in the form `a, b or c`.
-pub(super) fn list(words: &[&str], last: &str) -> String {
+pub(crate) fn list(words: &[&str], last: &str) -> String {
     match words {
         [] => String::new(),
         [one] => (*one).to_owned(),
@@ -47,36 +46,97 @@ pub(super) fn list(words: &[&str], last: &str) -> String {
     }
 }
 
-/// Reads the options of a disk of the kind `format`.
-pub(super) fn read<O: DeserializeOwned>(
+/// Reads a word by `parse`, whose error says what could stand there.
+pub(crate) fn parsed<'de, D, T>(
+    from: D,
+    parse: impl FnOnce(&str) -> Result<T, &'static str>,
+) -> Result<T, D::Error>
+where
+    D: de::Deserializer<'de>,
+{
+    struct Parsed<F>(F);
+
+    impl<T, F: FnOnce(&str) -> Result<T, &'static str>> Visitor<'_> for Parsed<F> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a single value")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            (self.0)(text).map_err(|allowed| E::invalid_value(Unexpected::Str(text), &allowed))
+        }
+    }
+
+    from.deserialize_str(Parsed(parse))
+}
+
+/// Reads the options of the kind `format`.
+pub(crate) fn read<O: DeserializeOwned>(
     format: &'static str,
-    parts: &[String],
-) -> Result<O, SpecError> {
-    let mut found: Vec<(&str, &str)> = Vec::new();
-    for part in parts {
-        let (name, value) = part.split_once('=').unwrap_or((part, ""));
-        if found.iter().any(|(other, _)| *other == name) {
-            return Err(SpecError::Twice {
-                option: name.to_owned(),
+    options: &[Entry],
+) -> Result<O, TreeError> {
+    let mut known = HashSet::new();
+    for entry in options {
+        if !known.insert(entry.key.name.as_str()) {
+            return Err(TreeError {
+                key: entry.key.clone(),
+                error: SpecError::Twice {
+                    option: entry.key.name.clone(),
+                },
             });
         }
-        found.push((name, value));
     }
-    let mut given = Given {
-        list: found.into_iter(),
-        current: ("", ""),
-    };
-    O::deserialize(&mut given).map_err(|error| match error {
-        Wrong::Option { option, known } => SpecError::Option {
-            option,
-            format,
-            allowed: match known {
-                [] => "it has none".into(),
-                known => format!("it has {}", list(known, "and")).into(),
+    O::deserialize(Given::new(options)).map_err(|Wrong { key, what }| {
+        let key = key.unwrap_or_default();
+        let option = key.name.clone();
+        let error = match what {
+            What::Option(known) => SpecError::Option {
+                option,
+                format,
+                allowed: match known {
+                    [] => "it has none".into(),
+                    known => format!("it has {}", list(known, "and")).into(),
+                },
             },
-        },
-        Wrong::Value(error) => error.about(given.current.0.to_owned()),
+            What::Missing(part) => SpecError::MissingPart { option, part },
+            What::Value(error) => error.about(option),
+        };
+        TreeError { key, error }
     })
+}
+
+/// The names of all options of a kind.
+pub(crate) fn names<O: DeserializeOwned>() -> &'static [&'static str] {
+    let mut names = Names(&[]);
+    let _ = O::deserialize(&mut names);
+    names.0
+}
+
+/// Learns the names of a type's fields.
+struct Names(&'static [&'static str]);
+
+impl<'de> de::Deserializer<'de> for &mut Names {
+    type Error = Wrong;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Wrong> {
+        Err(de::Error::custom("only fields have names"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Wrong> {
+        self.0 = fields;
+        Err(de::Error::custom("the names are all that is asked for"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
 }
 
 /// A value that an option can't have.
@@ -103,21 +163,45 @@ impl ValueError {
     }
 }
 
-/// What serde finds wrong.
+/// What serde finds wrong, and with which key.
 #[derive(Debug)]
-enum Wrong {
-    Option {
-        option: String,
-        known: &'static [&'static str],
-    },
+struct Wrong {
+    key: Option<Key>,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// An unknown option, beside those there are.
+    Option(&'static [&'static str]),
+    /// A part that can't be left out.
+    Missing(&'static str),
     Value(ValueError),
+}
+
+impl Wrong {
+    const fn value(error: ValueError) -> Self {
+        Self {
+            key: None,
+            what: What::Value(error),
+        }
+    }
+
+    /// With its key, unless a part of that is wrong. The value in front of parts goes by the name of the whole.
+    fn with_key(mut self, key: &Key) -> Self {
+        if self.key.as_ref().is_none_or(|key| key.name == VALUE_KEY) {
+            self.key = Some(key.clone());
+        }
+        self
+    }
 }
 
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Option { option, .. } => write!(f, "unknown option `{option}`"),
-            Self::Value(error) => write!(f, "`{}`: use {}", error.value, error.allowed),
+        match &self.what {
+            What::Option(_) => f.write_str("unknown option"),
+            What::Missing(part) => write!(f, "`{part}` is missing"),
+            What::Value(error) => write!(f, "`{}`: use {}", error.value, error.allowed),
         }
     }
 }
@@ -126,18 +210,25 @@ impl std::error::Error for Wrong {}
 
 impl de::Error for Wrong {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::Value(ValueError::new("", message.to_string()))
+        Self::value(ValueError::new("", message.to_string()))
     }
 
-    fn unknown_field(field: &str, known: &'static [&'static str]) -> Self {
-        Self::Option {
-            option: field.to_owned(),
-            known,
+    fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {
+        Self {
+            key: None,
+            what: What::Option(known),
+        }
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self {
+            key: None,
+            what: What::Missing(field),
         }
     }
 
     fn unknown_variant(variant: &str, known: &'static [&'static str]) -> Self {
-        Self::Value(ValueError::new(variant, list(known, "or")))
+        Self::value(ValueError::new(variant, list(known, "or")))
     }
 
     fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -145,18 +236,31 @@ impl de::Error for Wrong {
             Unexpected::Str(text) => text.to_owned(),
             other => other.to_string(),
         };
-        Self::Value(ValueError::new(value, expected.to_string()))
+        Self::value(ValueError::new(value, expected.to_string()))
+    }
+
+    fn invalid_type(_: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::value(ValueError::new("{…}", expected.to_string()))
     }
 }
 
-/// The options of a disk, one after the other.
+/// Options, or the parts of one, one after the other.
 struct Given<'a> {
-    list: std::vec::IntoIter<(&'a str, &'a str)>,
+    rest: std::slice::Iter<'a, Entry>,
     /// That whose value is read.
-    current: (&'a str, &'a str),
+    current: Option<&'a Entry>,
 }
 
-impl<'de, 'a> de::Deserializer<'de> for &mut Given<'a> {
+impl<'a> Given<'a> {
+    fn new(entries: &'a [Entry]) -> Self {
+        Self {
+            rest: entries.iter(),
+            current: None,
+        }
+    }
+}
+
+impl<'de> de::Deserializer<'de> for Given<'_> {
     type Error = Wrong;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
@@ -169,45 +273,61 @@ impl<'de, 'a> de::Deserializer<'de> for &mut Given<'a> {
     }
 }
 
-impl<'de, 'a> de::MapAccess<'de> for &mut Given<'a> {
+impl<'de> de::MapAccess<'de> for Given<'_> {
     type Error = Wrong;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
         &mut self,
         seed: K,
     ) -> Result<Option<K::Value>, Wrong> {
-        let Some(next) = self.list.next() else {
+        let Some(entry) = self.rest.next() else {
             return Ok(None);
         };
-        self.current = next;
-        let name: StringDeserializer<Wrong> = next.0.to_owned().into_deserializer();
-        seed.deserialize(name).map(Some)
+        self.current = Some(entry);
+        let name: StringDeserializer<Wrong> = entry.key.name.clone().into_deserializer();
+        let key = seed.deserialize(name);
+        key.map(Some).map_err(|wrong| wrong.with_key(&entry.key))
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Wrong> {
-        seed.deserialize(Value(self.current.1))
+        let Some(entry) = self.current else {
+            return Err(de::Error::custom("a key comes before its value"));
+        };
+        let value = seed.deserialize(GivenValue(&entry.value));
+        value.map_err(|wrong| wrong.with_key(&entry.key))
     }
 }
 
 /// The value of an option.
-struct Value<'a>(&'a str);
+struct GivenValue<'a>(&'a Value);
 
-impl Value<'_> {
+impl GivenValue<'_> {
+    fn text(&self, allowed: &str) -> Result<&str, Wrong> {
+        match self.0 {
+            Value::Text(text) => Ok(text),
+            Value::Parts(_) => Err(Wrong::value(ValueError::new("{…}", allowed))),
+        }
+    }
+
     fn number(&self) -> Result<u64, Wrong> {
-        let number = self.0.parse().ok();
-        number.ok_or_else(|| Wrong::Value(ValueError::new(self.0, "a number")))
+        let text = self.text("a number")?;
+        let number = text.parse().ok();
+        number.ok_or_else(|| Wrong::value(ValueError::new(text, "a number")))
     }
 }
 
-impl<'de> de::Deserializer<'de> for Value<'_> {
+impl<'de> de::Deserializer<'de> for GivenValue<'_> {
     type Error = Wrong;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        visitor.visit_str(self.0)
+        match self.0 {
+            Value::Text(text) => visitor.visit_str(text),
+            Value::Parts(parts) => visitor.visit_map(Given::new(parts)),
+        }
     }
 
     fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        visitor.visit_bool(on_or_off(self.0).map_err(Wrong::Value)?)
+        visitor.visit_bool(on_or_off(self.text("on or off")?).map_err(Wrong::value)?)
     }
 
     fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
@@ -237,10 +357,11 @@ impl<'de> de::Deserializer<'de> for Value<'_> {
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _: &'static str,
-        _: &'static [&'static str],
+        variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Wrong> {
-        let value: StrDeserializer<'_, Wrong> = self.0.into_deserializer();
+        let text = self.text(&list(variants, "or"))?;
+        let value: StrDeserializer<'_, Wrong> = text.into_deserializer();
         visitor.visit_enum(value)
     }
 
@@ -248,4 +369,28 @@ impl<'de> de::Deserializer<'de> for Value<'_> {
         i8 i16 i32 i64 i128 u8 u128 f32 f64 char str string bytes byte_buf unit unit_struct
         seq tuple tuple_struct map struct identifier ignored_any
     }
+}
+
+/// Checks a name that is given to something. The error says what a name is.
+pub(crate) fn checked_name(text: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if text.is_empty() || text.len() > 64 || !text.chars().all(plain) {
+        return Err("a name of up to 64 letters, digits, `-`, `_` and `.`");
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads such a name.
+pub(crate) fn name<'de, D: de::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    parsed(from, |text| checked_name(text).map(Some))
+}
+
+/// Reads a number of seconds, with fractions.
+pub(crate) fn seconds<'de, D: de::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    parsed(from, |text| {
+        let seconds = text.parse().ok().filter(|s: &f64| (0.0..=1e6).contains(s));
+        seconds
+            .map(Duration::from_secs_f64)
+            .ok_or("seconds, such as 10 or 0.5")
+    })
 }

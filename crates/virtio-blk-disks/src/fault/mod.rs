@@ -27,6 +27,7 @@
 //! # Ok::<(), virtio_blk_core::disk::DiskError>(())
 //! ```
 
+mod options;
 mod plan;
 mod queue;
 mod rng;
@@ -36,6 +37,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
+pub use options::FaultOptions;
 pub use plan::{FaultPlan, Kind, Rule};
 use queue::FaultQueue;
 

@@ -17,7 +17,7 @@ use crate::power_cut::PowerCutDisk;
 use crate::stack::{Groups, LayerSpec, Stack};
 use crate::throttle::{Limits, Rate};
 use crate::{
-    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, PolicyDisk, SwitchDisk, ThrottleDisk,
+    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, PolicyDisk, SpecError, SwitchDisk, ThrottleDisk,
     ThrottleGroup, VerifyDisk,
 };
 
@@ -160,16 +160,16 @@ fn named() -> Vec<LayerSpec> {
         "fault=delay:3600/reorder:on",
     ];
     let specs: Vec<LayerSpec> = texts.iter().map(|text| text.parse().unwrap()).collect();
-    for spec in &specs {
-        // A layer that is added here belongs into the list above.
-        match spec {
-            LayerSpec::Throttle { .. }
-            | LayerSpec::Dirty { .. }
-            | LayerSpec::Errors { .. }
-            | LayerSpec::Meter
-            | LayerSpec::Verify
-            | LayerSpec::Fault(_) => {}
-        }
+    // A layer that is added to the table belongs into the list above.
+    let Err(SpecError::Layer { known, .. }) = "nothing".parse::<LayerSpec>() else {
+        panic!("it is no layer");
+    };
+    for name in known.split([',', ' ']) {
+        let is_name = !["", "or", "rerror", "werror"].contains(&name);
+        assert!(
+            !is_name || specs.iter().any(|spec| spec.name() == name),
+            "{name}"
+        );
     }
     specs
 }

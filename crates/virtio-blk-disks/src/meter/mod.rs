@@ -20,6 +20,7 @@
 
 mod gauge;
 mod histogram;
+mod options;
 mod recorder;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,7 @@ use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
 use gauge::Gauge;
 pub use histogram::Latency;
+pub use options::MeterOptions;
 use recorder::Recorder;
 pub use recorder::{ClassStats, OpClass, QueueStats};
 

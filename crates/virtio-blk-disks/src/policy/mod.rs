@@ -24,16 +24,19 @@
 //! ```
 
 mod event;
+mod options;
 mod queue;
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::Deserialize;
 use virtio_blk_core::disk::{Disk, DiskError, IoQueue, OpKind};
 
 pub(crate) use event::PolicyListeners;
 pub use event::{HeldOperation, PolicyEvent, PolicyListener};
+pub use options::ErrorsOptions;
 use queue::PolicyQueue;
 
 use crate::layer::{Layer, Layered};
@@ -42,7 +45,8 @@ use crate::layer::{Layer, Layered};
 pub const RECHECK: Duration = Duration::from_millis(100);
 
 /// What becomes of an operation that the host failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnError {
     /// It fails.
     #[default]

@@ -29,116 +29,352 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod built;
 mod flush;
+mod groups;
 mod layer;
-mod live;
+mod layers;
+mod options;
 mod parse;
+mod spec;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::str::FromStr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::throttle::{Limits, ThrottleGroup};
-use crate::{DiskSpec, SpecError};
+use virtio_blk_core::disk::{Disk, DiskError};
 
-pub use layer::{FaultSpec, GRANULARITY, LayerSpec};
-pub use live::{Resumed, Stack, StackError};
+use crate::hot_swap::HoldError;
+use crate::layer::{Layer, Layered};
+use crate::policy::{PolicyEvent, PolicyListeners};
+use crate::{
+    DirtyDisk, FaultDisk, MeterDisk, PolicyDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk,
+};
 
-/// A disk with layers, by name. `Display` writes what `FromStr` reads; see the [module](self) for the
-/// syntax.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StackSpec<D = DiskSpec> {
-    /// The disk at the bottom: one of this crate's, or of an embedder's own kinds.
-    pub disk: D,
-    /// What lies on it, from the medium upwards.
-    pub layers: Vec<LayerSpec>,
+pub use groups::Groups;
+pub use layer::LayerSpec;
+use layers::{Built, find_double, merge};
+pub use options::{LayerContext, LayerOptions, Parts, Shape};
+pub use spec::StackSpec;
+
+/// The part of a help text about all layers: lines of at most 78 columns.
+pub fn manual() -> String {
+    parse::manual()
 }
 
-impl StackSpec {
-    /// Makes the disk and its layers, once for all. A stack without layers is the bare disk.
-    ///
-    /// # Errors
-    /// As for [`DiskSpec::open`]; or the layers don't go together.
-    pub fn open(&self, read_only: bool, groups: &Groups) -> Result<Stack, StackError> {
-        let disk = self.disk.open(read_only)?;
-        Stack::fixed(disk, &self.layers, groups.clone())
-    }
-
-    /// Makes a stack whose layers can be changed while it is in use ([`Stack::change`]). That costs a
-    /// check for each operation, and a descriptor for each queue.
-    ///
-    /// # Errors
-    /// As for [`StackSpec::open`]; or the disk has only one queue.
-    pub fn open_live(&self, read_only: bool, groups: &Groups) -> Result<Stack, StackError> {
-        let disk = self.disk.open(read_only)?;
-        Stack::live(disk, &self.layers, groups.clone())
-    }
+/// Why a stack can't be made or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StackError {
+    /// The layers can't be there together.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The disk or a layer can't be made.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The stack was opened once for all.
+    #[error("the layers of this disk can't be changed: it was not opened for that")]
+    Fixed,
+    /// The driver was told of abilities that the disk would not have any more.
+    #[error(
+        "the layer `{0}` changes what the disk can do, of which its driver was told: it can only be there \
+         from the start"
+    )]
+    Abilities(String),
 }
 
-impl From<DiskSpec> for StackSpec {
-    fn from(disk: DiskSpec) -> Self {
-        Self {
-            disk,
-            layers: Vec::new(),
+/// A disk with its layers.
+pub struct Stack {
+    base: Arc<dyn Disk>,
+    groups: Groups,
+    switch: Option<Arc<SwitchDisk>>,
+    layers: Mutex<Vec<Built>>,
+    listeners: Mutex<Vec<Listener>>,
+    /// Who is told of operations that are kept, whatever layers come and go.
+    policy_listeners: Arc<PolicyListeners>,
+}
+
+/// Is told whether somebody needs to see requests.
+type Listener = Arc<dyn Fn(bool) + Send + Sync>;
+
+/// Makes layers over a disk.
+fn build(
+    base: &Arc<dyn Disk>,
+    layers: &[LayerSpec],
+    before: &[Built],
+    context: &LayerContext<'_>,
+) -> Result<Vec<Built>, StackError> {
+    let layers = merge(layers);
+    if let Some(double) = find_double(&layers) {
+        let layer = double.to_string();
+        return Err(SpecError::SameLayer { layer }.into());
+    }
+    let mut built: Vec<Built> = Vec::with_capacity(layers.len());
+    for spec in &layers {
+        spec.0.validate()?;
+        let inner = top(base, &built);
+        built.push(Built::new(spec, inner, before, context)?);
+    }
+    Ok(built)
+}
+
+fn top(base: &Arc<dyn Disk>, layers: &[Built]) -> Arc<dyn Disk> {
+    layers.last().map_or_else(|| base.clone(), Built::disk)
+}
+
+/// What [`Stack::resume`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Operations that had failed and are tried again.
+    pub operations: u64,
+    /// Whether there was a hold to end. If it had ended before, what was done in the belief that nothing moves has to be
+    /// done again.
+    pub hold: Result<(), HoldError>,
+}
+
+impl Stack {
+    /// Puts layers over a disk, once for all. Without any it is the bare disk.
+    ///
+    /// # Errors
+    /// The layers don't go together, or one can't be made.
+    pub fn fixed(
+        base: Arc<dyn Disk>,
+        layers: &[LayerSpec],
+        groups: Groups,
+    ) -> Result<Self, StackError> {
+        let policy_listeners = Arc::default();
+        let context = LayerContext {
+            groups: &groups,
+            listeners: &policy_listeners,
+        };
+        let layers = build(&base, layers, &[], &context)?;
+        layers.iter().try_for_each(Built::apply)?;
+        Ok(Self {
+            base,
+            groups,
+            switch: None,
+            layers: Mutex::new(layers),
+            listeners: Mutex::default(),
+            policy_listeners,
+        })
+    }
+
+    /// Puts layers over a disk that can be changed.
+    ///
+    /// # Errors
+    /// As for [`Stack::fixed`]; or the disk has only one queue.
+    pub fn live(
+        base: Arc<dyn Disk>,
+        layers: &[LayerSpec],
+        groups: Groups,
+    ) -> Result<Self, StackError> {
+        let mut stack = Self::fixed(base, layers, groups)?;
+        stack.switch = Some(Arc::new(SwitchDisk::new(stack.disk())?));
+        Ok(stack)
+    }
+
+    fn built(&self) -> MutexGuard<'_, Vec<Built>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The disk to serve.
+    pub fn disk(&self) -> Arc<dyn Disk> {
+        match &self.switch {
+            Some(switch) => switch.clone(),
+            None => top(&self.base, &self.built()),
         }
     }
-}
 
-impl<D: FromStr<Err = SpecError>> FromStr for StackSpec<D> {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        parse::stack(text)
-    }
-}
-
-impl<D: fmt::Display> fmt::Display for StackSpec<D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.disk)?;
-        self.layers
-            .iter()
-            .try_for_each(|layer| write!(f, ",{}", layer.to_string().replace(',', ",,")))
-    }
-}
-
-/// The throttle groups of a process, by name. Cheap to clone; clones share them.
-#[derive(Clone, Debug, Default)]
-pub struct Groups(Arc<Mutex<HashMap<String, ThrottleGroup>>>);
-
-impl Groups {
-    /// The group of that name.
-    pub fn get(&self, name: &str) -> Option<ThrottleGroup> {
-        let groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.get(name).cloned()
+    /// The layers at work, from the medium upwards; a throttle with the limits that its group has now.
+    pub fn layers(&self) -> Vec<LayerSpec> {
+        self.built().iter().map(Built::current).collect()
     }
 
-    /// The group of that name for a new member, which is made with these limits if nobody is in it.
+    /// Replaces the layers, while the disk works. A layer that is also in the new list keeps what it
+    /// knows: a throttle its group, a dirty bitmap its marks, a meter its counts. New limits of a throttle
+    /// hold at once; otherwise queues follow when they are next served ([`Stack::is_settled`]), and a
+    /// new layer sees each operation that is submitted from then on. In a fixed stack only the limits of throttles
+    /// can be changed.
     ///
     /// # Errors
-    /// The limits make no sense; or there are members, whose limits are others.
-    pub(crate) fn join(&self, name: &str, limits: Limits) -> Result<ThrottleGroup, SpecError> {
-        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that was left by all is made anew.
-        if let Some(group) = groups.get(name).filter(|group| group.is_shared()) {
-            let theirs = group.limits();
-            if limits == theirs || limits == Limits::default() {
-                return Ok(group.clone());
+    /// The layers don't go together, one can't be made or would change the disk's abilities, or the stack
+    /// is fixed. Nothing changed then.
+    pub fn change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
+        self.edit(|_| Ok(layers.to_vec()))
+    }
+
+    /// As [`Stack::change`], to what `edit` makes of the layers there are. Nobody else changes them meanwhile.
+    ///
+    /// # Errors
+    /// That of `edit`, or as for [`Stack::change`].
+    pub fn edit<E: From<StackError>>(
+        &self,
+        edit: impl FnOnce(Vec<LayerSpec>) -> Result<Vec<LayerSpec>, E>,
+    ) -> Result<(), E> {
+        {
+            let mut current = self.built();
+            let layers = edit(current.iter().map(Built::current).collect())?;
+            self.try_change(&mut current, &layers)?;
+        }
+        let sees = self.sees_requests();
+        for listener in self.listeners().clone() {
+            listener(sees);
+        }
+        Ok(())
+    }
+
+    fn try_change(&self, current: &mut Vec<Built>, layers: &[LayerSpec]) -> Result<(), StackError> {
+        let context = LayerContext {
+            groups: &self.groups,
+            listeners: &self.policy_listeners,
+        };
+        let built = build(&self.base, layers, current, &context)?;
+        let same_places = current.len() == built.len()
+            && (current.iter().zip(&built)).all(|(old, new)| old.can_become(&new.spec));
+        if same_places {
+            built.iter().try_for_each(Built::apply)?;
+            for (old, new) in current.iter_mut().zip(built) {
+                old.spec = new.spec;
             }
-            let written = |limits| {
-                let group = Some(name.to_owned());
-                LayerSpec::Throttle { limits, group }.to_string()
-            };
-            return Err(SpecError::GroupLimits {
-                layer: written(limits),
-                group: name.to_owned(),
-                theirs: written(theirs),
-            });
+            return Ok(());
         }
-        let group = ThrottleGroup::new(limits)?;
-        groups.insert(name.to_owned(), group.clone());
-        Ok(group)
+        let switch = self.switch.as_ref().ok_or(StackError::Fixed)?;
+        let caps = self.base.caps();
+        if let Some(changes) = built.iter().find(|built| built.disk().caps() != caps)
+            && !current.iter().any(|old| old.spec == changes.spec)
+        {
+            return Err(StackError::Abilities(changes.spec.to_string()));
+        }
+        built.iter().try_for_each(Built::apply)?;
+        let stays = |old: &&Built| built.iter().any(|new| new.spec == old.spec);
+        let mut leaving = current.iter().filter(|old| !stays(old));
+        leaving.try_for_each(Built::leave)?;
+        switch.switch(top(&self.base, &built));
+        *current = built;
+        Ok(())
+    }
+
+    /// Whether every queue has followed the last [`Stack::change`].
+    ///
+    /// # Errors
+    /// Why one can't.
+    pub fn is_settled(&self) -> Result<bool, StackError> {
+        let Some(switch) = &self.switch else {
+            return Ok(true);
+        };
+        match switch.last_error() {
+            Some(error) => Err(DiskError::Config(error).into()),
+            None => Ok(switch.is_settled()),
+        }
+    }
+
+    /// Has every queue end what it has in flight, and keep what comes afterwards until [`Stack::resume`] or for
+    /// that time. Returns at once: when [`Stack::is_settled`] says so, nothing is in flight. What [`Stack::flush`]
+    /// then makes stable is the whole disk at one moment, for a copy or a snapshot.
+    ///
+    /// # Errors
+    /// [`StackError::Fixed`].
+    pub fn hold(&self, time: Duration) -> Result<(), StackError> {
+        let switch = self.switch.as_ref().ok_or(StackError::Fixed)?;
+        switch.hold(Instant::now() + time);
+        Ok(())
+    }
+
+    /// Has a [`Stack::hold`] that is in force last for `time` from now on.
+    ///
+    /// # Errors
+    /// None is in force.
+    pub fn extend(&self, time: Duration) -> Result<(), HoldError> {
+        let switch = self.switch.as_ref().ok_or(HoldError::None)?;
+        switch.extend(Instant::now() + time)
+    }
+
+    /// Ends [`Stack::hold`], and has operations that failed and are kept tried again.
+    pub fn resume(&self) -> Resumed {
+        Resumed {
+            operations: self.policy().map_or(0, |policy| policy.resume()),
+            hold: match &self.switch {
+                Some(switch) => switch.resume(),
+                None => Err(HoldError::None),
+            },
+        }
+    }
+
+    /// Flushes the disk, and waits for it.
+    ///
+    /// # Errors
+    /// The flush failed; or one failed before it, on any queue, so that completed writes may be lost.
+    pub fn flush(&self) -> Result<(), DiskError> {
+        flush::flush(&*self.base)?;
+        self.base.flush_error().map_or(Ok(()), Err)
+    }
+
+    /// Whether somebody needs to see requests: then they can't take a path round this stack. Every layer does, but a
+    /// throttle that has no limit.
+    pub fn sees_requests(&self) -> bool {
+        self.built().iter().any(Built::sees_requests)
+    }
+
+    /// Has `listener` called after each [`Stack::change`], with what [`Stack::sees_requests`] says then: for whoever
+    /// chooses the path. Not called when another stack changes the limits of a group that both are in.
+    pub fn listen(&self, listener: impl Fn(bool) + Send + Sync + 'static) {
+        self.listeners().push(Arc::new(listener));
+    }
+
+    fn listeners(&self) -> MutexGuard<'_, Vec<Listener>> {
+        (self.listeners.lock()).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first layer of a type.
+    fn layer<L: Layer>(&self) -> Option<Arc<Layered<L>>> {
+        self.built().iter().find_map(Built::of)
+    }
+
+    /// The throttle layers, from the medium upwards.
+    pub fn throttles(&self) -> Vec<Arc<ThrottleDisk>> {
+        self.built().iter().filter_map(Built::of).collect()
+    }
+
+    /// The layer with the dirty bitmap of that name.
+    pub fn dirty(&self, name: &str) -> Option<Arc<DirtyDisk>> {
+        let built = self.built();
+        let mut layers = built.iter().filter_map(Built::of);
+        layers.find(|disk: &Arc<DirtyDisk>| disk.bitmap(name).is_some())
+    }
+
+    /// The layer that keeps operations that failed.
+    pub fn policy(&self) -> Option<Arc<PolicyDisk>> {
+        self.layer()
+    }
+
+    /// Has `listener` called for what happens to operations that failed, whenever there is a layer for that.
+    /// It must not block.
+    pub fn listen_events(&self, listener: impl Fn(&PolicyEvent) + Send + Sync + 'static) {
+        self.policy_listeners.add(Arc::new(listener));
+    }
+
+    /// The meter.
+    pub fn meter(&self) -> Option<Arc<MeterDisk>> {
+        self.layer()
+    }
+
+    /// The verifying layer.
+    pub fn verify(&self) -> Option<Arc<VerifyDisk>> {
+        self.layer()
+    }
+
+    /// The fault layer.
+    pub fn fault(&self) -> Option<Arc<FaultDisk>> {
+        self.layer()
+    }
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut layers = f.debug_list();
+        for built in self.built().iter() {
+            layers.entry(&built.spec);
+        }
+        layers.finish()
     }
 }
 

@@ -1,31 +1,72 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From text to [`LayerSpec`] and [`StackSpec`].
+//! From text to what is written of layers, and from that to [`LayerSpec`] and [`StackSpec`].
 
-use std::str::FromStr;
-use std::time::Duration;
+use super::options::{LayerOptions, Parts, Shape};
+use super::{LayerSpec, StackSpec};
+use crate::dirty::DirtyOptions;
+use crate::disk_arg::tree::{Entry, Key, VALUE_KEY, Value};
+use crate::disk_arg::{self, DiskArg, SpecError, Tree, TreeError};
+use crate::fault::FaultOptions;
+use crate::meter::MeterOptions;
+use crate::policy::ErrorsOptions;
+use crate::throttle::ThrottleOptions;
+use crate::verify::VerifyOptions;
 
-use super::StackSpec;
-use super::layer::{FaultSpec, GRANULARITY, LayerSpec, named};
-use crate::dirty::PersistOptions;
-use crate::disk_arg::{SpecError, bytes, split, switch};
-use crate::policy::OnError;
-use crate::throttle::{Burst, Limits, Rate};
-
-/// How long a burst lasts where nothing else is said.
-pub(super) const BURST_LENGTH: Duration = Duration::from_secs(1);
-
-const LAYERS: [&str; 8] = [
-    "throttle", "dirty", "rerror", "werror", "errors", "meter", "verify", "fault",
+/// The layers there are, in the order in which they are named.
+static LAYERS: &[LayerKind] = &[
+    LayerKind::of::<ThrottleOptions>(),
+    LayerKind::of::<DirtyOptions>(),
+    LayerKind::of::<ErrorsOptions>(),
+    LayerKind::of::<MeterOptions>(),
+    LayerKind::of::<VerifyOptions>(),
+    LayerKind::of::<FaultOptions>(),
 ];
 
-fn name_of(part: &str) -> &str {
-    part.split_once('=').map_or(part, |(name, _)| name)
+/// A kind of layer in the table.
+struct LayerKind {
+    name: &'static str,
+    short: &'static [&'static str],
+    manual: &'static str,
+    /// From a word with its value, if it has one.
+    parse: fn(&str, Option<&str>) -> Result<Tree, SpecError>,
+    read: fn(&Tree) -> Result<LayerSpec, TreeError>,
+}
+
+impl LayerKind {
+    const fn of<O: LayerOptions>() -> Self {
+        Self {
+            name: O::NAME,
+            short: O::SHORT,
+            manual: O::MANUAL,
+            parse: tree::<O>,
+            read: options::<O>,
+        }
+    }
+
+    fn find(word: &str) -> Option<&'static Self> {
+        LAYERS
+            .iter()
+            .find(|kind| kind.name == word || kind.short.contains(&word))
+    }
+}
+
+/// The words that name layers.
+fn names() -> impl Iterator<Item = &'static str> {
+    let of = |kind: &'static LayerKind| kind.short.iter().copied().chain([kind.name]);
+    LAYERS.iter().flat_map(of)
+}
+
+/// The part of a help text about the layers.
+pub(super) fn manual() -> String {
+    let manuals: Vec<&str> = LAYERS.iter().map(|kind| kind.manual).collect();
+    manuals.join("\n")
 }
 
 fn is_layer(part: &str) -> bool {
-    LAYERS.contains(&name_of(part))
+    let word = part.split_once('=').map_or(part, |(name, _)| name);
+    LayerKind::find(word).is_some()
 }
 
 /// How many letters have to be added, left out, exchanged or swapped with their neighbour to get from one word to the
@@ -59,25 +100,31 @@ fn distance(from: &str, to: &str) -> usize {
 fn nearest(word: &str) -> Option<&'static str> {
     // A guess takes time in proportion to the word.
     let word = Some(word).filter(|word| word.len() <= 16)?;
-    let near = LAYERS
-        .into_iter()
-        .map(|layer| (distance(word, layer), layer));
+    let near = names().map(|layer| (distance(word, layer), layer));
     let (distance, layer) = near.min()?;
     (distance <= layer.len() / 3).then_some(layer)
 }
 
-/// Reads a disk and its layers.
-pub(super) fn stack<D>(text: &str) -> Result<StackSpec<D>, SpecError>
-where
-    D: FromStr<Err = SpecError>,
-{
-    let mut parts = split(text).into_iter().peekable();
-    let mut disk = Vec::new();
-    while let Some(part) = parts.next_if(|part| disk.is_empty() || !is_layer(part)) {
-        disk.push(part.replace(',', ",,"));
+fn unknown(name: &str) -> SpecError {
+    let known: Vec<&str> = names().collect();
+    SpecError::Layer {
+        layer: name.to_owned(),
+        nearest: nearest(name),
+        known: disk_arg::list(&known, "or"),
     }
-    let layers = parts.map(|part| layer(&part)).collect::<Result<_, _>>()?;
-    let disk = disk.join(",").parse().map_err(|error| match error {
+}
+
+/// Reads a disk and its layers.
+pub(super) fn stack<D: DiskArg>(text: &str) -> Result<StackSpec<D>, SpecError> {
+    let words = disk_arg::split(text);
+    let layers = words.iter().skip(1).position(|word| is_layer(word));
+    let disk = layers.map_or(words.len(), |index| index + 1);
+    let (disk, layers) = words.split_at_checked(disk).unwrap_or((&words, &[]));
+    let layers = layers
+        .iter()
+        .map(|word| layer(word))
+        .collect::<Result<_, _>>()?;
+    let disk = D::from_tree(&Tree::disk_of(disk)?).map_err(|wrong| match wrong.error {
         // What is no option was perhaps to be a layer.
         SpecError::Option { option, .. } if nearest(&option).is_some() => unknown(&option),
         error => error,
@@ -87,287 +134,185 @@ where
 
 /// Reads one layer.
 pub(super) fn layer(part: &str) -> Result<LayerSpec, SpecError> {
-    let (name, value) = part.split_once('=').unwrap_or((part, ""));
-    match name {
-        "throttle" => throttle(value),
-        "dirty" => dirty(value),
-        "meter" | "verify" if part != name => Err(SpecError::Value {
-            option: if name == "meter" { "meter" } else { "verify" }.into(),
-            value: value.to_owned(),
-            allowed: "it as a word of its own, without a value".into(),
-        }),
-        "meter" => Ok(LayerSpec::Meter),
-        "verify" => Ok(LayerSpec::Verify),
-        "fault" => fault(value),
-        "rerror" => Ok(LayerSpec::Errors {
-            read: Some(on_read_error(value)?),
-            write: None,
-        }),
-        "werror" => Ok(LayerSpec::Errors {
-            read: None,
-            write: Some(on_write_error(value)?),
-        }),
-        "errors" => errors(value),
-        _ => Err(unknown(name)),
-    }
+    let (name, value) = match part.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (part, None),
+    };
+    let kind = LayerKind::find(name).ok_or_else(|| unknown(name))?;
+    Ok((kind.read)(&(kind.parse)(name, value)?)?)
 }
 
-fn unknown(name: &str) -> SpecError {
-    SpecError::Layer {
-        layer: name.to_owned(),
-        nearest: nearest(name),
-    }
+/// Reads one layer as it was written.
+pub(super) fn read(tree: &Tree) -> Result<LayerSpec, TreeError> {
+    let name = tree.kind.word();
+    let kind = LayerKind::find(name).ok_or_else(|| TreeError {
+        key: tree.kind.key.clone(),
+        error: unknown(name),
+    })?;
+    (kind.read)(tree)
 }
 
-/// Splits `name:value` items, refusing a name that comes twice unless it belongs to the item before it.
-fn items<'a>(value: &'a str, repeats: &[&str]) -> Result<Vec<(&'a str, &'a str)>, SpecError> {
-    let mut found: Vec<(&str, &str)> = Vec::new();
-    for item in value.split('/').filter(|item| !item.is_empty()) {
-        let (name, value) = item.split_once(':').unwrap_or((item, ""));
-        if !repeats.contains(&name) && found.iter().any(|(other, _)| *other == name) {
-            return Err(SpecError::Twice {
-                option: name.to_owned(),
-            });
-        }
-        found.push((name, value));
-    }
-    Ok(found)
-}
-
-fn wrong(option: &'static str, value: &str, allowed: &'static str) -> SpecError {
+fn wrong(option: &str, value: &str, allowed: &'static str) -> SpecError {
     SpecError::Value {
-        option: option.into(),
+        option: option.to_owned().into(),
         value: value.to_owned(),
         allowed: allowed.into(),
     }
 }
 
-fn name(option: &'static str, value: &str) -> Result<String, SpecError> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    if value.is_empty() || value.len() > 64 || !value.chars().all(plain) {
-        let allowed = "a name of up to 64 letters, digits, `-`, `_` and `.`";
-        return Err(wrong(option, value, allowed));
-    }
-    Ok(value.to_owned())
-}
-
-/// Reads a rate; `burst` and `length` say their own names in errors.
-fn rate(option: &'static str, value: &str, in_bytes: bool) -> Result<u64, SpecError> {
-    let number = if in_bytes {
-        bytes(value)
-    } else {
-        value.parse().ok()
+/// What is written of a layer of that kind.
+fn tree<O: LayerOptions>(word: &str, value: Option<&str>) -> Result<Tree, SpecError> {
+    let mut tree = Tree {
+        kind: Entry::text("", word),
+        target: None,
+        options: Vec::new(),
     };
-    match number {
-        Some(0) => {
-            let allowed = "at least 1 a second (a limit that is left out does not hold; a disk that shall do nothing \
-                           for a while is held with `drain`)";
-            Err(wrong(option, value, allowed))
-        }
-        Some(number) => Ok(number),
-        None if in_bytes => {
-            let allowed = "bytes a second, such as 500K, 50M or 2G";
-            Err(wrong(option, value, allowed))
-        }
-        None => {
-            let allowed = "a whole number of operations a second";
-            Err(wrong(option, value, allowed))
-        }
+    if O::SHORT.contains(&word) {
+        tree.target = Some(Entry::text(word, value.unwrap_or_default()));
+        return Ok(tree);
     }
+    let mut rest = value.unwrap_or_default();
+    match (O::SHAPE, value) {
+        (Shape::Alone, Some(value)) => {
+            let allowed = "it as a word of its own, without a value";
+            return Err(wrong(O::NAME, value, allowed));
+        }
+        (Shape::Target(_), _) => {
+            let (target, options) = rest.split_once('/').unwrap_or((rest, ""));
+            tree.target = Some(Entry::text("", target));
+            rest = options;
+        }
+        (Shape::Alone | Shape::Options | Shape::SomeOption(_), _) => {}
+    }
+    tree.options = items(rest, O::PATH, disk_arg::names::<O>(), O::PARTS)?;
+    Ok(tree)
 }
 
-fn seconds(option: &'static str, value: &str) -> Result<Duration, SpecError> {
-    let parsed = value.parse().ok().filter(|s: &f64| (0.0..=1e6).contains(s));
-    parsed
-        .map(Duration::from_secs_f64)
-        .ok_or_else(|| wrong(option, value, "seconds, such as 10 or 0.5"))
-}
-
-fn throttle(value: &str) -> Result<LayerSpec, SpecError> {
-    let mut limits = Limits::default();
-    let mut group = None;
-    // The limit that `burst` and `length` belong to.
-    let mut last: Option<&'static str> = None;
-    for (word, value) in items(value, &["burst", "length"])? {
-        if word == "group" {
-            group = Some(name("group", value)?);
+/// Splits `name:value` items.
+fn items(
+    text: &str,
+    path: Option<&str>,
+    names: &[&str],
+    parts: Option<Parts>,
+) -> Result<Vec<Entry>, SpecError> {
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (item, after) = rest.split_once('/').unwrap_or((rest, ""));
+        let (name, value) = item.split_once(':').unwrap_or((item, ""));
+        if Some(name) == path && item != name {
+            entries.extend(with_path(name, rest, names));
+            break;
+        }
+        rest = after;
+        if item.is_empty() {
             continue;
         }
-        let mut all = named(&mut limits).into_iter();
-        if let Some(word) = ["burst", "length"].into_iter().find(|found| *found == word) {
-            let found = all.find(|(name, ..)| Some(*name) == last);
-            let Some((_, Some(rate_of), in_bytes)) = found else {
-                let allowed = "it after the limit it belongs to, such as iops:5000/burst:20000";
-                return Err(wrong(word, value, allowed));
-            };
-            match (&mut rate_of.burst, word) {
-                (burst @ None, "burst") => {
-                    *burst = Some(Burst {
-                        per_second: rate("burst", value, in_bytes)?,
-                        length: BURST_LENGTH,
-                    });
-                }
-                (Some(burst), "length") => burst.length = seconds("length", value)?,
-                _ => {
-                    let allowed = "one burst for a limit, and its length after it";
-                    return Err(wrong(word, value, allowed));
-                }
-            }
-            continue;
+        match parts.filter(|parts| parts.words.contains(&name)) {
+            Some(parts) => add_part(&mut entries, parts, name, value)?,
+            None => entries.push(Entry::text(name, value)),
         }
-        let Some((name, slot, in_bytes)) = all.find(|(name, ..)| *name == word) else {
-            return Err(SpecError::Option {
-                option: word.to_owned(),
-                format: "throttle",
-                allowed: "it has iops, read_iops, write_iops, bandwidth, read_bandwidth, \
-                          write_bandwidth, burst, length and group"
-                    .into(),
-            });
-        };
-        *slot = Some(Rate::new(rate(name, value, in_bytes)?));
-        last = Some(name);
     }
-    limits.validate()?;
-    if limits == Limits::default() && group.is_none() {
-        return Err(SpecError::NoValue {
-            layer: "throttle",
-            example: "throttle=iops:5000",
-        });
-    }
-    Ok(LayerSpec::Throttle { limits, group })
+    Ok(entries)
 }
 
-fn dirty(value: &str) -> Result<LayerSpec, SpecError> {
-    let (bitmap, rest) = value.split_once('/').unwrap_or((value, ""));
-    if bitmap.is_empty() {
-        return Err(SpecError::NoValue {
-            layer: "dirty",
-            example: "dirty=backup",
-        });
-    }
-    // A path has slashes itself: it ends where one of the other words stands.
-    let (rest, mut path) = match rest.split_once("persist:") {
-        Some((before, path)) if before.is_empty() || before.ends_with('/') => (before, Some(path)),
-        _ => (rest, None),
-    };
-    let mut words: Vec<&str> = rest.split('/').collect();
-    while let Some((before, last)) = path.and_then(|path| path.rsplit_once('/'))
-        && ["granularity:", "sync:"]
-            .iter()
-            .any(|word| last.starts_with(word))
+/// The entry of a path, which ends where one of the other options stands, and those of these.
+fn with_path(name: &str, text: &str, names: &[&str]) -> Vec<Entry> {
+    let mut path = text.get(name.len() + 1..).unwrap_or_default();
+    let mut entries = Vec::new();
+    while let Some((before, last)) = path.rsplit_once('/')
+        && let Some((other, value)) = last.split_once(':')
+        && other != name
+        && names.contains(&other)
     {
-        words.push(last);
-        path = Some(before);
+        entries.push(Entry::text(other, value));
+        path = before;
     }
-    let (mut granularity, mut sync) = (GRANULARITY, None);
-    for (word, value) in items(&words.join("/"), &[])? {
-        match word {
-            "granularity" => {
-                granularity = bytes(value)
-                    .filter(|bytes| bytes.is_power_of_two() && *bytes >= 512)
-                    .ok_or_else(|| {
-                        let allowed = "a power of two from 512 (bytes), such as 64K";
-                        wrong("granularity", value, allowed)
-                    })?;
-            }
-            "sync" => sync = Some(switch("sync", value)?),
-            _ => {
-                return Err(SpecError::Option {
-                    option: word.to_owned(),
-                    format: "dirty",
-                    allowed: "it has granularity, persist and sync".into(),
-                });
-            }
-        }
-    }
-    let persist = match path {
-        Some("") => return Err(wrong("persist", "", "the path of a file")),
-        Some(path) => Some(PersistOptions {
-            path: path.into(),
-            sync: sync.unwrap_or_default(),
-        }),
-        None if sync.is_some() => {
-            return Err(SpecError::NoValue {
-                layer: "sync",
-                example: "dirty=backup/sync:on/persist:/var/lib/backup.bitmap",
-            });
-        }
-        None => None,
+    entries.push(Entry::text(name, path));
+    entries
+}
+
+/// Adds a word to the option it belongs to: the last that can have it.
+fn add_part(entries: &mut [Entry], parts: Parts, name: &str, value: &str) -> Result<(), SpecError> {
+    let can_have = |entry: &&mut Entry| parts.of.contains(&entry.key.name.as_str());
+    let Some(entry) = entries.iter_mut().rev().find(can_have) else {
+        return Err(wrong(name, value, parts.after));
     };
-    Ok(LayerSpec::Dirty {
-        name: name("dirty", bitmap)?,
-        granularity,
-        persist,
-    })
-}
-
-fn on_read_error(value: &str) -> Result<OnError, SpecError> {
-    match value {
-        "report" => Ok(OnError::Report),
-        "stop" => Ok(OnError::Stop),
-        _ => Err(wrong("rerror", value, "report or stop")),
+    if let Value::Text(own) = &entry.value {
+        entry.value = Value::Parts(vec![Entry::text(VALUE_KEY, own)]);
     }
-}
-
-fn on_write_error(value: &str) -> Result<OnError, SpecError> {
-    match value {
-        "report" => Ok(OnError::Report),
-        "stop" => Ok(OnError::Stop),
-        "enospc" => Ok(OnError::Enospc),
-        _ => Err(wrong("werror", value, "report, stop or enospc")),
-    }
-}
-
-fn errors(value: &str) -> Result<LayerSpec, SpecError> {
-    let (mut read, mut write) = (None, None);
-    for (word, value) in items(value, &[])? {
-        match word {
-            "rerror" => read = Some(on_read_error(value)?),
-            "werror" => write = Some(on_write_error(value)?),
-            _ => {
-                return Err(SpecError::Option {
-                    option: word.to_owned(),
-                    format: "errors",
-                    allowed: "it has rerror and werror".into(),
-                });
-            }
+    if let Value::Parts(found) = &mut entry.value {
+        // The value of the option itself is the first.
+        let next = parts.words.get(found.len() - 1);
+        if next != Some(&name) {
+            return Err(wrong(name, value, parts.order));
         }
+        found.push(Entry::text(name, value));
     }
-    if read.is_none() && write.is_none() {
-        return Err(SpecError::NoValue {
-            layer: "errors",
-            example: "errors=rerror:stop/werror:enospc",
-        });
-    }
-    Ok(LayerSpec::Errors { read, write })
+    Ok(())
 }
 
-fn per_mille(option: &'static str, value: &str) -> Result<u32, SpecError> {
-    let rate = value.parse().ok().filter(|rate| *rate <= 1000);
-    rate.ok_or_else(|| wrong(option, value, "0 to 1000 (of a thousand operations)"))
-}
-
-fn fault(value: &str) -> Result<LayerSpec, SpecError> {
-    let mut fault = FaultSpec::default();
-    for (word, value) in items(value, &[])? {
-        match word {
-            "seed" => {
-                fault.seed = value
-                    .parse()
-                    .map_err(|_| wrong("seed", value, "a whole number"))?;
-            }
-            "errors" => fault.errors = per_mille("errors", value)?,
-            "torn" => fault.torn = per_mille("torn", value)?,
-            "delay" => fault.delay = seconds("delay", value)?,
-            "reorder" => fault.reorder = switch("reorder", value)?,
-            _ => {
-                return Err(SpecError::Option {
-                    option: word.to_owned(),
-                    format: "fault",
-                    allowed: "it has seed, errors, torn, delay and reorder".into(),
-                });
-            }
+/// From what is written to a layer of that kind.
+fn options<O: LayerOptions>(tree: &Tree) -> Result<LayerSpec, TreeError> {
+    let key_of = |name: Option<&str>| {
+        let named = |entry: &&Entry| Some(entry.key.name.as_str()) == name;
+        let target = tree.target.iter();
+        let entry = tree.options.iter().chain(target).find(named);
+        entry.unwrap_or(&tree.kind).key.clone()
+    };
+    let wrong = |key: Key, error| TreeError { key, error };
+    let word = tree.kind.word();
+    let target = tree.target.as_ref();
+    let is_short = O::SHORT.contains(&word);
+    let mut entries = tree.options.clone();
+    match (O::SHAPE, target) {
+        _ if is_short => entries.extend(target.map(|target| Entry {
+            key: Key {
+                name: word.to_owned(),
+                at: target.key.at,
+            },
+            value: target.value.clone(),
+        })),
+        (Shape::Target(_), _) => {}
+        (_, Some(target)) => entries.insert(0, target.clone()),
+        (_, None) => {}
+    }
+    let empty = |example| SpecError::NoValue {
+        layer: O::NAME,
+        example,
+    };
+    let place = target.unwrap_or(&tree.kind);
+    let mut named = O::default();
+    match O::SHAPE {
+        Shape::SomeOption(example) if entries.is_empty() => {
+            return Err(wrong(place.key.clone(), empty(example)));
         }
+        Shape::Target(example) => {
+            let target = target.map_or("", |target| target.word());
+            if target.is_empty() {
+                return Err(wrong(place.key.clone(), empty(example)));
+            }
+            (named.set_target(target)).map_err(|error| wrong(place.key.clone(), error))?;
+        }
+        _ => {}
     }
-    Ok(LayerSpec::Fault(fault))
+    let mut read: O =
+        disk_arg::read(O::NAME, &entries).map_err(|wrong| with_parts(wrong, O::PARTS))?;
+    if let Some(target) = named.target() {
+        (read.set_target(&target)).map_err(|error| wrong(place.key.clone(), error))?;
+    }
+    (read.validate()).map_err(|error| wrong(key_of(error.option()), error))?;
+    Ok(LayerSpec::new(read))
+}
+
+/// Names the parts of options among those there are.
+fn with_parts(mut wrong: TreeError, parts: Option<Parts>) -> TreeError {
+    let is_part = |name: &str| name == VALUE_KEY;
+    if let (SpecError::Option { allowed, .. }, Some(parts)) = (&mut wrong.error, parts)
+        && !allowed.split([' ', ',']).any(is_part)
+    {
+        let words = disk_arg::list(parts.words, "and");
+        *allowed = format!("{allowed}; a limit has {words} after it").into();
+    }
+    wrong
 }

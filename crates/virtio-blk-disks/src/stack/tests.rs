@@ -7,12 +7,14 @@ use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 
 use super::*;
-use crate::MemoryDisk;
-use crate::dirty::PersistOptions;
+use crate::dirty::{DirtyOptions, PersistOptions};
+use crate::fault::FaultOptions;
 use crate::hot_swap::HoldError;
-use crate::meter::OpClass;
-use crate::policy::OnError;
-use crate::throttle::{Burst, Rate};
+use crate::meter::{MeterOptions, OpClass};
+use crate::policy::{ErrorsOptions, OnError};
+use crate::throttle::{Burst, Limits, Rate, ThrottleOptions};
+use crate::verify::VerifyOptions;
+use crate::{DiskSpec, MemoryDisk};
 
 fn parse(text: &str) -> StackSpec {
     text.parse().unwrap()
@@ -68,16 +70,16 @@ fn a_disk_takes_layers_from_the_medium_upwards() {
     assert_eq!(
         spec.layers,
         [
-            LayerSpec::Throttle {
+            LayerSpec::new(ThrottleOptions {
                 limits,
                 group: Some("a".to_owned()),
-            },
-            LayerSpec::Dirty {
+            }),
+            LayerSpec::new(DirtyOptions {
                 name: "backup".to_owned(),
                 granularity: 1 << 20,
                 persist: None,
-            },
-            LayerSpec::Meter,
+            }),
+            LayerSpec::new(MeterOptions {}),
         ]
     );
 }
@@ -90,10 +92,12 @@ fn the_file_of_a_bitmap_may_stand_anywhere() {
             sync,
         })
     };
-    let dirty = |granularity, persist| LayerSpec::Dirty {
-        name: "a".to_owned(),
-        granularity,
-        persist,
+    let dirty = |granularity, persist| {
+        LayerSpec::new(DirtyOptions {
+            name: "a".to_owned(),
+            granularity,
+            persist,
+        })
     };
     for (text, wanted) in [
         (
@@ -374,9 +378,11 @@ fn limits_change_where_they_are() {
 #[test]
 fn who_chooses_the_path_is_told_when_somebody_needs_to_see_requests() {
     let base = Arc::new(MemoryDisk::new(1 << 20).unwrap());
-    let open = |limits| LayerSpec::Throttle {
-        limits,
-        group: None,
+    let open = |limits| {
+        LayerSpec::new(ThrottleOptions {
+            limits,
+            group: None,
+        })
     };
     let none = [open(Limits::default())];
     let some = [open(Limits {
@@ -411,13 +417,13 @@ fn a_change_that_is_refused_changes_nothing() {
     for refused in [
         layers(&["throttle=iops:5", "meter", "meter"]),
         layers(&["throttle=iops:5", "verify"]),
-        vec![LayerSpec::Throttle {
+        vec![LayerSpec::new(ThrottleOptions {
             limits: Limits {
                 iops: Some(Rate::new(0)),
                 ..Limits::default()
             },
             group: None,
-        }],
+        })],
     ] {
         assert!(stack.change(&refused).is_err(), "{refused:?}");
         assert_eq!(stack.layers(), before);
@@ -461,23 +467,23 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
     );
     let fault = (any::<u64>(), 0_u32..=1000, 0_u64..5000, any::<bool>());
     prop_oneof![
-        (limits, "[a-z0-9._-]{1,64}").prop_map(|(limits, group)| LayerSpec::Throttle {
+        (limits, "[a-z0-9._-]{1,64}").prop_map(|(limits, group)| LayerSpec::new(ThrottleOptions {
             limits,
             group: Some(group),
-        }),
+        })),
         (
             "[A-Za-z0-9._-]{1,64}",
             9_u32..40,
             proptest::option::of(("[ -~]{1,20}", any::<bool>())),
         )
-            .prop_map(|(name, exponent, persist)| LayerSpec::Dirty {
+            .prop_map(|(name, exponent, persist)| LayerSpec::new(DirtyOptions {
                 name,
                 granularity: 1 << exponent,
                 persist: persist.map(|(path, sync)| PersistOptions {
                     path: path.into(),
                     sync,
                 }),
-            }),
+            })),
         (
             proptest::option::of(prop_oneof![Just(OnError::Report), Just(OnError::Stop)]),
             proptest::option::of(prop_oneof![
@@ -487,11 +493,11 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
             ])
         )
             .prop_filter("it says something", |both| *both != (None, None))
-            .prop_map(|(read, write)| LayerSpec::Errors { read, write }),
-        Just(LayerSpec::Meter),
-        Just(LayerSpec::Verify),
+            .prop_map(|(read, write)| LayerSpec::new(ErrorsOptions { read, write })),
+        Just(LayerSpec::new(MeterOptions {})),
+        Just(LayerSpec::new(VerifyOptions {})),
         fault.prop_map(
-            |(seed, errors, millis, reorder)| LayerSpec::Fault(FaultSpec {
+            |(seed, errors, millis, reorder)| LayerSpec::new(FaultOptions {
                 seed,
                 errors,
                 torn: errors / 2,

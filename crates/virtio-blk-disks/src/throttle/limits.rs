@@ -79,6 +79,13 @@ pub struct Limits {
 )]
 pub struct LimitError(pub(super) &'static str);
 
+impl LimitError {
+    /// Which one.
+    pub(crate) const fn limit(&self) -> &'static str {
+        self.0
+    }
+}
+
 /// How many limits there are.
 pub(super) const LIMITS: usize = 6;
 

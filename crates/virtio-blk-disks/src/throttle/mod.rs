@@ -29,6 +29,7 @@
 mod bucket;
 mod group;
 mod limits;
+mod options;
 mod queue;
 mod stats;
 
@@ -38,6 +39,7 @@ use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
 
 pub use group::{Clock, ThrottleGroup};
 pub use limits::{Burst, LimitError, Limits, Rate};
+pub use options::ThrottleOptions;
 pub use queue::RECHECK;
 use queue::ThrottleQueue;
 pub use stats::ThrottleStats;

@@ -18,6 +18,7 @@
 //! ```
 
 mod checker;
+mod options;
 mod sums;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, Handover, IoQueue};
 
 use checker::Checker;
+pub use options::VerifyOptions;
 use sums::Sums;
 
 use crate::layer::{Layer, Layered};

@@ -1,0 +1,268 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Kinds of layers: the types of their options, and what is made of them.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use virtio_blk_core::disk::{Disk, DiskError};
+
+use super::layers::AnyDisk;
+use super::{Groups, LayerSpec, StackError};
+use crate::disk_arg::SpecError;
+use crate::layer::{Layer, Layered};
+use crate::policy::PolicyListeners;
+
+/// What stands behind a layer's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Nothing.
+    Alone,
+    /// Options, if any.
+    Options,
+    /// At least one option, as in this example.
+    SomeOption(&'static str),
+    /// A word of its own, as in this example, and then options.
+    Target(&'static str),
+}
+
+/// Words that belong to an option before them.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// The words, in their order.
+    pub words: &'static [&'static str],
+    /// The options that can have them.
+    pub of: &'static [&'static str],
+    /// Where they can stand: for a word that has no option before it.
+    pub after: &'static str,
+    /// How often, and in which order: for a word that comes again or too early.
+    pub order: &'static str,
+}
+
+/// A kind of layer: the type of its options. To implement it and to list it in the table of layers is all that a layer
+/// needs to have a name, in text and in files.
+///
+/// A layer is written `NAME=TARGET/OPTION:VALUE…`, of which its [`Shape`] says what there is. The options are read by
+/// serde into the type, as for [`DiskOptions`](crate::disk_arg::DiskOptions).
+pub trait LayerOptions:
+    DeserializeOwned + Default + Clone + PartialEq + fmt::Debug + Send + Sync + 'static
+{
+    /// The layer itself.
+    type Layer: Layer;
+
+    /// The word that names it.
+    const NAME: &'static str;
+    /// What stands behind it.
+    const SHAPE: Shape;
+    /// Its part of a help text: lines of at most 78 columns, the first indented by two.
+    const MANUAL: &'static str;
+    /// Options that may stand as words of their own: `rerror=stop` is `errors=rerror:stop`.
+    const SHORT: &'static [&'static str] = &[];
+    /// The option with a path, which has slashes itself: it goes to the end, but for the other options.
+    const PATH: Option<&'static str> = None;
+    /// Words that belong to the option before them.
+    const PARTS: Option<Parts> = None;
+    /// A layer at work can take over other options as it is ([`LayerOptions::apply`]).
+    const ADAPTS: bool = false;
+
+    /// Takes over the target. It may be empty.
+    ///
+    /// # Errors
+    /// It can't be that.
+    fn set_target(&mut self, target: &str) -> Result<(), SpecError> {
+        let _ = target;
+        Ok(())
+    }
+
+    /// What [`LayerOptions::set_target`] takes.
+    fn target(&self) -> Option<String> {
+        None
+    }
+
+    /// Names and values of the options that are not as by default, as they are written.
+    fn changed(&self) -> Vec<(&'static str, String)>;
+
+    /// Checks what can't be said of one option alone.
+    ///
+    /// # Errors
+    /// The options don't go together.
+    fn validate(&self) -> Result<(), SpecError> {
+        Ok(())
+    }
+
+    /// What tells it from others of the kind on the same disk, as it is written. `None`: a disk has one.
+    fn identity(&self) -> Option<String> {
+        None
+    }
+
+    /// Both as one, if they don't contradict each other.
+    fn merged(&self, other: &Self) -> Option<Self> {
+        let _ = other;
+        None
+    }
+
+    /// With what is said in `old` and not here.
+    #[must_use]
+    fn or(self, old: &Self) -> Self {
+        let _ = old;
+        self
+    }
+
+    /// Makes the layer anew.
+    ///
+    /// # Errors
+    /// It does not fit on the disk, or lacks something of the host.
+    fn build(
+        &self,
+        inner: Arc<dyn Disk>,
+        context: &LayerContext<'_>,
+    ) -> Result<Layered<Self::Layer>, StackError>;
+
+    /// Has the options hold that can change while the layer is at work.
+    ///
+    /// # Errors
+    /// They can't hold.
+    fn apply(&self, disk: &Layered<Self::Layer>) -> Result<(), DiskError> {
+        let _ = disk;
+        Ok(())
+    }
+
+    /// Does what is needed before the layer is removed from a disk in use.
+    ///
+    /// # Errors
+    /// It can't be done; the layer stays.
+    fn leave(disk: &Layered<Self::Layer>) -> Result<(), DiskError> {
+        let _ = disk;
+        Ok(())
+    }
+
+    /// The options as they are in force.
+    #[must_use]
+    fn current(&self, disk: &Layered<Self::Layer>) -> Self {
+        let _ = disk;
+        self.clone()
+    }
+
+    /// Whether the layer needs to see requests now.
+    fn sees_requests(disk: &Layered<Self::Layer>) -> bool {
+        let _ = disk;
+        true
+    }
+}
+
+/// What layers are made from, beside their options.
+#[derive(Clone, Copy)]
+pub struct LayerContext<'a> {
+    pub(crate) groups: &'a Groups,
+    /// Who is told of operations that are kept.
+    pub(crate) listeners: &'a Arc<PolicyListeners>,
+}
+
+/// [`LayerOptions`] whose type is not known.
+pub(super) trait AnyLayer: fmt::Debug + Send + Sync {
+    fn as_any(&self) -> &dyn Any;
+    fn kind(&self) -> &'static str;
+    fn short(&self) -> &'static [&'static str];
+    fn adapts(&self) -> bool;
+    fn target(&self) -> Option<String>;
+    fn changed(&self) -> Vec<(&'static str, String)>;
+    fn validate(&self) -> Result<(), SpecError>;
+    fn identity(&self) -> Option<String>;
+    fn is_equal(&self, other: &LayerSpec) -> bool;
+    fn merged(&self, other: &LayerSpec) -> Option<LayerSpec>;
+    fn or(&self, old: &LayerSpec) -> LayerSpec;
+    /// Makes the layer over `inner`, or the one that was there before.
+    fn build(
+        &self,
+        inner: Arc<dyn Disk>,
+        before: Option<&AnyDisk>,
+        context: &LayerContext<'_>,
+    ) -> Result<AnyDisk, StackError>;
+    fn apply(&self, disk: &AnyDisk) -> Result<(), DiskError>;
+    fn leave(&self, disk: &AnyDisk) -> Result<(), DiskError>;
+    fn current(&self, disk: &AnyDisk) -> LayerSpec;
+    fn sees_requests(&self, disk: &AnyDisk) -> bool;
+}
+
+impl<O: LayerOptions> AnyLayer for O {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn kind(&self) -> &'static str {
+        O::NAME
+    }
+
+    fn short(&self) -> &'static [&'static str] {
+        O::SHORT
+    }
+
+    fn adapts(&self) -> bool {
+        O::ADAPTS
+    }
+
+    fn target(&self) -> Option<String> {
+        LayerOptions::target(self)
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        LayerOptions::changed(self)
+    }
+
+    fn validate(&self) -> Result<(), SpecError> {
+        LayerOptions::validate(self)
+    }
+
+    fn identity(&self) -> Option<String> {
+        LayerOptions::identity(self)
+    }
+
+    fn is_equal(&self, other: &LayerSpec) -> bool {
+        other.options() == Some(self)
+    }
+
+    fn merged(&self, other: &LayerSpec) -> Option<LayerSpec> {
+        LayerOptions::merged(self, other.options()?).map(LayerSpec::new)
+    }
+
+    fn or(&self, old: &LayerSpec) -> LayerSpec {
+        let this = self.clone();
+        LayerSpec::new(match old.options() {
+            Some(old) => LayerOptions::or(this, old),
+            None => this,
+        })
+    }
+
+    fn build(
+        &self,
+        inner: Arc<dyn Disk>,
+        before: Option<&AnyDisk>,
+        context: &LayerContext<'_>,
+    ) -> Result<AnyDisk, StackError> {
+        let before = before.and_then(AnyDisk::of::<O::Layer>);
+        Ok(AnyDisk::new(match before {
+            Some(before) => before.over(inner),
+            None => LayerOptions::build(self, inner, context)?,
+        }))
+    }
+
+    fn apply(&self, disk: &AnyDisk) -> Result<(), DiskError> {
+        (disk.of().as_ref()).map_or(Ok(()), |disk| LayerOptions::apply(self, disk))
+    }
+
+    fn leave(&self, disk: &AnyDisk) -> Result<(), DiskError> {
+        disk.of().as_deref().map_or(Ok(()), O::leave)
+    }
+
+    fn current(&self, disk: &AnyDisk) -> LayerSpec {
+        let disk = disk.of();
+        LayerSpec::new(disk.map_or_else(|| self.clone(), |disk| LayerOptions::current(self, &disk)))
+    }
+
+    fn sees_requests(&self, disk: &AnyDisk) -> bool {
+        disk.of().as_deref().is_none_or(O::sees_requests)
+    }
+}
