@@ -7,7 +7,6 @@ mod dirty_log;
 mod event;
 mod header;
 mod inflight;
-mod medium;
 mod memory;
 mod region;
 mod server;

@@ -16,11 +16,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
 use virtio_blk_core::device::Device;
 use virtio_blk_core::memory::HostMemory;
+use virtio_blk_core::runner::{Medium, MediumEvent};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config_channel::ConfigChannel;
 use crate::header::Header;
-use crate::medium::Medium;
 use crate::session::{Session, SessionContext};
 use crate::shared_file::Alarm;
 use crate::socket::{Listener, SocketError, SocketOptions};
@@ -84,6 +84,7 @@ struct Shared {
     client: Mutex<Option<UnixStream>>,
     clients: AtomicU64,
     stops: Arc<Stops>,
+    medium: Medium,
 }
 
 impl Shared {
@@ -100,10 +101,9 @@ impl ServerHandle {
     /// Makes [`Server::run`] return, and does not wait for it. The present client's queues are stopped before:
     /// requests of a client with an in-flight area are left to the next server, those of another are finished.
     /// From the first call on this takes [`ServerOptions::stop_time`] at most, and 200 ms more if the disk does
-    /// not let go in time, as [`Server::run`] says; what takes longer is a call of [`Disk::activate`] or
-    /// [`Disk::open_queue`] that a message of the client has begun.
+    /// not let go in time, as [`Server::run`] says; what takes longer is a call of [`Disk::open_queue`] that a
+    /// message of the client has begun.
     ///
-    /// [`Disk::activate`]: virtio_blk_core::disk::Disk::activate
     /// [`Disk::open_queue`]: virtio_blk_core::disk::Disk::open_queue
     pub fn stop(&self) {
         self.0.stops.begin_end();
@@ -117,7 +117,7 @@ impl ServerHandle {
 
     /// Queues whose requests the disk has not finished although their stop's time was over.
     pub fn unfinished(&self) -> usize {
-        self.0.stops.stuck()
+        self.0.medium.left_behind()
     }
 
     /// Whether a client is connected.
@@ -140,7 +140,6 @@ pub struct Server {
     shared: Arc<Shared>,
     channel: Arc<ConfigChannel>,
     told: Arc<Told>,
-    medium: Arc<Medium>,
     /// Locked while a client is served. Whether the one before was turned away.
     turned_away: Mutex<bool>,
 }
@@ -193,11 +192,10 @@ impl Server {
             }
         }));
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ServerError::SetUp)?;
-        let medium = Arc::new(Medium::new(device.disk().clone(), options.stop_time));
-        let stops = Arc::new(Stops::new(options.stop_time, medium.clone()));
+        let medium = Medium::new(device.disk().clone(), log_medium);
+        let stops = Arc::new(Stops::new(options.stop_time));
         Ok(Self {
             listener,
-            medium,
             device,
             poll: options.poll,
             memory: None,
@@ -207,6 +205,7 @@ impl Server {
                 client: Mutex::new(None),
                 clients: AtomicU64::new(0),
                 stops,
+                medium,
             }),
             channel,
             told,
@@ -302,7 +301,7 @@ impl Server {
     /// it accepts; a client that comes while another one is served waits.
     pub fn serve(&self, stream: UnixStream) {
         let mut turned_away = (self.turned_away.lock()).unwrap_or_else(PoisonError::into_inner);
-        let stuck = self.shared.stops.stuck();
+        let stuck = self.shared.medium.left_behind();
         if stuck != 0 {
             let again = std::mem::replace(&mut *turned_away, true);
             let level = if again { Level::Debug } else { Level::Warn };
@@ -339,7 +338,7 @@ impl Server {
             listener: self.memory.clone(),
             channel: self.channel.clone(),
             told: self.told.clone(),
-            medium: self.medium.clone(),
+            medium: self.shared.medium.clone(),
             stops: self.shared.stops.clone(),
         });
         let session = match session {
@@ -407,6 +406,17 @@ impl Server {
                 Err(error) => return log::warn!("client sent away: {name}: {error}"),
             }
         }
+    }
+}
+
+/// Tells of what no client may be there to hear.
+fn log_medium(event: MediumEvent<'_>) {
+    match event {
+        MediumEvent::Lost(error) => {
+            log::error!("the disk can't be left in order, what it kept may be lost: {error}");
+        }
+        MediumEvent::Refused(error) => log::error!("the disk can't be taken into use: {error}"),
+        MediumEvent::Settled => {}
     }
 }
 

@@ -15,18 +15,17 @@ use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatu
 use vhost::vhost_user::{Error, Result};
 use virtio_blk_core::device::Device;
 use virtio_blk_core::memory::HostMemory;
-use virtio_blk_core::runner::{InFlightArea, Stop};
+use virtio_blk_core::runner::{InFlightArea, Medium, QueueSet, Stop, Stopped};
 use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 
 use crate::config_channel::ConfigChannel;
 use crate::dirty_log::DirtyLog;
-use crate::medium::{Medium, MediumError};
-use crate::memory::{MemoryTable, Table};
+use crate::memory::{Memory, MemoryTable, Table};
 use crate::server::MemoryListener;
 use crate::shared_file::Alarm;
-use crate::stops::Stops;
+use crate::stops::{LeaveError, Stops, Stuck};
 use crate::told::Told;
-use crate::vring::{Stuck, Vring, VringContext};
+use crate::vring::{Vring, VringContext};
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
@@ -64,7 +63,7 @@ pub(crate) struct SessionContext {
     pub(crate) listener: Option<MemoryListener>,
     pub(crate) channel: Arc<ConfigChannel>,
     pub(crate) told: Arc<Told>,
-    pub(crate) medium: Arc<Medium>,
+    pub(crate) medium: Medium,
     pub(crate) stops: Arc<Stops>,
 }
 
@@ -76,7 +75,7 @@ pub(crate) struct Session {
     listener: Option<MemoryListener>,
     channel: Arc<ConfigChannel>,
     told: Arc<Told>,
-    medium: Arc<Medium>,
+    threads: QueueSet<Memory>,
     stops: Arc<Stops>,
     features: u64,
     protocol_features: u64,
@@ -105,16 +104,15 @@ impl Session {
         let log = Arc::new(DirtyLog::default());
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let alarm = Arc::new(eventfd(0, flags)?);
+        let queues = context.device.options().queues;
         Ok(Self {
-            vrings: (0..context.device.options().queues)
-                .map(|_| Vring::default())
-                .collect(),
+            vrings: (0..queues).map(|_| Vring::default()).collect(),
             device: context.device,
             poll: context.poll,
             listener: context.listener,
             channel: context.channel,
             told: context.told,
-            medium: context.medium,
+            threads: QueueSet::new(context.medium, queues, || {}),
             stops: context.stops,
             features: 0,
             protocol_features: 0,
@@ -154,18 +152,18 @@ impl Session {
     /// Starts queue `index` if it has become ready.
     fn start(&mut self, index: u32) -> Result<()> {
         self.restore_cache_mode();
-        let context = VringContext {
+        let mut context = VringContext {
             device: &self.device,
             table: &self.table,
             in_flight: self.in_flight.as_ref(),
             poll: self.poll,
-            medium: &self.medium,
-            deadline: self.stops.deadline(),
+            threads: &mut self.threads,
+            deadline: self.stops.start_deadline(),
             needs_enable: self.features & PROTOCOL_FEATURES != 0,
         };
         let found = self.vrings.iter_mut().zip(0..);
         for (vring, number) in found.filter(|(_, number)| u32::from(*number) == index) {
-            match vring.start(number, &context) {
+            match vring.start(number, &mut context) {
                 Ok(true) => self.channel.queue_started(),
                 Ok(false) => {}
                 Err(error) => {
@@ -200,16 +198,19 @@ impl Session {
     ///
     /// # Errors
     /// What the disk kept could not be made stable, or not in time.
-    fn leave(&self, deadline: Instant) -> std::result::Result<(), MediumError> {
+    fn leave(&self, deadline: Instant) -> std::result::Result<(), LeaveError> {
         if self.vrings.iter().any(Vring::is_used) {
             return Ok(());
         }
-        self.stops.leave_medium(deadline)
+        match self.threads.release(deadline) {
+            Some(left) => left.map_err(LeaveError::Lost),
+            None => Err(LeaveError::Slow(self.stops.time())),
+        }
     }
 
-    /// As [`Session::leave`], where the client can't be told of a failure.
+    /// As [`Session::leave`], where the client can't be told of a failure. What is lost was logged as it happened.
     fn leave_unused(&self, deadline: Instant) {
-        if let Err(error) = self.leave(deadline) {
+        if let Err(error @ LeaveError::Slow(_)) = self.leave(deadline) {
             log::error!("{error}");
         }
     }
@@ -248,25 +249,24 @@ impl Session {
         which: impl Fn(u16, &Vring) -> bool,
         deadline: Instant,
     ) -> Result<()> {
-        let chosen = (0..).zip(&mut self.vrings);
-        let mut chosen: Vec<_> = chosen
-            .filter(|(index, vring)| which(*index, vring))
-            .collect();
-        for (_, vring) in &chosen {
-            vring.begin_stop(mode);
-        }
-        let (mut queues, mut threads) = (Vec::new(), Vec::new());
-        for (index, vring) in &mut chosen {
-            if let Err(thread) = vring.end_stop(deadline) {
-                queues.push(*index);
-                threads.push(thread);
+        let vrings = (0..).zip(&self.vrings);
+        let chosen: Vec<bool> = vrings.map(|(index, vring)| which(index, vring)).collect();
+        let chosen = |index: u16| chosen.get(usize::from(index)) == Some(&true);
+        let vrings = &mut self.vrings;
+        let mut set_stopped = |index: u16, stopped: Option<&Stopped>| {
+            if let Some(vring) = vrings.get_mut(usize::from(index)) {
+                vring.set_stopped(stopped);
             }
-        }
+        };
+        let queues = self.threads.stop(chosen, mode, deadline, |index, stopped| {
+            set_stopped(index, stopped.as_ref());
+        });
         if queues.is_empty() {
             return Ok(());
         }
         self.is_over = true;
-        self.stops.abandon(threads);
+        self.threads.leave_behind(|index| queues.contains(&index));
+        queues.iter().for_each(|index| set_stopped(*index, None));
         let time = self.stops.time();
         Err(failed(Stuck { queues, time }))
     }
@@ -318,13 +318,9 @@ impl Session {
     /// thread busy for longer than a stop may take, that is later.
     fn remap(&self) {
         let deadline = self.stops.deadline();
-        let waits: Vec<_> = self.vrings.iter().filter_map(Vring::remap).collect();
-        for wait in waits {
-            // It ends when the queue has done it.
-            let left = deadline.saturating_duration_since(Instant::now());
-            if wait.recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
-                log::warn!("a queue is busy: it lets go of memory that was taken away later");
-            }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if self.threads.remap().recv_timeout(left) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("a queue is busy: it lets go of memory that was taken away later");
         }
     }
 }

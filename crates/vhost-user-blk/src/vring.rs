@@ -1,29 +1,31 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! One queue as the client sets it up, and its thread.
+//! One queue as the client sets it up.
 
 use std::fs::File;
 use std::io;
-use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{Device, StartError};
 use virtio_blk_core::ring::{QueueState, RingError};
 use virtio_blk_core::runner::{
-    InFlightArea, InFlightError, QueueError, QueueSetup, QueueThread, Stop, ThreadOptions,
+    InFlightArea, InFlightError, QueueError, QueueSet, QueueSetup, Refused, Stopped, ThreadOptions,
 };
 
 use crate::event;
-use crate::medium::{Medium, MediumError};
 use crate::memory::{Memory, MemoryError, MemoryTable, Table};
 
 /// Why a queue could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum VringError {
     #[error(transparent)]
-    Medium(#[from] MediumError),
+    Refused(#[from] Refused),
+    #[error("the disk takes too long to be taken into use")]
+    Busy,
+    #[error("where it stands is not known: its thread panicked, and there is no in-flight area")]
+    Lost,
     #[error(transparent)]
     Memory(#[from] MemoryError),
     #[error(transparent)]
@@ -34,17 +36,6 @@ pub(crate) enum VringError {
     Thread(#[source] io::Error),
     #[error("the in-flight area can't be used: {0}")]
     InFlight(#[source] InFlightError),
-}
-
-/// Queues whose disk did not finish in time.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "queues {queues:?} can't be stopped: the disk did not finish their requests within {time:?}; they stay in \
-     the in-flight area, and no client is served until the disk has let go of them"
-)]
-pub(crate) struct Stuck {
-    pub(crate) queues: Vec<u16>,
-    pub(crate) time: Duration,
 }
 
 /// A descriptor that can be exchanged while a queue's thread uses it.
@@ -84,7 +75,7 @@ pub(crate) struct VringContext<'a> {
     pub(crate) table: &'a MemoryTable,
     pub(crate) in_flight: Option<&'a InFlightArea>,
     pub(crate) poll: Duration,
-    pub(crate) medium: &'a Medium,
+    pub(crate) threads: &'a mut QueueSet<Memory>,
     /// Until when the disk may be waited for.
     pub(crate) deadline: Instant,
     /// Rings wait for SET_VRING_ENABLE (protocol features were negotiated).
@@ -97,7 +88,11 @@ pub(crate) struct Vring {
     pub(crate) size: u16,
     pub(crate) addresses: Option<Addresses>,
     /// The next available entry, while stopped.
-    pub(crate) base: u16,
+    base: u16,
+    /// `base` is not where the queue stands: its thread panicked, or was left behind.
+    lost: bool,
+    /// Its thread is in the session's set.
+    running: bool,
     pub(crate) enabled: bool,
     /// It ran, and stopped because the memory of its ring was taken away: it starts again once that is back.
     parked: bool,
@@ -108,7 +103,6 @@ pub(crate) struct Vring {
     kick: Option<File>,
     call: Shared,
     err: Shared,
-    thread: Option<QueueThread<Memory>>,
 }
 
 fn put(slot: &Shared, file: Option<File>) {
@@ -123,7 +117,7 @@ fn signal(slot: &Shared) {
 
 impl Vring {
     pub(crate) fn is_running(&self) -> bool {
-        self.thread.is_some()
+        self.running
     }
 
     pub(crate) fn set_kick(&mut self, kick: Option<File>) {
@@ -152,7 +146,7 @@ impl Vring {
     pub(crate) fn start(
         &mut self,
         index: u16,
-        context: &VringContext<'_>,
+        context: &mut VringContext<'_>,
     ) -> Result<bool, VringError> {
         let enabled = self.enabled || !context.needs_enable;
         let (Some(addresses), Some(kick)) = (self.addresses, &self.kick) else {
@@ -173,7 +167,11 @@ impl Vring {
         {
             return Ok(false);
         }
-        context.medium.take(context.deadline)?;
+        if self.lost && context.in_flight.is_none() {
+            return Err(VringError::Lost);
+        }
+        let taken = context.threads.medium().take(context.deadline);
+        taken.ok_or(VringError::Busy)??;
         let memory = context.table.memory();
         let mut state = QueueState {
             max_size: context.device.guest_abi().queue_size,
@@ -206,49 +204,36 @@ impl Vring {
             }),
         };
         let kick = event::eventfd(kick.try_clone().map_err(VringError::Thread)?);
-        self.thread = Some(QueueThread::spawn(runner, kick, options).map_err(VringError::Thread)?);
-        (self.parked, self.ran, self.broken) = (false, true, false);
+        let started = context.threads.start(index, runner, kick, options);
+        started.map_err(VringError::Thread)?;
+        (self.running, self.parked, self.ran) = (true, false, true);
+        (self.broken, self.lost) = (false, false);
         log::debug!("queue {index} started at {}", state.next_avail);
         Ok(true)
     }
 
-    /// Begins to stop the queue, if it runs.
-    pub(crate) fn begin_stop(&self, mode: Stop) {
-        if let Some(thread) = &self.thread {
-            thread.begin_stop(mode, || {});
+    /// Notes where the queue stands, which was stopped; `None`: it is not known. After a drain every request that the
+    /// queue took was returned to the client, unless its ring is broken. Else the in-flight area keeps naming the
+    /// requests.
+    pub(crate) fn set_stopped(&mut self, stopped: Option<&Stopped>) {
+        self.running = false;
+        match stopped {
+            Some(stopped) => {
+                self.base = stopped.state.next_avail;
+                self.broken = matches!(stopped.error, Some(QueueError::Ring(_)));
+            }
+            None => self.lost = true,
         }
     }
 
-    /// Waits for a stop that was begun. After a drain every request that the queue took was returned to the
-    /// client, unless its ring is broken.
-    ///
-    /// # Errors
-    /// The disk has not let go at `deadline`. The queue is no longer this one's: its thread must be abandoned.
-    /// The in-flight area keeps naming the requests.
-    pub(crate) fn end_stop(&mut self, deadline: Instant) -> Result<(), QueueThread<Memory>> {
-        let Some(thread) = self.thread.take() else {
-            return Ok(());
-        };
-        if !thread.wait_stopped(deadline) {
-            return Err(thread);
-        }
-        if let Some(stopped) = thread.stop(Stop::HandOver) {
-            self.base = stopped.state.next_avail;
-            self.broken = matches!(stopped.error, Some(QueueError::Ring(_)));
-        }
-        Ok(())
+    /// Where the queue goes on. `None`: that is not known.
+    pub(crate) fn base(&self) -> Option<u16> {
+        (!self.lost).then_some(self.base)
     }
 
-    /// Makes a running queue let go of memory that is no longer in the table. What is returned gets
-    /// something, or ends, once it has.
-    pub(crate) fn remap(&self) -> Option<Receiver<()>> {
-        let (done, wait) = sync_channel(1);
-        self.thread.as_ref()?.post(move |runner| {
-            // A ring that is not mapped any more stops the queue, and says so itself.
-            let _ = runner.remap();
-            drop(done);
-        });
-        Some(wait)
+    /// Has the queue, which is stopped, go on there.
+    pub(crate) const fn set_base(&mut self, base: u16) {
+        (self.base, self.lost) = (base, false);
     }
 
     /// Whether the queue runs on a ring that is somewhere else, or nowhere, once `next` replaces `now`.

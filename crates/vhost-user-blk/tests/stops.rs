@@ -333,3 +333,26 @@ fn a_reset_cancels() {
     queues[0].write(0, &[2; 512]).unwrap();
     assert_eq!(running.queues[0].driver.poll().unwrap(), None);
 }
+
+/// A bug in a disk: the client is told of it while it waits for the request, and not told a place where its ring does
+/// not stand.
+#[test]
+fn a_panic_of_the_disk_is_told() {
+    let (disk, served) = common::serve();
+    let mut running = served.running(2);
+    let error = vblk_testing::frontend::event().unwrap();
+    running.client.frontend().set_vring_err(0, &error).unwrap();
+    running.queues[0].write(0, &[1; 512]).unwrap();
+    disk.set_panic();
+    running.queues[0].send(&Request::read(0, 512)).unwrap();
+    assert!(vblk_testing::frontend::readable(
+        &error,
+        vblk_testing::frontend::PATIENCE
+    ));
+    // Nor does it start there again.
+    let enable = |client: &mut Client, on| client.frontend().set_vring_enable(0, on);
+    enable(&mut running.client, false).unwrap();
+    assert!(enable(&mut running.client, true).is_err());
+    assert!(running.client.stop(0).is_err());
+    served.wait_idle();
+}

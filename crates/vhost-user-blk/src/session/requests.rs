@@ -125,15 +125,21 @@ impl VhostUserBackendReqHandlerMut for Session {
         if vring.is_running() {
             return Err(failed("the base can't change while the queue runs"));
         }
-        vring.base =
+        let base =
             u16::try_from(base).map_err(|_| failed(format!("base {base} of a split queue")))?;
+        vring.set_base(base);
         self.start(index)
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let deadline = self.stops.deadline();
         let vring = self.stop_one(index, deadline)?;
-        let state = VhostUserVringState::new(index, u32::from(vring.base));
+        let Some(base) = vring.base() else {
+            self.is_over = true;
+            let text = "its thread panicked: where it stands is not known";
+            return Err(failed(format!("queue {index}: {text}")));
+        };
+        let state = VhostUserVringState::new(index, u32::from(base));
         if vring.close() {
             // Below the number of queues.
             self.discard_in_flight(index as u16);

@@ -6,6 +6,7 @@
 //! Both may wait (for another owner's lock, for data to become stable), so a thread of its own does them, and a
 //! transport waits for that thread no longer than it may.
 
+use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -39,7 +40,7 @@ pub enum MediumEvent<'a> {
 
 type Listener = Box<dyn Fn(MediumEvent<'_>) + Send + Sync>;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     /// What it should be.
     wanted: bool,
@@ -215,8 +216,17 @@ impl Drop for LeftBehind {
     }
 }
 
+impl fmt::Debug for Medium {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = &*self.0.lock();
+        f.debug_struct("Medium")
+            .field("state", state)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Refused {
-    fn new(why: &dyn std::fmt::Display) -> Self {
+    fn new(why: &dyn fmt::Display) -> Self {
         Self {
             why: why.to_string(),
             until: Instant::now() + RETRY,
