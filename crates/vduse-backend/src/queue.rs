@@ -1,18 +1,18 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! One queue and its thread.
+//! One queue.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use virtio_blk_core::device::{Device, StartError};
 use virtio_blk_core::memory::Iotlb;
 use virtio_blk_core::ring::{QueueState, RingError};
 use virtio_blk_core::runner::{
-    InFlightError, QueueError as BrokenBy, QueueSetup, QueueThread, Stop, ThreadOptions,
+    InFlightError, QueueError as BrokenBy, QueueSet, QueueSetup, Stopped, ThreadOptions,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -55,6 +55,7 @@ pub(crate) struct Context<'a> {
     pub(crate) file: &'a Arc<dyn DeviceFile>,
     pub(crate) memory: Iotlb,
     pub(crate) state: &'a State,
+    pub(crate) threads: &'a mut Threads,
     pub(crate) poll: Duration,
     pub(crate) pin: bool,
     /// Closed when the driver must hear nothing more of the queues that were started with it.
@@ -106,8 +107,8 @@ impl Irq {
     }
 }
 
-/// The thread of a queue.
-pub(crate) type Worker = QueueThread<Iotlb>;
+/// The threads of the queues.
+pub(crate) type Threads = QueueSet<Iotlb>;
 
 /// What a queue should do, as the driver has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,29 +126,13 @@ pub(crate) enum Wish {
 #[derive(Default)]
 pub(crate) struct Queue {
     pub(crate) wish: Wish,
-    worker: Option<Worker>,
-    /// The stop that was begun.
-    stopping: Option<Stop>,
     /// The kernel refused an interrupt.
     refused: Arc<AtomicBool>,
 }
 
 impl Queue {
-    pub(crate) fn is_idle(&self) -> bool {
-        self.worker.is_none()
-    }
-
     pub(crate) fn should_run(&self) -> bool {
         self.wish != Wish::Rest
-    }
-
-    /// Whether it should run and doesn't.
-    pub(crate) fn is_waiting(&self) -> bool {
-        self.should_run() && self.is_idle()
-    }
-
-    pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.is_some()
     }
 
     /// Starts the queue as the driver has set it up, from where the record says.
@@ -155,7 +140,7 @@ impl Queue {
         &mut self,
         index: u16,
         info: &VqInfo,
-        context: &Context<'_>,
+        context: &mut Context<'_>,
     ) -> Result<(), QueueError> {
         let place = context.state.place(index);
         let driver = match context.pin {
@@ -192,14 +177,13 @@ impl Queue {
         };
         // Before it takes anything.
         context.state.set_place(index, Place::Started { gap });
-        let worker = QueueThread::spawn(runner, kick, options).map_err(QueueError::Thread)?;
-        worker.post(move |_| placement.apply());
+        let started = context.threads.start(index, runner, kick, options);
+        started.map_err(QueueError::Thread)?;
+        context.threads.post(index, move |_| placement.apply());
         if place != Place::Fresh {
             // An earlier server may have ended between its last used entry and the interrupt.
             self.irq(index, context).raise();
         }
-        self.worker = Some(worker);
-        self.stopping = None;
         log::debug!("queue {index} started at {}", state.next_avail);
         Ok(())
     }
@@ -222,34 +206,12 @@ impl Queue {
         self.refused.load(Ordering::Acquire)
     }
 
-    /// Begins to stop, if it runs and does not stop yet. Cuts a drain short if `mode` is not one.
-    pub(crate) fn begin_stop(&mut self, mode: Stop, wake: &Arc<EventFd>) {
-        let begun = self.stopping == Some(mode) || self.stopping == Some(Stop::HandOver);
-        if let Some(worker) = self.worker.as_ref().filter(|_| !begun) {
-            let wake = wake.clone();
-            worker.begin_stop(mode, move || {
-                // The counter can't overflow.
-                let _ = wake.write(1);
-            });
-            self.stopping = Some(mode);
-        }
-    }
-
-    /// Waits for a stop that was begun, and notes where the queue `index` stands. Returns whether it stands still.
-    pub(crate) fn wait_stopped(&mut self, index: u16, state: &State, deadline: Instant) -> bool {
-        let Some(worker) = self.worker.take() else {
-            return true;
-        };
-        if !worker.wait_stopped(deadline) {
-            self.worker = Some(worker);
-            return false;
-        }
-        self.stopping = None;
+    /// Notes where queue `index` stands, which has stopped; `None`: its thread panicked.
+    pub(crate) fn set_stopped(&mut self, index: u16, state: &State, stopped: Option<&Stopped>) {
         // Unless it is noted where it stands, it stands where the log says.
-        let Some(stopped) = worker.stop(Stop::HandOver) else {
-            log::error!("the thread of queue {index} panicked");
+        let Some(stopped) = stopped else {
             self.wish = Wish::Rest;
-            return true;
+            return;
         };
         let sound = matches!(stopped.error, None | Some(BrokenBy::Disk(_)));
         if sound && stopped.in_flight.is_empty() {
@@ -259,23 +221,6 @@ impl Queue {
         if stopped.error.is_some() {
             self.wish = Wish::Rest;
         }
-        true
-    }
-
-    /// Takes a changed address space over, as soon as the queue's thread gets to it.
-    pub(crate) fn remap(&self) {
-        if let Some(worker) = &self.worker {
-            // A ring that is not mapped any more stops the queue, and says so itself.
-            worker.post(|runner| {
-                let _ = runner.remap();
-            });
-        }
-    }
-
-    /// Gives up a queue that can't stop in time.
-    pub(crate) fn abandon(&mut self) -> Option<Worker> {
-        self.stopping = None;
-        self.worker.take()
     }
 }
 

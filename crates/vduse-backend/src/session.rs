@@ -27,7 +27,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::kernel::{Attribute, DeviceFile, Kernel};
 use crate::memory::AddressSpace;
 use crate::message::{Answer, Request};
-use crate::queue::{Gate, Queue, Wish, Worker};
+use crate::queue::{Gate, Queue, Threads, Wish};
 use crate::state::{Place, State};
 
 /// A message gets this part of the kernel's time-out: others may be waiting behind it.
@@ -49,13 +49,11 @@ pub(crate) struct Session {
     pin: bool,
     /// Rings when a queue has stopped, or something else is to be done.
     wake: Arc<EventFd>,
-    medium: Medium,
+    threads: Threads,
     memory: AddressSpace,
     status: StatusRegister,
     queues: Vec<Queue>,
     gate: Gate,
-    /// Queues that could not stop in time at a reset.
-    abandoned: Vec<Worker>,
     /// The address space changed and was not looked at since, or never was.
     stale: bool,
     /// Gets the kicks of queues whose state was told.
@@ -109,11 +107,15 @@ impl Session {
         (poll, pin): (Duration, bool),
         wake: Arc<EventFd>,
     ) -> io::Result<Self> {
+        let queues = state.shape().abi.queues;
+        let medium = medium(device.disk().clone(), wake.clone());
+        let on_stopped = wake.clone();
         Ok(Self {
-            queues: (0..state.shape().abi.queues)
-                .map(|_| Queue::default())
-                .collect(),
-            medium: medium(device.disk().clone(), wake.clone()),
+            queues: (0..queues).map(|_| Queue::default()).collect(),
+            threads: Threads::new(medium, queues, move || {
+                // The counter can't overflow.
+                let _ = on_stopped.write(1);
+            }),
             kernel,
             device,
             file,
@@ -124,7 +126,6 @@ impl Session {
             memory: AddressSpace::new()?,
             status: StatusRegister::default(),
             gate: Gate::open(),
-            abandoned: Vec::new(),
             stale: true,
             kicked: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             held_until: None,
@@ -254,8 +255,7 @@ impl Session {
     fn driver_ok(&mut self, deadline: Instant) -> Result<(), Refused> {
         self.all_wanted();
         if self.needs_medium() {
-            self.medium.want(true);
-            if let Some(Err(refused)) = self.medium.wait_taken(deadline) {
+            if let Some(Err(refused)) = self.threads.medium().take(deadline) {
                 for queue in &mut self.queues {
                     queue.wish = Wish::Rest;
                 }
@@ -278,7 +278,7 @@ impl Session {
     }
 
     fn reset(&mut self, deadline: Instant) -> Answer {
-        let stopped = self.stop_all(Stop::HandOver, deadline);
+        let stopped = self.stop(|_| true, Stop::HandOver, deadline);
         let mut answer = Answer::Ok;
         if !stopped && let Err(error) = self.cut_off() {
             // Nothing else is different: what hangs keeps the next driver's queues from starting.
@@ -294,7 +294,7 @@ impl Session {
         self.stale = true;
         // What is not stable by now is, to the driver, what a power cut would have taken.
         self.release_medium(deadline);
-        self.medium.reset();
+        self.threads.medium().reset();
         answer
     }
 
@@ -303,20 +303,18 @@ impl Session {
         log::warn!("the disk does not finish: its requests are cut off from the driver's memory");
         self.gate.close();
         self.gate = Gate::open();
-        let workers = self.queues.iter_mut().filter_map(Queue::abandon);
-        self.abandoned.extend(workers);
-        self.memory.revoke()
+        let revoked = self.memory.revoke();
+        self.threads.leave_behind(|_| true);
+        revoked
     }
 
     fn get_vq_state(&mut self, index: u32, deadline: Instant) -> Answer {
-        let wake = self.wake.clone();
         self.start_unfinished(deadline);
         let Some((number, queue)) = self.queue(index) else {
             return Answer::Failed;
         };
-        queue.begin_stop(Stop::Drain, &wake);
         let wanted = queue.should_run();
-        if !self.wait_stopped(number, deadline) {
+        if !self.stop(|queue| queue == number, Stop::Drain, deadline) {
             return Answer::Failed;
         }
         let next_avail = match self.state.place(number) {
@@ -360,8 +358,10 @@ impl Session {
             return Answer::Ok;
         }
         self.start_unfinished(deadline);
-        self.rest(number);
-        if self.wait_stopped(number, deadline) {
+        if let Some((_, queue)) = self.queue(index) {
+            queue.wish = Wish::Rest;
+        }
+        if self.stop(|queue| queue == number, Stop::Drain, deadline) {
             self.release_medium(deadline);
         } else {
             // A refusal would break the device. The driver's memory stays: other queues use it.
@@ -377,7 +377,7 @@ impl Session {
         }
         // The VMM may continue with another server of this medium.
         if !self.start_unfinished(deadline)
-            || !self.stop_all(Stop::Drain, deadline)
+            || !self.stop(|_| true, Stop::Drain, deadline)
             || !self.release_medium(deadline)
         {
             self.start_wanted();

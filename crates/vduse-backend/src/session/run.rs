@@ -11,7 +11,7 @@ use virtio_blk_core::runner::Stop;
 
 use super::{Ended, Session};
 use crate::kernel::VqInfo;
-use crate::queue::{Context, Queue, Wish, Worker};
+use crate::queue::{Context, Queue, Wish};
 use crate::state::Place;
 
 /// Queues whose state was told start again after this time, all together, if there is no message and no kick.
@@ -124,10 +124,15 @@ impl Session {
         self.status.is_live() && !self.state.is_suspended() && self.finish_by.is_none()
     }
 
+    /// Whether a queue should run and doesn't.
+    fn is_waiting(&self, index: u16, queue: &Queue) -> bool {
+        queue.should_run() && !self.threads.is_running(index)
+    }
+
     /// Whether a queue should start now. A hold is for queues whose state was told; one that an earlier server left with
     /// requests in flight is none of those.
     fn is_due(&self, index: u16, queue: &Queue) -> bool {
-        queue.is_waiting() && (self.held_until.is_none() || self.is_unfinished(index))
+        self.is_waiting(index, queue) && (self.held_until.is_none() || self.is_unfinished(index))
     }
 
     /// Whether an earlier server may have left requests of this queue in flight, which is not running.
@@ -146,23 +151,23 @@ impl Session {
     pub(super) fn start_unfinished(&mut self, deadline: Instant) -> bool {
         let waits = |session: &Self| {
             let mut queues = (0..).zip(&session.queues);
-            queues.any(|(index, queue)| queue.is_waiting() && session.is_unfinished(index))
+            queues.any(|(index, queue)| {
+                session.is_waiting(index, queue) && session.is_unfinished(index)
+            })
         };
         if !self.may_start() || !waits(self) {
             return true;
         }
-        self.medium.want(true);
         // If it failed, that is told below.
-        let _ = self.medium.wait_taken(deadline);
+        let _ = self.threads.medium().take(deadline);
         self.start_wanted();
         !waits(self)
     }
 
     /// Whether the disk is in use, or should be.
     pub(super) fn needs_medium(&self) -> bool {
-        let running = self.queues.iter().any(|queue| !queue.is_idle());
         let starting = self.may_start() && self.any_due();
-        running || starting || !self.abandoned.is_empty()
+        starting || self.uses_memory()
     }
 
     /// Starts the queues that should run and don't.
@@ -171,7 +176,7 @@ impl Session {
         if !self.may_start() || !self.any_due() {
             return;
         }
-        if !self.abandoned.is_empty() {
+        if self.threads.medium().left_behind() != 0 {
             log::debug!("the disk still works on requests from before the reset: waiting for it");
             return;
         }
@@ -191,11 +196,12 @@ impl Session {
     /// Takes the disk into use. Returns whether it is by now; if not, it rings, or it was refused and is tried again.
     fn take_medium(&mut self) -> bool {
         let now = Instant::now();
-        let refused = self.medium.refused();
+        let medium = self.threads.medium();
+        let refused = medium.refused();
         if refused.is_none_or(|refused| now >= refused.until) {
-            self.medium.want(true);
+            medium.want(true);
         }
-        match self.medium.wait_taken(now) {
+        match medium.wait_taken(now) {
             None => false,
             Some(Ok(())) => true,
             Some(Err(refused)) => {
@@ -206,13 +212,14 @@ impl Session {
     }
 
     fn start(&mut self, infos: &[(u16, VqInfo)]) {
-        let context = Context {
+        let mut context = Context {
             kernel: self.kernel.as_ref(),
             name: &self.state.shape().name,
             device: &self.device,
             file: &self.file,
             memory: self.memory.iotlb(),
             state: &self.state,
+            threads: &mut self.threads,
             poll: self.poll,
             pin: self.pin,
             gate: &self.gate,
@@ -223,7 +230,7 @@ impl Session {
             let Some(queue) = self.queues.get_mut(usize::from(*index)) else {
                 continue;
             };
-            match queue.start(*index, info, &context) {
+            match queue.start(*index, info, &mut context) {
                 Ok(()) => queue.wish = Wish::Run,
                 Err(error) if error.may_pass() => {
                     failed = Some(format!("queue {index} can't be started: {error}"));
@@ -257,7 +264,7 @@ impl Session {
 
     /// Whether anything runs on the address space, or hangs on it.
     pub(super) fn uses_memory(&self) -> bool {
-        !self.queues.iter().all(Queue::is_idle) || !self.abandoned.is_empty()
+        !self.threads.is_idle() || self.threads.medium().left_behind() != 0
     }
 
     /// Takes the address space over while queues run. Returns whether what was taken away is not used any more.
@@ -272,9 +279,8 @@ impl Session {
             }
         };
         self.stale = false;
-        for queue in &self.queues {
-            queue.remap();
-        }
+        // Each does so as soon as it gets to it.
+        drop(self.threads.remap());
         match removed.settle(deadline) {
             Ok(false) => {}
             Ok(true) => log::warn!("requests in flight lost memory that the driver took away"),
@@ -286,30 +292,28 @@ impl Session {
         true
     }
 
-    /// Stops all queues. Returns whether they stand still.
-    pub(super) fn stop_all(&mut self, mode: Stop, deadline: Instant) -> bool {
-        for queue in &mut self.queues {
-            queue.begin_stop(mode, &self.wake);
-        }
-        let state = &self.state;
-        let queues = (0..).zip(&mut self.queues);
-        queues.fold(true, |stopped, (index, queue)| {
-            queue.wait_stopped(index, state, deadline) && stopped
-        })
+    /// Stops those queues that `which` chooses. Returns whether they stand still.
+    pub(super) fn stop(
+        &mut self,
+        which: impl Fn(u16) -> bool,
+        mode: Stop,
+        deadline: Instant,
+    ) -> bool {
+        self.threads.begin_stop(&which, mode);
+        self.wait_stopped(which, deadline)
     }
 
-    /// Begins to stop one queue, which should not run any more.
-    pub(super) fn rest(&mut self, index: u16) {
-        if let Some(queue) = self.queues.get_mut(usize::from(index)) {
-            queue.wish = Wish::Rest;
-            queue.begin_stop(Stop::Drain, &self.wake);
-        }
-    }
-
-    /// Waits for a stop of one queue that was begun. Returns whether it stands still.
-    pub(super) fn wait_stopped(&mut self, index: u16, deadline: Instant) -> bool {
-        let queue = self.queues.get_mut(usize::from(index));
-        queue.is_none_or(|queue| queue.wait_stopped(index, &self.state, deadline))
+    /// Waits for stops that were begun, and notes where the queues stand. Returns whether they stand still.
+    fn wait_stopped(&mut self, which: impl Fn(u16) -> bool, deadline: Instant) -> bool {
+        let (queues, state) = (&mut self.queues, &self.state);
+        let late = self
+            .threads
+            .wait_stopped(which, deadline, |index, stopped| {
+                if let Some(queue) = queues.get_mut(usize::from(index)) {
+                    queue.set_stopped(index, state, stopped.as_ref());
+                }
+            });
+        late.is_empty()
     }
 
     /// Lets go of the disk if nothing uses it any more, and waits for that. Returns whether what it held in memory is
@@ -318,8 +322,7 @@ impl Session {
         if self.uses_memory() {
             return true;
         }
-        self.medium.want(false);
-        match self.medium.wait_left(deadline) {
+        match self.threads.release(deadline) {
             Some(Ok(())) => true,
             Some(Err(error)) => {
                 log::warn!("the disk was not left in order, what it kept may be lost: {error}");
@@ -359,24 +362,19 @@ impl Session {
     /// Something happened that is no message: a queue stopped, was kicked, or a moment came.
     pub(crate) fn work(&mut self) {
         let now = Instant::now();
-        self.abandoned.retain(|worker| !worker.wait_stopped(now));
-        for (index, queue) in (0..).zip(&mut self.queues) {
-            if queue.is_stopping() {
-                queue.wait_stopped(index, &self.state, now);
-            }
-        }
+        self.wait_stopped(|_| true, now);
         let kicked = self.kicked.read().is_ok();
         if self.held_until.is_some_and(|at| kicked || now >= at) {
             self.unhold();
         }
         self.retry_irqs();
         self.start_wanted();
-        if self.stale && self.queues.iter().any(|queue| !queue.is_idle()) {
+        if self.stale && !self.threads.is_idle() {
             let deadline = self.deadline();
             self.renew_memory(deadline);
         }
         if !self.needs_medium() {
-            self.medium.want(false);
+            self.threads.medium().want(false);
         }
     }
 
@@ -400,8 +398,8 @@ impl Session {
         log::error!("the driver's memory is gone: the device stops until it is reset");
         for queue in &mut self.queues {
             queue.wish = Wish::Rest;
-            queue.begin_stop(Stop::HandOver, &self.wake);
         }
+        self.threads.begin_stop(|_| true, Stop::HandOver);
     }
 
     /// Shows the driver the configuration space as it is now.
@@ -423,11 +421,9 @@ impl Session {
     /// that is done, or its time over.
     pub(crate) fn finish(&mut self) {
         self.finish_by = Some(self.deadline());
-        for queue in &mut self.queues {
-            // What can be executed by the next server need not be waited for, and what a policy for errors holds back
-            // must not fail.
-            queue.begin_stop(Stop::HandOver, &self.wake);
-        }
+        // What can be executed by the next server need not be waited for, and what a policy for errors holds back must
+        // not fail.
+        self.threads.begin_stop(|_| true, Stop::HandOver);
     }
 
     /// Whether nothing needs to be waited for any more.
@@ -436,7 +432,7 @@ impl Session {
             return false;
         };
         let now = Instant::now();
-        now >= deadline || !self.needs_medium() && self.medium.wait_left(now).is_some()
+        now >= deadline || !self.needs_medium() && self.threads.medium().wait_left(now).is_some()
     }
 
     /// The end. What the disk does not let go of in time is left behind, with what it works with: memory mapped, the
@@ -446,16 +442,13 @@ impl Session {
             Some(at) => at,
             None => self.deadline(),
         };
-        let mut finished = self.stop_all(Stop::HandOver, deadline);
-        self.abandoned
-            .retain(|worker| !worker.wait_stopped(deadline));
-        finished &= self.abandoned.is_empty();
+        let mut finished = self.stop(|_| true, Stop::HandOver, deadline);
+        finished &= self.threads.medium().wait_left_behind(deadline);
         let released = self.release_medium(deadline);
-        let lost = self.medium.take_lost();
+        let lost = self.threads.medium().take_lost();
         // What is lost is over, too.
         finished &= released || lost.is_some();
-        let hanging = self.queues.iter_mut().filter_map(Queue::abandon);
-        Worker::detach_all(hanging.chain(self.abandoned));
+        self.threads.leave_behind(|_| true);
         Ended { finished, lost }
     }
 }
