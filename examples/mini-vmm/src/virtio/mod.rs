@@ -13,13 +13,14 @@ mod saved;
 mod tests;
 pub mod vdpa;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{self, QueueResources, StartedQueue, StatusChange, StatusRegister};
 use virtio_blk_core::ring::QueueState;
-use virtio_blk_core::runner::{Medium, MediumEvent, QueueThread, Stop, ThreadOptions};
+use virtio_blk_core::runner::{Medium, MediumEvent, QueueSet, Stop, ThreadOptions};
 use virtio_blk_core::spec::status;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -65,8 +66,8 @@ pub struct Block {
     offloaded: bool,
     /// A reset has begun, and the disk still has buffers of a queue.
     resetting: bool,
-    /// The disk of the own device, in use or not.
-    medium: Option<Medium>,
+    /// The threads that serve the queues of the own device, and its disk, in use or not.
+    threads: Option<QueueSet<Memory>>,
     /// [`PATIENCE`].
     patience: Duration,
 }
@@ -93,9 +94,11 @@ impl Block {
                     device::DriverInterrupt::Call(Arc::new(move || listener.config()))
                 }),
         );
+        let count = device.queues();
         let medium = disk.medium().map(|disk| Medium::new(disk, log_medium));
+        let threads = medium.map(|medium| QueueSet::new(medium, count, || {}));
         let max_size = device.queue_size();
-        let queues = (0..device.queues()).map(|_| Queue::new(max_size));
+        let queues = (0..count).map(|_| Queue::new(max_size));
         Ok(Self {
             queues: queues.collect::<Result<_>>()?,
             disk,
@@ -110,7 +113,7 @@ impl Block {
             dma: true,
             offloaded: false,
             resetting: false,
-            medium,
+            threads,
             patience: PATIENCE,
         })
     }
@@ -168,20 +171,19 @@ impl Block {
     /// Starts a queue if it and the device are ready for it.
     fn start(&mut self, index: u16) {
         self.note_broken();
-        let may_run = self.may_run();
-        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
-            return;
-        };
-        if !may_run || !queue.state.ready || queue.serves() {
+        let ready = self.queue(index).is_some_and(|state| state.ready);
+        if !self.may_run() || !ready || self.serves(index) {
             return;
         }
         let broken = on_broken(index, self.broken.clone(), self.interrupt.clone());
-        if !queue.has_stopped(Instant::now()) {
+        if !self.note_stopped(|number| number == index, Instant::now()) {
             return broken("the disk has not let go of what it had");
         }
-        if let Some(medium) = &self.medium {
-            medium.want(true);
-            match medium.wait_taken(Instant::now() + self.patience) {
+        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
+            return;
+        };
+        if let Some(threads) = &self.threads {
+            match threads.medium().take(Instant::now() + self.patience) {
                 Some(Ok(())) => {}
                 Some(Err(refused)) => return broken(&refused.to_string()),
                 None => return broken("the disk takes too long to be taken into use"),
@@ -213,13 +215,21 @@ impl Block {
                 move |error| broken(&error.to_string())
             }),
         };
-        let kick = queue.kick.try_clone();
-        match kick.and_then(|kick| QueueThread::spawn(*runner, kick, options)) {
-            Ok(thread) => queue.thread = Some(thread),
-            Err(error) => broken(&error.to_string()),
+        let served = queue.kick.try_clone().and_then(|kick| {
+            let threads = self.threads.as_mut().ok_or(io::ErrorKind::Unsupported)?;
+            threads.start(index, *runner, kick, options)
+        });
+        if let Err(error) = served {
+            broken(&error.to_string());
         }
     }
     // ANCHOR_END: start
+
+    /// Whether a thread takes requests of a queue.
+    fn serves(&self, index: u16) -> bool {
+        let threads = self.threads.as_ref();
+        threads.is_some_and(|threads| threads.is_running(index) && !threads.is_stopping(index))
+    }
 
     /// Whether queues may take requests. A device that has them keeps them.
     fn may_run(&self) -> bool {
@@ -268,43 +278,50 @@ impl Block {
     }
 
     fn stop_all(&mut self, mode: Stop, deadline: Instant) -> bool {
-        self.queues
-            .iter_mut()
-            .for_each(|queue| queue.begin_stop(mode));
+        if let Some(threads) = &mut self.threads {
+            threads.begin_stop(|_| true, mode);
+        }
         self.have_stopped(deadline)
     }
 
     /// Waits until `deadline` for the queues that were told to stop. When the last has stopped the disk is let go of,
     /// which is not waited for.
     fn have_stopped(&mut self, deadline: Instant) -> bool {
-        let mut all = true;
-        for queue in &mut self.queues {
-            all &= queue.has_stopped(deadline);
-        }
-        // Where it stood is not known, so it can't go on.
-        let lost = (0..).zip(&self.queues).find(|(_, queue)| queue.panicked());
-        if let (Some((index, _)), false) = (lost, self.broken.load(Ordering::Acquire)) {
-            on_broken(index, self.broken.clone(), self.interrupt.clone())("its thread panicked");
-        }
-        let idle = self.queues.iter().all(|queue| queue.thread.is_none());
-        if let (Some(medium), true) = (&self.medium, idle) {
-            medium.want(false);
-        }
+        let all = self.note_stopped(|_| true, deadline);
+        let _ = self.wait_left(Instant::now());
         all
+    }
+
+    /// Waits until `deadline` for those queues of `which` that were told to stop, and notes where they stand.
+    fn note_stopped(&mut self, which: impl Fn(u16) -> bool, deadline: Instant) -> bool {
+        let queues = &mut self.queues;
+        let late = self.threads.as_mut().map_or_else(Vec::new, |threads| {
+            threads.wait_stopped(&which, deadline, |index, stopped| {
+                // One whose thread panicked was told as broken.
+                if let (Some(queue), Some(stopped)) = (queues.get_mut(usize::from(index)), stopped)
+                {
+                    queue.set_stopped(stopped);
+                }
+            })
+        });
+        let queues = (0..).zip(&mut self.queues);
+        queues
+            .filter(|(index, _)| which(*index) && !late.contains(index))
+            .for_each(|(_, queue)| queue.finish_reset());
+        late.is_empty()
     }
 
     /// Waits until `deadline` for the disk to be let go of, once all queues have stopped. `None`: it is not yet.
     fn wait_left(&self, deadline: Instant) -> Option<std::result::Result<(), String>> {
-        let idle = self.queues.iter().all(|queue| queue.thread.is_none());
-        match &self.medium {
-            Some(medium) if idle => medium.wait_left(deadline),
-            _ => Some(Ok(())),
+        match &self.threads {
+            Some(threads) => threads.release(deadline),
+            None => Some(Ok(())),
         }
     }
     // ANCHOR_END: stop
 
     fn reset(&mut self) {
-        self.queues.iter_mut().for_each(Queue::begin_reset);
+        self.begin_reset(|_| true);
         self.resetting = true;
         let deadline = Instant::now() + self.patience;
         self.finish_reset(deadline);
@@ -313,10 +330,20 @@ impl Block {
         }
         // Whatever comes of it: to the driver, what is not stable is what a power cut would have taken.
         let _ = self.wait_left(deadline);
-        if let Some(medium) = &self.medium {
-            medium.reset();
+        if let Some(threads) = &self.threads {
+            threads.medium().reset();
         }
         self.interrupt.set(false);
+    }
+
+    /// Has those queues that `which` chooses stop and be forgotten. What they have in flight is cancelled.
+    fn begin_reset(&mut self, which: impl Fn(u16) -> bool) {
+        if let Some(threads) = &mut self.threads {
+            threads.begin_stop(&which, Stop::HandOver);
+        }
+        let queues = (0..).zip(&mut self.queues);
+        let chosen = queues.filter(|(index, _)| which(*index));
+        chosen.for_each(|(_, queue)| queue.begin_reset());
     }
 
     /// Whether a reset has begun and is not over.
@@ -345,13 +372,11 @@ impl Block {
         if self.offloaded {
             return;
         }
-        if let Some(queue) = self.queues.get_mut(usize::from(index)) {
-            queue.begin_reset();
-            let deadline = Instant::now() + self.patience;
-            self.have_stopped(deadline);
-            // A pause tells what came of it.
-            let _ = self.wait_left(deadline);
-        }
+        self.begin_reset(|number| number == index);
+        let deadline = Instant::now() + self.patience;
+        self.have_stopped(deadline);
+        // A pause tells what came of it.
+        let _ = self.wait_left(deadline);
     }
 
     /// Whether the disk still has buffers of a queue that is being reset.
@@ -474,8 +499,9 @@ impl Drop for Block {
             log::error!("a machine ends without its disk: {error}");
         }
         // Their buffers stay in memory until the disk lets go of them.
-        let left = self.queues.iter_mut().filter_map(|q| q.thread.take());
-        QueueThread::detach_all(left);
+        if let Some(threads) = &mut self.threads {
+            threads.leave_behind(|_| true);
+        }
     }
 }
 

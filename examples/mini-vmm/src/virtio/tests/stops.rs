@@ -298,7 +298,7 @@ fn a_queue_whose_thread_panicked_does_not_start_again() {
     block.pause().unwrap();
     block.resume();
     assert_eq!(guest.registers.status(), 0xf | status::DEVICE_NEEDS_RESET);
-    assert!(guest.registers.block.queues[0].thread.is_none());
+    assert!(!guest.registers.block.serves(0));
     assert_eq!(silent.with(|state| state.taken), 1);
     guest.registers.set_status(0);
     guest.start(0, 1);
