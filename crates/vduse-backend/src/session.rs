@@ -254,13 +254,13 @@ impl Session {
     /// The disk can't be used.
     fn driver_ok(&mut self, deadline: Instant) -> Result<(), Refused> {
         self.all_wanted();
-        if self.needs_medium() {
-            if let Some(Err(refused)) = self.threads.medium().take(deadline) {
-                for queue in &mut self.queues {
-                    queue.wish = Wish::Rest;
-                }
-                return Err(refused);
+        if self.needs_medium()
+            && let Some(Err(refused)) = self.threads.medium().take(deadline)
+        {
+            for queue in &mut self.queues {
+                queue.wish = Wish::Rest;
             }
+            return Err(refused);
         }
         Ok(())
     }
