@@ -18,6 +18,7 @@ pub mod null;
 mod observe;
 mod outbox;
 pub mod policy;
+#[cfg(feature = "power-cut")]
 pub mod power_cut;
 #[cfg(feature = "qcow2")]
 pub mod qcow2;
