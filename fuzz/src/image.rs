@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use malformed_queues::testmem::{self, FragmentedMemory, PAGE, Space};
 use virtio_blk_driver::Memory;
-use virtio_blk_driver::testmem::{self, FragmentedMemory, PAGE, Space};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
 input! {

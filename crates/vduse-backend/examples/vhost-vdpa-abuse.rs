@@ -19,6 +19,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use malformed_queues::testmem::Space;
 use vdpa_bus::{VdpaDevice, VqAddress, VqState};
 use vhost_vdpa_frontend::VhostVdpa;
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
@@ -26,7 +27,6 @@ use virtio_blk_core::spec::feature;
 use virtio_blk_driver::Segment;
 use virtio_blk_driver::request::{ArenaConfig, Driver, Request};
 use virtio_blk_driver::ring::{Chain, RingConfig};
-use virtio_blk_driver::testmem::Space;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use allocation_counter::measure;
+use malformed_queues::on_each_memory;
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::{
     Caps, Completion, Disk, DiskError, EraseLimits, IoQueue, Op, Submit, Wait,
 };
 use virtio_blk_core::runner::{QueueSetup, Service};
-use virtio_blk_driver::on_each_memory;
 use virtio_blk_driver::request::{ArenaConfig, Framing, Request};
 use virtio_blk_driver::ring::RingConfig;
 use virtio_blk_driver::wire::Range;

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::{directory, read};
+use malformed_queues::testmem;
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::runner::QueueSetup;
@@ -20,7 +21,6 @@ use virtio_blk_disks::power_cut::{Content, Moment, PowerCutDisk};
 use virtio_blk_disks::{Engine, FaultDisk, FaultPlan, MemoryDisk, RawDisk, RawOptions};
 use virtio_blk_driver::request::{ArenaConfig, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem;
 
 const SECTORS: u64 = 32;
 

@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use malformed_queues::on_each_memory;
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::runner::{QueueSetup, Service, Stop};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::hot_swap::HoldError;
 use virtio_blk_disks::meter::OpClass;
 use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
-use virtio_blk_driver::on_each_memory;
 use virtio_blk_driver::request::{ArenaConfig, Request};
 use virtio_blk_driver::ring::RingConfig;
 

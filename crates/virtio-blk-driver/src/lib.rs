@@ -3,14 +3,10 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "test-util")]
-pub mod hostile;
 mod memory;
 pub mod request;
 pub mod ring;
 mod rng;
-#[cfg(feature = "test-util")]
-pub mod testmem;
 #[cfg(feature = "vdpa")]
 pub mod vdpa;
 pub mod wire;

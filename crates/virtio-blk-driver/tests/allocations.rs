@@ -8,9 +8,9 @@ mod common;
 
 use allocation_counter::measure;
 use common::oracle::Oracle;
+use malformed_queues::testmem;
 use virtio_blk_driver::request::{ArenaConfig, Framing, Out, Request};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem;
 use virtio_blk_driver::wire::{Range, T_OUT};
 
 #[test]

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use common::ID;
 use common::oracle::Oracle;
-use virtio_blk_driver::on_each_memory;
+use malformed_queues::on_each_memory;
+use malformed_queues::testmem::{self, Space};
 use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Framing, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem::{self, Space};
 use virtio_blk_driver::wire::{S_IOERR, S_UNSUPP};
 use vm_memory::GuestMemory;
 

@@ -6,9 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 
+use malformed_queues::testmem;
 use proptest::prelude::*;
 use virtio_blk_driver::ring::{Chain, RingConfig, RingError, SplitDriver, SplitLayout};
-use virtio_blk_driver::testmem;
 use virtio_blk_driver::{Memory, Segment};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::GuestAddress;

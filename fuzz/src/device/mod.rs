@@ -19,13 +19,13 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow::{self, Continue};
 use std::sync::Arc;
 
+use malformed_queues::testmem::Space;
 use virtio_blk_core::device::{Device, DeviceOptions, SavedQueue};
 use virtio_blk_core::disk::{Disk, Lifetime};
 use virtio_blk_core::runner::{QueueSetup, Service, Stop};
 use virtio_blk_core::spec::{config, feature};
 use virtio_blk_disks::fault::{Kind as FaultKind, Rule};
 use virtio_blk_disks::{FaultDisk, FaultPlan, MemoryDisk};
-use virtio_blk_driver::testmem::Space;
 use vm_memory::GuestMemory;
 
 use crate::image::{Image, OnMemory, with_memory};

@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use malformed_queues::testmem::Space;
 use virtio_blk_core::runner::{QueueRunner, Service, Stop, Stopped};
 use virtio_blk_core::spec::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC};
 use virtio_blk_driver::request::{
     Arena, ArenaConfig, Done, Driver, DriverError, Framing as Cut, In, Out, Request as Raw, Token,
 };
 use virtio_blk_driver::ring::{RingConfig, RingError, SplitLayout};
-use virtio_blk_driver::testmem::Space;
 use virtio_blk_driver::wire::{self, S_UNWRITTEN};
 use virtio_queue::QueueState;
 use vm_memory::{GuestAddress, GuestMemory};

@@ -20,7 +20,7 @@ pub(crate) mod seeds;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use virtio_blk_driver::testmem::Space;
+use malformed_queues::testmem::Space;
 use virtio_blk_driver::wire::{Descriptor, header};
 use virtio_queue::QueueState;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};

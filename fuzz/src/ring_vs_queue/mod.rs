@@ -21,7 +21,7 @@
 mod compare;
 pub(crate) mod seeds;
 
-use virtio_blk_driver::testmem::Space;
+use malformed_queues::testmem::Space;
 use vm_memory::GuestMemory;
 
 use crate::image::{Image, NAIVE_SEED, OnMemory, with_memory};

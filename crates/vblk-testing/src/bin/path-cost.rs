@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use malformed_queues::testmem;
 use sim_backend::{BlkSim, SimOptions};
 use vhost_vdpa_frontend::{CompletionMode, SlowOptions, SlowPath};
 use virtio_blk_core::device::{Device, DeviceOptions};
@@ -29,7 +30,7 @@ use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
 use virtio_blk_disks::NullDisk;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Out, Request};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
-use virtio_blk_driver::{testmem, wire};
+use virtio_blk_driver::wire;
 
 /// Bytes of data of a request.
 const DATA: u32 = 4096;

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, ValueEnum};
+use malformed_queues::testmem::{self, Space};
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
@@ -29,7 +30,6 @@ use virtio_blk_disks::{MemoryDisk, NullDisk};
 use virtio_blk_driver::Memory;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Out, Request};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
-use virtio_blk_driver::testmem::{self, Space};
 use virtio_blk_driver::wire;
 use vm_memory::GuestMemory;
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use clap::Parser;
+use malformed_queues::testmem;
 use serde::Serialize;
 use sim_backend::{BlkSim, SimOptions};
 use vdpa_bus::{Callback, VqAddress};
@@ -25,7 +26,7 @@ use vhost_vdpa_frontend::{
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Request};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
-use virtio_blk_driver::{testmem, wire};
+use virtio_blk_driver::wire;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 

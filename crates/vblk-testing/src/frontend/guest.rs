@@ -7,10 +7,10 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
+use malformed_queues::testmem::Space;
 use vhost::VhostUserMemoryRegionInfo;
 use virtio_blk_driver::request::ArenaConfig;
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem::Space;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use super::{Queue, Result};

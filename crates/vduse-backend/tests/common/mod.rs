@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use malformed_queues::testmem::Space;
 use vduse_backend::fake::{FakeDriver, FakeKernel, FakeRegion};
 use vduse_backend::kernel::VqInfo;
 use vduse_backend::message::{Answer, Request as Ask};
@@ -24,7 +25,6 @@ use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 use virtio_blk_core::testdisk::{Mode, TestDisk, WaitKind};
 use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem::Space;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
 /// How long to wait for what must come.

@@ -8,12 +8,12 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
+use malformed_queues::testmem::Space;
 use vdpa_bus::{Callback, VqAddress};
 use vhost_vdpa_frontend::GuestQueue;
 use virtio_blk_core::spec::feature;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, Request, Token};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
-use virtio_blk_driver::testmem::Space;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 

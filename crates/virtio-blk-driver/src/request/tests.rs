@@ -1,11 +1,11 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use malformed_queues::testmem::{self, Space};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::ring::{RingConfig, RingError, Violation};
-use crate::testmem::{self, Space};
+use crate::ring::{RingConfig, RingError, SplitLayout, Violation};
 use crate::wire::{Descriptor, Range, S_IOERR, S_OK, S_UNWRITTEN};
 use crate::{Memory, Segment};
 
@@ -29,7 +29,10 @@ fn driver<'m>(
         indirect: true,
         ..RingConfig::default()
     };
-    space.driver(mem, size, ring, CONFIG).unwrap()
+    let base = space.take(SplitLayout::footprint(size), SplitLayout::DESC_ALIGN);
+    let layout = SplitLayout::contiguous(size, base.unwrap()).unwrap();
+    let arena = Arena::new(space.take(CONFIG.footprint(), 1).unwrap(), CONFIG).unwrap();
+    Driver::new(mem, layout, ring, arena).unwrap()
 }
 
 /// The descriptors of the chain that was submitted last, from the ring's or the indirect table.

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use malformed_queues::testmem::{self, Space};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::testmem::{self, Space};
 use crate::wire::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, USED_F_NO_NOTIFY,
 };
@@ -30,7 +30,8 @@ impl Bench {
     fn new(size: u16, config: RingConfig) -> Self {
         let (mem, mut space) = testmem::single(64 * PAGE).unwrap();
         let mem = Arc::new(mem);
-        let layout = space.layout(size).unwrap();
+        let base = space.take(SplitLayout::footprint(size), SplitLayout::DESC_ALIGN);
+        let layout = SplitLayout::contiguous(size, base.unwrap()).unwrap();
         // What lay there before must not matter.
         mem.write_at(
             layout.desc(),

@@ -4,7 +4,6 @@
 //! Device halves to test the driver half against.
 #![allow(dead_code, missing_docs)]
 
-pub mod model;
 pub mod oracle;
 
 /// What the devices answer to a request for their name.

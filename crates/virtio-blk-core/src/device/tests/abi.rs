@@ -181,7 +181,7 @@ fn queues_keep_to_what_was_told() {
     );
     new.adopt(&told.guest_abi()).unwrap();
     new.accept(new.offered()).unwrap();
-    let (memory, mut space) = virtio_blk_driver::testmem::single(1 << 20).unwrap();
+    let (memory, mut space) = malformed_queues::testmem::single(1 << 20).unwrap();
     let memory = Arc::new(memory);
     let mut start = |index, size| {
         let config = virtio_blk_driver::ring::RingConfig::default();

@@ -3,9 +3,9 @@
 
 //! The cache modes, down to the operations that reach the disk.
 
+use malformed_queues::testmem;
 use virtio_blk_driver::request::{ArenaConfig, Driver, Request};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem;
 use virtio_blk_driver::wire::Range;
 use vm_memory::GuestMemoryMmap;
 

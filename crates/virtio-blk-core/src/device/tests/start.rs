@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-use virtio_blk_driver::testmem::{self, Space};
+use malformed_queues::testmem::{self, Space};
 use virtio_queue::QueueState;
 use vm_memory::GuestMemoryMmap;
 

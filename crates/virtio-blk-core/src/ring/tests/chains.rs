@@ -1,9 +1,9 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use malformed_queues::HostileRing;
+use malformed_queues::on_each_memory;
 use proptest::prelude::*;
-use virtio_blk_driver::hostile::HostileRing;
-use virtio_blk_driver::on_each_memory;
 use virtio_blk_driver::wire::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor};
 
 use super::*;

@@ -9,9 +9,9 @@ mod start;
 
 use std::sync::Arc;
 
+use malformed_queues::testmem::{self, Space};
 use virtio_blk_driver::Segment as Piece;
 use virtio_blk_driver::ring::{Chain as Offer, RingConfig, SplitDriver};
-use virtio_blk_driver::testmem::{self, Space};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use virtio_blk_driver::on_each_memory;
+use malformed_queues::on_each_memory;
 use virtio_blk_driver::wire::{Range as WireRange, S_IOERR, S_OK};
 
 use super::*;
@@ -14,7 +14,7 @@ use crate::testdisk::{Break, Event};
 
 /// A rig in one region of memory.
 fn rig(mode: Mode, wait: WaitKind) -> Rig<vm_memory::GuestMemoryMmap<()>> {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
     Rig::new(&Arc::new(mem), &mut space, disk(mode, wait))
 }
 
@@ -133,7 +133,7 @@ fn a_failed_range_ends_its_request_and_no_other() {
 #[test]
 fn many_ranges_take_no_stack() {
     let test = || {
-        let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+        let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
         let erase = EraseLimits {
             max_sectors: 64,
             max_segments: 256,

@@ -5,7 +5,7 @@
 
 use std::sync::Mutex;
 
-use virtio_blk_driver::hostile::HostileRing;
+use malformed_queues::HostileRing;
 use virtio_blk_driver::wire::{Descriptor, Range as WireRange, S_IOERR, S_OK, S_UNSUPP};
 
 use super::*;
@@ -14,7 +14,7 @@ use crate::testdisk::Break;
 type Told = Arc<Mutex<Vec<String>>>;
 
 fn rig(mode: Mode, wait: WaitKind) -> (Rig<Plain>, Told) {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
     let rig = Rig::new(&Arc::new(mem), &mut space, disk(mode, wait));
     let told = Told::default();
     let list = told.clone();
@@ -165,7 +165,7 @@ fn offer(
     indirect: bool,
     list: impl FnOnce(&mut HostileRing<'_>) -> (Vec<Descriptor>, vm_memory::GuestAddress),
 ) -> (u8, Option<u32>, Service, Vec<String>) {
-    let (mem, space) = virtio_blk_driver::testmem::single(4 << 20).unwrap();
+    let (mem, space) = malformed_queues::testmem::single(4 << 20).unwrap();
     let mem = Arc::new(mem);
     let options = DeviceOptions {
         queue_size,

@@ -3,8 +3,8 @@
 
 //! The table of malformed queues, against the whole device.
 
-use virtio_blk_driver::hostile::{self, Health, Setup, Subject};
-use virtio_blk_driver::testmem;
+use malformed_queues::testmem;
+use malformed_queues::{Health, Setup, Subject};
 
 use super::*;
 
@@ -77,13 +77,13 @@ fn play_all<M: GuestMemory + Send + Sync + 'static>(
     wait: WaitKind,
 ) {
     let mut failed = Vec::new();
-    for case in hostile::cases() {
+    for case in malformed_queues::cases() {
         for event_idx in [false, true] {
             for start in [0, 65_530] {
                 let (mem, space) = make();
                 let mem = Arc::new(mem);
                 let disk = TestDisk::new(Caps::basic(64)).with_mode(mode, wait);
-                let options = hostile::Options {
+                let options = malformed_queues::Options {
                     size: 16,
                     start,
                     event_idx,
@@ -95,7 +95,8 @@ fn play_all<M: GuestMemory + Send + Sync + 'static>(
                     event_idx,
                     runner: None,
                 };
-                if let Err(error) = hostile::play(case, &*mem, space, options, &mut victim) {
+                if let Err(error) = malformed_queues::play(case, &*mem, space, options, &mut victim)
+                {
                     failed.push(format!("{}: {error} ({options:?})", case.name));
                 }
             }

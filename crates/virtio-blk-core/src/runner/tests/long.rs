@@ -3,7 +3,7 @@
 
 //! Requests of very many segments: what is kept for them has a bound.
 
-use virtio_blk_driver::hostile::HostileRing;
+use malformed_queues::HostileRing;
 use virtio_blk_driver::wire::{Descriptor, S_OK, T_IN, T_OUT, header};
 use vm_memory::GuestAddress;
 
@@ -15,7 +15,7 @@ const CHAINS: u16 = 16;
 #[test]
 fn long_requests_in_flight_have_a_bound_and_all_are_answered() {
     for kind in [T_OUT, T_IN] {
-        let (mem, space) = virtio_blk_driver::testmem::single(16 << 20).unwrap();
+        let (mem, space) = malformed_queues::testmem::single(16 << 20).unwrap();
         let mem = Arc::new(mem);
         let disk = disk(Mode::Held, WaitKind::Fd);
         let device = device(&disk);

@@ -23,9 +23,9 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use malformed_queues::testmem::Space;
 use virtio_blk_driver::request::{ArenaConfig, Done, Driver, Request, Token};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem::Space;
 use vm_memory::{GuestMemory, GuestMemoryMmap};
 
 use super::*;
@@ -230,7 +230,7 @@ pub(super) struct Apart {
 impl Apart {
     pub(super) fn new(disk: TestDisk, event_idx: bool) -> (Self, QueueRunner<Arc<Plain>>) {
         let eventfd = || vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).unwrap();
-        let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+        let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
         let rig = Rig::with(&Arc::new(mem), &mut space, disk, event_idx, 65_000);
         let (kick, irq) = (eventfd(), eventfd());
         let notifier = irq.try_clone().unwrap();

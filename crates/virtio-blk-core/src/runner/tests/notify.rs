@@ -3,14 +3,14 @@
 
 //! When the driver is told, and when it has to tell.
 
-use virtio_blk_driver::on_each_memory;
+use malformed_queues::on_each_memory;
 use virtio_blk_driver::request::Framing;
 
 use super::*;
 
 #[test]
 fn a_queue_that_is_not_serviced_does_nothing() {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
     let mut rig = Rig::new(
         &Arc::new(mem),
         &mut space,
@@ -31,7 +31,7 @@ fn a_queue_that_is_not_serviced_does_nothing() {
 #[test]
 fn every_start_tells_the_driver_once() {
     for start in [0, 1, 65_535] {
-        let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+        let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
         let disk = disk(Mode::Inline, WaitKind::Inline);
         let mut rig = Rig::with(&Arc::new(mem), &mut space, disk, true, start);
         assert_eq!(rig.irqs(), 1);
@@ -121,7 +121,7 @@ fn kicks_are_needed_when_the_device_rests_and_only_then() {
 
 #[test]
 fn large_requests_use_a_pass_up_sooner() {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(2 << 20).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(2 << 20).unwrap();
     let mem = Arc::new(mem);
     let device = device(&disk(Mode::Inline, WaitKind::Inline));
     let config = RingConfig {

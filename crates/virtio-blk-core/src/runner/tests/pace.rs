@@ -6,14 +6,14 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use virtio_blk_driver::hostile::HostileRing;
+use malformed_queues::HostileRing;
 use virtio_blk_driver::wire::{Descriptor, Range as WireRange, S_IOERR, S_OK};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 
 fn rig(mode: Mode, wait: WaitKind) -> Rig<Plain> {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
     Rig::new(&Arc::new(mem), &mut space, disk(mode, wait))
 }
 
@@ -189,7 +189,7 @@ fn descriptors_count_whatever_becomes_of_their_chain() {
     const CHAINS: u16 = 16;
     use Long::*;
     for kind in [Empty, Data, Order, NoStatus, Loop] {
-        let (mem, space) = virtio_blk_driver::testmem::single(2 << 20).unwrap();
+        let (mem, space) = malformed_queues::testmem::single(2 << 20).unwrap();
         let mem = Arc::new(mem);
         let disk = disk(Mode::Execute, WaitKind::Inline);
         let device = device(&disk);

@@ -5,9 +5,9 @@
 
 use std::sync::atomic::AtomicBool;
 
+use malformed_queues::testmem::{self, PAGE};
+use malformed_queues::{HostileRing, Planned, Racer, Target};
 use virtio_blk_driver::Memory as GuestAccess;
-use virtio_blk_driver::hostile::{HostileRing, Planned, Racer, Target};
-use virtio_blk_driver::testmem::{self, PAGE};
 use virtio_blk_driver::wire::{Descriptor, Range as WireRange, header};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion, Permissions};
 

@@ -6,9 +6,9 @@
 use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 
+use malformed_queues::testmem;
 use virtio_blk_driver::Segment as Piece;
 use virtio_blk_driver::request::In;
-use virtio_blk_driver::testmem;
 use virtio_blk_driver::wire::{S_IOERR, S_OK, T_IN};
 use vm_memory::bitmap::{AtomicBitmap, Bitmap};
 use vm_memory::{

@@ -3,8 +3,8 @@
 
 //! Every type of request, in every kind of memory, cut in every way.
 
+use malformed_queues::on_each_memory;
 use virtio_blk_driver::Segment as Piece;
-use virtio_blk_driver::on_each_memory;
 use virtio_blk_driver::request::{Framing, In, Out};
 use virtio_blk_driver::wire::{Range as WireRange, S_IOERR, S_OK, S_UNSUPP, T_GET_ID, T_IN, T_OUT};
 use vm_memory::{Bytes, GuestAddress};
@@ -280,7 +280,7 @@ fn the_serial_number_is_cut_to_the_buffer() {
 
 #[test]
 fn a_serial_number_of_twenty_bytes_has_no_end() {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
     let mem = Arc::new(mem);
     let disk = disk(Mode::Inline, WaitKind::Inline);
     let options = DeviceOptions {

@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use virtio_blk_driver::on_each_memory;
+use malformed_queues::on_each_memory;
 use virtio_blk_driver::wire::{Range as WireRange, S_OK};
 
 use super::*;
@@ -14,7 +14,7 @@ use crate::device::StartError;
 use crate::testdisk::Event;
 
 fn plain(mode: Mode, wait: WaitKind) -> Rig<Plain> {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
     Rig::new(&Arc::new(mem), &mut space, disk(mode, wait))
 }
 
@@ -415,7 +415,7 @@ fn used_entries_become_visible_in_pieces_of_a_long_batch() {
 fn a_stopped_queue_leaves_a_ring_whose_driver_kicks() {
     for event_idx in [false, true] {
         for mode in [Stop::Drain, Stop::HandOver] {
-            let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+            let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
             let disk = disk(Mode::AtFlush, WaitKind::Fd);
             let mut rig = Rig::with(&Arc::new(mem), &mut space, disk, event_idx, 65_530);
             for sector in 0..8 {

@@ -3,7 +3,7 @@
 
 //! Long runs, and two threads that must not miss each other.
 
-use virtio_blk_driver::on_each_memory;
+use malformed_queues::on_each_memory;
 use virtio_blk_driver::wire::S_OK;
 
 use super::*;
@@ -102,6 +102,6 @@ fn indices_wrap_around() {
 
 #[test]
 fn indices_wrap_around_without_event_idx() {
-    let (mem, mut space) = virtio_blk_driver::testmem::single(MEMORY).unwrap();
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
     wrap_around(&Arc::new(mem), &mut space, false);
 }

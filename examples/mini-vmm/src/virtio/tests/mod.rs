@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::KvmIrqRouting;
+use malformed_queues::testmem::Space;
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::spec::{feature, status};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_driver::request::{ArenaConfig, Driver, Request};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem::Space;
 use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;

@@ -9,7 +9,7 @@ mod requests;
 mod rings;
 
 use super::{HostileError, HostileRing, Planned};
-use crate::wire::Descriptor;
+use virtio_blk_driver::wire::Descriptor;
 
 /// What a device has to do with a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use vm_memory::GuestAddress;
 
 use super::{Case, Expect, HostileError, HostileRing, Planned};
 use crate::testmem::Space;
-use crate::wire::{S_OK, S_UNWRITTEN};
-use crate::{AccessError, Memory};
+use virtio_blk_driver::wire::{S_OK, S_UNWRITTEN};
+use virtio_blk_driver::{AccessError, Memory};
 
 /// What a device is started with.
 #[derive(Clone, Copy, Debug)]

@@ -5,11 +5,11 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use fastrand::Rng;
 use vm_memory::GuestAddress;
 
-use crate::rng::Rng;
-use crate::wire::{DESC_LEN, Descriptor, header};
-use crate::{AccessError, Memory};
+use virtio_blk_driver::wire::{DESC_LEN, Descriptor, header};
+use virtio_blk_driver::{AccessError, Memory};
 
 /// A piece of guest memory to keep rewriting, and with what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,7 @@ impl<'m, M: Memory + ?Sized> Racer<'m, M> {
         }
         Ok(Self {
             mem,
-            rng: Rng::new(seed),
+            rng: Rng::with_seed(seed),
             targets: targets.to_vec(),
             cells,
         })
@@ -95,12 +95,11 @@ impl<'m, M: Memory + ?Sized> Racer<'m, M> {
     /// # Errors
     /// [`AccessError`] if the memory is gone.
     pub fn step(&mut self) -> Result<(), AccessError> {
-        let pick = self.rng.below(self.cells.len() as u64) as usize;
-        let Some(cell) = self.cells.get(pick) else {
+        let Some(cell) = self.rng.choice(&self.cells) else {
             return Ok(());
         };
         let mut bytes = cell.original.clone();
-        if self.rng.below(2) == 0 {
+        if self.rng.u64(..2) == 0 {
             let (target, addr) = (self.targets[cell.target], cell.addr);
             mutate(&mut self.rng, target, &mut bytes);
             return self.mem.write_at(addr, &bytes);
@@ -143,21 +142,21 @@ fn mutate(rng: &mut Rng, target: Target, bytes: &mut [u8]) {
         }
         (Target::Header { .. }, Ok(original)) => {
             let [a, b, c, d, ..] = original;
-            let kind = match rng.below(4) {
+            let kind = match rng.u64(..4) {
                 0 => u32::from_le_bytes([a, b, c, d]),
-                1 => rng.next() as u32,
-                _ => rng.below(16) as u32,
+                1 => rng.u64(..) as u32,
+                _ => rng.u64(..16) as u32,
             };
-            let sector = match rng.below(3) {
-                0 => rng.next(),
+            let sector = match rng.u64(..3) {
+                0 => rng.u64(..),
                 1 => u64::MAX / 512,
-                _ => rng.below(64),
+                _ => rng.u64(..64),
             };
-            bytes.copy_from_slice(&header(kind, rng.next() as u32, sector));
+            bytes.copy_from_slice(&header(kind, rng.u64(..) as u32, sector));
         }
         _ => {
             for byte in bytes {
-                *byte = rng.next() as u8;
+                *byte = rng.u64(..) as u8;
             }
         }
     }
@@ -165,30 +164,30 @@ fn mutate(rng: &mut Rng, target: Target, bytes: &mut [u8]) {
 
 /// Changes one field, mostly to something close to plausible.
 fn mutate_descriptor(rng: &mut Rng, mut desc: Descriptor, count: u16) -> Descriptor {
-    match rng.below(4) {
+    match rng.u64(..4) {
         0 => {
-            desc.addr = GuestAddress(match rng.below(4) {
-                0 => u64::MAX - rng.below(0x2000),
-                1 => rng.next(),
-                _ => desc.addr.0 ^ (1 << rng.below(13)),
+            desc.addr = GuestAddress(match rng.u64(..4) {
+                0 => u64::MAX - rng.u64(..0x2000),
+                1 => rng.u64(..),
+                _ => desc.addr.0 ^ (1 << rng.u64(..13)),
             });
         }
         1 => {
-            desc.len = match rng.below(4) {
+            desc.len = match rng.u64(..4) {
                 0 => 0,
-                1 => rng.next() as u32,
+                1 => rng.u64(..) as u32,
                 2 => u32::MAX,
-                _ => desc.len ^ (1 << rng.below(11)),
+                _ => desc.len ^ (1 << rng.u64(..11)),
             };
         }
         2 => {
-            let bits = if rng.below(2) == 0 { 16 } else { 3 };
-            desc.flags ^= 1 << rng.below(bits);
+            let bits = if rng.u64(..2) == 0 { 16 } else { 3 };
+            desc.flags ^= 1 << rng.u64(..bits);
         }
         _ => {
-            desc.next = match rng.below(3) {
-                0 => rng.next() as u16,
-                _ => rng.below(u64::from(count) + 1) as u16,
+            desc.next = match rng.u64(..3) {
+                0 => rng.u64(..) as u16,
+                _ => rng.u64(..u64::from(count) + 1) as u16,
             };
         }
     }

@@ -22,8 +22,6 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, IommuMemory};
 pub use iommu::{PAGE, TestIommu};
 pub use space::{OutOfSpace, Space};
 
-use crate::rng::Rng;
-
 /// Guest memory behind a [`TestIommu`].
 pub type FragmentedMemory = IommuMemory<GuestMemoryMmap<()>, TestIommu>;
 
@@ -114,11 +112,8 @@ fn make_fragmented(
 ) -> Result<(FragmentedMemory, Space), TestMemoryError> {
     let bytes = check(len)?;
     let backend = GuestMemoryMmap::from_ranges(&[(GuestAddress(BASE), len)])?;
-    let mut rng = Rng::new(seed);
     let mut pages: Vec<u64> = (0..bytes / PAGE as u64).collect();
-    for last in (1..pages.len()).rev() {
-        pages.swap(last, rng.below(last as u64 + 1) as usize);
-    }
+    fastrand::Rng::with_seed(seed).shuffle(&mut pages);
     let mapping = pages.into_iter().enumerate().map(|(index, page)| {
         let iova = IOVA_BASE + (index * PAGE) as u64;
         (GuestAddress(iova), GuestAddress(BASE + page * PAGE as u64))

@@ -6,8 +6,8 @@
 use virtio_queue::QueueState;
 
 use super::{Case, Expect};
-use crate::hostile::{HostileError, HostileRing};
-use crate::wire::{AVAIL_F_NO_INTERRUPT, S_OK};
+use crate::{HostileError, HostileRing};
+use virtio_blk_driver::wire::{AVAIL_F_NO_INTERRUPT, S_OK};
 
 type Build = Result<(), HostileError>;
 

@@ -5,9 +5,9 @@
 
 use vm_memory::GuestAddress;
 
-use crate::Memory;
-use crate::request::{Arena, ArenaConfig, Driver};
-use crate::ring::{RingConfig, SplitLayout};
+use virtio_blk_driver::Memory;
+use virtio_blk_driver::request::{Arena, ArenaConfig, Driver};
+use virtio_blk_driver::ring::{RingConfig, SplitLayout};
 
 /// There is no room for a buffer in any one range of a space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

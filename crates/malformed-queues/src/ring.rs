@@ -8,10 +8,19 @@ use std::sync::atomic::Ordering;
 use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
 
-use crate::ring::SplitLayout;
 use crate::testmem::{OutOfSpace, Space};
-use crate::wire::{DESC_LEN, Descriptor, S_UNWRITTEN, T_IN, header};
-use crate::{AccessError, Memory};
+use virtio_blk_driver::ring::SplitLayout;
+use virtio_blk_driver::wire::{DESC_LEN, Descriptor, S_UNWRITTEN, T_IN, header};
+use virtio_blk_driver::{AccessError, Memory};
+
+/// Offsets of the index and of the first entry in the available and the used ring.
+const IDX: u64 = 2;
+const ENTRIES: u64 = 4;
+
+/// The address `offset` bytes behind `base`.
+const fn behind(base: GuestAddress, offset: u64) -> GuestAddress {
+    GuestAddress(base.0 + offset)
+}
 
 /// Why a hostile queue could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +57,7 @@ pub struct HostileRing<'m> {
     pub state: QueueState,
     /// Whether the device is told that indirect descriptors are negotiated. On at first.
     pub indirect: bool,
-    /// Whether the device should keep requests in flight (see [`super::Setup::deferred`]).
+    /// Whether the device should keep requests in flight (see [`Setup::deferred`](crate::Setup::deferred)).
     pub deferred: bool,
     planned: Vec<Planned>,
     /// What the device must not change.
@@ -86,8 +95,8 @@ impl<'m> HostileRing<'m> {
         };
         let zeroes = vec![0; SplitLayout::footprint(size) as usize];
         mem.write_at(layout.desc(), &zeroes)?;
-        mem.store_u16(layout.avail_idx(), start, Ordering::Relaxed)?;
-        mem.store_u16(layout.used_idx(), start, Ordering::Relaxed)?;
+        mem.store_u16(behind(layout.avail(), IDX), start, Ordering::Relaxed)?;
+        mem.store_u16(behind(layout.used(), IDX), start, Ordering::Relaxed)?;
         Ok(Self {
             mem,
             layout,
@@ -105,6 +114,11 @@ impl<'m> HostileRing<'m> {
     /// Descriptors in the table.
     pub const fn size(&self) -> u16 {
         self.layout.size()
+    }
+
+    /// The place of a free-running index in a ring.
+    fn slot(&self, index: u16) -> u64 {
+        u64::from(index % self.size())
     }
 
     /// Where the ring really is.
@@ -132,7 +146,7 @@ impl<'m> HostileRing<'m> {
     /// # Errors
     /// [`HostileError::Access`].
     pub fn descriptor(&mut self, index: u16, desc: Descriptor) -> Result<(), HostileError> {
-        let at = self.layout.desc_at(self.layout.slot(index));
+        let at = behind(self.layout.desc(), DESC_LEN * self.slot(index));
         Ok(self.mem.write_at(at, &desc.to_bytes())?)
     }
 
@@ -179,7 +193,7 @@ impl<'m> HostileRing<'m> {
     /// # Errors
     /// [`HostileError::Access`].
     pub fn avail_entry(&mut self, index: u16, head: u16) -> Result<(), HostileError> {
-        let at = self.layout.avail_at(index);
+        let at = behind(self.layout.avail(), ENTRIES + 2 * self.slot(index));
         Ok(self.mem.store_u16(at, head, Ordering::Relaxed)?)
     }
 
@@ -193,7 +207,7 @@ impl<'m> HostileRing<'m> {
     }
 
     fn store_avail_idx(&self, index: u16) -> Result<(), AccessError> {
-        let at = self.layout.avail_idx();
+        let at = behind(self.layout.avail(), IDX);
         self.mem.store_u16(at, index, Ordering::Release)
     }
 
@@ -202,7 +216,7 @@ impl<'m> HostileRing<'m> {
     /// # Errors
     /// [`HostileError::Access`].
     pub fn avail_flags(&mut self, flags: u16) -> Result<(), HostileError> {
-        let at = self.layout.avail_flags();
+        let at = self.layout.avail();
         Ok(self.mem.store_u16(at, flags, Ordering::Relaxed)?)
     }
 
@@ -211,7 +225,7 @@ impl<'m> HostileRing<'m> {
     /// # Errors
     /// [`HostileError::Access`].
     pub fn used_event(&mut self, index: u16) -> Result<(), HostileError> {
-        let at = self.layout.used_event();
+        let at = behind(self.layout.avail(), ENTRIES + 2 * u64::from(self.size()));
         Ok(self.mem.store_u16(at, index, Ordering::Relaxed)?)
     }
 
@@ -287,7 +301,8 @@ impl<'m> HostileRing<'m> {
     /// # Errors
     /// [`AccessError`].
     pub fn used_idx(&self) -> Result<u16, AccessError> {
-        self.mem.load_u16(self.layout.used_idx(), Ordering::Acquire)
+        self.mem
+            .load_u16(behind(self.layout.used(), IDX), Ordering::Acquire)
     }
 
     /// The flags of the used ring.
@@ -295,7 +310,7 @@ impl<'m> HostileRing<'m> {
     /// # Errors
     /// [`AccessError`].
     pub fn used_flags(&self) -> Result<u16, AccessError> {
-        let at = self.layout.used_flags();
+        let at = self.layout.used();
         self.mem.load_u16(at, Ordering::Relaxed)
     }
 
@@ -305,7 +320,10 @@ impl<'m> HostileRing<'m> {
     /// [`AccessError`].
     pub fn used_entry(&self, index: u16) -> Result<(u32, u32), AccessError> {
         let mut bytes = [0; 8];
-        self.mem.read_at(self.layout.used_at(index), &mut bytes)?;
+        self.mem.read_at(
+            behind(self.layout.used(), ENTRIES + 8 * self.slot(index)),
+            &mut bytes,
+        )?;
         let element = u64::from_le_bytes(bytes);
         Ok((element as u32, (element >> 32) as u32))
     }

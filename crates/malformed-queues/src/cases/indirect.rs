@@ -6,8 +6,8 @@
 use vm_memory::GuestAddress;
 
 use super::{Case, Expect};
-use crate::hostile::{HostileError, HostileRing};
-use crate::wire::{DESC_F_INDIRECT, DESC_F_WRITE, Descriptor, S_IOERR, S_OK};
+use crate::{HostileError, HostileRing};
+use virtio_blk_driver::wire::{DESC_F_INDIRECT, DESC_F_WRITE, Descriptor, S_IOERR, S_OK};
 
 type Build = Result<(), HostileError>;
 

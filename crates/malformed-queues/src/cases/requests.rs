@@ -6,8 +6,8 @@
 use vm_memory::GuestAddress;
 
 use super::{Case, Expect};
-use crate::hostile::{HostileError, HostileRing};
-use crate::wire::{Descriptor, S_IOERR, S_OK, S_UNSUPP, T_IN, T_OUT, header};
+use crate::{HostileError, HostileRing};
+use virtio_blk_driver::wire::{Descriptor, S_IOERR, S_OK, S_UNSUPP, T_IN, T_OUT, header};
 
 type Build = Result<(), HostileError>;
 

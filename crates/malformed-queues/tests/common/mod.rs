@@ -3,11 +3,12 @@
 
 //! The rules for malformed queues as the plainest device that follows them; and, on request, one that
 //! breaks one of them.
+#![allow(dead_code, missing_docs)]
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
-use virtio_blk_driver::hostile::{Health, Setup, Subject};
+use malformed_queues::{Health, Setup, Subject};
 use virtio_blk_driver::ring::SplitLayout;
 use virtio_blk_driver::wire::{
     DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, S_IOERR, S_OK, S_UNSUPP, T_FLUSH,
@@ -15,8 +16,6 @@ use virtio_blk_driver::wire::{
 };
 use virtio_blk_driver::{Memory, Segment};
 use vm_memory::GuestAddress;
-
-use super::ID;
 
 /// Most descriptors of a chain, whatever the queue's size.
 const MAX_CHAIN: u16 = 32768;
@@ -299,7 +298,7 @@ impl<'m> Model<'m> {
                 }
             }
             T_FLUSH => S_OK,
-            T_GET_ID => self.scatter(chain, &ID),
+            T_GET_ID => self.scatter(chain, b"a model device\0\0\0\0\0\0"),
             _ if self.has(Flaw::UnknownIsIoerr) => S_IOERR,
             _ => S_UNSUPP,
         }

@@ -9,14 +9,14 @@ mod common;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::model::{Flaw, Model};
-use virtio_blk_driver::hostile::{
-    Expect, Health, Mismatch, Options, Racer, Setup, Subject, Target, cases, play,
+use common::{Flaw, Model};
+use malformed_queues::testmem::{self, Space};
+use malformed_queues::{
+    Expect, Health, Mismatch, Options, Racer, Setup, Subject, Target, cases, on_each_memory, play,
 };
+use virtio_blk_driver::Memory;
 use virtio_blk_driver::request::{ArenaConfig, Request};
 use virtio_blk_driver::ring::RingConfig;
-use virtio_blk_driver::testmem::{self, Space};
-use virtio_blk_driver::{Memory, on_each_memory};
 
 const LEN: usize = 128 * 1024;
 

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use vm_memory::{GuestMemory, Permissions};
 
 use super::*;
-use crate::{AccessError, Memory};
+use virtio_blk_driver::{AccessError, Memory};
 
 const LEN: usize = 16 * PAGE;
 
