@@ -173,8 +173,7 @@ fn a_kept_bitmap_outlives_kill_9_and_says_when_it_was_not_there() {
         let marks = served.ask(&["dirty", "backup"]);
         // Somebody has them when the server is killed.
         served.ask(&["dirty", "backup", "--take"]);
-        served.child.kill().unwrap();
-        served.child.wait().unwrap();
+        served.kill();
         let mut served = Server::of(&disk);
         let found = served.ask(&["dirty", "backup"]);
         assert_eq!(found["incomplete"], false, "{found}");
@@ -216,9 +215,7 @@ fn a_kept_bitmap_outlives_kill_9_and_says_when_it_was_not_there() {
         let doubted = served.ask(&["dirty", "backup"]);
         assert_eq!(doubted["incomplete"], true, "{doubted}");
         served.ask(&["dirty", "backup", "--new"]);
-        let pid = served.child.id().try_into().unwrap();
-        // SAFETY: plain kill(2), of a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        served.signal(libc::SIGTERM);
         assert!(served.child.wait().unwrap().success());
         let served = Server::of(&disk);
         assert_eq!(

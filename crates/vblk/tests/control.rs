@@ -257,8 +257,7 @@ fn top_survives_a_server_that_restarts() {
         while !is(&serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()) {}
     };
     until(&|line| line["disk"] == "memory:1M");
-    server.child.kill().unwrap();
-    server.child.wait().unwrap();
+    server.kill();
     until(&|line| line["socket"] == *control && line["error"].is_string());
     let again = Command::new(env!("CARGO_BIN_EXE_vblk"))
         .args([

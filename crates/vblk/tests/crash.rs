@@ -7,40 +7,28 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "common/crash.rs"]
+mod common;
+
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use common::{BLOCK, QUEUE_SIZE, Rng, config, connect, sector, written};
 use vblk_testing::frontend::{Client, Guest, InFlight, PATIENCE, Queue};
-use vblk_testing::server::{Config, Disk, Program, Server};
+use vblk_testing::server::{Disk, Server};
 use virtio_blk_driver::request::{Request, Token};
 
 const QUEUES: usize = 3;
-const QUEUE_SIZE: u16 = 64;
-/// Bytes of the unit of requests, and how many of them each queue has to itself.
-const BLOCK: usize = 4096;
+/// Blocks that each queue has to itself.
 const BLOCKS: u64 = 96;
 const ROUNDS: u64 = 60;
-
-/// A generator of splitmix64, so that a seed says what happens.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 /// What version `version` of a block holds; zeroes at first.
 fn content(block: u64, version: u64) -> Vec<u8> {
     if version == 0 {
         return vec![0; BLOCK];
     }
-    let stamp = (version << 20 | block).to_le_bytes();
-    stamp.iter().copied().cycle().take(BLOCK).collect()
+    written(block, version)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -67,10 +55,6 @@ impl Load {
         !self.busy.values().any(touches)
     }
 
-    fn sector(block: u64) -> u64 {
-        block * (BLOCK / 512) as u64
-    }
-
     /// Fills the queue.
     fn submit(&mut self, rng: &mut Rng) {
         while self.busy.len() < 16 {
@@ -84,14 +68,12 @@ impl Load {
             let driver = &mut self.queue.driver;
             let token = match job {
                 Job::Flush => driver.submit(&Request::flush()),
-                Job::Read(block) => {
-                    driver.submit(&Request::read(Self::sector(block), BLOCK as u32))
-                }
+                Job::Read(block) => driver.submit(&Request::read(sector(block), BLOCK as u32)),
                 Job::Write(block) => {
                     let version = &mut self.versions[(block - self.first) as usize];
                     *version += 1;
                     let data = content(block, *version);
-                    driver.submit(&Request::write(Self::sector(block), &data))
+                    driver.submit(&Request::write(sector(block), &data))
                 }
             }
             .unwrap();
@@ -127,18 +109,6 @@ impl Load {
     }
 }
 
-/// A connection to a server that may not listen yet: the socket of a killed one is still there.
-fn connect(server: &Server) -> Client {
-    let started = Instant::now();
-    loop {
-        match Client::connect(&server.socket()) {
-            Ok(client) => return client,
-            Err(error) if started.elapsed() > PATIENCE => panic!("{error}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(2)),
-        }
-    }
-}
-
 fn attach(server: &Server, guest: &Guest, area: Option<&InFlight>, loads: &[Load]) -> Client {
     let mut client = connect(server);
     if let Some(area) = area {
@@ -157,16 +127,11 @@ fn crashes(engine: Option<&str>, seed: u64) {
     let path = dir.path().join("disk.raw");
     let len = QUEUES as u64 * BLOCKS * BLOCK as u64;
     std::fs::File::create(&path).unwrap().set_len(len).unwrap();
-    let config = Config {
-        program: Program::Vblk(env!("CARGO_BIN_EXE_vblk").into()),
-        disk: Disk::Raw {
-            path: path.clone(),
-            engine: engine.map(Into::into),
-        },
-        queues: QUEUES,
-        queue_size: QUEUE_SIZE,
-        read_only: false,
+    let disk = Disk::Raw {
+        path: path.clone(),
+        engine: engine.map(Into::into),
     };
+    let config = config(disk, QUEUES);
     let mut server = Server::start(&config).unwrap();
     let mut rng = Rng(seed);
     let mut guest = Guest::new(&[(0, 4 << 20)]).unwrap();

@@ -6,34 +6,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "common/crash.rs"]
+mod common;
+
 use std::collections::HashMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::{BLOCK, QUEUE_SIZE, Rng, SECTORS, config, connect, sector, written};
 use vblk_testing::frontend::{Client, Guest, PATIENCE, Queue};
-use vblk_testing::server::{Config, Disk, Program, Server};
+use vblk_testing::server::{Disk, Server};
 use virtio_blk_driver::request::{Request, Token};
 use virtio_blk_driver::wire::Range;
 
 const QUEUES: usize = 2;
-const QUEUE_SIZE: u16 = 64;
-const BLOCK: usize = 4096;
+/// Blocks that each queue has to itself.
 const BLOCKS: u64 = 512;
 const ROUNDS: u64 = 30;
-
-/// A generator of splitmix64, so that a seed says what happens.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 /// Versions that are made by a discard.
 fn is_zero(version: u64) -> bool {
@@ -45,8 +35,7 @@ fn content(block: u64, version: u64) -> Vec<u8> {
     if is_zero(version) {
         return vec![0; BLOCK];
     }
-    let stamp = (version << 20 | block).to_le_bytes();
-    stamp.iter().copied().cycle().take(BLOCK).collect()
+    written(block, version)
 }
 
 /// What is known of a block.
@@ -75,15 +64,11 @@ struct Load {
 }
 
 impl Load {
-    fn sector(&self, index: usize) -> u64 {
-        (self.first + index as u64) * (BLOCK / 512) as u64
-    }
-
     fn submit(&mut self, rng: &mut Rng) {
         while self.jobs.len() < 16 {
             let index = rng.below(self.blocks.len() as u64) as usize;
-            let sector = self.sector(index);
             let block = self.first + index as u64;
+            let sector = sector(block);
             let driver = &mut self.queue.driver;
             let (token, job) = if rng.below(24) == 0 {
                 let covered = self.blocks.iter().map(|b| b.completed).collect();
@@ -96,10 +81,9 @@ impl Load {
                 known.latest += 1;
                 let version = known.latest;
                 let token = if is_zero(version) {
-                    let sectors = (BLOCK / 512) as u32;
                     driver.submit(&Request::discard(&[Range {
                         sector,
-                        num_sectors: sectors,
+                        num_sectors: SECTORS,
                         flags: 0,
                     }]))
                 } else {
@@ -134,7 +118,7 @@ impl Load {
     /// Reads everything after a crash: each block holds a version that is as new as what had completed.
     fn verify(&mut self) {
         for index in 0..self.blocks.len() {
-            let request = Request::read(self.sector(index), BLOCK as u32);
+            let request = Request::read(sector(self.first + index as u64), BLOCK as u32);
             let token = self.queue.driver.submit(&request).unwrap();
             self.queue.publish().unwrap();
             let started = Instant::now();
@@ -187,7 +171,7 @@ fn check(image: &Path) -> bool {
 }
 
 fn attach(server: &Server, blocks: &mut Vec<Vec<Block>>) -> (Client, Vec<Load>, Guest) {
-    let mut client = Client::connect(&server.socket()).unwrap();
+    let mut client = connect(server);
     let mut guest = Guest::new(&[(0, 4 << 20)]).unwrap();
     let mut loads: Vec<Load> = blocks
         .drain(..)
@@ -219,16 +203,11 @@ fn a_killed_server_leaves_a_sound_image() {
         .status()
         .unwrap_or_else(|error| panic!("can't run qemu-img ({error}): apt-get install qemu-utils"));
     assert!(made.success());
-    let config = Config {
-        program: Program::Vblk(env!("CARGO_BIN_EXE_vblk").into()),
-        disk: Disk::Qcow2 {
-            path: path.clone(),
-            engine: None,
-        },
-        queues: QUEUES,
-        queue_size: QUEUE_SIZE,
-        read_only: false,
+    let disk = Disk::Qcow2 {
+        path: path.clone(),
+        engine: None,
     };
+    let config = config(disk, QUEUES);
     let mut server = Server::start(&config).unwrap();
     let mut rng = Rng(1);
     let mut blocks = vec![vec![Block::default(); BLOCKS as usize]; QUEUES];
@@ -251,7 +230,7 @@ fn a_killed_server_leaves_a_sound_image() {
         blocks.extend(loads.into_iter().map(|load| load.blocks));
         drop(guest);
         // The new server has opened the image when it takes the next client.
-        drop(Client::connect(&server.socket()).unwrap());
+        drop(connect(&server));
         leaks += u64::from(check(&path));
     }
     let (mut client, mut loads, _guest) = attach(&server, &mut blocks);

@@ -141,6 +141,12 @@ impl Server {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// Ends it without a word, as a crash would, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
     /// Waits for the end. Returns what it said on standard error since.
     pub fn end(mut self) -> (ExitStatus, String) {
         let mut said = String::new();
