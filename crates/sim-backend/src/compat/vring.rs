@@ -17,6 +17,9 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 const NO_INTERRUPT: u16 = 1;
+/// Most buffers of a chain in one direction: the kernel's list of them is doubled until an allocation of 4 MiB, the
+/// largest it makes, is full.
+const MAX_BUFFERS: usize = 262_144;
 /// Offset of the index and of the first entry, in both rings.
 const IDX: u64 = 2;
 const ENTRIES: u64 = 4;
@@ -119,7 +122,8 @@ impl Vring {
         let mut level = Level::Direct;
         let (mut table, mut entries) = (self.desc, self.num);
         let mut index = u32::from(head);
-        let mut count = 0;
+        // Of the ring's table, and of the indirect one it is in.
+        let (mut direct, mut indirect) = (0, 0);
         loop {
             let at = table.wrapping_add(u64::from(index * DESC_SIZE));
             let desc = match level {
@@ -135,11 +139,14 @@ impl Vring {
                 (table, entries, index) = (desc.addr, desc.len / DESC_SIZE, 0);
                 continue;
             }
-            if count == self.num {
-                // A loop.
+            match level {
+                Level::Direct => direct += 1,
+                Level::Indirect(_) => indirect += 1,
+            }
+            if direct > self.num || indirect > entries {
+                // A loop. Indirect tables may have more than the ring, and a descriptor that names one is not counted.
                 return Err(Fault);
             }
-            count += 1;
             let stream = if desc.flags & WRITE != 0 {
                 &mut *writable
             } else if writable.iov.is_empty() {
@@ -147,14 +154,19 @@ impl Vring {
             } else {
                 return Err(Fault);
             };
+            if stream.iov.len() == MAX_BUFFERS {
+                return Err(Fault);
+            }
             stream.iov.push(Iov {
                 addr: desc.addr,
                 len: desc.len as usize,
             });
             index = if desc.flags & NEXT != 0 {
                 u32::from(desc.next)
-            } else if let Level::Indirect(Some(next)) = level {
+            } else if let Level::Indirect(Some(next @ 1..)) = level {
+                // One that goes on at descriptor 0 ends there.
                 level = Level::Direct;
+                indirect = 0;
                 (table, entries) = (self.desc, self.num);
                 u32::from(next)
             } else {

@@ -4,6 +4,7 @@
 //! The `compat` profile, operation by operation: the behaviour of the kernel's `vdpa_sim_blk` (6.12).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod chains;
 #[path = "../common/mod.rs"]
 mod common;
 mod device;
