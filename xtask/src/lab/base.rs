@@ -108,6 +108,23 @@ impl Base {
         Ok(base)
     }
 
+    /// The kernel's version, as `uname -r` has it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn kernel_version(&self) -> Result<String> {
+        let modules = self.trees[0].join("usr/lib/modules");
+        for entry in fs::read_dir(&modules).on("read", &modules)? {
+            if let Ok(version) = entry.on("read", &modules)?.file_name().into_string() {
+                return Ok(version);
+            }
+        }
+        Err(Error::Missing {
+            what: format!("{} names no kernel", modules.display()),
+            hint: "remove target/lab/base: it is built anew".to_owned(),
+        })
+    }
+
     fn build(&self, sysroot: &Path) -> Result<()> {
         let [core, tools] = &self.trees;
         self.build_core(sysroot)?;

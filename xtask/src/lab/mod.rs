@@ -17,6 +17,7 @@ mod process;
 mod qemu;
 mod script;
 mod server;
+mod simulator;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -215,6 +216,12 @@ impl Bench<'_> {
             &binaries,
             &overlay,
         )?;
+        if script.machine.simulator {
+            let kernel = self.base.kernel_version()?;
+            let modules =
+                simulator::prepare(&self.lab, &self.args.kernel, &kernel, self.args.update)?;
+            simulator::copy(&modules, &overlay.join("lab/simulator"))?;
+        }
         let initramfs = run.join("initramfs");
         let root_on_disk = script.machine.disk.as_ref().is_some_and(|disk| disk.root);
         image::initramfs(&self.base, &overlay, root_on_disk, &initramfs)?;

@@ -39,6 +39,8 @@ pub struct Machine {
     pub gnu: Vec<String>,
     /// Whether the guest gets its own kernel as a file, to boot it once more inside.
     pub kernel: bool,
+    /// Whether the guest gets the kernel's vDPA simulator of a block device, as modules in `/lab/simulator`.
+    pub simulator: bool,
     /// These are built for speed, without debug assertions.
     pub release: bool,
     /// The script runs only when it is named.
@@ -72,6 +74,7 @@ impl Default for Machine {
             binaries: Vec::new(),
             gnu: Vec::new(),
             kernel: false,
+            simulator: false,
             release: false,
             named: false,
             disk: None,
@@ -152,6 +155,7 @@ fn set(machine: &mut Machine, word: &str) -> std::result::Result<(), String> {
         "binaries" => machine.binaries = names(),
         "gnu" => machine.gnu = names(),
         "kernel" if value == "yes" => machine.kernel = true,
+        "simulator" if value == "yes" => machine.simulator = true,
         "build" if value == "release" => machine.release = true,
         "run" if value == "named" => machine.named = true,
         "disk" => {

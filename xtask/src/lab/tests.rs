@@ -290,6 +290,7 @@ fn a_header_describes_the_machine() {
         binaries: vec!["vblk".to_owned()],
         gnu: vec!["other".to_owned()],
         kernel: false,
+        simulator: false,
         release: true,
         named: true,
         disk: Some(Disk {
