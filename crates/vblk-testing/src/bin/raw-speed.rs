@@ -5,7 +5,7 @@
 //! by itself (FUA), on several queues, each in its own thread.
 //!
 //! ```text
-//! cargo run --release -p virtio-blk-disks --example raw_speed -- DISK [I/Os per run]
+//! cargo run --release -p vblk-testing --bin raw-speed -- DISK [I/Os per run]
 //! ```
 //!
 //! `DISK` as for `StackSpec`, for example `raw:/var/tmp/test.img,engine=sync,dirty=a` (at least 4 KiB, its
@@ -14,26 +14,13 @@
 //! without `direct=on` it is in the page cache as far as memory allows.
 
 use std::error::Error;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use vblk_testing::cpu::of_process;
 use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
 use virtio_blk_disks::stack::{Groups, StackSpec};
 
 const BLOCK: usize = 4096;
-
-/// User and system time of this process so far.
-fn cpu_time() -> Result<Duration, Box<dyn Error>> {
-    // SAFETY: `rusage` is plain data.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the pointer is valid.
-    if unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) } < 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
-    let time = |value: libc::timeval| {
-        Duration::from_secs(value.tv_sec as u64) + Duration::from_micros(value.tv_usec as u64)
-    };
-    Ok(time(usage.ru_utime) + time(usage.ru_stime))
-}
 
 /// Waits until `reap` has something.
 fn wait(queue: &dyn IoQueue) {
@@ -68,7 +55,7 @@ fn run(disk: &dyn Disk, write: bool, depth: usize, count: u64) -> Result<(), Box
     let mut buffers: Vec<IoBuf> = (0..depth).map(|_| aligned()).collect();
     let mut done = Vec::new();
     let (mut sent, mut finished, mut inline, mut state) = (0_u64, 0_u64, 0_u64, 1_u64);
-    let (wall, cpu) = (Instant::now(), cpu_time()?);
+    let (wall, cpu) = (Instant::now(), of_process(std::process::id())?);
     while finished < count {
         while sent < count
             && let Some(buf) = buffers.pop()
@@ -101,7 +88,7 @@ fn run(disk: &dyn Disk, write: bool, depth: usize, count: u64) -> Result<(), Box
             finished += 1;
         }
     }
-    let (wall, cpu) = (wall.elapsed(), cpu_time()? - cpu);
+    let (wall, cpu) = (wall.elapsed(), of_process(std::process::id())? - cpu);
     println!(
         "{:5} depth {depth:3}: {:9.0} IOPS, {:6.2} us CPU per I/O, {:3} % inline",
         if write { "write" } else { "read" },
@@ -193,7 +180,7 @@ fn warm(disk: &dyn Disk) -> Result<(), Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let spec: StackSpec = args.next().ok_or("usage: raw_speed DISK [I/Os]")?.parse()?;
+    let spec: StackSpec = args.next().ok_or("usage: raw-speed DISK [I/Os]")?.parse()?;
     let count = args.next().map_or(Ok(400_000), |text| text.parse())?;
     let disk = spec.open(false, &Groups::default())?.disk();
     warm(&*disk)?;
