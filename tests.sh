@@ -13,6 +13,8 @@ need cc gcc libc6-dev
 # The judge of qcow2 images.
 need qemu-img qemu-utils
 need kill procps
+# docs/backup.md is run as it stands.
+need jq jq
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
