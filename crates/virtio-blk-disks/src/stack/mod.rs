@@ -14,7 +14,8 @@
 //!
 //! `N` is operations a second, `B` bytes a second, with K, M, G, T, P in binary units. After a limit may
 //! stand `/burst:RATE`, and after that `/length:SECONDS` (1): the rate that holds for so long after a quiet
-//! time. `PATH` goes to the end, but for `/granularity` and `/sync`. The disk itself is a [`DiskSpec`].
+//! time. `PATH` goes to the end, but for `/granularity` and `/sync`.
+//! The disk itself is a [`DiskSpec`](crate::disk_arg::DiskSpec).
 //!
 //! ```
 //! use virtio_blk_disks::stack::{Groups, StackSpec};
