@@ -19,3 +19,4 @@ mod vring;
 
 pub use server::{MAX_QUEUES, STOP_TIME, Server, ServerError, ServerHandle, ServerOptions};
 pub use session::protocol_feature_names;
+pub use stops::LeaveError;

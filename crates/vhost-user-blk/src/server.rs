@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::Level;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,7 +24,7 @@ use crate::header::Header;
 use crate::session::{Session, SessionContext};
 use crate::shared_file::Alarm;
 use crate::socket::{Listener, SocketError, SocketOptions};
-use crate::stops::Stops;
+use crate::stops::{LeaveError, Stops};
 use crate::told::Told;
 
 /// The most queues a device can have on this transport: descriptors are handed over with an index of 8
@@ -118,6 +118,20 @@ impl ServerHandle {
     /// Queues whose requests the disk has not finished although their stop's time was over.
     pub fn unfinished(&self) -> usize {
         self.0.medium.left_behind()
+    }
+
+    /// Whether the disk was left in order when its last queue stopped. To be asked once [`Server::run`] has returned: no
+    /// client may be there to hear of it. What is lost is returned once.
+    ///
+    /// # Errors
+    /// What the disk kept in memory may be lost, or it is still being written. Then the process has to stay until it is,
+    /// or it is lost, too.
+    pub fn disk_left(&self) -> Result<(), LeaveError> {
+        if self.0.medium.wait_left(Instant::now()).is_none() {
+            return Err(LeaveError::Slow(self.0.stops.time()));
+        }
+        let lost = self.0.medium.take_lost();
+        lost.map_or(Ok(()), |error| Err(LeaveError::Lost(error.to_string())))
     }
 
     /// Whether a client is connected.

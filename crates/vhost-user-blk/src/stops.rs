@@ -19,11 +19,13 @@ pub(crate) struct Stuck {
     pub(crate) time: Duration,
 }
 
-/// Why the disk was not left in order.
+/// Why the disk was not left in order when its last queue stopped.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum LeaveError {
+pub enum LeaveError {
+    /// It failed to make stable what it kept in memory, for this reason.
     #[error("the disk can't be left in order: {0}; what it kept in memory may be lost")]
     Lost(String),
+    /// It has not finished within the time of a stop.
     #[error(
         "the disk does not finish writing what it kept within {0:?}: its lock is kept until it has"
     )]

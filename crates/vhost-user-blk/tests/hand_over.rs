@@ -14,6 +14,7 @@ use common::{Served, start, test_disk, wait_for};
 use vblk_testing::frontend::{Client, event};
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
+use vhost_user_blk::LeaveError;
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 use virtio_blk_core::testdisk::{Event, TestDisk};
 
@@ -100,6 +101,36 @@ impl Disk for Shared {
     fn listen(&self, listener: DiskListener) {
         self.disk.listen(listener);
     }
+}
+
+#[test]
+fn what_is_lost_at_the_end_is_told() {
+    let [disk, _] = Shared::two();
+    let mut served = Served::new(Arc::new(disk.clone()));
+    let mut running = served.running(1);
+    running.queues[0].write(0, &[1; 512]).unwrap();
+    disk.set(|state| state.broken = true);
+    served.handle.stop();
+    served.join();
+    let error = served.handle.disk_left().unwrap_err();
+    assert!(matches!(error, LeaveError::Lost(_)), "{error}");
+    assert!(served.handle.disk_left().is_ok(), "told once");
+}
+
+#[test]
+fn a_disk_that_is_still_being_left_is_told() {
+    let [disk, _] = Shared::two();
+    let time = Duration::from_millis(100);
+    let mut served = Served::with_stop_time(Arc::new(disk.clone()), time);
+    let mut running = served.running(1);
+    running.queues[0].write(0, &[1; 512]).unwrap();
+    disk.set(|state| state.slow = true);
+    served.handle.stop();
+    served.join();
+    let error = served.handle.disk_left().unwrap_err();
+    assert!(matches!(error, LeaveError::Slow(_)), "{error}");
+    disk.set(|state| state.slow = false);
+    wait_for("the disk to be left", || served.handle.disk_left().is_ok());
 }
 
 #[test]

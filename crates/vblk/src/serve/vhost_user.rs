@@ -81,6 +81,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     let run = move || {
         let result = server.run();
         let unfinished = handle.unfinished();
+        let left = handle.disk_left();
         drop(server);
         if json {
             let ended = Ended {
@@ -94,7 +95,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         }
         result?;
         match unfinished {
-            0 => Ok(()),
+            0 => Ok(left?),
             queues => Err(format!(
                 "the disk has not finished what {queues} of its queues were given: the next server executes it again"
             )

@@ -248,13 +248,20 @@ impl Shared {
         let Err(error) = thread.spawn(move || work(&shared)) else {
             return true;
         };
-        let mut state = self.lock();
-        state.working = false;
-        state.wanted = state.active;
-        match taking {
-            true => state.refused = Some(Refused::new(&error)),
-            false => state.lost = Some(error.into()),
+        if taking {
+            let mut state = self.lock();
+            state.working = false;
+            state.wanted = state.active;
+            state.refused = Some(Refused::new(&error));
+        } else {
+            let error = error.into();
+            (self.listener)(MediumEvent::Lost(&error));
+            let mut state = self.lock();
+            state.working = false;
+            state.wanted = state.active;
+            state.lost = Some(error);
         }
+        self.changed.notify_all();
         false
     }
 
