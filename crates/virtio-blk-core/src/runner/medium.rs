@@ -70,7 +70,6 @@ impl State {
 }
 
 struct Shared {
-    disk: Arc<dyn Disk>,
     state: Mutex<State>,
     changed: Condvar,
     listener: Listener,
@@ -86,7 +85,12 @@ impl Shared {
 /// thread lives as long as a call does. The caller wants the disk before it starts the first queue, and does not want it
 /// any more once the last queue is dropped. Clones are handles of the same.
 #[derive(Clone)]
-pub struct Medium(Arc<Shared>);
+pub struct Medium {
+    /// Not among what the thread shares, which may outlive the last handle by a moment: a process that drops its disk
+    /// and ends closes it before.
+    disk: Arc<dyn Disk>,
+    shared: Arc<Shared>,
+}
 
 impl Medium {
     /// A disk that is not in use. `listener` must not block.
@@ -94,21 +98,21 @@ impl Medium {
         disk: Arc<dyn Disk>,
         listener: impl Fn(MediumEvent<'_>) + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Shared {
-            disk,
+        let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
             listener: Box::new(listener),
-        }))
+        });
+        Self { disk, shared }
     }
 
     /// Wants the disk in use, or not. Does not wait. If it could not be taken into use before, that is tried again at
     /// once: [`Medium::refused`] says when it should be.
     pub fn want(&self, wanted: bool) {
-        let mut state = self.0.lock();
+        let mut state = self.shared.lock();
         state.refused = None;
         state.wanted = wanted;
-        self.0.start(state);
+        self.shared.start(&self.disk, state);
     }
 
     /// As [`Medium::want`], and waits until `deadline` for the disk to be in use. `None`: it is not so yet.
@@ -122,14 +126,14 @@ impl Medium {
 
     /// Keeps the disk in use for a queue that is left behind, until the result is dropped.
     pub(super) fn leave_behind(&self) -> LeftBehind {
-        self.0.lock().left_behind += 1;
-        LeftBehind(self.0.clone())
+        self.shared.lock().left_behind += 1;
+        LeftBehind(self.clone())
     }
 
     /// How many queues were left behind and have not let go of the disk yet. As long as there are any it stays in use,
     /// wanted or not: they may still write to it.
     pub fn left_behind(&self) -> usize {
-        self.0.lock().left_behind
+        self.shared.lock().left_behind
     }
 
     /// Waits until `deadline` for the queues that were left behind. Returns whether all have let go of the disk.
@@ -140,12 +144,12 @@ impl Medium {
 
     /// The driver resets the device: what is lost is what a power cut would have taken.
     pub fn reset(&self) {
-        self.0.lock().reset = true;
+        self.shared.lock().reset = true;
     }
 
     /// Why the disk could not be taken into use. `None`: it was not tried, or is being tried, or it is in use.
     pub fn refused(&self) -> Option<Refused> {
-        self.0.lock().refused.clone()
+        self.shared.lock().refused.clone()
     }
 
     /// Waits until `deadline` for the disk, which is wanted, to be in use. `None`: it is not so yet.
@@ -174,7 +178,7 @@ impl Medium {
     /// Why what the disk held in memory when it was used last may be lost, also if the driver has reset the device since.
     /// The caller is the last who asks.
     pub fn take_lost(&self) -> Option<DiskError> {
-        self.0.lock().lost.take()
+        self.shared.lock().lost.take()
     }
 
     fn settled(&self, deadline: Instant) -> Option<MutexGuard<'_, State>> {
@@ -188,13 +192,13 @@ impl Medium {
         deadline: Instant,
         is_so: impl Fn(&State) -> bool,
     ) -> Option<MutexGuard<'_, State>> {
-        let mut state = self.0.lock();
+        let mut state = self.shared.lock();
         while !is_so(&state) {
             let now = Instant::now();
             if now >= deadline {
                 return None;
             }
-            let waited = self.0.changed.wait_timeout(state, deadline - now);
+            let waited = self.shared.changed.wait_timeout(state, deadline - now);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Some(state)
@@ -202,23 +206,24 @@ impl Medium {
 }
 
 /// A queue that was left behind: the disk may still read and write for it.
-pub(super) struct LeftBehind(Arc<Shared>);
+pub(super) struct LeftBehind(Medium);
 
 impl Drop for LeftBehind {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let Medium { disk, shared } = &self.0;
+        let mut state = shared.lock();
         state.left_behind -= 1;
-        let rest = state.left_behind == 0 && !self.0.start(state);
-        self.0.changed.notify_all();
+        let rest = state.left_behind == 0 && !shared.start(disk, state);
+        shared.changed.notify_all();
         if rest {
-            (self.0.listener)(MediumEvent::Settled);
+            (shared.listener)(MediumEvent::Settled);
         }
     }
 }
 
 impl fmt::Debug for Medium {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = &*self.0.lock();
+        let state = &*self.shared.lock();
         f.debug_struct("Medium")
             .field("state", state)
             .finish_non_exhaustive()
@@ -236,16 +241,16 @@ impl Refused {
 
 impl Shared {
     /// Has a thread do what is to be done. Returns whether one is at work.
-    fn start(self: &Arc<Self>, mut state: MutexGuard<'_, State>) -> bool {
+    fn start(self: &Arc<Self>, disk: &Arc<dyn Disk>, mut state: MutexGuard<'_, State>) -> bool {
         let due = state.due();
         let (false, Some(taking)) = (state.working, due) else {
             return state.working;
         };
         state.working = true;
         drop(state);
-        let shared = self.clone();
+        let (shared, disk) = (self.clone(), disk.clone());
         let thread = std::thread::Builder::new().name("vblk-medium".to_owned());
-        let Err(error) = thread.spawn(move || work(&shared)) else {
+        let Err(error) = thread.spawn(move || work(&shared, disk)) else {
             return true;
         };
         if taking {
@@ -293,19 +298,21 @@ impl Shared {
 }
 
 /// Makes the disk what it should be.
-fn work(shared: &Shared) {
+fn work(shared: &Shared, disk: Arc<dyn Disk>) {
     loop {
         let taking = {
             let mut state = shared.lock();
             let Some(taking) = state.due() else {
+                // Before anybody who waits for this can find the disk still held.
+                drop(disk);
                 state.working = false;
                 break;
             };
             taking
         };
         let done = catch_unwind(AssertUnwindSafe(|| match taking {
-            true => shared.disk.activate(),
-            false => shared.disk.deactivate(),
+            true => disk.activate(),
+            false => disk.deactivate(),
         }));
         let panicked = |_| Err(io::Error::other("the disk panicked").into());
         shared.note(taking, done.unwrap_or_else(panicked));

@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use crate::disk::{Caps, IoQueue};
+use crate::testdisk::TestDisk;
 
 use super::*;
 
@@ -248,4 +249,18 @@ fn a_panic_of_the_disk_is_a_failure() {
     }
     let asked: Vec<bool> = asks.try_iter().collect();
     assert_eq!(asked, [true, true, false], "nothing is asked of it again");
+}
+
+#[test]
+fn a_disk_that_was_let_go_of_is_held_by_nobody_else() {
+    for _ in 0..200 {
+        let disk: Arc<dyn Disk> = Arc::new(TestDisk::new(Caps::basic(8)));
+        let medium = Medium::new(disk.clone(), |_| ());
+        medium.want(true);
+        taken(&medium).unwrap();
+        medium.want(false);
+        left(&medium).unwrap();
+        drop(medium);
+        assert_eq!(Arc::strong_count(&disk), 1);
+    }
 }
