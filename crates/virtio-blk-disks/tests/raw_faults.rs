@@ -62,7 +62,7 @@ fn play(engine: Engine, direct: bool) {
         return;
     }
     let name = format!("{engine:?}, direct: {direct}");
-    let runs = fail_each_call(&raw, &name, 1);
+    let runs = fail_each_call(&raw, &name, 1, 1);
     println!("{name}: {runs} runs");
 }
 

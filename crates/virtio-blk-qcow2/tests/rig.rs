@@ -89,7 +89,9 @@ impl Subject for Image {
 }
 
 fn fails(name: &str, setup: &'static str, how: How, engine: Engine, seed: u64) {
-    let runs = fail_each_call(&Image { setup, how, engine }, name, seed);
+    // All of them take minutes.
+    let step = if files::long() { 1 } else { 4 };
+    let runs = fail_each_call(&Image { setup, how, engine }, name, seed, step);
     println!("{name}: {runs} runs");
 }
 

@@ -369,18 +369,18 @@ fn run(
     injector
 }
 
-/// Fails every call of the script in turn. Returns the number of runs.
-pub fn fail_each_call(subject: &dyn Subject, name: &str, seed: u64) -> u64 {
+/// Fails every call of the script in turn, or one in `step`. Returns the number of runs.
+pub fn fail_each_call(subject: &dyn Subject, name: &str, seed: u64, step: u64) -> u64 {
     let directory = directory();
     let place = directory.path();
     let quiet = run(subject, place, None, seed, Keep::Nothing, name);
     let mut runs = 0;
     for kind in KINDS {
         let calls = quiet.calls(kind);
-        for nth in 1..=calls {
+        for nth in (1 + seed % step..=calls).step_by(step as usize) {
             // Both errors, and each of the two ways, for every call.
             for (errno, odd) in [(libc::EIO, 0), (libc::ENOSPC, 1)] {
-                let for_good = (nth + odd) % 2 == 0;
+                let for_good = (nth / step + odd).is_multiple_of(2);
                 let plan = Plan::new(nth, &[kind], errno);
                 let plan = if for_good { plan.for_good() } else { plan };
                 runs += 1;
@@ -396,6 +396,6 @@ pub fn fail_each_call(subject: &dyn Subject, name: &str, seed: u64) -> u64 {
             }
         }
     }
-    assert!(runs > 100, "{name}: {runs}");
+    assert!(runs > 100 / step, "{name}: {runs}");
     runs
 }

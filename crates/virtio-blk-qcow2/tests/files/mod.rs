@@ -46,6 +46,11 @@ impl Files for RawFiles {
     }
 }
 
+/// Whether tests shall take their time (`.ci/run --full`).
+pub fn long() -> bool {
+    std::env::var_os("VBLK_LONG_TESTS").is_some()
+}
+
 pub const BLOCKS: u64 = 1024;
 pub const SIZE: usize = BLOCKS as usize * BLOCK;
 
