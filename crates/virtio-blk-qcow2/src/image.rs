@@ -12,6 +12,7 @@ use crate::base::{Base, EIO};
 use crate::epoch::Epochs;
 use crate::format::{Compression, Entry, Header, Place};
 use crate::keeper::Desk;
+use crate::lane::Lane;
 use crate::map::Map;
 use crate::medium::Medium;
 use crate::refcounts::{Refcounts, Run};
@@ -178,6 +179,21 @@ impl Image {
             Some((_, len)) if at < *len => Place::Below,
             _ => Place::Zero,
         }
+    }
+
+    /// Whether all units in `mask` of the guest's cluster `cluster` are zero, by its entry.
+    pub fn is_zero(&self, entry: Entry, cluster: u64, mask: u32) -> bool {
+        (0..self.base.geometry.units())
+            .filter(|unit| mask >> unit & 1 != 0)
+            .all(|unit| self.place(entry, cluster, unit) == Place::Zero)
+    }
+
+    /// A path to the external data file, if there is one.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn external_lane(&self) -> Result<Option<Lane>, DiskError> {
+        (self.base.external).then(|| self.data.lane()).transpose()
     }
 
     /// Whether a unit that is in the backing file ends within it, so that it can be read there in one piece.

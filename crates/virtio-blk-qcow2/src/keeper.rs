@@ -50,7 +50,7 @@ pub struct Update {
 pub enum Then {
     /// It completes with this.
     Finish(Job, Result<(), DiskError>),
-    /// It goes on.
+    /// It continues.
     Resume(Job),
 }
 
@@ -186,11 +186,7 @@ impl Keeper {
     pub fn new(image: Arc<Image>, line: Arc<Line>) -> Result<Self, DiskError> {
         Ok(Self {
             lane: image.base.medium.lane()?,
-            data: if image.base.external {
-                Some(image.data.lane()?)
-            } else {
-                None
-            },
+            data: image.external_lane()?,
             image,
             line,
             turning: None,

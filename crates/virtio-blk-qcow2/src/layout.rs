@@ -3,8 +3,11 @@
 
 //! Where an image has its metadata: found when it is opened, and refused if any of it overlaps.
 
+use std::path::Path;
+
 use virtio_blk_core::disk::DiskError;
 
+use crate::error::OpenError;
 use crate::format::{FormatError, Header, OFFSET, be32, be64};
 use crate::lane::Lane;
 
@@ -22,6 +25,16 @@ pub enum LayoutError {
     Disk(DiskError),
     /// The image is damaged.
     Format(FormatError),
+}
+
+impl LayoutError {
+    /// The same of the image at `path`.
+    pub fn of(self, path: &Path) -> OpenError {
+        match self {
+            Self::Disk(error) => OpenError::file(path, error),
+            Self::Format(error) => OpenError::format(path, error),
+        }
+    }
 }
 
 impl From<DiskError> for LayoutError {

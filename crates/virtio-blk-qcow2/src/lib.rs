@@ -15,6 +15,7 @@ mod flight;
 mod format;
 mod freeze;
 mod grant;
+mod head;
 mod image;
 mod inflate;
 mod job;

@@ -10,14 +10,15 @@ use virtio_blk_core::disk::{
     Alignments, Caps, Disk, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits,
 };
 
-use crate::base::{Base, HEAD};
+use crate::base::Base;
 use crate::check::{Repair, check};
 use crate::disk::Qcow2Disk;
 use crate::error::OpenError;
 use crate::files::{Access, Files};
 use crate::format::Header;
+use crate::head;
 use crate::image::Image;
-use crate::layout::{Layout, LayoutError};
+use crate::layout::Layout;
 use crate::listeners::Listeners;
 use crate::medium::Medium;
 use crate::options::Qcow2Options;
@@ -105,13 +106,7 @@ pub fn header(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<(Header, Vec<u8
     let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
     let mut lane = medium.lane().map_err(failed)?;
     let len = medium.len();
-    let mut first = vec![0; HEAD.min(usize::try_from(len).unwrap_or(HEAD))];
-    lane.read(0, &mut first).map_err(failed)?;
-    let cluster = Header::cluster(&first).map_err(|error| OpenError::format(path, error))?;
-    first.resize(usize::try_from(cluster.min(len)).unwrap_or(HEAD), 0);
-    lane.read(0, &mut first).map_err(failed)?;
-    let header = Header::parse(&first, len).map_err(|error| OpenError::format(path, error))?;
-    first.truncate(HEAD);
+    let (header, first) = head::read(&mut lane, len, path)?;
     let mends = opening.options.repair && opening.options.is_writable();
     if header.dirty && !opening.options.inspect && !mends {
         return Err(OpenError::Marked {
@@ -209,10 +204,7 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
         medium.ensure(whole).map_err(failed)?;
     }
     let mut lane = medium.lane().map_err(failed)?;
-    let layout = Layout::read(&header, medium.len(), &mut lane).map_err(|error| match error {
-        LayoutError::Disk(error) => failed(error),
-        LayoutError::Format(error) => OpenError::format(path, error),
-    })?;
+    let layout = Layout::read(&header, medium.len(), &mut lane).map_err(|error| error.of(path))?;
     let backing = match &header.backing {
         Some(name) => Some(backing(name, &header, opening)?),
         None => None,

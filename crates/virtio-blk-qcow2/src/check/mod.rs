@@ -11,11 +11,12 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::{Disk, DiskError};
 
-use crate::base::{Base, HEAD};
+use crate::base::Base;
 use crate::error::OpenError;
-use crate::format::{Header, field, incompatible, put};
+use crate::format::{field, incompatible, put};
+use crate::head;
 use crate::lane::Lane;
-use crate::layout::{Layout, LayoutError};
+use crate::layout::Layout;
 use crate::medium::Medium;
 use crate::refcounts::Refcounts;
 use walk::Walk;
@@ -94,17 +95,8 @@ pub fn check(
     let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
     let mut lane = medium.lane().map_err(failed)?;
     let len = medium.len();
-    let mut first = vec![0; HEAD.min(usize::try_from(len).unwrap_or(HEAD))];
-    lane.read(0, &mut first).map_err(failed)?;
-    let cluster = Header::cluster(&first).map_err(|error| OpenError::format(path, error))?;
-    first.resize(usize::try_from(cluster.min(len)).unwrap_or(HEAD), 0);
-    lane.read(0, &mut first).map_err(failed)?;
-    let header = Header::parse(&first, len).map_err(|error| OpenError::format(path, error))?;
-    first.truncate(HEAD);
-    let layout = Layout::read(&header, len, &mut lane).map_err(|error| match error {
-        LayoutError::Disk(error) => failed(error),
-        LayoutError::Format(error) => OpenError::format(path, error),
-    })?;
+    let (header, first) = head::read(&mut lane, len, path)?;
+    let layout = Layout::read(&header, len, &mut lane).map_err(|error| error.of(path))?;
     let tables = layout.tables.clone();
     let base = Arc::new(Base::new(
         medium.clone(),

@@ -137,10 +137,7 @@ impl Worker {
             }
             let entry = image.entry(&state, index)?;
             let mask = image.units(at & (geometry.cluster() - 1), len);
-            let is_zero = (0..geometry.units())
-                .filter(|unit| mask >> unit & 1 != 0)
-                .all(|unit| image.place(entry, cluster, unit) == Place::Zero);
-            if is_zero {
+            if image.is_zero(entry, cluster, mask) {
                 return Ok(Progress::Wrote(len));
             }
         }
@@ -173,10 +170,7 @@ impl Worker {
                 return self.write_some(Source::Zeroes, at, len, updates);
             }
             let new = entry.with_zeroes(mask);
-            let is_zero = (0..geometry.units())
-                .filter(|unit| mask >> unit & 1 != 0)
-                .all(|unit| image.place(entry, cluster, unit) == Place::Zero);
-            if is_zero {
+            if image.is_zero(entry, cluster, mask) {
                 return Ok(Progress::Wrote(len));
             }
             match image.table(&mut self.lane, &slice, &mut state)? {

@@ -39,15 +39,10 @@ impl Worker {
     pub fn new(image: Arc<Image>, line: Arc<Line>) -> Result<Self, DiskError> {
         Ok(Self {
             lane: image.base.medium.lane()?,
-            data: if image.base.external {
-                Some(image.data.lane()?)
-            } else {
-                None
-            },
-            below: match &image.backing {
-                Some((backing, _)) => Some(backing.lane()?),
-                None => None,
-            },
+            data: image.external_lane()?,
+            below: (image.backing.as_ref())
+                .map(|(backing, _)| backing.lane())
+                .transpose()?,
             path: image.epochs.path(),
             inflater: Inflater::new(image.compression),
             image,

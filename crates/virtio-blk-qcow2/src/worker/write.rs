@@ -25,7 +25,7 @@ pub(super) enum Progress {
     Transit(Arc<Slice>, usize),
 }
 
-/// What has to be done outside of everything before a write goes on.
+/// What has to be done outside of everything before a write continues.
 enum Next {
     Is(Progress),
     Unshare,
@@ -56,7 +56,7 @@ impl Worker {
         Ok(Some(job))
     }
 
-    /// Has a job go on when a copy is over.
+    /// Resumes a job when a copy is over.
     pub(super) fn wait_for(
         &mut self,
         job: Job,
