@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Writing a file so that whoever reads it, also after a kill, finds all of the old content or all of the new.
+//! Writing a file so that a reader, also after a kill, finds all of the old content or all of the new.
 
 use std::ffi::OsString;
 use std::path::Path;

@@ -200,7 +200,7 @@ fn a_disk_that_can_not_be_had_stops_the_device() {
     }
 }
 
-/// The driver must not go on elsewhere with a medium that lacks what it wrote.
+/// The driver must not continue elsewhere with a medium that lacks what it wrote.
 #[test]
 fn a_suspend_fails_if_data_is_lost_with_it() {
     for (options, queues) in profiles() {
@@ -211,7 +211,7 @@ fn a_suspend_fails_if_data_is_lost_with_it() {
         for _ in 0..2 {
             let said = rig.sim.suspend().unwrap_err().to_string();
             assert!(said.contains("no room"), "{said}");
-            // It goes on.
+            // It continues.
             works(&mut rig);
         }
         for vq in 0..queues {

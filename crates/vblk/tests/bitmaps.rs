@@ -205,7 +205,7 @@ fn a_kept_bitmap_outlives_kill_9_and_says_when_it_was_not_there() {
             said.contains("backup.bitmap") && said.contains("in use"),
             "{said}"
         );
-        // Removed while the guest goes on.
+        // Removed while the guest runs.
         served.ask(&["layers", "--remove", "dirty=backup"]);
         let written = format!(
             "dirty=backup/granularity:4K/persist:{}{sync}",

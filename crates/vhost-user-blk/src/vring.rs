@@ -226,12 +226,12 @@ impl Vring {
         }
     }
 
-    /// Where the queue goes on. `None`: that is not known.
+    /// Where the queue continues. `None`: that is not known.
     pub(crate) fn base(&self) -> Option<u16> {
         (!self.lost).then_some(self.base)
     }
 
-    /// Has the queue, which is stopped, go on there.
+    /// Has the queue, which is stopped, continue there.
     pub(crate) const fn set_base(&mut self, base: u16) {
         (self.base, self.lost) = (base, false);
     }

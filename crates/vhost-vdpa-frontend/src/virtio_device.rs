@@ -29,7 +29,7 @@ fn callback(interrupt: DriverInterrupt) -> Callback {
     }
 }
 
-/// A queue at its beginning: one that goes on elsewhere in its ring is restored with its device.
+/// A queue at its beginning: one that continues elsewhere in its ring is restored with its device.
 impl<M: DeviceMemory> From<QueueResources<M>> for GuestQueue {
     fn from(queue: QueueResources<M>) -> Self {
         Self {

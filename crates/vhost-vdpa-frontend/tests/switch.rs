@@ -182,7 +182,7 @@ fn switches_of_a_device_that_loses_kicks_and_interrupts() {
     assert!(lost.kicks > 0 && lost.callbacks > 0, "{lost:?}");
 }
 
-/// Now and then the device finds a buffer unmapped, and answers with an error: each request is answered once all the
+/// Now and then the device finds a buffer unmapped, and fails the request: each one is completed once all the
 /// same, and data that was not refused is right. (Where not even the status byte is found the device stops: that is
 /// no matter of switches.)
 #[test]

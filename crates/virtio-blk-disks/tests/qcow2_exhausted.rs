@@ -37,7 +37,7 @@ fn limit(to: u64) -> u64 {
     before
 }
 
-/// The first queue starts the threads of the disk: without them it is an error, and the disk goes on.
+/// The first queue starts the threads of the disk: without them it is an error, and the disk works later.
 #[test]
 fn a_queue_without_threads_is_an_error() {
     let directory = tempfile::tempdir().unwrap();

@@ -29,7 +29,7 @@ use crate::sync::lock;
 ///
 /// A metadata write that fails fails its operation, and what the file had is written again before the next flush succeeds.
 /// A failed flush freezes the image: every later change and flush fails and says why ([`Disk::flush_error`] too), and reads
-/// go on. Open it anew then: what was flushed is there.
+/// still work. Open it anew then: what was flushed is there.
 pub struct Qcow2Disk {
     shared: Arc<Shared>,
     /// As found at opening; the capacity in it is not kept up to date.

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Where the files of an image come from: whoever embeds this crate opens them.
+//! Where the files of an image come from: the embedder opens them.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -50,7 +50,7 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A vCPU can't go on.
+    /// A vCPU can't continue.
     #[error("vCPU {index} stopped: {why}")]
     Vcpu {
         /// Its number.

@@ -127,7 +127,7 @@ pub struct Machine {
 
 impl Machine {
     /// Builds a machine; [`Machine::resume`] switches it on. What the guest prints goes to `output`. With a snapshot and
-    /// its directory it goes on where that was taken.
+    /// its directory it continues where that was taken.
     pub fn new(
         config: &Config,
         disks: &[OpenDisk],

@@ -261,7 +261,7 @@ impl Runner {
         left.map(drop)
     }
 
-    /// Runs the guest until something is to be done, and does it. Returns whether to go on.
+    /// Runs the guest until something is to be done, and does it. Returns whether to continue.
     fn enter(&mut self) -> Result<bool> {
         let index = self.index;
         let failed = |why: String| Err(Error::Vcpu { index, why });

@@ -164,7 +164,7 @@ impl Vring {
             index = if desc.flags & NEXT != 0 {
                 u32::from(desc.next)
             } else if let Level::Indirect(Some(next @ 1..)) = level {
-                // One that goes on at descriptor 0 ends there.
+                // One whose next descriptor is 0 ends there.
                 level = Level::Direct;
                 indirect = 0;
                 (table, entries) = (self.desc, self.num);

@@ -172,7 +172,7 @@ impl Strict {
         control.disk.leave()
     }
 
-    /// Has the queues of a suspended device go on.
+    /// Resumes the queues of a suspended device.
     pub(super) fn go_on(&self, control: &mut Control) {
         control.suspended = false;
         for (vq, queue) in (0..).zip(&self.queues) {

@@ -414,7 +414,7 @@ impl VdpaDevice for Strict {
                 self.drain(&mut control, vq);
             }
         }
-        // The driver may go on with another device over this medium.
+        // The driver may continue with another device over this medium.
         let left = self.release(&mut control);
         if left.is_err() {
             self.go_on(&mut control);

@@ -213,7 +213,7 @@ impl Client {
         Ok(())
     }
 
-    /// Stops a queue. Returns where to go on.
+    /// Stops a queue. Returns where it continues.
     ///
     /// # Errors
     /// The server refuses it.

@@ -61,7 +61,7 @@ pub struct SwitchOptions {
     /// How long a device on the fast path may take to finish what it has, after SUSPEND or under stopped vCPUs. The
     /// guest waits meanwhile.
     pub quiesce_timeout: Duration,
-    /// How long the device may go on completing requests without kicks before vCPUs are paused, to keep that pause short.
+    /// How long the device may keep completing requests without kicks before vCPUs are paused, to keep that pause short.
     /// The guest waits for requests, but runs.
     pub settle_time: Duration,
     /// How long the slow path may take to complete the requests in flight before a move or a pause fails.

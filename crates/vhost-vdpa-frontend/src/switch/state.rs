@@ -31,7 +31,7 @@ pub(super) enum State {
 pub(super) enum Failure {
     /// Nobody has them, and nothing is in flight. They stand at these positions.
     Held(QueuePositions),
-    /// The executor answers each request with an error.
+    /// The executor completes each request with an error.
     Answering,
     /// The device has them, with requests in flight, and is suspended or receives no kicks. It must not be reset; it may
     /// be brought to continue.

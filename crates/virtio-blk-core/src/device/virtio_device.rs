@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a transport drives, whoever executes the requests.
+//! What a transport drives, independent of what executes the requests.
 
 use std::fmt;
 use std::sync::Arc;

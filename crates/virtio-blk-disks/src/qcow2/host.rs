@@ -280,7 +280,7 @@ impl DiskHost {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if *self.stopping() == 0
             && self.spent.load(Ordering::Acquire)
-            // Else it goes on with the one that holds nothing back.
+            // Else it continues with the one that holds nothing back.
             && let Ok(new) = self.disk.open_queue(1)
         {
             *queue = new;

@@ -315,7 +315,7 @@ impl Stack {
         self.built().iter().any(Built::sees_requests)
     }
 
-    /// Has `listener` called after each [`Stack::change`], with what [`Stack::sees_requests`] says then: for whoever
+    /// Has `listener` called after each [`Stack::change`], with what [`Stack::sees_requests`] says then: for the code that
     /// chooses the path. Not called when another stack changes the limits of a group that both are in.
     pub fn listen(&self, listener: impl Fn(bool) + Send + Sync + 'static) {
         self.listeners().push(Arc::new(listener));

@@ -3,7 +3,7 @@
 
 //! Why bytes are no image that can be used.
 
-/// Why bytes are no image that can be used. Has no file name: whoever knows it adds it.
+/// Why bytes are no image that can be used. Has no file name: the caller adds it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// Something else.

@@ -376,7 +376,7 @@ fn after_a_disk_was_smaller_the_file_of_a_killed_process_knows_nothing() {
     assert!(rig.killed(BOOT).is_incomplete().is_some());
     bitmap.resize(SIZE);
     assert!(rig.killed(BOOT).is_incomplete().is_some());
-    // One that goes on knows, and tells in the end.
+    // One that continues knows, and tells in the end.
     let wanted = [(0, BLOCK), (REGION, SIZE - REGION)];
     assert_eq!(ranges(&bitmap), wanted);
     drop((bitmap, file));
