@@ -5,6 +5,7 @@
 
 use vdpa_bus::VdpaError;
 use virtio_blk_core::memory::IotlbError;
+use virtio_blk_core::runner::Refused;
 
 /// What was asked of a device when it refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +144,12 @@ pub enum PathError {
         /// The cause.
         source: std::io::Error,
     },
+    /// The slow path's disk can't be taken into use.
+    #[error("the slow path: {0}")]
+    Refused(#[from] Refused),
+    /// The slow path's disk was let go of in disorder.
+    #[error("what the slow path's disk kept in memory may be lost: {0}")]
+    Lost(String),
     /// It can't be done with this device at any moment; nothing was changed.
     #[error("not with this device: {0}")]
     Unsupported(&'static str),

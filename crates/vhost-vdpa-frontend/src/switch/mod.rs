@@ -11,6 +11,7 @@ mod queue_executor;
 mod recovery;
 mod report;
 mod setup;
+mod slow_disk;
 mod state;
 mod transition;
 mod vmm;
@@ -22,7 +23,7 @@ use vdpa_bus::{Callback, VdpaDevice};
 use virtio_blk_core::device::Device;
 use virtio_blk_core::disk::{Caps, Disk};
 use virtio_blk_core::memory::{DeviceMemory, HostMemory, IotlbMapping, IotlbTable, Permissions};
-use virtio_blk_core::runner::{ErrorCause, Stop};
+use virtio_blk_core::runner::{Medium, Stop};
 use virtio_blk_core::spec::config::NUM_QUEUES_OFFSET;
 use virtio_blk_core::spec::feature;
 
@@ -64,7 +65,8 @@ pub struct SwitchOptions {
     /// How long the device may keep completing requests without kicks before vCPUs are paused, to keep that pause short.
     /// The guest waits for requests, but runs.
     pub settle_time: Duration,
-    /// How long the slow path may take to complete the requests in flight before a move or a pause fails.
+    /// How long the slow path may take to complete the requests in flight before a move or a pause fails; and how long its
+    /// disk may take, each time, to be taken into use or let go of ([`PathSwitch::disk`]).
     pub drain_timeout: Duration,
     /// With [`SwitchPolicy::Auto`]: a guest whose requests somebody needs to see is on the slow path, or its device is
     /// stopped and asks for a reset (DEVICE_NEEDS_RESET). Without, a guest that makes its device one that can't be stopped
@@ -90,7 +92,8 @@ impl Default for SwitchOptions {
     }
 }
 
-/// Puts layers onto the slow path's disk. Called once; the guest's requests go to the disk that it returns.
+/// Puts layers onto the slow path's disk. Called once; the guest's requests go to the disk that it returns. On the fast
+/// path they go past it: what it keeps of the content in memory must be stable once [`Disk::deactivate`] returns.
 pub type Layers = Box<dyn FnOnce(Arc<dyn Disk>) -> Arc<dyn Disk> + Send>;
 
 /// What a [`PathSwitch`] is made from.
@@ -127,6 +130,8 @@ pub struct PathSwitch<M: DeviceMemory + Clone> {
     /// The slow path with its layers.
     disk: Arc<dyn Disk>,
     caps: Caps,
+    /// `disk`, in use or not. Without layers nothing is kept in memory, and a move need not wait for the threads.
+    medium: Option<Medium>,
     /// The device model in front of `disk`.
     model: Arc<Device>,
     /// Queues that the guest sees: no more than either path has.
@@ -141,6 +146,8 @@ struct Inner<M: DeviceMemory> {
     guest: Guest,
     state: State,
     executor: Box<dyn QueueExecutor<M>>,
+    /// The queues that the executor serves.
+    served: Vec<u16>,
     last_report: Option<SwitchReport>,
 }
 
@@ -167,20 +174,16 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         )?;
         let serial = slow.serial_of_idle()?;
         let plain: Arc<dyn Disk> = Arc::new(slow.clone());
-        let disk = match layers {
-            Some(layers) => layers(plain),
-            None => plain,
+        let (disk, medium) = match layers {
+            Some(layers) => {
+                let disk = layers(plain);
+                (disk.clone(), Some(Medium::new(disk, slow_disk::log_medium)))
+            }
+            None => (plain, None),
         };
         let caps = slow.caps();
         let queues = caps.max_queues.min(disk.caps().max_queues);
         let model = setup::new_model(&frontend, disk.clone(), queues, serial)?;
-        let status = frontend.guest_status().clone();
-        model.on_request_error(move |error| {
-            // On the thread that serves the queue, at the moment of the break.
-            if let ErrorCause::Queue(_) = error.cause {
-                status.need_reset();
-            }
-        });
         let this = Self {
             caps,
             queues,
@@ -189,6 +192,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 guest: frontend.new_guest(queues),
                 state: State::Idle,
                 executor,
+                served: Vec::new(),
                 last_report: None,
             }),
             frontend,
@@ -196,6 +200,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             vmm,
             options,
             slow,
+            medium,
             disk,
             model,
             interceptions: Arc::default(),
@@ -209,7 +214,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.frontend.device()
     }
 
-    /// The disk of the slow path, with its layers. It works while the path is slow.
+    /// The disk of the slow path, with its layers. It works while the path is slow, and is in use
+    /// ([`Disk::activate`]) only then: before a guest is served by the device itself, or is paused, it is let go of. If that
+    /// fails the guest stays on the slow path.
     pub fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
@@ -249,7 +256,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// The guest writes the status byte. 0 resets the device, whatever it is doing and on whatever path: what is in
-    /// flight is cancelled. FEATURES_OK negotiates, and does not stay if the device does not take the features; DRIVER_OK
+    /// flight is cancelled, and the slow path's disk is waited for at most twice [`SwitchOptions::drain_timeout`]. FEATURES_OK negotiates, and does not stay if the device does not take the features; DRIVER_OK
     /// starts the path that the policy wants.
     ///
     /// # Errors
@@ -270,11 +277,12 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     /// The guest resets its device.
     fn reset(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
         self.vmm.unmap_doorbells();
-        if matches!(inner.state, State::Slow) {
+        if matches!(inner.state, State::Slow) && !self.is_at_rest(inner) {
             // The device is reset in any case: that ends what it has, in the time that it takes for that.
             self.slow.cancel_all();
         }
         self.stop_queues(inner, Stop::HandOver);
+        self.forget_disk();
         let stopped = self.slow.stop();
         inner.state = State::Idle;
         self.frontend.reset(&mut inner.guest)?;

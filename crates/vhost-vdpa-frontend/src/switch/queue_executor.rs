@@ -17,7 +17,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub trait QueueExecutor<M: DeviceMemory>: Send {
     /// Starts to serve `runner`: at once, without waiting for a kick, then whenever `kick` or the runner's disk is
     /// readable. A queue that breaks ([`Service::Fatal`](virtio_blk_core::runner::Service::Fatal)) is left until it is
-    /// stopped; the switch has told the guest by then.
+    /// stopped; the switch has told the guest by then. So it has if the thread of a
+    /// [`QueueThread`] panics; another executor has to stop such a queue.
     ///
     /// # Errors
     /// A thread or descriptor could not be had. The runner was dropped without having been served.
@@ -36,7 +37,8 @@ pub trait QueueExecutor<M: DeviceMemory>: Send {
         let _ = (index, mode);
     }
 
-    /// Stops serving the queue and returns where it stands. `None` if it was not served.
+    /// Stops serving the queue and returns where it stands. `None` if that is not known (a panic): the guest must reset its
+    /// device then.
     fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped>;
 }
 
@@ -66,6 +68,7 @@ impl<M: DeviceMemory> QueueExecutor<M> for ThreadExecutor<M> {
         let options = ThreadOptions {
             name: format!("vdpa-slow{index}"),
             poll: self.poll,
+            // The guest is told by the switch, which the device model tells.
             on_fatal: Box::new(move |error| log::error!("queue {index}: {error}")),
         };
         let thread = QueueThread::spawn(runner, kick.try_clone()?, options)?;

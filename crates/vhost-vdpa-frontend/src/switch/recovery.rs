@@ -165,7 +165,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     ) -> Failure {
         let disk = Arc::new(FailedDisk(self.caps));
         let served = match new_model(&self.frontend, disk, self.queues, String::new()) {
-            Ok(model) => self.serve(inner, &model, positions),
+            Ok(model) => self.serve_with(inner, &model, positions),
             Err(source) => Err(StepError {
                 step: SwitchStep::TakeOver,
                 source,

@@ -11,7 +11,7 @@ use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::ring::QueueState;
-use virtio_blk_core::runner::{QueueRunner, QueueSetup, Stop};
+use virtio_blk_core::runner::{ErrorCause, QueueRunner, QueueSetup, Stop};
 use virtio_blk_core::spec::feature;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -33,6 +33,14 @@ pub(super) struct StepError {
     pub(super) positions: QueuePositions,
 }
 
+/// A queue that was stopped in disorder.
+fn unknown(index: u16) -> PathError {
+    PathError::Queue {
+        index,
+        why: "it is not known where it stands".to_owned(),
+    }
+}
+
 /// A device model in front of `disk`, which accepts whatever the guest is offered.
 pub(super) fn new_model(
     frontend: &Frontend,
@@ -52,7 +60,15 @@ pub(super) fn new_model(
         transport_features: frontend.offered() & !feature::CONFIG_WCE,
         masked_features: feature::CONFIG_WCE,
     };
-    Device::new(disk, options).map_err(|error| PathError::Config(error.to_string()))
+    let model = Device::new(disk, options).map_err(|error| PathError::Config(error.to_string()))?;
+    let status = frontend.guest_status().clone();
+    model.on_request_error(move |error| {
+        // On the thread that serves the queue, at the moment of the break, or of a panic.
+        if let ErrorCause::Queue(_) = error.cause {
+            status.need_reset();
+        }
+    });
+    Ok(model)
 }
 
 impl<M: DeviceMemory + Clone> PathSwitch<M> {
@@ -87,7 +103,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             });
         }
         let begun = Instant::now();
-        self.serve(inner, &self.model, positions)?;
+        self.serve(inner, positions)?;
         inner.state = State::Slow;
         Ok(begun.elapsed())
     }
@@ -109,8 +125,29 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             .map_err(|error| PathError::Config(error.to_string()))
     }
 
-    /// Hands the guest's rings to the executor, over the disk of `model`.
+    /// Takes the slow path's disk into use, and hands the guest's rings to the executor.
     pub(super) fn serve(
+        &self,
+        inner: &mut Inner<M>,
+        positions: QueuePositions,
+    ) -> Result<(), StepError> {
+        let served = match self.take_disk() {
+            Ok(()) => self.serve_with(inner, &self.model, positions),
+            Err(source) => Err(StepError {
+                step: SwitchStep::TakeOver,
+                source,
+                positions,
+            }),
+        };
+        if served.is_err() {
+            // Nothing was written that could be lost. It needs a device that works, for as long as it takes.
+            let _ = self.leave_disk();
+        }
+        served
+    }
+
+    /// Hands the guest's rings to the executor, over the disk of `model`.
+    pub(super) fn serve_with(
         &self,
         inner: &mut Inner<M>,
         model: &Device,
@@ -128,12 +165,19 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             }
         };
         for (index, runner, kick) in runners {
-            if let Err(source) = inner.executor.start(index, runner, kick) {
+            let started = inner.executor.start(index, runner, kick);
+            if started.is_ok() {
+                inner.served.push(index);
+            }
+            if let Err(source) = started {
                 // Those that run already may have moved on.
                 self.close_intakes(inner);
-                for (found, state) in self.stop_queues(inner, Stop::Drain).unwrap_or_default() {
-                    if let Some(known) = positions.iter_mut().find(|(index, _)| *index == found) {
-                        known.1 = state;
+                for (found, state) in self.stop_each(inner, Stop::Drain) {
+                    positions.retain(|(index, _)| *index != found);
+                    match state {
+                        Some(state) => positions.push((found, state)),
+                        // No path takes it: only the guest's reset helps.
+                        None => inner.guest.status.need_reset(),
                     }
                 }
                 return Err(StepError {
@@ -163,10 +207,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         for (index, queue) in guest.enabled() {
             let at = positions.iter().find(|(found, _)| *found == index);
             let Some((_, VqState::Split { avail_index })) = at else {
-                return Err(PathError::Queue {
-                    index,
-                    why: "it is not known where it stands".to_owned(),
-                });
+                return Err(unknown(index));
             };
             let state = QueueState {
                 max_size: queue.size,
@@ -197,6 +238,16 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         inner: &mut Inner<M>,
         positions: QueuePositions,
     ) -> Result<Duration, StepError> {
+        let is_unknown = |index| positions.iter().all(|(known, _)| *known != index);
+        let mut enabled = inner.guest.enabled();
+        if let Some((index, _)) = enabled.find(|(index, _)| is_unknown(*index)) {
+            return Err(StepError {
+                step: SwitchStep::Prepare,
+                source: unknown(index),
+                positions,
+            });
+        }
+        drop(enabled);
         let begun = Instant::now();
         let reset = self
             .slow
@@ -252,25 +303,34 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    /// Stops all queues that the executor serves, and returns where they stand. `None`: a ring is broken, or a queue was
-    /// not drained.
+    /// Stops all queues that the executor serves, and returns where they stand. `None`: that is not known, as a ring is
+    /// broken, a queue was not drained, or its thread panicked. The disk is not wanted any more.
     pub(super) fn stop_queues(&self, inner: &mut Inner<M>, mode: Stop) -> Option<QueuePositions> {
+        let stopped = self.stop_each(inner, mode).into_iter();
+        let positions = stopped
+            .map(|(index, state)| Some((index, state?)))
+            .collect();
+        self.stop_wanting_disk();
+        positions
+    }
+
+    /// Stops all queues that the executor serves. `None` for one of which it is not known where it stands.
+    fn stop_each(&self, inner: &mut Inner<M>, mode: Stop) -> Vec<(u16, Option<VqState>)> {
         let Inner {
-            guest, executor, ..
+            executor, served, ..
         } = inner;
-        let mut sound = true;
-        let mut positions = Vec::new();
-        for (index, _) in guest.enabled() {
-            executor.begin_stop(index, mode);
+        for index in &*served {
+            executor.begin_stop(*index, mode);
         }
-        for (index, _) in guest.enabled() {
-            let Some(stopped) = executor.stop(index, mode) else {
-                continue;
-            };
-            sound &= stopped.error.is_none() && stopped.in_flight.is_empty();
-            let avail_index = stopped.state.next_avail;
-            positions.push((index, VqState::Split { avail_index }));
-        }
-        sound.then_some(positions)
+        let stop = |index| {
+            let stopped = executor.stop(index, mode);
+            let sound =
+                stopped.filter(|stopped| stopped.error.is_none() && stopped.in_flight.is_empty());
+            let state = sound.map(|stopped| VqState::Split {
+                avail_index: stopped.state.next_avail,
+            });
+            (index, state)
+        };
+        served.drain(..).map(stop).collect()
     }
 }

@@ -173,10 +173,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
                 PathError::Busy("the guest broke a ring"),
             ));
         };
-        if let Err(source) = self.slow.stop() {
-            // A layer holds a queue: the guest is served as before.
+        if let Err(source) = self.leave_disk().and_then(|()| self.slow.stop()) {
+            // A layer holds a queue, or what it can't make stable: the guest is served as before.
             let step = SwitchStep::Quiesce;
-            return Err(match self.serve(inner, &self.model, positions) {
+            return Err(match self.serve(inner, positions) {
                 Ok(()) => inner.error(step, source),
                 Err(back) => self.fail(inner, step, source, back),
             });

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{
-    DataPath, Layers, PathState, PathSwitch, SwitchOptions, SwitchParts, ThreadExecutor, Vmm,
+    DataPath, Layers, PathState, PathSwitch, QueueExecutor, SwitchOptions, SwitchParts,
+    ThreadExecutor, Vmm,
 };
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::spec::feature;
@@ -59,6 +60,8 @@ pub struct Setup {
     /// Features that the guest does not take.
     pub declined: u64,
     pub layers: Option<Layers>,
+    /// A [`ThreadExecutor`], if not given.
+    pub executor: Option<Box<dyn QueueExecutor<GuestMemoryAtomic<Memory>>>>,
     /// All of the device, if not given.
     pub guest_queues: Option<u16>,
 }
@@ -92,7 +95,7 @@ pub fn bench(setup: Setup) -> Bench {
     let parts = SwitchParts {
         device: device.clone(),
         memory: memory.clone(),
-        executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
+        executor: (setup.executor).unwrap_or_else(|| Box::new(ThreadExecutor::new(Duration::ZERO))),
         vmm: vcpus.clone(),
         layers: setup.layers,
     };
