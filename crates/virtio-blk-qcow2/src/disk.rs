@@ -11,7 +11,6 @@ use virtio_blk_core::disk::{
 };
 
 use crate::error::OpenError;
-use crate::extents::Extent;
 use crate::files::{Access, Files};
 use crate::image::Image;
 use crate::open::{self, Opening};
@@ -230,15 +229,12 @@ impl Qcow2Disk {
         self.shared.image().map_or(0, |image| image.bitmaps())
     }
 
-    /// What is where: the extents from byte `offset` of the guest on, at most `most` of them. Each begins where the one
-    /// before ends.
+    /// The image.
     ///
     /// # Errors
-    /// The disk is not active; a damaged image; the host's.
-    pub fn extents(&self, offset: u64, most: usize) -> Result<Vec<Extent>, DiskError> {
-        let image = self.shared.image()?;
-        let mut lane = image.base.medium.lane()?;
-        image.extents(&mut lane, offset, most.max(1))
+    /// The disk is not active.
+    pub(crate) fn image(&self) -> Result<Arc<Image>, DiskError> {
+        self.shared.image()
     }
 
     /// Opens the image anew. Only its size may differ from what a driver was told.

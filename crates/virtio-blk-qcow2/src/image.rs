@@ -10,6 +10,7 @@ use virtio_blk_core::disk::{Caps, DiskError, SECTOR_SIZE};
 
 use crate::base::{Base, EIO};
 use crate::epoch::Epochs;
+use crate::extents::NamedFiles;
 use crate::format::{Compression, Entry, Header, Place};
 use crate::keeper::Desk;
 use crate::lane::Lane;
@@ -29,6 +30,8 @@ pub struct Image {
     pub data: Arc<Medium>,
     /// The backing file as the guest of it would see it, and its bytes.
     pub backing: Option<(Arc<Medium>, u64)>,
+    /// What they are called.
+    pub named: NamedFiles,
     /// L1 and L2 tables.
     pub tables: Tables,
     /// The clusters' counts.
@@ -88,6 +91,7 @@ impl Image {
         Self {
             data,
             backing,
+            named: NamedFiles::default(),
             tables,
             refcounts: Mutex::new(refcounts),
             reserve: Reserve::new(geometry.cluster_bits),

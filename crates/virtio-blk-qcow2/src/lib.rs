@@ -38,9 +38,9 @@ mod tables;
 mod worker;
 
 pub use check::{Checked, Repair, check};
-pub use create::{CreateOptions, create};
+pub use create::{CreateOptions, Preallocation, create};
 pub use disk::Qcow2Disk;
 pub use error::OpenError;
-pub use extents::{Extent, Where};
+pub use extents::{ChainFile, Extent, Where};
 pub use files::{Access, Files};
 pub use options::Qcow2Options;

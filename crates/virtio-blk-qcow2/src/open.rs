@@ -14,6 +14,7 @@ use crate::base::Base;
 use crate::check::{Repair, check};
 use crate::disk::Qcow2Disk;
 use crate::error::OpenError;
+use crate::extents::NamedFiles;
 use crate::files::{Access, Files};
 use crate::format::Header;
 use crate::head;
@@ -205,8 +206,9 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
     }
     let mut lane = medium.lane().map_err(failed)?;
     let layout = Layout::read(&header, medium.len(), &mut lane).map_err(|error| error.of(path))?;
+    let mut named = NamedFiles::default();
     let backing = match &header.backing {
-        Some(name) => Some(backing(name, &header, opening)?),
+        Some(name) => Some(backing(name, &header, opening, &mut named)?),
         None => None,
     };
     let base = Arc::new(Base::new(
@@ -217,7 +219,7 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
         opening.listeners.clone(),
     ));
     let data = if header.external {
-        data_file(&header, opening)?
+        data_file(&header, opening, &mut named)?
     } else {
         medium
     };
@@ -233,7 +235,7 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
     let tables = Tables::new(base.clone(), &header, &layout.l1);
     let refcounts = Refcounts::open(base.clone(), &header, &mut lane).map_err(failed)?;
     drop(lane);
-    Ok(Image::new(
+    let mut image = Image::new(
         base,
         data,
         backing,
@@ -243,7 +245,9 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
         caps,
         options.discard,
         !options.is_writable(),
-    ))
+    );
+    image.named = named;
+    Ok(image)
 }
 
 /// Mends the counts of an image that was not closed.
@@ -284,6 +288,7 @@ fn backing(
     name: &str,
     header: &Header,
     opening: &Opening,
+    into: &mut NamedFiles,
 ) -> Result<(Arc<Medium>, u64), OpenError> {
     let named = |why: String| OpenError::Named {
         path: opening.path.clone(),
@@ -291,6 +296,7 @@ fn backing(
         why,
     };
     let path = resolve(name, opening)?;
+    into.backing = Some(path.clone());
     let access = if opening.options.inspect {
         Access::Look
     } else {
@@ -311,7 +317,9 @@ fn backing(
                 listeners: Arc::default(),
                 ..opening.clone()
             })?;
-            Arc::new(disk)
+            let disk = Arc::new(disk);
+            into.image = Some(disk.clone());
+            disk
         }
         Some(other) => {
             return Err(named(format!("its format is {other}, not raw or qcow2")));
@@ -330,7 +338,11 @@ fn backing(
 }
 
 /// Opens the external data file.
-fn data_file(header: &Header, opening: &Opening) -> Result<Arc<Medium>, OpenError> {
+fn data_file(
+    header: &Header,
+    opening: &Opening,
+    into: &mut NamedFiles,
+) -> Result<Arc<Medium>, OpenError> {
     let Some(name) = &header.extensions.data_file else {
         return Err(OpenError::damaged(
             &opening.path,
@@ -350,6 +362,7 @@ fn data_file(header: &Header, opening: &Opening) -> Result<Arc<Medium>, OpenErro
         ));
     }
     let path = resolve(name, opening)?;
+    into.data = Some(path.clone());
     let access = opening.access();
     opening.chain.add(&path)?;
     let disk = opening.files.open(&path, access);

@@ -74,6 +74,7 @@ fn compare_block(
     refcounts.mend(lane, run, raise, &|index| {
         used.get(index).copied().map_or(0, u64::from)
     })?;
-    checked.repaired += leaks + if raise { lost } else { 0 };
+    checked.leaks_fixed += leaks;
+    checked.corruptions_fixed += if raise { lost } else { 0 };
     Ok(())
 }

@@ -48,14 +48,19 @@ pub struct Checked {
     pub allocated: u64,
     /// Those of them that are compressed.
     pub compressed: u64,
+    /// Those of them that don't follow the one before them in the file, as far as one L2 table has both. Compressed ones
+    /// count as such.
+    pub fragmented: u64,
     /// Bytes of the file up to the end of the last cluster that is used.
     pub end: u64,
     /// Clusters of the file that are counted more often than they are used: space that is lost.
     pub leaks: u64,
     /// Faults that can lose data: clusters counted too seldom, entries that can't be right.
     pub corruptions: u64,
-    /// Of both, how many were mended.
-    pub repaired: u64,
+    /// Leaks that were mended.
+    pub leaks_fixed: u64,
+    /// Faults that were mended.
+    pub corruptions_fixed: u64,
     /// The image is marked as not closed (dirty).
     pub dirty: bool,
     /// The first faults in words.
@@ -65,7 +70,17 @@ pub struct Checked {
 impl Checked {
     /// Whether nothing is wrong, or all that was wrong was mended.
     pub const fn is_sound(&self) -> bool {
-        self.leaks + self.corruptions <= self.repaired && !self.dirty
+        self.leaks_left() == 0 && self.corruptions_left() == 0 && !self.dirty
+    }
+
+    /// Leaks that were not mended.
+    pub const fn leaks_left(&self) -> u64 {
+        self.leaks.saturating_sub(self.leaks_fixed)
+    }
+
+    /// Faults that were not mended.
+    pub const fn corruptions_left(&self) -> u64 {
+        self.corruptions.saturating_sub(self.corruptions_fixed)
     }
 
     fn tell(&mut self, what: impl FnOnce() -> String) {
@@ -146,7 +161,7 @@ fn finish(
     checked: &mut Checked,
 ) -> Result<(), DiskError> {
     base.barrier(lane)?;
-    let mended = checked.leaks + checked.corruptions <= checked.repaired;
+    let mended = checked.leaks_left() + checked.corruptions_left() == 0;
     if checked.dirty && repair == Repair::Counts && mended {
         base.update_header(lane, |head| {
             let features = crate::format::be64(head, field::INCOMPATIBLE);

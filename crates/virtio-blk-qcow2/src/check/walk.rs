@@ -106,11 +106,20 @@ impl<'a> Walk<'a> {
                 continue;
             }
             let (first, last) = (at as u64 / 8 * geometry.table_entries(), checked.clusters);
+            // Where the cluster lies that would follow the last one.
+            let mut next = None;
             self.table(lane, place, checked, &mut |index, entry, checked| {
-                if first + index < last {
-                    let is_there = entry.is_compressed() || entry.host(external).is_some();
-                    checked.allocated += u64::from(is_there);
-                    checked.compressed += u64::from(entry.is_compressed());
+                if first + index >= last {
+                    return;
+                }
+                if entry.is_compressed() {
+                    checked.allocated += 1;
+                    checked.compressed += 1;
+                    checked.fragmented += 1;
+                } else if let Some(host) = entry.host(external) {
+                    checked.allocated += 1;
+                    checked.fragmented += u64::from(next.is_some_and(|next| next != host));
+                    next = Some(host + geometry.cluster());
                 }
             })?;
         }
