@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vdpa_bus::management::DeviceName;
 use vhost_user_blk::socket::{SocketAddress, group_id};
-use virtio_blk_disks::StackSpec;
+use virtio_blk_disks::StackArg;
 
 use crate::layers::{LayerArgs, ctl, layers_help, top};
 use crate::source::{KINDS, Source};
@@ -177,7 +177,7 @@ impl ServeCommand {
 pub struct ServeArgs {
     /// The disk to serve, perhaps with layers; see below.
     #[arg(long, value_name = "DISK[,LAYER…]", value_parser = crate::disk_file::parse)]
-    pub disk: StackSpec<Source>,
+    pub disk: StackArg<Source>,
     /// Let the driver only read.
     #[arg(long)]
     pub read_only: bool,
@@ -287,7 +287,7 @@ pub enum DiskCommand {
 pub struct InfoArgs {
     /// The disk; see below. It is neither locked nor changed, and may be in use.
     #[arg(value_name = "DISK", value_parser = crate::disk_file::parse)]
-    pub disk: StackSpec<Source>,
+    pub disk: StackArg<Source>,
 }
 
 /// Options of `features`.
@@ -295,7 +295,7 @@ pub struct InfoArgs {
 pub struct FeaturesArgs {
     /// Show what a device over this disk offers, too. It is neither locked nor changed.
     #[arg(long, value_name = "DISK", value_parser = crate::disk_file::parse)]
-    pub disk: Option<StackSpec<Source>>,
+    pub disk: Option<StackArg<Source>>,
 }
 
 #[cfg(test)]

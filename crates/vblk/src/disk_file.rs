@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
-use virtio_blk_disks::StackSpec;
-use virtio_blk_disks::disk_arg::tree::{DiskArg, Entry, Key, Tree, TreeError, Value};
-use virtio_blk_disks::stack::LayerSpec;
+use virtio_blk_disks::StackArg;
+use virtio_blk_disks::disk_arg::tree::{Entry, FromTree, Key, Tree, TreeError, Value};
+use virtio_blk_disks::stack::LayerArg;
 
+use crate::layers::LAYERS;
 use crate::source::Source;
 
 /// The largest file that is read.
@@ -25,7 +26,7 @@ const MAX_BYTES: u64 = 1 << 20;
 pub enum DiskArgError {
     /// It is written wrongly.
     #[error(transparent)]
-    Spec(#[from] virtio_blk_disks::SpecError),
+    Arg(#[from] virtio_blk_disks::ArgError),
     /// The file can't be read.
     #[error("{}: {source}", .path.display())]
     Read {
@@ -50,16 +51,16 @@ pub enum DiskArgError {
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn parse(text: &str) -> Result<StackSpec<Source>, DiskArgError> {
+pub fn parse(text: &str) -> Result<StackArg<Source>, DiskArgError> {
     let Some(path) = text.strip_prefix("toml:") else {
-        return Ok(text.parse()?);
+        return Ok(StackArg::parse(text, LAYERS)?);
     };
     let path = PathBuf::from(path);
     let content = match read(&path) {
         Ok(content) => content,
         Err(source) => return Err(DiskArgError::Read { path, source }),
     };
-    spec(&content).map_err(|wrong| DiskArgError::Content {
+    stack(&content).map_err(|wrong| DiskArgError::Content {
         path,
         line: 1 + content
             .bytes()
@@ -152,7 +153,7 @@ fn take(entries: &mut Vec<Entry>, names: &[&str]) -> Option<Entry> {
     Some(entries.remove(index))
 }
 
-fn layer(table: &Spanned<DeValue<'_>>) -> Result<LayerSpec, Wrong> {
+fn layer(table: &Spanned<DeValue<'_>>) -> Result<LayerArg, Wrong> {
     let start = table.span().start;
     let DeValue::Table(table) = table.get_ref() else {
         return Err(Wrong::new(start, "write each layer as [[layer]]"));
@@ -166,11 +167,11 @@ fn layer(table: &Spanned<DeValue<'_>>) -> Result<LayerSpec, Wrong> {
         target,
         options,
     };
-    Ok(LayerSpec::from_tree(&tree)?)
+    Ok(LAYERS.read(&tree)?)
 }
 
 /// The disk and the layers that a file describes.
-fn spec(content: &str) -> Result<StackSpec<Source>, Wrong> {
+fn stack(content: &str) -> Result<StackArg<Source>, Wrong> {
     let table = DeTable::parse(content).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         Wrong::new(at, error.message())
@@ -195,7 +196,7 @@ fn spec(content: &str) -> Result<StackSpec<Source>, Wrong> {
             _ => return Err(Wrong::about(&key_of(key), "write each layer as [[layer]]")),
         },
     };
-    Ok(StackSpec { disk, layers })
+    Ok(StackArg { disk, layers })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::error::Error;
 
 use serde::Serialize;
 use virtio_blk_core::disk::{EraseLimits, SECTOR_SIZE, ZeroLimits};
-use virtio_blk_disks::StackSpec;
+use virtio_blk_disks::StackArg;
 
 use crate::cli::InfoArgs;
 use crate::output;
@@ -77,12 +77,12 @@ impl From<ZeroLimits> for Zero {
 }
 
 impl Info {
-    fn new(spec: &StackSpec<Source>, looked: Looked) -> Self {
+    fn new(arg: &StackArg<Source>, looked: Looked) -> Self {
         let Looked { caps, engine } = looked;
         let block = caps.align.guest_block;
         Self {
-            disk: spec.disk.to_string(),
-            layers: spec.layers.iter().map(ToString::to_string).collect(),
+            disk: arg.disk.to_string(),
+            layers: arg.layers.iter().map(ToString::to_string).collect(),
             engine,
             size: output::size(caps.capacity_bytes()),
             bytes: caps.capacity_bytes(),

@@ -46,8 +46,8 @@ impl Disk for Seen {
 /// Lists them.
 pub fn run(args: &FeaturesArgs, json: bool) -> Result<(), Box<dyn Error>> {
     let virtio = match &args.disk {
-        Some(spec) => {
-            let caps = spec.disk.look()?.caps;
+        Some(arg) => {
+            let caps = arg.disk.look()?.caps;
             let options = DeviceOptions {
                 queues: caps.max_queues.min(2),
                 ..DeviceOptions::default()

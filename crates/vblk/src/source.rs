@@ -13,14 +13,15 @@ use serde::Deserialize;
 use vhost_vdpa_frontend::{SlowOptions, SlowPath, VhostVdpa};
 use virtio_blk_core::disk::{Caps, Disk, DiskError};
 use virtio_blk_disks::disk_arg::{
-    DiskArg, DiskKind, DiskOptions, Kinds, MemoryOptions, NullOptions, SpecError, Tree, TreeError,
+    ArgError, DiskKind, DiskKinds, DiskOptions, FromTree, MemoryOptions, NullOptions, Tree,
+    TreeError,
 };
 
 use crate::report::{self, describe};
-use virtio_blk_disks::{DiskSpec, Engine, Qcow2Disk, Qcow2Options, RawDisk, RawOptions};
+use virtio_blk_disks::{DiskArg, Engine, Qcow2Disk, Qcow2Options, RawDisk, RawOptions};
 
 /// The kinds of disks that this program links.
-pub const KINDS: Kinds<'static> = Kinds::new(&[
+pub const KINDS: DiskKinds<'static> = DiskKinds::new(&[
     DiskKind::of::<RawOptions>(),
     DiskKind::of::<Qcow2Options>(),
     DiskKind::of::<MemoryOptions>(),
@@ -30,7 +31,7 @@ pub const KINDS: Kinds<'static> = Kinds::new(&[
 
 /// Where the blocks are: a disk of one of [`KINDS`]. `Display` writes what `FromStr` reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source(DiskSpec);
+pub struct Source(DiskArg);
 
 /// A vDPA block device of the kernel's, driven through vhost-vdpa.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -55,7 +56,7 @@ impl DiskOptions for VdpaOptions {
   vdpa:/dev/vhost-vdpa-N  a vDPA block device that vhost_vdpa is bound to; it
                           is reset first";
 
-    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         self.path = target.into();
         Ok(())
     }
@@ -216,7 +217,7 @@ impl Source {
     }
 }
 
-impl DiskArg for Source {
+impl FromTree for Source {
     fn from_tree(tree: &Tree) -> Result<Self, TreeError> {
         KINDS.read(tree).map(Self)
     }

@@ -22,7 +22,7 @@ use virtio_blk_core::disk::DiskError;
 use virtio_blk_core::testdisk::{Mode, WaitKind};
 use virtio_blk_disks::PolicyDisk;
 use virtio_blk_disks::policy::{ErrorPolicy, OnError};
-use virtio_blk_disks::stack::{Groups, StackSpec};
+use virtio_blk_disks::stack::{Groups, StackArg};
 use virtio_blk_driver::request::Request;
 use virtio_blk_driver::wire::S_IOERR;
 use vm_memory::{Bytes, GuestAddress};
@@ -190,7 +190,7 @@ fn a_disk_that_never_returns() {
 fn over_layers_that_hold(layers: &str, hold: bool) {
     for what in ALL {
         println!("{what:?}");
-        let spec = layers.parse::<StackSpec>().unwrap();
+        let spec = layers.parse::<StackArg>().unwrap();
         let stack = spec.open_live(false, &Groups::default()).unwrap();
         let mut served = Served::new(stack.disk());
         let mut running = served.running(3);

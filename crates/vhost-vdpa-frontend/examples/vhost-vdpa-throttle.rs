@@ -22,7 +22,7 @@ use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{
     PathState, PathSwitch, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, VhostVdpa, Vmm,
 };
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
 use virtio_blk_disks::throttle::{Limits, Rate, ThrottleOptions};
 use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -45,12 +45,12 @@ impl Vmm for Vcpus {
     }
 }
 
-fn throttle(iops: Option<u64>) -> [LayerSpec; 1] {
+fn throttle(iops: Option<u64>) -> [LayerArg; 1] {
     let limits = Limits {
         iops: iops.map(Rate::new),
         ..Limits::default()
     };
-    [LayerSpec::new(ThrottleOptions {
+    [LayerArg::new(ThrottleOptions {
         limits,
         group: None,
     })]

@@ -17,7 +17,7 @@ use vdpa_bus::Callback;
 use vhost_vdpa_frontend::{DataPath, PathError, PathState, SwitchOptions, SwitchPolicy};
 use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, Submit, Wait};
 use virtio_blk_disks::meter::OpClass;
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 /// What the slow path's disk wears is in the way of each request, and of none on the fast path.
@@ -162,7 +162,7 @@ fn auto_follows_a_stack_of_layers() {
         switch.read_config(33, &mut field).unwrap();
         u16::from_le_bytes([field[1], field[2]])
     };
-    let layers = |text: &[&str]| -> Vec<LayerSpec> {
+    let layers = |text: &[&str]| -> Vec<LayerArg> {
         text.iter().map(|layer| layer.parse().unwrap()).collect()
     };
     let follower = Arc::downgrade(&bench.switch);
@@ -217,7 +217,7 @@ fn a_guest_may_reset_its_device_on_any_path() {
 /// What a layer holds back does not hold a vCPU up that resets its device, and costs no device.
 #[test]
 fn a_reset_cancels_what_a_throttle_holds_back() {
-    let spec: LayerSpec = "throttle=iops:1".parse().unwrap();
+    let spec: LayerArg = "throttle=iops:1".parse().unwrap();
     let mut bench = bench(Setup {
         layers: Some(Box::new(move |disk| {
             let stack = Stack::fixed(disk, &[spec], Groups::default());

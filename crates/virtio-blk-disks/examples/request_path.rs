@@ -7,14 +7,14 @@
 //! cargo run -p virtio-blk-disks --example request_path -- DISK READS
 //! ```
 //!
-//! `DISK` as for `DiskSpec`, for example `raw:/var/tmp/test.img` (at least 4 KiB; nothing of it changes).
+//! `DISK` as for `DiskArg`, for example `raw:/var/tmp/test.img` (at least 4 KiB; nothing of it changes).
 
 use std::error::Error;
 use std::sync::Arc;
 
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::runner::{QueueSetup, Service, Stop};
-use virtio_blk_disks::DiskSpec;
+use virtio_blk_disks::DiskArg;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, Request};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [_, disk, reads] = &args[..] else {
         return Err("what is needed: DISK READS".into());
     };
-    let disk = disk.parse::<DiskSpec>()?.open(true)?;
+    let disk = disk.parse::<DiskArg>()?.open(true)?;
     let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(
         GuestAddress(0),
         4 << 20,

@@ -28,7 +28,7 @@ pub mod throttle;
 pub mod verify;
 
 pub use dirty::DirtyDisk;
-pub use disk_arg::{DiskSpec, SpecError};
+pub use disk_arg::{ArgError, DiskArg};
 pub use fault::{FaultDisk, FaultPlan};
 pub use hot_swap::SwitchDisk;
 pub use memory::MemoryDisk;
@@ -38,6 +38,6 @@ pub use policy::PolicyDisk;
 #[cfg(feature = "qcow2")]
 pub use qcow2::{Qcow2Disk, Qcow2Options};
 pub use raw::{Engine, Lock, RawDisk, RawOptions};
-pub use stack::{Stack, StackSpec};
+pub use stack::{Stack, StackArg};
 pub use throttle::{ThrottleDisk, ThrottleGroup};
 pub use verify::VerifyDisk;

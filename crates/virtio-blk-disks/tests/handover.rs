@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::{directory, image, read, write};
 use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, Handover, IoQueue};
 use virtio_blk_disks::dirty::{DirtyBitmap, DirtyDisk, PersistOptions};
-use virtio_blk_disks::stack::{Groups, StackSpec};
+use virtio_blk_disks::stack::{Groups, StackArg};
 use virtio_blk_disks::verify::{Mismatch, VerifyDisk};
 use virtio_blk_disks::{Lock, MemoryDisk, RawDisk, RawOptions};
 
@@ -365,7 +365,7 @@ fn an_image_that_was_away_is_looked_at_anew() {
         "raw:{},lock=handover,verify,dirty=a/granularity:4K",
         path.display()
     );
-    let spec: StackSpec = text.parse().unwrap();
+    let spec: StackArg = text.parse().unwrap();
     let stack = spec.open_live(false, &Groups::default()).unwrap();
     let disk = stack.disk();
     let bitmap = stack.dirty("a").unwrap().bitmap("a").unwrap();

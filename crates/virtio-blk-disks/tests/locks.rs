@@ -19,7 +19,7 @@ use common::{directory, image, read, run, write};
 use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, Handover, IoBuf, OpKind};
 use virtio_blk_disks::inject::{Call, Injector, Plan};
 use virtio_blk_disks::raw::{Holder, OpenError};
-use virtio_blk_disks::{DiskSpec, Lock, RawDisk, RawOptions};
+use virtio_blk_disks::{DiskArg, Lock, RawDisk, RawOptions};
 
 const MIB: usize = 1 << 20;
 
@@ -182,14 +182,11 @@ fn the_option_is_read_and_written() {
         ("raw:x,lock=off", Lock::Off),
         ("raw:x,lock=handover", Lock::Handover),
     ] {
-        let spec: DiskSpec = text.parse().unwrap();
-        assert_eq!(spec, DiskSpec::new(RawOptions::new("x").lock(lock)));
+        let spec: DiskArg = text.parse().unwrap();
+        assert_eq!(spec, DiskArg::new(RawOptions::new("x").lock(lock)));
         assert_eq!(spec.to_string(), text);
     }
-    let error = "raw:x,lock=yes"
-        .parse::<DiskSpec>()
-        .unwrap_err()
-        .to_string();
+    let error = "raw:x,lock=yes".parse::<DiskArg>().unwrap_err().to_string();
     assert!(error.contains("on, off or handover"), "{error}");
 }
 

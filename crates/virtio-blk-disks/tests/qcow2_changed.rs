@@ -15,7 +15,7 @@ use std::path::Path;
 use common::{directory, read, run, write};
 use images::{SIZE, open, path, sizes};
 use virtio_blk_core::disk::{Disk, DiskError, IoBuf, OpKind};
-use virtio_blk_disks::{DiskSpec, Qcow2Disk, Qcow2Options};
+use virtio_blk_disks::{DiskArg, Qcow2Disk, Qcow2Options};
 
 /// The image's bitmaps as QEMU lists them, and what it says about them.
 fn bitmaps(image: &Path) -> (bool, String) {
@@ -80,7 +80,7 @@ fn persistent_bitmaps_stay_true_until_the_first_write() {
         };
         let options = Qcow2Options::new(&image);
         let served = open(&image);
-        let look = DiskSpec::new(options.clone()).for_inspection();
+        let look = DiskArg::new(options.clone()).for_inspection();
         let look = look.open(false).unwrap();
         assert_eq!(look.caps(), served.caps(), "beside one that is served");
         let mut queue = look.open_queue(4).unwrap();

@@ -20,9 +20,7 @@ use virtio_blk_core::disk::{
     Caps, Disk, DiskError, Handover, IoBuf, IoQueue, Op, OpKind, Submit, Token,
 };
 use virtio_blk_disks::throttle::{Limits, Rate};
-use virtio_blk_disks::{
-    DiskSpec, MemoryDisk, Qcow2Disk, Qcow2Options, ThrottleDisk, ThrottleGroup,
-};
+use virtio_blk_disks::{DiskArg, MemoryDisk, Qcow2Disk, Qcow2Options, ThrottleDisk, ThrottleGroup};
 
 /// In both directions, and readers beside readers.
 #[test]
@@ -83,7 +81,7 @@ fn an_image_in_use_is_locked() {
     let directory = directory();
     let image = path(&directory, "disk.qcow2");
     qemu::create(&image, "cluster_size=64k", SIZE);
-    let spec: DiskSpec = format!("qcow2:{}", image.display()).parse().unwrap();
+    let spec: DiskArg = format!("qcow2:{}", image.display()).parse().unwrap();
     let disk = spec.open(false).unwrap();
     let error = spec.open(false).err().unwrap().to_string();
     assert!(error.contains("locked"), "{error}");
@@ -298,9 +296,9 @@ fn the_lock_of_an_image_goes_with_its_use() {
     let setup = "cluster_size=4k,backing_file=base.img,backing_fmt=raw";
     qemu::create(&image, setup, SIZE);
     let text = format!("qcow2:{},lock=handover,backing=allow", image.display());
-    let spec: DiskSpec = text.parse().unwrap();
+    let spec: DiskArg = text.parse().unwrap();
     assert_eq!(spec.to_string(), text);
-    let denied: DiskSpec = format!("qcow2:{},lock=handover", image.display())
+    let denied: DiskArg = format!("qcow2:{},lock=handover", image.display())
         .parse()
         .unwrap();
     let error = denied.open(false).err().unwrap().to_string();

@@ -14,14 +14,14 @@ use common::{Act, BLOCK, Rig, act, directory, image, read, write};
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
 use virtio_blk_disks::meter::{MeterOptions, OpClass};
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
 use virtio_blk_disks::verify::VerifyOptions;
 use virtio_blk_disks::{Engine, MemoryDisk, RawDisk, RawOptions};
 
 const BLOCKS: u64 = 1024;
 
 /// Layers that neither fail nor take long.
-fn stack() -> impl Strategy<Value = Vec<LayerSpec>> {
+fn stack() -> impl Strategy<Value = Vec<LayerArg>> {
     let texts = [
         "meter",
         "dirty=a",
@@ -31,7 +31,7 @@ fn stack() -> impl Strategy<Value = Vec<LayerSpec>> {
         "fault=seed:7/reorder:on",
         "fault=seed:8/delay:0.002/reorder:on",
     ];
-    let all: Vec<LayerSpec> = texts.iter().map(|text| text.parse().unwrap()).collect();
+    let all: Vec<LayerArg> = texts.iter().map(|text| text.parse().unwrap()).collect();
     let some = proptest::sample::subsequence(all, 0..=5).prop_shuffle();
     some.prop_filter("one fault layer", |layers| {
         layers.iter().filter(|l| l.name() == "fault").count() < 2
@@ -39,9 +39,9 @@ fn stack() -> impl Strategy<Value = Vec<LayerSpec>> {
 }
 
 /// Any layers, one of which checks the others.
-fn checked_stack() -> impl Strategy<Value = Vec<LayerSpec>> {
+fn checked_stack() -> impl Strategy<Value = Vec<LayerArg>> {
     (stack(), 0_usize..6).prop_map(|(mut layers, at)| {
-        layers.insert(at.min(layers.len()), LayerSpec::new(VerifyOptions {}));
+        layers.insert(at.min(layers.len()), LayerArg::new(VerifyOptions {}));
         layers
     })
 }
@@ -49,7 +49,7 @@ fn checked_stack() -> impl Strategy<Value = Vec<LayerSpec>> {
 #[derive(Clone, Debug)]
 enum Step {
     Act(Act),
-    Change(Vec<LayerSpec>),
+    Change(Vec<LayerArg>),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -60,7 +60,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..50)
 }
 
-fn run(base: Arc<dyn Disk>, start: &[LayerSpec], depth: u16, steps: Vec<Step>) -> Vec<u8> {
+fn run(base: Arc<dyn Disk>, start: &[LayerArg], depth: u16, steps: Vec<Step>) -> Vec<u8> {
     let stack = Stack::live(base, start, Groups::default()).unwrap();
     let mut rig = Rig::new(&*stack.disk(), depth, BLOCK);
     for step in steps {
@@ -120,9 +120,9 @@ proptest! {
     ) {
         let base = Arc::new(MemoryDisk::new(64 * BLOCK as u64).unwrap());
         let fault = format!("fault=seed:{seed}/errors:150/torn:150/reorder:on");
-        let mut layers: Vec<LayerSpec> = vec![fault.parse().unwrap(), LayerSpec::new(VerifyOptions {})];
+        let mut layers: Vec<LayerArg> = vec![fault.parse().unwrap(), LayerArg::new(VerifyOptions {})];
         layers.extend(above.into_iter().filter(|l| !["fault", "meter"].contains(&l.name())));
-        layers.push(LayerSpec::new(MeterOptions {}));
+        layers.push(LayerArg::new(MeterOptions {}));
         let stack = Stack::fixed(base, &layers, Groups::default()).unwrap();
         let mut queue = stack.disk().open_queue(4).unwrap();
         // What each block may hold.
@@ -171,7 +171,7 @@ proptest! {
     #[test]
     fn each_write_is_in_the_bitmaps(acts in proptest::collection::vec(act(BLOCKS, 16), 1..40), depth in depth()) {
         let base = Arc::new(MemoryDisk::new(BLOCKS * BLOCK as u64).unwrap());
-        let layers: Vec<LayerSpec> = ["dirty=all/granularity:512", "fault=seed:1/reorder:on"]
+        let layers: Vec<LayerArg> = ["dirty=all/granularity:512", "fault=seed:1/reorder:on"]
             .iter().map(|text| text.parse().unwrap()).collect();
         let stack = Stack::fixed(base, &layers, Groups::default()).unwrap();
         let mut rig = Rig::new(&*stack.disk(), depth, BLOCK);
@@ -222,7 +222,7 @@ fn layers_come_and_go_under_load() {
             let mut changes = 0;
             while working.load(Ordering::Relaxed) || changes < stacks.len() {
                 let texts = stacks[changes % stacks.len()].split('|');
-                let layers: Vec<LayerSpec> = (texts.filter(|text| !text.is_empty()))
+                let layers: Vec<LayerArg> = (texts.filter(|text| !text.is_empty()))
                     .map(|text| text.parse().unwrap())
                     .collect();
                 stack.change(&layers).unwrap();

@@ -13,7 +13,7 @@ use virtio_blk_core::runner::{QueueSetup, Service, Stop};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::hot_swap::HoldError;
 use virtio_blk_disks::meter::OpClass;
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
 use virtio_blk_driver::request::{ArenaConfig, Request};
 use virtio_blk_driver::ring::RingConfig;
 
@@ -25,7 +25,7 @@ const WRITES: usize = 16;
 /// Fills a queue over `layers` with writes, does `before` with the stack, and stops; on each kind of memory.
 /// Returns the heads that were not returned, and how many writes the disk underneath saw.
 fn stop(layers: &[&str], mode: Stop, before: fn(&Stack)) -> Vec<(usize, u64)> {
-    let layers: Vec<LayerSpec> = layers.iter().map(|text| text.parse().unwrap()).collect();
+    let layers: Vec<LayerArg> = layers.iter().map(|text| text.parse().unwrap()).collect();
     let mut results = Vec::new();
     on_each_memory!(256 * 1024, |mem, space| {
         let base = Arc::new(MemoryDisk::new(1 << 20).unwrap());

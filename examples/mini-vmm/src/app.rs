@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use clap::{Parser, value_parser};
 use serde_json::{Value, json};
-use virtio_blk_disks::stack::LayerSpec;
+use virtio_blk_disks::stack::LayerArg;
 use vmm_sys_util::terminal::Terminal;
 
 use crate::boot::Linux;
@@ -178,7 +178,7 @@ fn execute(
             return machine.vdpa(*disk, |vdpa| vdpa.send(*path == Way::Slow));
         }
         Command::Layers { layers, disk } => {
-            let layers: std::result::Result<Vec<LayerSpec>, _> =
+            let layers: std::result::Result<Vec<LayerArg>, _> =
                 layers.iter().map(|layer| layer.parse()).collect();
             let layers = layers.map_err(|error| Error::Control(error.to_string()))?;
             return machine.vdpa(*disk, |vdpa| vdpa.set_layers(&layers));

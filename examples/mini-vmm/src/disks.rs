@@ -14,9 +14,9 @@ use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::VhostVdpa;
 use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
-use virtio_blk_disks::disk_arg::{DiskArg, MemoryOptions, Tree, TreeError};
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackSpec};
-use virtio_blk_disks::{DiskSpec, MemoryDisk, RawOptions};
+use virtio_blk_disks::disk_arg::{FromTree, MemoryOptions, Tree, TreeError};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack, StackArg};
+use virtio_blk_disks::{DiskArg, MemoryDisk, RawOptions};
 
 use crate::error::{Error, Result};
 use crate::machine::Transport;
@@ -54,7 +54,7 @@ enum Size {
 /// The part of a disk's name before its layers.
 struct Name(String);
 
-impl DiskArg for Name {
+impl FromTree for Name {
     fn from_tree(tree: &Tree) -> std::result::Result<Self, TreeError> {
         Ok(Self(tree.to_string()))
     }
@@ -71,12 +71,12 @@ enum Choice {
 
 impl OpenDisk {
     /// Opens what `name` says with `queues` queues or as many as it has: `sim:SIZE` or `sim:DISK`, a simulated
-    /// vDPA device; `vdpa:/dev/vhost-vdpa-N`, one of the kernel's; or a disk of our own (see [`DiskSpec`]). Layers may
+    /// vDPA device; `vdpa:/dev/vhost-vdpa-N`, one of the kernel's; or a disk of our own (see [`DiskArg`]). Layers may
     /// follow.
     pub fn open(number: usize, name: &str, queues: u16, transport: Transport) -> Result<Self> {
         let fail = |why: &dyn Display| disk_error(name, why);
-        let spec: StackSpec<Name> = name.parse().map_err(|error| fail(&error))?;
-        let (source, size, most) = match spec.disk.0.split_once(':') {
+        let arg: StackArg<Name> = name.parse().map_err(|error| fail(&error))?;
+        let (source, size, most) = match arg.disk.0.split_once(':') {
             Some((kind @ ("sim" | "vdpa"), rest)) => {
                 let (what, choice) = choice(rest).map_err(|why| fail(&why))?;
                 let (device, size) = if kind == "sim" {
@@ -88,12 +88,12 @@ impl OpenDisk {
                     let device: Arc<dyn VdpaDevice> = Arc::new(device);
                     (device, Size::Fixed)
                 };
-                let source = vdpa(device, choice, spec.layers).map_err(|why| fail(&why))?;
+                let source = vdpa(device, choice, arg.layers).map_err(|why| fail(&why))?;
                 (Source::Vdpa(Arc::new(source)), size, MAX_QUEUES)
             }
             _ => {
-                let (disk, size) = own(&spec.disk.0)?;
-                let stack = Stack::fixed(disk, &spec.layers, Groups::default());
+                let (disk, size) = own(&arg.disk.0)?;
+                let stack = Stack::fixed(disk, &arg.layers, Groups::default());
                 let disk = stack.map_err(|error| fail(&error))?.disk();
                 let most = disk.caps().max_queues;
                 (Source::Own(disk), size, most)
@@ -174,7 +174,7 @@ fn choice(text: &str) -> std::result::Result<(&str, Choice), String> {
 fn vdpa(
     device: Arc<dyn VdpaDevice>,
     choice: Choice,
-    layers: Vec<LayerSpec>,
+    layers: Vec<LayerArg>,
 ) -> std::result::Result<VdpaSource, String> {
     if choice != Choice::Auto && !layers.is_empty() {
         return Err("layers decide on the path: give path=auto with them".to_owned());
@@ -207,14 +207,14 @@ fn simulated(what: &str, queues: u16, serial: String) -> Result<(Arc<dyn VdpaDev
 /// A disk of `virtio-blk-disks`.
 fn own(name: &str) -> Result<(Arc<dyn Disk>, Size)> {
     let fail = |why: &dyn Display| disk_error(name, why);
-    let spec: DiskSpec = name.parse().map_err(|error| fail(&error))?;
-    if let Some(memory) = spec.options::<MemoryOptions>() {
+    let arg: DiskArg = name.parse().map_err(|error| fail(&error))?;
+    if let Some(memory) = arg.options::<MemoryOptions>() {
         let disk = MemoryDisk::new(memory.bytes).map_err(|error| fail(&error))?;
         let disk = Arc::new(disk);
         return Ok((disk.clone(), Size::Memory(disk)));
     }
-    let opened = spec.open(false).map_err(|error| fail(&error))?;
-    let size = match spec.options::<RawOptions>() {
+    let opened = arg.open(false).map_err(|error| fail(&error))?;
+    let size = match arg.options::<RawOptions>() {
         Some(raw) => Size::File(raw.path().to_owned(), opened.clone()),
         None => Size::Fixed,
     };

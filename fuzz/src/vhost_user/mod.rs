@@ -27,7 +27,7 @@ use rustix::fs::MemfdFlags;
 use vhost_user_blk::socket::Listener;
 use vhost_user_blk::{Server, ServerHandle, ServerOptions};
 use virtio_blk_core::device::{Device, DeviceOptions};
-use virtio_blk_disks::stack::{Groups, StackSpec};
+use virtio_blk_disks::stack::{Groups, StackArg};
 
 use client::Client;
 pub use input::{Input, Step, Word};
@@ -99,7 +99,7 @@ impl Session {
         } else {
             "memory:64K"
         };
-        let spec: StackSpec = disk.parse().expect("a disk");
+        let spec: StackArg = disk.parse().expect("a disk");
         let stack = spec.open(false, &Groups::default()).expect("memory");
         let options = DeviceOptions {
             queues: QUEUES,

@@ -8,7 +8,7 @@
 //! cargo run --release -p vblk-testing --bin raw-speed -- DISK [I/Os per run]
 //! ```
 //!
-//! `DISK` as for `StackSpec`, for example `raw:/var/tmp/test.img,engine=sync,dirty=a` (at least 4 KiB, its
+//! `DISK` as for `StackArg`, for example `raw:/var/tmp/test.img,engine=sync,dirty=a` (at least 4 KiB, its
 //! content is overwritten) or `null:1G`. Per run: I/Os per second, and the CPU time of the whole
 //! process, kernel threads of io_uring included, per I/O. The file is read once before, so that
 //! without `direct=on` it is in the page cache as far as memory allows.
@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use vblk_testing::cpu::of_process;
 use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
-use virtio_blk_disks::stack::{Groups, StackSpec};
+use virtio_blk_disks::stack::{Groups, StackArg};
 
 const BLOCK: usize = 4096;
 
@@ -180,7 +180,7 @@ fn warm(disk: &dyn Disk) -> Result<(), Box<dyn Error>> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let spec: StackSpec = args.next().ok_or("usage: raw-speed DISK [I/Os]")?.parse()?;
+    let spec: StackArg = args.next().ok_or("usage: raw-speed DISK [I/Os]")?.parse()?;
     let count = args.next().map_or(Ok(400_000), |text| text.parse())?;
     let disk = spec.open(false, &Groups::default())?.disk();
     warm(&*disk)?;

@@ -25,7 +25,7 @@ use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
 use virtio_blk_disks::{MemoryDisk, NullDisk};
 use virtio_blk_driver::Memory;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Out, Request};
@@ -50,7 +50,7 @@ struct Cli {
     disk: DiskKind,
     /// Layers on it, from the medium upwards.
     #[arg(long, value_name = "LAYER[,LAYER…]", value_delimiter = ',')]
-    layers: Vec<LayerSpec>,
+    layers: Vec<LayerArg>,
     /// The layers could be changed while the disk is in use.
     #[arg(long)]
     live: bool,

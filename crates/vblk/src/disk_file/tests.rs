@@ -33,7 +33,7 @@ fn a_file_says_what_a_command_line_says() {
     let line = "raw:/a,,b=c:d.img,direct=on,block=4096,\
                 throttle=iops:5000/burst:20000/length:0.5/write_bandwidth:50M/group:a,\
                 dirty=backup/granularity:1M,fault=seed:7/reorder:on,meter";
-    assert_eq!(spec(file).unwrap(), line.parse().unwrap());
+    assert_eq!(stack(file).unwrap(), line.parse().unwrap());
     for (file, line) in [
         ("format='memory'\nsize='1M'", "memory:1M"),
         ("format='memory'\nsize=4096", "memory:4K"),
@@ -54,7 +54,7 @@ fn a_file_says_what_a_command_line_says() {
             "vdpa:/dev/vhost-vdpa-0",
         ),
     ] {
-        assert_eq!(spec(file).unwrap(), line.parse().unwrap(), "{file}");
+        assert_eq!(stack(file).unwrap(), line.parse().unwrap(), "{file}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use virtio_blk_disks::disk_arg::MemoryOptions;
-use virtio_blk_disks::{DiskSpec, SpecError};
+use virtio_blk_disks::{ArgError, DiskArg};
 
 use super::act::MAX_HOLD;
 use super::client::Client;
@@ -168,12 +168,12 @@ impl TryFrom<DirtyArgs> for Dirty {
 }
 
 /// A SIZE as a DISK has it.
-fn bytes(text: &str) -> Result<u64, SpecError> {
-    let spec: DiskSpec = format!("memory:{text}").parse()?;
-    let memory: Option<&MemoryOptions> = spec.options();
+fn bytes(text: &str) -> Result<u64, ArgError> {
+    let arg: DiskArg = format!("memory:{text}").parse()?;
+    let memory: Option<&MemoryOptions> = arg.options();
     memory
         .map(|memory| memory.bytes)
-        .ok_or_else(|| SpecError::Size {
+        .ok_or_else(|| ArgError::Size {
             value: text.to_owned(),
         })
 }

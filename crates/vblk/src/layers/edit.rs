@@ -9,10 +9,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use virtio_blk_disks::dirty::DirtyOptions;
-use virtio_blk_disks::stack::{LayerSpec, StackError};
+use virtio_blk_disks::stack::{LayerArg, StackError};
 
-use super::ExportedDisk;
 use super::act::{Answer, settle};
+use super::{ExportedDisk, LAYERS};
 
 /// How long a change of layers is waited for; it goes on afterwards.
 const CHANGE: Duration = Duration::from_secs(5);
@@ -38,7 +38,7 @@ pub struct Edit {
     pub drop_bitmaps: bool,
 }
 
-fn list(layers: &[LayerSpec]) -> String {
+fn list(layers: &[LayerArg]) -> String {
     match layers {
         [] => "there is none".to_owned(),
         _ => {
@@ -50,9 +50,9 @@ fn list(layers: &[LayerSpec]) -> String {
 
 /// The place of the one layer that is meant.
 fn find(
-    layers: &[LayerSpec],
+    layers: &[LayerArg],
     text: &str,
-    is_meant: impl Fn(&LayerSpec) -> bool,
+    is_meant: impl Fn(&LayerArg) -> bool,
 ) -> Result<usize, String> {
     let meant: Vec<usize> = (0..)
         .zip(layers)
@@ -73,12 +73,12 @@ impl Edit {
     }
 
     /// What becomes of the layers.
-    fn apply(&self, old: Vec<LayerSpec>) -> Result<Vec<LayerSpec>, Box<dyn Error>> {
+    fn apply(&self, old: Vec<LayerArg>) -> Result<Vec<LayerArg>, Box<dyn Error>> {
         let mut layers = match &self.set {
             None => old.clone(),
             Some(set) => set
                 .iter()
-                .map(|text| text.parse())
+                .map(|text| LAYERS.parse(text))
                 .collect::<Result<_, _>>()?,
         };
         let mut dropped = Vec::new();
@@ -87,7 +87,7 @@ impl Edit {
             dropped.push(layers.remove(at));
         }
         for text in &self.change {
-            let new: LayerSpec = text.parse()?;
+            let new = LAYERS.parse(text)?;
             let at = find(&layers, text, |layer| layer.is_same(&new));
             let at = at.map_err(|error| format!("{error}; --add puts it on top"))?;
             if let Some(layer) = layers.get_mut(at) {
@@ -95,10 +95,10 @@ impl Edit {
             }
         }
         for text in &self.add {
-            layers.push(text.parse()?);
+            layers.push(LAYERS.parse(text)?);
         }
-        let is_bitmap = |layer: &&LayerSpec| layer.options::<DirtyOptions>().is_some();
-        let stays = |layer: &&LayerSpec| layers.contains(layer) || dropped.contains(layer);
+        let is_bitmap = |layer: &&LayerArg| layer.options::<DirtyOptions>().is_some();
+        let stays = |layer: &&LayerArg| layers.contains(layer) || dropped.contains(layer);
         let lost = old.iter().filter(is_bitmap).find(|layer| !stays(layer));
         if let Some(lost) = lost.filter(|_| !self.drop_bitmaps) {
             return Err(format!(

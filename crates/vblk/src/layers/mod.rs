@@ -31,7 +31,7 @@ use serde::Serialize;
 use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
 use virtio_blk_disks::meter::MeterOptions;
-use virtio_blk_disks::stack::{self, Groups, LayerSpec, Stack, StackSpec};
+use virtio_blk_disks::stack::{self, Groups, LayerArg, LayerKinds, Stack, StackArg};
 
 use crate::cli::ServeArgs;
 use crate::journal::Journal;
@@ -39,9 +39,12 @@ use crate::source::{Opened, Source};
 use crate::{output, report};
 use address::Address;
 
+/// The kinds of layers that this program links.
+pub const LAYERS: LayerKinds<'static> = LayerKinds::new(stack::OWN);
+
 /// The part of `--help` about layers. Lines of at most 78 columns: longer ones are wrapped on a terminal of 80.
 pub fn layers_help() -> String {
-    let layers = stack::manual();
+    let layers = LAYERS.manual();
     format!(
         "\
 After the disk may stand layers, from the medium upwards:
@@ -117,17 +120,17 @@ fn merge<T: Clone + PartialEq>(
 
 /// Opens a disk with its layers, for these options. If the disk is a vDPA device, this comes along.
 pub fn open(
-    spec: &StackSpec<Source>,
+    arg: &StackArg<Source>,
     read_only: bool,
     args: &LayerArgs,
     groups: &Groups,
 ) -> Result<(Arc<Stack>, Option<SlowPath>), Box<dyn Error>> {
-    let mut layers = spec.layers.clone();
-    let meter = LayerSpec::new(MeterOptions {});
+    let mut layers = arg.layers.clone();
+    let meter = LayerArg::new(MeterOptions {});
     if args.metrics.is_some() && !layers.contains(&meter) {
         layers.push(meter);
     }
-    let Opened { disk, vdpa } = spec.disk.open(read_only)?;
+    let Opened { disk, vdpa } = arg.disk.open(read_only)?;
     let groups = groups.clone();
     let stack = match args.control {
         Some(_) => Stack::live(disk, &layers, groups)?,

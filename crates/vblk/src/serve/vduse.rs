@@ -108,7 +108,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
         taken_over: server.is_taken_over(),
     };
     let place = format!("as VDUSE device {}", args.name);
-    let (spec, listening) = (serve.disk.to_string(), device.clone());
+    let (arg, listening) = (serve.disk.to_string(), device.clone());
     let (handle, connected) = (server.handle(), server.handle());
     let attachment = args.attach.map(|driver| {
         let driver = match driver {
@@ -122,7 +122,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
     let (name, counted) = (args.name.clone(), device.clone());
     Ok(Ready {
         served: ExportedDisk::new(args.name.to_string(), serve, stack, device),
-        announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
+        announce: Box::new(move || Listening::print(at, &place, arg, &listening, json)),
         connected: Box::new(move || connected.is_live()),
         stop: Box::new(stop),
         run: Box::new(move || run(server, &name, attachment, &counted, json)),

@@ -74,7 +74,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     };
     let name = args.socket.to_string();
     let place = format!("on {name}");
-    let (spec, listening) = (serve.disk.to_string(), device.clone());
+    let (arg, listening) = (serve.disk.to_string(), device.clone());
     let (handle, stop, connected) = (server.handle(), server.handle(), server.handle());
     let socket = name.clone();
     let totals = device.clone();
@@ -104,7 +104,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     };
     Ok(Ready {
         served: ExportedDisk::new(name, serve, stack, device),
-        announce: Box::new(move || Listening::print(at, &place, spec, &listening, json)),
+        announce: Box::new(move || Listening::print(at, &place, arg, &listening, json)),
         connected: Box::new(move || connected.is_connected()),
         stop: Box::new(move || stop.stop()),
         run: Box::new(run),

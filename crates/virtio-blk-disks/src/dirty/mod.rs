@@ -36,7 +36,7 @@ mod persist;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE};
 
 pub use bitmap::DirtyBitmap;
 pub use changes::{Changes, Generation, Take, TakeToken};
@@ -233,12 +233,12 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
 }
 
 impl Layer for Dirty {
-    fn open_queue<D: Disk + ?Sized>(
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = inner.open_queue(depth)?;
         let marker = DirtyMarker {
             bitmaps: self.bitmaps.clone(),
         };

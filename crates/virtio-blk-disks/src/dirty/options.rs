@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::{Dirty, DirtyDisk, PersistOptions};
-use crate::disk_arg::{Size, SpecError, bytes, checked_name, parsed};
+use crate::disk_arg::{ArgError, Size, bytes, checked_name, parsed};
 use crate::layer::Layered;
 use crate::stack::{LayerContext, LayerOptions, Shape, StackError};
 
@@ -112,8 +112,8 @@ impl LayerOptions for DirtyOptions {
                           outlive kill -9, with sync:on a power cut";
     const PATH: Option<&'static str> = Some("persist");
 
-    fn set_target(&mut self, target: &str) -> Result<(), SpecError> {
-        self.name = checked_name(target).map_err(|allowed| SpecError::Value {
+    fn set_target(&mut self, target: &str) -> Result<(), ArgError> {
+        self.name = checked_name(target).map_err(|allowed| ArgError::Value {
             option: "dirty".into(),
             value: target.to_owned(),
             allowed: allowed.into(),
@@ -140,9 +140,9 @@ impl LayerOptions for DirtyOptions {
         changed
     }
 
-    fn validate(&self) -> Result<(), SpecError> {
+    fn validate(&self) -> Result<(), ArgError> {
         match &self.persist {
-            Some(persist) if persist.path.as_os_str().is_empty() => Err(SpecError::NoValue {
+            Some(persist) if persist.path.as_os_str().is_empty() => Err(ArgError::NoValue {
                 layer: "sync",
                 example: "dirty=backup/sync:on/persist:/var/lib/backup.bitmap",
             }),

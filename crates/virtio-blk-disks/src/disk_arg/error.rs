@@ -11,7 +11,7 @@ use crate::throttle::LimitError;
 /// stand there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum SpecError {
+pub enum ArgError {
     /// No format before a colon.
     #[error(
         "`{text}` names no format: write raw:{text} for a raw image or a block device, qcow2:{text} for a \
@@ -133,7 +133,7 @@ pub enum SpecError {
     },
 }
 
-impl SpecError {
+impl ArgError {
     /// The option that is wrong, if one is.
     pub(crate) fn option(&self) -> Option<&str> {
         match self {

@@ -13,9 +13,9 @@ use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::text;
 use super::tree::{Tree, TreeError};
-use super::{DiskSpec, SpecError};
+use super::{ArgError, DiskArg};
 
-/// A kind of disk: the type of its options. To implement it, and to list the kind in a table ([`Kinds`]), is all that
+/// A kind of disk: the type of its options. To implement it, and to list the kind in a table ([`DiskKinds`]), is all that
 /// a kind needs to have a name on command lines; its crate may lie above this one.
 ///
 /// A disk is written `NAME:TARGET,OPTION=VALUE…`. The options are read by serde into the type, which says in its
@@ -37,7 +37,7 @@ pub trait DiskOptions:
     ///
     /// # Errors
     /// It can't be that.
-    fn set_target(&mut self, target: String) -> Result<(), SpecError>;
+    fn set_target(&mut self, target: String) -> Result<(), ArgError>;
 
     /// What [`DiskOptions::set_target`] takes.
     fn target(&self) -> String;
@@ -125,7 +125,7 @@ pub struct DiskKind {
     /// Its part of a help text. Empty: this build leaves the kind out.
     pub manual: &'static str,
     /// Reads the target and the options.
-    read: fn(&Tree) -> Result<DiskSpec, TreeError>,
+    read: fn(&Tree) -> Result<DiskArg, TreeError>,
 }
 
 impl DiskKind {
@@ -147,13 +147,13 @@ impl DiskKind {
         read: |tree| {
             Err(TreeError {
                 key: tree.kind.key.clone(),
-                error: SpecError::NotBuilt { format: "qcow2" },
+                error: ArgError::NotBuilt { format: "qcow2" },
             })
         },
     };
 }
 
-fn read<O: DiskOptions>(tree: &Tree) -> Result<DiskSpec, TreeError> {
+fn read<O: DiskOptions>(tree: &Tree) -> Result<DiskArg, TreeError> {
     let place = tree.target.as_ref().unwrap_or(&tree.kind);
     let wrong = |error| TreeError {
         key: place.key.clone(),
@@ -161,7 +161,7 @@ fn read<O: DiskOptions>(tree: &Tree) -> Result<DiskSpec, TreeError> {
     };
     let target = tree.target.as_ref().map_or("", |target| target.word());
     if target.is_empty() {
-        return Err(wrong(SpecError::Missing {
+        return Err(wrong(ArgError::Missing {
             format: O::NAME,
             what: O::TARGET,
         }));
@@ -170,14 +170,14 @@ fn read<O: DiskOptions>(tree: &Tree) -> Result<DiskSpec, TreeError> {
     O::default().set_target(target.to_owned()).map_err(wrong)?;
     let mut options: O = text::read(O::NAME, &tree.options)?;
     options.set_target(target.to_owned()).map_err(wrong)?;
-    Ok(DiskSpec::new(options))
+    Ok(DiskArg::new(options))
 }
 
 /// The kinds of disks that a program knows, in the order in which help and errors name them.
 #[derive(Clone, Copy, Debug)]
-pub struct Kinds<'a>(&'a [DiskKind]);
+pub struct DiskKinds<'a>(&'a [DiskKind]);
 
-impl<'a> Kinds<'a> {
+impl<'a> DiskKinds<'a> {
     /// A table of these. Usually a `static` of the program, with the kinds of all crates that it links.
     pub const fn new(kinds: &'a [DiskKind]) -> Self {
         Self(kinds)
@@ -198,7 +198,7 @@ impl<'a> Kinds<'a> {
     ///
     /// # Errors
     /// The text is of no kind in the table, or not what that kind needs.
-    pub fn parse(&self, text: &str) -> Result<DiskSpec, SpecError> {
+    pub fn parse(&self, text: &str) -> Result<DiskArg, ArgError> {
         Ok(self.read(&Tree::disk(text)?)?)
     }
 
@@ -206,7 +206,7 @@ impl<'a> Kinds<'a> {
     ///
     /// # Errors
     /// It is of no kind in the table, or not what that kind needs.
-    pub fn read(&self, tree: &Tree) -> Result<DiskSpec, TreeError> {
+    pub fn read(&self, tree: &Tree) -> Result<DiskArg, TreeError> {
         let format = tree.kind.word();
         if let Some(kind) = self.0.iter().find(|kind| kind.name == format) {
             return (kind.read)(tree);
@@ -214,11 +214,11 @@ impl<'a> Kinds<'a> {
         let names: Vec<&str> = self.0.iter().map(|kind| kind.name).collect();
         let error = if format.contains('/') {
             // A path with a colon in it.
-            SpecError::NoFormat {
+            ArgError::NoFormat {
                 text: tree.to_string(),
             }
         } else {
-            SpecError::Format {
+            ArgError::Format {
                 format: format.to_owned(),
                 known: text::list(&names, "or"),
             }

@@ -28,23 +28,23 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::{Disk, DiskError};
 
-pub use error::SpecError;
+pub use error::ArgError;
 use kind::AnyOptions;
-pub use kind::{DiskKind, DiskOptions, Kinds};
+pub use kind::{DiskKind, DiskKinds, DiskOptions};
 #[cfg(feature = "qcow2")]
 pub(crate) use own::allow_or_deny;
 pub use own::{MemoryOptions, NullOptions, OWN};
 pub(crate) use own::{auto_or_off, block};
 pub(crate) use size::{Size, bytes};
 pub(crate) use text::{checked_name, list, name, names, parsed, read, seconds, split};
-pub use tree::{DiskArg, Tree, TreeError};
+pub use tree::{FromTree, Tree, TreeError};
 
-/// A disk by name. `Display` writes what [`Kinds::parse`] reads, and `FromStr` if it is of this crate; see the
+/// A disk by name. `Display` writes what [`DiskKinds::parse`] reads, and `FromStr` if it is of this crate; see the
 /// [module](self) for the syntax. Two are equal if they are written alike.
 #[derive(Clone, Debug)]
-pub struct DiskSpec(Arc<dyn AnyOptions>);
+pub struct DiskArg(Arc<dyn AnyOptions>);
 
-impl DiskSpec {
+impl DiskArg {
     /// The formats of this crate in this build: the words that can stand in front of the colon.
     pub const FORMATS: &'static [&'static str] = &[
         "raw",
@@ -93,31 +93,31 @@ impl DiskSpec {
     }
 }
 
-impl PartialEq for DiskSpec {
+impl PartialEq for DiskArg {
     fn eq(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()
     }
 }
 
-impl Eq for DiskSpec {}
+impl Eq for DiskArg {}
 
-impl FromStr for DiskSpec {
-    type Err = SpecError;
+impl FromStr for DiskArg {
+    type Err = ArgError;
 
     /// Of the kinds of this crate.
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        Kinds::new(OWN).parse(text)
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        DiskKinds::new(OWN).parse(text)
     }
 }
 
-impl DiskArg for DiskSpec {
+impl FromTree for DiskArg {
     /// Of the kinds of this crate.
     fn from_tree(tree: &Tree) -> Result<Self, TreeError> {
-        Kinds::new(OWN).read(tree)
+        DiskKinds::new(OWN).read(tree)
     }
 }
 
-impl fmt::Display for DiskSpec {
+impl fmt::Display for DiskArg {
     /// Leaves out what is as by default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doubled = |text: &str| text.replace(',', ",,");

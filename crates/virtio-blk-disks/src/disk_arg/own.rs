@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, de};
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::size::{self, Size};
-use super::{DiskKind, DiskOptions, SpecError};
+use super::{ArgError, DiskKind, DiskOptions};
 use crate::{Engine, Lock, MemoryDisk, NullDisk, RawDisk, RawOptions};
 #[cfg(feature = "qcow2")]
 use crate::{Qcow2Disk, Qcow2Options};
@@ -160,7 +160,7 @@ impl DiskOptions for RawOptions {
                           can migrate between two servers of it
       mmap=auto|off       copy cached reads from a mapping of the file (auto)";
 
-    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         self.path = target.into();
         Ok(())
     }
@@ -215,7 +215,7 @@ impl DiskOptions for Qcow2Options {
       backing=deny|allow  open the backing file that the image names; for
                           trusted images only (deny)";
 
-    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         self.path = target.into();
         Ok(())
     }
@@ -261,7 +261,7 @@ impl DiskOptions for MemoryOptions {
     const HELP: &'static str = "memory:SIZE";
     const MANUAL: &'static str = "  memory:SIZE             memory, gone when its process ends";
 
-    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         self.bytes = size::parse(&target)?;
         Ok(())
     }
@@ -286,7 +286,7 @@ impl DiskOptions for NullOptions {
     const HELP: &'static str = "null:SIZE[,zero=on|off]";
     const MANUAL: &'static str = "  null:SIZE[,zero=on|off] stores nothing; for benchmarks";
 
-    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         self.bytes = size::parse(&target)?;
         Ok(())
     }

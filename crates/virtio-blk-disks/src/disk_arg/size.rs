@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::SpecError;
+use super::ArgError;
 
 /// Units, smallest first: each is 1024 of the one before.
 const UNITS: [char; 5] = ['K', 'M', 'G', 'T', 'P'];
@@ -52,9 +52,9 @@ pub(crate) fn bytes(text: &str) -> Option<u64> {
 }
 
 /// Reads the size of a disk.
-pub(super) fn parse(text: &str) -> Result<u64, SpecError> {
+pub(super) fn parse(text: &str) -> Result<u64, ArgError> {
     let size = bytes(text).filter(|bytes| *bytes != 0 && bytes.is_multiple_of(512));
-    size.ok_or_else(|| SpecError::Size {
+    size.ok_or_else(|| ArgError::Size {
         value: text.to_owned(),
     })
 }

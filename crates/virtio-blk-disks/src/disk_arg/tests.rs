@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{Engine, RawOptions};
 
-fn parse(text: &str) -> Result<DiskSpec, SpecError> {
+fn parse(text: &str) -> Result<DiskArg, ArgError> {
     text.parse()
 }
 
@@ -17,7 +17,7 @@ fn refusal(text: &str) -> String {
 
 #[test]
 fn every_option_is_read() {
-    let spec = parse(
+    let arg = parse(
         "raw:/a/b.img,direct=on,engine=io_uring,discard=off,block=4096,lock=off,mmap=off,readonly=on",
     );
     let expected = RawOptions::new("/a/b.img")
@@ -28,12 +28,12 @@ fn every_option_is_read() {
         .lock(false)
         .mmap(false)
         .read_only(true);
-    assert_eq!(spec, Ok(DiskSpec::new(expected)));
+    assert_eq!(arg, Ok(DiskArg::new(expected)));
     assert_eq!(
         parse("raw:x,engine=sync,mmap=auto"),
-        Ok(DiskSpec::new(RawOptions::new("x").engine(Engine::Sync)))
+        Ok(DiskArg::new(RawOptions::new("x").engine(Engine::Sync)))
     );
-    let null = DiskSpec::new(NullOptions {
+    let null = DiskArg::new(NullOptions {
         bytes: 1 << 40,
         zero: false,
     });
@@ -53,7 +53,7 @@ fn sizes_have_binary_units() {
     ] {
         assert_eq!(
             parse(&format!("memory:{text}")),
-            Ok(DiskSpec::new(MemoryOptions { bytes })),
+            Ok(DiskArg::new(MemoryOptions { bytes })),
             "{text}"
         );
     }
@@ -125,8 +125,8 @@ fn a_comma_in_a_path_is_written_twice() {
         ("raw:a,,,lock=off", "a,"),
         ("raw:a:b", "a:b"),
     ] {
-        let spec = parse(text).unwrap();
-        let options: &RawOptions = spec.options().unwrap();
+        let arg = parse(text).unwrap();
+        let options: &RawOptions = arg.options().unwrap();
         assert_eq!(options.path.to_str(), Some(path), "{text}");
     }
 }
@@ -142,19 +142,19 @@ fn opening_makes_the_disk() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a,b.img");
     std::fs::write(&path, [0; 4096]).unwrap();
-    let text = DiskSpec::new(RawOptions::new(&path)).to_string();
+    let text = DiskArg::new(RawOptions::new(&path)).to_string();
     assert!(text.contains("a,,b.img"));
-    let spec = parse(&text).unwrap();
-    assert!(spec.open(true).unwrap().caps().read_only);
-    let disk = spec.open(false).unwrap();
+    let arg = parse(&text).unwrap();
+    assert!(arg.open(true).unwrap().caps().read_only);
+    let disk = arg.open(false).unwrap();
     assert!(!disk.caps().read_only);
     assert_eq!(disk.caps().capacity, 8);
     drop(disk);
-    let spec = parse(&format!("{text},readonly=on")).unwrap();
-    assert!(spec.open(false).unwrap().caps().read_only);
+    let arg = parse(&format!("{text},readonly=on")).unwrap();
+    assert!(arg.open(false).unwrap().caps().read_only);
 }
 
-fn any_spec() -> impl Strategy<Value = DiskSpec> {
+fn any_spec() -> impl Strategy<Value = DiskArg> {
     let bytes = (0..=i64::MAX as u64 / 512).prop_map(|sectors| sectors * 512);
     let engine = prop_oneof![
         Just(Engine::Auto),
@@ -169,7 +169,7 @@ fn any_spec() -> impl Strategy<Value = DiskSpec> {
         block,
     )
         .prop_map(|(path, (a, b, c, d, e), engine, block)| {
-            DiskSpec::new(
+            DiskArg::new(
                 RawOptions::new(path)
                     .read_only(a)
                     .direct(b)
@@ -184,16 +184,16 @@ fn any_spec() -> impl Strategy<Value = DiskSpec> {
         raw,
         bytes
             .clone()
-            .prop_map(|bytes| DiskSpec::new(MemoryOptions { bytes })),
-        (bytes, any::<bool>()).prop_map(|(bytes, zero)| DiskSpec::new(NullOptions { bytes, zero })),
+            .prop_map(|bytes| DiskArg::new(MemoryOptions { bytes })),
+        (bytes, any::<bool>()).prop_map(|(bytes, zero)| DiskArg::new(NullOptions { bytes, zero })),
     ]
 }
 
 proptest! {
     #[test]
-    fn display_and_parse_are_inverse(spec in any_spec()) {
-        let text = spec.to_string();
-        prop_assert_eq!(parse(&text), Ok(spec), "{}", text);
+    fn display_and_parse_are_inverse(arg in any_spec()) {
+        let text = arg.to_string();
+        prop_assert_eq!(parse(&text), Ok(arg), "{}", text);
     }
 
     #[test]
@@ -213,7 +213,7 @@ fn qcow2_has_options_of_its_own() {
         .lock(false)
         .backing(true)
         .engine(Engine::Sync);
-    assert_eq!(parse(all).unwrap(), DiskSpec::new(options));
+    assert_eq!(parse(all).unwrap(), DiskArg::new(options));
     for text in [
         all,
         "qcow2:x",
@@ -248,13 +248,13 @@ fn a_format_that_was_left_out_is_named() {
 
 #[test]
 fn every_format_is_listed() {
-    for format in DiskSpec::FORMATS {
+    for format in DiskArg::FORMATS {
         assert!(
-            format!("{format}:512").parse::<DiskSpec>().is_ok(),
+            format!("{format}:512").parse::<DiskArg>().is_ok(),
             "{format}"
         );
         // An error names all there are.
-        let said = "nothing:512".parse::<DiskSpec>().unwrap_err().to_string();
+        let said = "nothing:512".parse::<DiskArg>().unwrap_err().to_string();
         assert!(said.contains(format), "{said}");
     }
 }
@@ -275,7 +275,7 @@ impl DiskOptions for Tape {
     const HELP: &'static str = "tape:REEL[,speed=N][,rewind=on|off]";
     const MANUAL: &'static str = "  tape:REEL               a tape";
 
-    fn set_target(&mut self, target: String) -> Result<(), SpecError> {
+    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         self.reel = target;
         Ok(())
     }
@@ -299,19 +299,19 @@ impl DiskOptions for Tape {
 #[test]
 fn a_program_adds_kinds_of_its_own() {
     let table = [OWN, &[DiskKind::of::<Tape>()]].concat();
-    let kinds = Kinds::new(&table);
+    let kinds = DiskKinds::new(&table);
     assert_eq!(kinds.iter().last().unwrap().help, Tape::HELP);
-    let spec = kinds.parse("tape:a,,b:7,rewind=off,speed=30").unwrap();
-    assert_eq!(spec.to_string(), "tape:a,,b:7,speed=30,rewind=off");
-    let tape: &Tape = spec.options().unwrap();
+    let arg = kinds.parse("tape:a,,b:7,rewind=off,speed=30").unwrap();
+    assert_eq!(arg.to_string(), "tape:a,,b:7,speed=30,rewind=off");
+    let tape: &Tape = arg.options().unwrap();
     assert_eq!(
         (tape.reel.as_str(), tape.speed, tape.rewind),
         ("a,b:7", 30, Some(false))
     );
-    assert!(spec.options::<RawOptions>().is_none());
-    assert!(spec.path().is_none());
-    assert_eq!(spec, spec.clone().unlocked().for_inspection());
-    let error = spec.open(false).err().unwrap().to_string();
+    assert!(arg.options::<RawOptions>().is_none());
+    assert!(arg.path().is_none());
+    assert_eq!(arg, arg.clone().unlocked().for_inspection());
+    let error = arg.open(false).err().unwrap().to_string();
     assert_eq!(error, "no tape a,b:7");
     for (text, wanted) in [
         ("tape:", "`tape:` lacks its REEL: write tape:REEL"),
@@ -340,9 +340,9 @@ fn a_program_adds_kinds_of_its_own() {
 /// What a kind's help says of it is what it takes.
 #[test]
 fn help_names_each_option() {
-    let names: Vec<_> = Kinds::new(OWN).iter().map(|kind| kind.name).collect();
-    assert_eq!(names, DiskSpec::FORMATS);
-    for kind in Kinds::new(OWN).iter() {
+    let names: Vec<_> = DiskKinds::new(OWN).iter().map(|kind| kind.name).collect();
+    assert_eq!(names, DiskArg::FORMATS);
+    for kind in DiskKinds::new(OWN).iter() {
         let error = refusal(&format!("{}:512,?=", kind.name));
         let (_, known) = error.split_once(": it has ").unwrap();
         let (known, _) = known.split_once('.').unwrap();

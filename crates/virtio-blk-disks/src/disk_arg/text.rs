@@ -11,7 +11,7 @@ use serde::de::value::{StrDeserializer, StringDeserializer};
 use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, Unexpected, Visitor};
 use serde::forward_to_deserialize_any;
 
-use super::SpecError;
+use super::ArgError;
 use super::tree::{Entry, Key, TreeError, VALUE_KEY, Value};
 
 /// Splits at single commas; two in a row stand for one that belongs to the text.
@@ -81,7 +81,7 @@ pub(crate) fn read<O: DeserializeOwned>(
         if !known.insert(entry.key.name.as_str()) {
             return Err(TreeError {
                 key: entry.key.clone(),
-                error: SpecError::Twice {
+                error: ArgError::Twice {
                     option: entry.key.name.clone(),
                 },
             });
@@ -91,7 +91,7 @@ pub(crate) fn read<O: DeserializeOwned>(
         let key = key.unwrap_or_default();
         let option = key.name.clone();
         let error = match what {
-            What::Option(known) => SpecError::Option {
+            What::Option(known) => ArgError::Option {
                 option,
                 format,
                 allowed: match known {
@@ -99,7 +99,7 @@ pub(crate) fn read<O: DeserializeOwned>(
                     known => format!("it has {}", list(known, "and")).into(),
                 },
             },
-            What::Missing(part) => SpecError::MissingPart { option, part },
+            What::Missing(part) => ArgError::MissingPart { option, part },
             What::Value(error) => error.about(option),
         };
         TreeError { key, error }
@@ -154,8 +154,8 @@ impl ValueError {
         }
     }
 
-    fn about(self, option: impl Into<std::borrow::Cow<'static, str>>) -> SpecError {
-        SpecError::Value {
+    fn about(self, option: impl Into<std::borrow::Cow<'static, str>>) -> ArgError {
+        ArgError::Value {
             option: option.into(),
             value: self.value,
             allowed: self.allowed.into(),

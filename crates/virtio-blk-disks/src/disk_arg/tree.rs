@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use super::SpecError;
+use super::ArgError;
 use super::text::split;
 
 /// The key of an option's own value, where parts follow it: `iops:5000/burst:20000` is `iops` with the parts `rate` and
@@ -79,18 +79,18 @@ pub struct TreeError {
     pub key: Key,
     /// What is wrong with it.
     #[source]
-    pub error: SpecError,
+    pub error: ArgError,
 }
 
-impl From<TreeError> for SpecError {
+impl From<TreeError> for ArgError {
     /// Without the place: a text names the word itself.
     fn from(error: TreeError) -> Self {
         error.error
     }
 }
 
-/// A disk that can be read from a [`Tree`]: a [`DiskSpec`](super::DiskSpec), or what a program has in its place.
-pub trait DiskArg: Sized {
+/// A disk that can be read from a [`Tree`]: a [`DiskArg`](super::DiskArg), or what a program has in its place.
+pub trait FromTree: Sized {
     /// Reads it.
     ///
     /// # Errors
@@ -106,17 +106,17 @@ impl Tree {
     /// Reads `KIND:TARGET,OPTION=VALUE…`.
     ///
     /// # Errors
-    /// [`SpecError::NoFormat`].
-    pub fn disk(text: &str) -> Result<Self, SpecError> {
+    /// [`ArgError::NoFormat`].
+    pub fn disk(text: &str) -> Result<Self, ArgError> {
         Self::disk_of(&split(text))
     }
 
     /// As [`Tree::disk`], of what stands between the commas.
-    pub(crate) fn disk_of(words: &[String]) -> Result<Self, SpecError> {
+    pub(crate) fn disk_of(words: &[String]) -> Result<Self, ArgError> {
         let (first, rest) = words.split_first().map_or(("", words), |(a, b)| (a, b));
         let Some((kind, target)) = first.split_once(':') else {
             let words: Vec<String> = words.iter().map(|word| doubled(word)).collect();
-            return Err(SpecError::NoFormat {
+            return Err(ArgError::NoFormat {
                 text: words.join(","),
             });
         };

@@ -35,7 +35,7 @@ mod rng;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 pub use options::FaultOptions;
 pub use plan::{FaultPlan, Kind, Rule};
@@ -100,15 +100,15 @@ impl<D: Disk + ?Sized> FaultDisk<D> {
 }
 
 impl Layer for Fault {
-    fn open_queue<D: Disk + ?Sized>(
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        caps: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let queue = inner.open_queue(depth)?;
         let number = self.shared.queues.fetch_add(1, Ordering::SeqCst);
-        let block = inner.caps().align.guest_block;
-        let queue = FaultQueue::new(self.shared.clone(), queue, depth, number, block)?;
+        let block = caps.align.guest_block;
+        let queue = FaultQueue::new(self.shared.clone(), inner, depth, number, block)?;
         Ok(Box::new(queue))
     }
 }

@@ -12,14 +12,16 @@ use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Handover, IoQue
 
 /// What a layer does. A clone is the same layer, with what it knows, for another view of the disk.
 pub trait Layer: Clone + Send + Sync + 'static {
-    /// Opens a data path of `depth` operations over `inner`; see [`Disk::open_queue`].
+    /// Puts a data path over `inner`, a queue of the disk underneath that was opened for `depth` operations. `caps` is
+    /// what that disk can do. See [`Disk::open_queue`].
     ///
     /// # Errors
-    /// That of the disk underneath, or the layer lacks a resource of the host.
-    fn open_queue<D: Disk + ?Sized>(
+    /// The layer lacks a resource of the host.
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        caps: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError>;
 
     /// What the disk can do with the layer on it.
@@ -81,7 +83,8 @@ impl<L: Layer, D: Disk + ?Sized> Disk for Layered<L, D> {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        self.layer.open_queue(&*self.inner, depth)
+        let queue = self.inner.open_queue(depth)?;
+        self.layer.open_queue(queue, depth, &self.inner.caps())
     }
 
     fn flush_error(&self) -> Option<DiskError> {

@@ -14,10 +14,10 @@ use virtio_blk_core::disk::{
 
 use crate::policy::ErrorPolicy;
 use crate::power_cut::PowerCutDisk;
-use crate::stack::{Groups, LayerSpec, Stack};
+use crate::stack::{Groups, LayerArg, Stack};
 use crate::throttle::{Limits, Rate};
 use crate::{
-    DirtyDisk, FaultDisk, FaultPlan, MeterDisk, PolicyDisk, SpecError, SwitchDisk, ThrottleDisk,
+    ArgError, DirtyDisk, FaultDisk, FaultPlan, MeterDisk, PolicyDisk, SwitchDisk, ThrottleDisk,
     ThrottleGroup, VerifyDisk,
 };
 
@@ -150,7 +150,7 @@ impl IoQueue for ProbeQueue {
 }
 
 /// One of each layer that a stack has by name.
-fn named() -> Vec<LayerSpec> {
+fn named() -> Vec<LayerArg> {
     let texts = [
         "throttle=iops:1",
         "dirty=a",
@@ -159,19 +159,19 @@ fn named() -> Vec<LayerSpec> {
         "verify",
         "fault=delay:3600/reorder:on",
     ];
-    let specs: Vec<LayerSpec> = texts.iter().map(|text| text.parse().unwrap()).collect();
+    let args: Vec<LayerArg> = texts.iter().map(|text| text.parse().unwrap()).collect();
     // A layer that is added to the table belongs into the list above.
-    let Err(SpecError::Layer { known, .. }) = "nothing".parse::<LayerSpec>() else {
+    let Err(ArgError::Layer { known, .. }) = "nothing".parse::<LayerArg>() else {
         panic!("it is no layer");
     };
     for name in known.split([',', ' ']) {
         let is_name = !["", "or", "rerror", "werror"].contains(&name);
         assert!(
-            !is_name || specs.iter().any(|spec| spec.name() == name),
+            !is_name || args.iter().any(|arg| arg.name() == name),
             "{name}"
         );
     }
-    specs
+    args
 }
 
 /// Every layer there is, over the probe, by the name of its type.

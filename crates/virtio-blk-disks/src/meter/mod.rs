@@ -25,7 +25,7 @@ mod recorder;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 use gauge::Gauge;
 pub use histogram::Latency;
@@ -74,12 +74,12 @@ impl<D: Disk + ?Sized> MeterDisk<D> {
 }
 
 impl Layer for Meter {
-    fn open_queue<D: Disk + ?Sized>(
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = inner.open_queue(depth)?;
         let recorder = {
             let mut recorders = self.recorders();
             // Nobody else holds the recorder of a queue that was closed.

@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::Deserialize;
-use virtio_blk_core::disk::{Disk, DiskError, IoQueue, OpKind};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue, OpKind};
 
 pub(crate) use event::PolicyListeners;
 pub use event::{HeldOperation, PolicyEvent, PolicyListener};
@@ -232,12 +232,12 @@ impl<D: Disk + ?Sized> PolicyDisk<D> {
 }
 
 impl Layer for Policy {
-    fn open_queue<D: Disk + ?Sized>(
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = inner.open_queue(depth)?;
         Ok(Box::new(PolicyQueue::new(
             self.shared.clone(),
             inner,

@@ -17,7 +17,7 @@ mod recorder;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 use history::History;
 pub use history::{BrokenPromise, Choice, Content, Cut, Moment};
@@ -63,12 +63,12 @@ impl<D: Disk + ?Sized> PowerCutDisk<D> {
 }
 
 impl Layer for PowerCut {
-    fn open_queue<D: Disk + ?Sized>(
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = inner.open_queue(depth)?;
         let history = self.history.clone();
         Ok(Box::new(ObservedQueue::new(
             Recorder { history },

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::LayerSpec;
-use crate::SpecError;
+use super::LayerArg;
+use crate::ArgError;
 use crate::throttle::{Limits, ThrottleGroup, ThrottleOptions};
 
 /// The throttle groups of a process, by name. Cheap to clone; clones share them.
@@ -25,7 +25,7 @@ impl Groups {
     ///
     /// # Errors
     /// The limits make no sense; or there are members, whose limits are others.
-    pub(crate) fn join(&self, name: &str, limits: Limits) -> Result<ThrottleGroup, SpecError> {
+    pub(crate) fn join(&self, name: &str, limits: Limits) -> Result<ThrottleGroup, ArgError> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // One that was left by all is made anew.
         if let Some(group) = groups.get(name).filter(|group| group.is_shared()) {
@@ -35,9 +35,9 @@ impl Groups {
             }
             let written = |limits| {
                 let group = Some(name.to_owned());
-                LayerSpec::new(ThrottleOptions { limits, group }).to_string()
+                LayerArg::new(ThrottleOptions { limits, group }).to_string()
             };
-            return Err(SpecError::GroupLimits {
+            return Err(ArgError::GroupLimits {
                 layer: written(limits),
                 group: name.to_owned(),
                 theirs: written(theirs),

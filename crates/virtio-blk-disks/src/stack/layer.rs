@@ -7,15 +7,16 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use super::LayerKinds;
 use super::options::{AnyLayer, LayerOptions};
-use super::parse;
-use crate::disk_arg::{SpecError, Tree, TreeError};
+use crate::disk_arg::ArgError;
 
-/// A layer by name. `Display` writes what `FromStr` reads; see the [module](super) for the syntax.
+/// A layer by name. `Display` writes what [`LayerKinds::parse`] reads, and `FromStr` if it is of this crate; see the
+/// [module](super) for the syntax.
 #[derive(Clone, Debug)]
-pub struct LayerSpec(pub(super) Arc<dyn AnyLayer>);
+pub struct LayerArg(pub(super) Arc<dyn AnyLayer>);
 
-impl LayerSpec {
+impl LayerArg {
     /// The layer with these options.
     pub fn new(options: impl LayerOptions) -> Self {
         Self(Arc::new(options))
@@ -25,14 +26,6 @@ impl LayerSpec {
     pub fn options<O: LayerOptions>(&self) -> Option<&O> {
         // Of what is in the `Arc`, not of the `Arc`.
         (*self.0).as_any().downcast_ref()
-    }
-
-    /// Reads a layer as it was written.
-    ///
-    /// # Errors
-    /// It is of no kind there is, or not what that kind needs.
-    pub fn from_tree(tree: &Tree) -> Result<Self, TreeError> {
-        parse::read(tree)
     }
 
     /// Whether both stand for the same layer of a disk, perhaps with other settings: of throttles the same group, of
@@ -70,23 +63,24 @@ impl LayerSpec {
     }
 }
 
-impl PartialEq for LayerSpec {
+impl PartialEq for LayerArg {
     fn eq(&self, other: &Self) -> bool {
         self.0.is_equal(other)
     }
 }
 
-impl Eq for LayerSpec {}
+impl Eq for LayerArg {}
 
-impl FromStr for LayerSpec {
-    type Err = SpecError;
+impl FromStr for LayerArg {
+    type Err = ArgError;
 
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        parse::layer(text)
+    /// Of the layers of this crate.
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        LayerKinds::default().parse(text)
     }
 }
 
-impl fmt::Display for LayerSpec {
+impl fmt::Display for LayerArg {
     /// Leaves out what is as by default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some((name, value)) = self.short() {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::options::LayerContext;
-use super::{LayerSpec, StackError};
+use super::{LayerArg, StackError};
 use crate::layer::{Layer, Layered};
 
 /// The disk of a layer whose type is not known.
@@ -37,50 +37,50 @@ impl AnyDisk {
 /// A layer with its options.
 #[derive(Clone)]
 pub(super) struct Built {
-    pub(super) spec: LayerSpec,
+    pub(super) arg: LayerArg,
     disk: AnyDisk,
 }
 
 impl Built {
     /// Makes a layer over `inner`. What the same layer knew `before` is kept.
     pub(super) fn new(
-        spec: &LayerSpec,
+        arg: &LayerArg,
         inner: Arc<dyn Disk>,
         before: &[Self],
         context: &LayerContext<'_>,
     ) -> Result<Self, StackError> {
-        let before = before.iter().find(|built| built.spec.is_same(spec));
-        let before = before.filter(|built| built.can_become(spec));
+        let before = before.iter().find(|built| built.arg.is_same(arg));
+        let before = before.filter(|built| built.can_become(arg));
         let before = before.map(|built| &built.disk);
         Ok(Self {
-            spec: spec.clone(),
-            disk: spec.0.build(inner, before, context)?,
+            arg: arg.clone(),
+            disk: arg.0.build(inner, before, context)?,
         })
     }
 
     /// Has the settings hold that can change while the layer is at work.
     pub(super) fn apply(&self) -> Result<(), DiskError> {
-        self.spec.0.apply(&self.disk)
+        self.arg.0.apply(&self.disk)
     }
 
     /// Does what a layer needs that is about to be removed while the disk is in use.
     pub(super) fn leave(&self) -> Result<(), DiskError> {
-        self.spec.0.leave(&self.disk)
+        self.arg.0.leave(&self.disk)
     }
 
     /// The layer's options as they are now: of a throttle, the limits of its group.
-    pub(super) fn current(&self) -> LayerSpec {
-        self.spec.0.current(&self.disk)
+    pub(super) fn current(&self) -> LayerArg {
+        self.arg.0.current(&self.disk)
     }
 
     /// Whether it is the layer of that name with other settings, which it can take over as it is.
-    pub(super) fn can_become(&self, spec: &LayerSpec) -> bool {
-        self.spec == *spec || self.spec.0.adapts() && self.spec.is_same(spec)
+    pub(super) fn can_become(&self, arg: &LayerArg) -> bool {
+        self.arg == *arg || self.arg.0.adapts() && self.arg.is_same(arg)
     }
 
     /// Whether it needs to see requests.
     pub(super) fn sees_requests(&self) -> bool {
-        self.spec.0.sees_requests(&self.disk)
+        self.arg.0.sees_requests(&self.disk)
     }
 
     /// The layer as a disk.
@@ -95,10 +95,10 @@ impl Built {
 }
 
 /// Makes one layer of those that are parts of one, as `rerror` and `werror`.
-pub(super) fn merge(layers: &[LayerSpec]) -> Vec<LayerSpec> {
-    let mut merged: Vec<LayerSpec> = Vec::with_capacity(layers.len());
+pub(super) fn merge(layers: &[LayerArg]) -> Vec<LayerArg> {
+    let mut merged: Vec<LayerArg> = Vec::with_capacity(layers.len());
     for layer in layers {
-        let both = |known: &mut LayerSpec| {
+        let both = |known: &mut LayerArg| {
             *known = known.0.merged(layer)?;
             Some(())
         };
@@ -110,8 +110,8 @@ pub(super) fn merge(layers: &[LayerSpec]) -> Vec<LayerSpec> {
 }
 
 /// Two of these layers would be one and the same.
-pub(super) fn find_double(layers: &[LayerSpec]) -> Option<&LayerSpec> {
-    let is_double = |(index, layer): &(usize, &LayerSpec)| {
+pub(super) fn find_double(layers: &[LayerArg]) -> Option<&LayerArg> {
+    let is_double = |(index, layer): &(usize, &LayerArg)| {
         let before = layers.get(..*index).unwrap_or_default();
         before.iter().any(|other| other.is_same(layer))
     };

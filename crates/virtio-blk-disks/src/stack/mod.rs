@@ -15,13 +15,15 @@
 //! `N` is operations a second, `B` bytes a second, with K, M, G, T, P in binary units. After a limit may
 //! stand `/burst:RATE`, and after that `/length:SECONDS` (1): the rate that holds for so long after a quiet
 //! time. `PATH` goes to the end, but for `/granularity` and `/sync`.
-//! The disk itself is a [`DiskSpec`](crate::disk_arg::DiskSpec).
+//! The disk itself is a [`DiskArg`](crate::disk_arg::DiskArg). A layer that lives in another crate implements
+//! [`LayerOptions`] for the type of its options; the program that links it lists it in its table of kinds
+//! ([`LayerKinds`]), with which it reads text ([`StackArg::parse`]) and files ([`LayerKinds::read`]).
 //!
 //! ```
-//! use virtio_blk_disks::stack::{Groups, StackSpec};
+//! use virtio_blk_disks::stack::{Groups, StackArg};
 //!
-//! let spec: StackSpec = "memory:64M,throttle=iops:5000/burst:20000/group:a,dirty=backup,meter".parse()?;
-//! let stack = spec.open_live(false, &Groups::default())?;
+//! let arg: StackArg = "memory:64M,throttle=iops:5000/burst:20000/group:a,dirty=backup,meter".parse()?;
+//! let stack = arg.open_live(false, &Groups::default())?;
 //! let disk = stack.disk();
 //! // … the disk is served; then, while it works:
 //! stack.change(&["throttle=iops:100/group:a".parse()?, "meter".parse()?])?;
@@ -30,13 +32,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod arg;
 mod flush;
 mod groups;
+mod kind;
 mod layer;
 mod layers;
+mod nearest;
 mod options;
 mod parse;
-mod spec;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,19 +52,15 @@ use crate::hot_swap::HoldError;
 use crate::layer::{Layer, Layered};
 use crate::policy::{PolicyEvent, PolicyListeners};
 use crate::{
-    DirtyDisk, FaultDisk, MeterDisk, PolicyDisk, SpecError, SwitchDisk, ThrottleDisk, VerifyDisk,
+    ArgError, DirtyDisk, FaultDisk, MeterDisk, PolicyDisk, SwitchDisk, ThrottleDisk, VerifyDisk,
 };
 
+pub use arg::StackArg;
 pub use groups::Groups;
-pub use layer::LayerSpec;
+pub use kind::{LayerKind, LayerKinds, OWN};
+pub use layer::LayerArg;
 use layers::{Built, find_double, merge};
 pub use options::{LayerContext, LayerOptions, Parts, Shape};
-pub use spec::StackSpec;
-
-/// The part of a help text about all layers: lines of at most 78 columns.
-pub fn manual() -> String {
-    parse::manual()
-}
 
 /// Why a stack can't be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub fn manual() -> String {
 pub enum StackError {
     /// The layers can't be there together.
     #[error(transparent)]
-    Spec(#[from] SpecError),
+    Arg(#[from] ArgError),
     /// The disk or a layer can't be made.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -100,20 +100,20 @@ type Listener = Arc<dyn Fn(bool) + Send + Sync>;
 /// Makes layers over a disk.
 fn build(
     base: &Arc<dyn Disk>,
-    layers: &[LayerSpec],
+    layers: &[LayerArg],
     before: &[Built],
     context: &LayerContext<'_>,
 ) -> Result<Vec<Built>, StackError> {
     let layers = merge(layers);
     if let Some(double) = find_double(&layers) {
         let layer = double.to_string();
-        return Err(SpecError::SameLayer { layer }.into());
+        return Err(ArgError::SameLayer { layer }.into());
     }
     let mut built: Vec<Built> = Vec::with_capacity(layers.len());
-    for spec in &layers {
-        spec.0.validate()?;
+    for arg in &layers {
+        arg.0.validate()?;
         let inner = top(base, &built);
-        built.push(Built::new(spec, inner, before, context)?);
+        built.push(Built::new(arg, inner, before, context)?);
     }
     Ok(built)
 }
@@ -139,7 +139,7 @@ impl Stack {
     /// The layers don't go together, or one can't be made.
     pub fn fixed(
         base: Arc<dyn Disk>,
-        layers: &[LayerSpec],
+        layers: &[LayerArg],
         groups: Groups,
     ) -> Result<Self, StackError> {
         let policy_listeners = Arc::default();
@@ -165,7 +165,7 @@ impl Stack {
     /// As for [`Stack::fixed`]; or the disk has only one queue.
     pub fn live(
         base: Arc<dyn Disk>,
-        layers: &[LayerSpec],
+        layers: &[LayerArg],
         groups: Groups,
     ) -> Result<Self, StackError> {
         let mut stack = Self::fixed(base, layers, groups)?;
@@ -186,7 +186,7 @@ impl Stack {
     }
 
     /// The layers at work, from the medium upwards; a throttle with the limits that its group has now.
-    pub fn layers(&self) -> Vec<LayerSpec> {
+    pub fn layers(&self) -> Vec<LayerArg> {
         self.built().iter().map(Built::current).collect()
     }
 
@@ -199,7 +199,7 @@ impl Stack {
     /// # Errors
     /// The layers don't go together, one can't be made or would change the disk's abilities, or the stack
     /// is fixed. Nothing changed then.
-    pub fn change(&self, layers: &[LayerSpec]) -> Result<(), StackError> {
+    pub fn change(&self, layers: &[LayerArg]) -> Result<(), StackError> {
         self.edit(|_| Ok(layers.to_vec()))
     }
 
@@ -209,7 +209,7 @@ impl Stack {
     /// That of `edit`, or as for [`Stack::change`].
     pub fn edit<E: From<StackError>>(
         &self,
-        edit: impl FnOnce(Vec<LayerSpec>) -> Result<Vec<LayerSpec>, E>,
+        edit: impl FnOnce(Vec<LayerArg>) -> Result<Vec<LayerArg>, E>,
     ) -> Result<(), E> {
         {
             let mut current = self.built();
@@ -223,30 +223,30 @@ impl Stack {
         Ok(())
     }
 
-    fn try_change(&self, current: &mut Vec<Built>, layers: &[LayerSpec]) -> Result<(), StackError> {
+    fn try_change(&self, current: &mut Vec<Built>, layers: &[LayerArg]) -> Result<(), StackError> {
         let context = LayerContext {
             groups: &self.groups,
             listeners: &self.policy_listeners,
         };
         let built = build(&self.base, layers, current, &context)?;
         let same_places = current.len() == built.len()
-            && (current.iter().zip(&built)).all(|(old, new)| old.can_become(&new.spec));
+            && (current.iter().zip(&built)).all(|(old, new)| old.can_become(&new.arg));
         if same_places {
             built.iter().try_for_each(Built::apply)?;
             for (old, new) in current.iter_mut().zip(built) {
-                old.spec = new.spec;
+                old.arg = new.arg;
             }
             return Ok(());
         }
         let switch = self.switch.as_ref().ok_or(StackError::Fixed)?;
         let caps = self.base.caps();
         if let Some(changes) = built.iter().find(|built| built.disk().caps() != caps)
-            && !current.iter().any(|old| old.spec == changes.spec)
+            && !current.iter().any(|old| old.arg == changes.arg)
         {
-            return Err(StackError::Abilities(changes.spec.to_string()));
+            return Err(StackError::Abilities(changes.arg.to_string()));
         }
         built.iter().try_for_each(Built::apply)?;
-        let stays = |old: &&Built| built.iter().any(|new| new.spec == old.spec);
+        let stays = |old: &&Built| built.iter().any(|new| new.arg == old.arg);
         let mut leaving = current.iter().filter(|old| !stays(old));
         leaving.try_for_each(Built::leave)?;
         switch.switch(top(&self.base, &built));
@@ -325,8 +325,8 @@ impl Stack {
         (self.listeners.lock()).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first layer of a type.
-    fn layer<L: Layer>(&self) -> Option<Arc<Layered<L>>> {
+    /// The first layer of a type, from the medium upwards.
+    pub fn layer<L: Layer>(&self) -> Option<Arc<Layered<L>>> {
         self.built().iter().find_map(Built::of)
     }
 
@@ -373,7 +373,7 @@ impl fmt::Debug for Stack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut layers = f.debug_list();
         for built in self.built().iter() {
-            layers.entry(&built.spec);
+            layers.entry(&built.arg);
         }
         layers.finish()
     }

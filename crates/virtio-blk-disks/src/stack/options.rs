@@ -11,8 +11,8 @@ use serde::de::DeserializeOwned;
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::layers::AnyDisk;
-use super::{Groups, LayerSpec, StackError};
-use crate::disk_arg::SpecError;
+use super::{Groups, LayerArg, StackError};
+use crate::disk_arg::ArgError;
 use crate::layer::{Layer, Layered};
 use crate::policy::PolicyListeners;
 
@@ -72,7 +72,7 @@ pub trait LayerOptions:
     ///
     /// # Errors
     /// It can't be that.
-    fn set_target(&mut self, target: &str) -> Result<(), SpecError> {
+    fn set_target(&mut self, target: &str) -> Result<(), ArgError> {
         let _ = target;
         Ok(())
     }
@@ -89,7 +89,7 @@ pub trait LayerOptions:
     ///
     /// # Errors
     /// The options don't go together.
-    fn validate(&self) -> Result<(), SpecError> {
+    fn validate(&self) -> Result<(), ArgError> {
         Ok(())
     }
 
@@ -169,11 +169,11 @@ pub(super) trait AnyLayer: fmt::Debug + Send + Sync {
     fn adapts(&self) -> bool;
     fn target(&self) -> Option<String>;
     fn changed(&self) -> Vec<(&'static str, String)>;
-    fn validate(&self) -> Result<(), SpecError>;
+    fn validate(&self) -> Result<(), ArgError>;
     fn identity(&self) -> Option<String>;
-    fn is_equal(&self, other: &LayerSpec) -> bool;
-    fn merged(&self, other: &LayerSpec) -> Option<LayerSpec>;
-    fn or(&self, old: &LayerSpec) -> LayerSpec;
+    fn is_equal(&self, other: &LayerArg) -> bool;
+    fn merged(&self, other: &LayerArg) -> Option<LayerArg>;
+    fn or(&self, old: &LayerArg) -> LayerArg;
     /// Makes the layer over `inner`, or the one that was there before.
     fn build(
         &self,
@@ -183,7 +183,7 @@ pub(super) trait AnyLayer: fmt::Debug + Send + Sync {
     ) -> Result<AnyDisk, StackError>;
     fn apply(&self, disk: &AnyDisk) -> Result<(), DiskError>;
     fn leave(&self, disk: &AnyDisk) -> Result<(), DiskError>;
-    fn current(&self, disk: &AnyDisk) -> LayerSpec;
+    fn current(&self, disk: &AnyDisk) -> LayerArg;
     fn sees_requests(&self, disk: &AnyDisk) -> bool;
 }
 
@@ -212,7 +212,7 @@ impl<O: LayerOptions> AnyLayer for O {
         LayerOptions::changed(self)
     }
 
-    fn validate(&self) -> Result<(), SpecError> {
+    fn validate(&self) -> Result<(), ArgError> {
         LayerOptions::validate(self)
     }
 
@@ -220,17 +220,17 @@ impl<O: LayerOptions> AnyLayer for O {
         LayerOptions::identity(self)
     }
 
-    fn is_equal(&self, other: &LayerSpec) -> bool {
+    fn is_equal(&self, other: &LayerArg) -> bool {
         other.options() == Some(self)
     }
 
-    fn merged(&self, other: &LayerSpec) -> Option<LayerSpec> {
-        LayerOptions::merged(self, other.options()?).map(LayerSpec::new)
+    fn merged(&self, other: &LayerArg) -> Option<LayerArg> {
+        LayerOptions::merged(self, other.options()?).map(LayerArg::new)
     }
 
-    fn or(&self, old: &LayerSpec) -> LayerSpec {
+    fn or(&self, old: &LayerArg) -> LayerArg {
         let this = self.clone();
-        LayerSpec::new(match old.options() {
+        LayerArg::new(match old.options() {
             Some(old) => LayerOptions::or(this, old),
             None => this,
         })
@@ -257,9 +257,9 @@ impl<O: LayerOptions> AnyLayer for O {
         disk.of().as_deref().map_or(Ok(()), O::leave)
     }
 
-    fn current(&self, disk: &AnyDisk) -> LayerSpec {
+    fn current(&self, disk: &AnyDisk) -> LayerArg {
         let disk = disk.of();
-        LayerSpec::new(disk.map_or_else(|| self.clone(), |disk| LayerOptions::current(self, &disk)))
+        LayerArg::new(disk.map_or_else(|| self.clone(), |disk| LayerOptions::current(self, &disk)))
     }
 
     fn sees_requests(&self, disk: &AnyDisk) -> bool {

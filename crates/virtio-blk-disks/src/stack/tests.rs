@@ -14,22 +14,22 @@ use crate::meter::{MeterOptions, OpClass};
 use crate::policy::{ErrorsOptions, OnError};
 use crate::throttle::{Burst, Limits, Rate, ThrottleOptions};
 use crate::verify::VerifyOptions;
-use crate::{DiskSpec, MemoryDisk};
+use crate::{DiskArg, MemoryDisk};
 
-fn parse(text: &str) -> StackSpec {
+fn parse(text: &str) -> StackArg {
     text.parse().unwrap()
 }
 
-fn layer(text: &str) -> LayerSpec {
+fn layer(text: &str) -> LayerArg {
     text.parse().unwrap()
 }
 
-fn layers(texts: &[&str]) -> Vec<LayerSpec> {
+fn layers(texts: &[&str]) -> Vec<LayerArg> {
     texts.iter().map(|text| layer(text)).collect()
 }
 
 fn refusal(text: &str) -> String {
-    text.parse::<StackSpec>().unwrap_err().to_string()
+    text.parse::<StackArg>().unwrap_err().to_string()
 }
 
 fn live(text: &str) -> Stack {
@@ -57,29 +57,29 @@ fn write(queue: &mut dyn IoQueue, token: u64) {
 
 #[test]
 fn a_disk_takes_layers_from_the_medium_upwards() {
-    let spec = parse(
+    let arg = parse(
         "raw:/a,,b.img,direct=on,throttle=iops:5000/burst:20000/length:0.5/read_bandwidth:50M/group:a,\
          dirty=backup/granularity:1M,meter",
     );
-    assert_eq!(spec.disk.to_string(), "raw:/a,,b.img,direct=on");
+    assert_eq!(arg.disk.to_string(), "raw:/a,,b.img,direct=on");
     let limits = Limits {
         iops: Some(Rate::new(5000).with_burst(20_000, Duration::from_millis(500))),
         read_bandwidth: Some(Rate::new(50 << 20)),
         ..Limits::default()
     };
     assert_eq!(
-        spec.layers,
+        arg.layers,
         [
-            LayerSpec::new(ThrottleOptions {
+            LayerArg::new(ThrottleOptions {
                 limits,
                 group: Some("a".to_owned()),
             }),
-            LayerSpec::new(DirtyOptions {
+            LayerArg::new(DirtyOptions {
                 name: "backup".to_owned(),
                 granularity: 1 << 20,
                 persist: None,
             }),
-            LayerSpec::new(MeterOptions {}),
+            LayerArg::new(MeterOptions {}),
         ]
     );
 }
@@ -93,7 +93,7 @@ fn the_file_of_a_bitmap_may_stand_anywhere() {
         })
     };
     let dirty = |granularity, persist| {
-        LayerSpec::new(DirtyOptions {
+        LayerArg::new(DirtyOptions {
             name: "a".to_owned(),
             granularity,
             persist,
@@ -120,9 +120,9 @@ fn the_file_of_a_bitmap_may_stand_anywhere() {
         assert_eq!(layer(text), wanted, "{text}");
         assert_eq!(layer(&wanted.to_string()), wanted, "{text}");
     }
-    let spec = parse("raw:x,dirty=a/persist:/a,,b,meter");
-    assert_eq!(spec.layers[0], dirty(64 << 10, persist("/a,b", false)));
-    assert_eq!(spec.to_string(), "raw:x,dirty=a/persist:/a,,b,meter");
+    let arg = parse("raw:x,dirty=a/persist:/a,,b,meter");
+    assert_eq!(arg.layers[0], dirty(64 << 10, persist("/a,b", false)));
+    assert_eq!(arg.to_string(), "raw:x,dirty=a/persist:/a,,b,meter");
     for (text, word) in [
         ("memory:1M,dirty=a/persist:", "path of a file"),
         ("memory:1M,dirty=a/sync:on", "persist:"),
@@ -232,7 +232,7 @@ fn disks_share_the_groups_of_a_name() {
     let error = live.change(&layers(&["throttle=iops:9/group:a"]));
     assert!(matches!(
         error,
-        Err(StackError::Spec(SpecError::GroupLimits { .. }))
+        Err(StackError::Arg(ArgError::GroupLimits { .. }))
     ));
     // A member changes them for all, and all of them show it.
     first.change(&layers(&["throttle=iops:9/group:a"])).unwrap();
@@ -379,7 +379,7 @@ fn limits_change_where_they_are() {
 fn who_chooses_the_path_is_told_when_somebody_needs_to_see_requests() {
     let base = Arc::new(MemoryDisk::new(1 << 20).unwrap());
     let open = |limits| {
-        LayerSpec::new(ThrottleOptions {
+        LayerArg::new(ThrottleOptions {
             limits,
             group: None,
         })
@@ -417,7 +417,7 @@ fn a_change_that_is_refused_changes_nothing() {
     for refused in [
         layers(&["throttle=iops:5", "meter", "meter"]),
         layers(&["throttle=iops:5", "verify"]),
-        vec![LayerSpec::new(ThrottleOptions {
+        vec![LayerArg::new(ThrottleOptions {
             limits: Limits {
                 iops: Some(Rate::new(0)),
                 ..Limits::default()
@@ -454,7 +454,7 @@ fn rate(least: u64) -> impl Strategy<Value = Option<Rate>> {
     }))
 }
 
-fn any_layer() -> impl Strategy<Value = LayerSpec> {
+fn any_layer() -> impl Strategy<Value = LayerArg> {
     let limits = (rate(1), rate(1), rate(1), rate(1), rate(1), rate(1)).prop_map(
         |(iops, read_iops, write_iops, bandwidth, read_bandwidth, write_bandwidth)| Limits {
             iops,
@@ -467,7 +467,7 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
     );
     let fault = (any::<u64>(), 0_u32..=1000, 0_u64..5000, any::<bool>());
     prop_oneof![
-        (limits, "[a-z0-9._-]{1,64}").prop_map(|(limits, group)| LayerSpec::new(ThrottleOptions {
+        (limits, "[a-z0-9._-]{1,64}").prop_map(|(limits, group)| LayerArg::new(ThrottleOptions {
             limits,
             group: Some(group),
         })),
@@ -476,7 +476,7 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
             9_u32..40,
             proptest::option::of(("[ -~]{1,20}", any::<bool>())),
         )
-            .prop_map(|(name, exponent, persist)| LayerSpec::new(DirtyOptions {
+            .prop_map(|(name, exponent, persist)| LayerArg::new(DirtyOptions {
                 name,
                 granularity: 1 << exponent,
                 persist: persist.map(|(path, sync)| PersistOptions {
@@ -493,11 +493,11 @@ fn any_layer() -> impl Strategy<Value = LayerSpec> {
             ])
         )
             .prop_filter("it says something", |both| *both != (None, None))
-            .prop_map(|(read, write)| LayerSpec::new(ErrorsOptions { read, write })),
-        Just(LayerSpec::new(MeterOptions {})),
-        Just(LayerSpec::new(VerifyOptions {})),
+            .prop_map(|(read, write)| LayerArg::new(ErrorsOptions { read, write })),
+        Just(LayerArg::new(MeterOptions {})),
+        Just(LayerArg::new(VerifyOptions {})),
         fault.prop_map(
-            |(seed, errors, millis, reorder)| LayerSpec::new(FaultOptions {
+            |(seed, errors, millis, reorder)| LayerArg::new(FaultOptions {
                 seed,
                 errors,
                 torn: errors / 2,
@@ -514,13 +514,13 @@ proptest! {
         path in "[ -~]{1,20}",
         layers in proptest::collection::vec(any_layer(), 0..5),
     ) {
-        let disk = DiskSpec::new(crate::RawOptions::new(path));
-        let spec = StackSpec { disk, layers };
-        prop_assert_eq!(spec.to_string().parse(), Ok(spec));
+        let disk = DiskArg::new(crate::RawOptions::new(path));
+        let arg = StackArg { disk, layers };
+        prop_assert_eq!(arg.to_string().parse(), Ok(arg));
     }
 
     #[test]
     fn nothing_panics(text in "(raw:x|null:1M),[a-z_=:/,0-9.-]{0,60}") {
-        let _ = text.parse::<StackSpec>();
+        let _ = text.parse::<StackArg>();
     }
 }

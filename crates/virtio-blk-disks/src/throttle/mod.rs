@@ -35,7 +35,7 @@ mod stats;
 
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Disk, DiskError, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue};
 
 pub use group::{Clock, ThrottleGroup};
 pub use limits::{Burst, LimitError, Limits, Rate};
@@ -78,12 +78,12 @@ impl<D: Disk + ?Sized> ThrottleDisk<D> {
 }
 
 impl Layer for Throttle {
-    fn open_queue<D: Disk + ?Sized>(
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = inner.open_queue(depth)?;
         let queue = ThrottleQueue::new(self.group.clone(), self.counts.clone(), inner, depth)?;
         Ok(Box::new(queue))
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Deserializer};
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::{Limits, Rate, Throttle, ThrottleDisk, ThrottleGroup};
-use crate::disk_arg::{Size, SpecError, bytes, name, parsed, seconds};
+use crate::disk_arg::{ArgError, Size, bytes, name, parsed, seconds};
 use crate::layer::Layered;
 use crate::stack::{LayerContext, LayerOptions, Parts, Shape, StackError};
 
@@ -217,7 +217,7 @@ impl LayerOptions for ThrottleOptions {
         changed
     }
 
-    fn validate(&self) -> Result<(), SpecError> {
+    fn validate(&self) -> Result<(), ArgError> {
         Ok(self.limits.validate()?)
     }
 
@@ -232,7 +232,7 @@ impl LayerOptions for ThrottleOptions {
     ) -> Result<Layered<Throttle>, StackError> {
         let group = match &self.group {
             Some(name) => context.groups.join(name, self.limits)?,
-            None => ThrottleGroup::new(self.limits).map_err(SpecError::from)?,
+            None => ThrottleGroup::new(self.limits).map_err(ArgError::from)?,
         };
         Ok(ThrottleDisk::new(inner, group))
     }

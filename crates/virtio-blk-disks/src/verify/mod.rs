@@ -100,12 +100,12 @@ impl Layer for Verify {
         caps
     }
 
-    fn open_queue<D: Disk + ?Sized>(
+    fn open_queue(
         &self,
-        inner: &D,
+        inner: Box<dyn IoQueue>,
         depth: u16,
+        _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let inner = inner.open_queue(depth)?;
         let shared = self.shared.clone();
         Ok(Box::new(ObservedQueue::new(
             Checker { shared },

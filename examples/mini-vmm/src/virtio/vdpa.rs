@@ -17,7 +17,7 @@ use vhost_vdpa_frontend::{
 };
 use virtio_blk_core::device::{self, SavedQueue, VirtioDevice};
 use virtio_blk_core::spec::status;
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack, StackError};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack, StackError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -38,7 +38,7 @@ pub struct VdpaSource {
     /// The slow path is asked for, whatever the layers.
     pub slow: AtomicBool,
     /// Layers of the slow path, where they decide on the path (`path=auto`).
-    pub layers: Option<Mutex<Vec<LayerSpec>>>,
+    pub layers: Option<Mutex<Vec<LayerArg>>>,
 }
 
 /// The device of a machine.
@@ -107,7 +107,7 @@ impl VdpaDisk {
     }
 
     /// Replaces the layers; the path follows.
-    pub fn set_layers(&self, layers: &[LayerSpec]) -> Result<Value> {
+    pub fn set_layers(&self, layers: &[LayerArg]) -> Result<Value> {
         let (Some(stack), Some(kept)) = (&self.stack, &self.source.layers) else {
             return Err(failed(&"only a disk with path=auto has layers"));
         };

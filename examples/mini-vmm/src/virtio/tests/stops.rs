@@ -3,7 +3,7 @@
 
 //! Stops end in bounded time, whatever the disk and its layers do.
 
-use virtio_blk_disks::stack::{Groups, LayerSpec, Stack};
+use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
 
 use super::disk::Silent;
 use super::*;
@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(3);
 
 /// A disk of ten requests a second. 60 of them take 6 s.
 fn throttled() -> Arc<dyn Disk> {
-    let layers: [LayerSpec; 1] = ["throttle=iops:10".parse().unwrap()];
+    let layers: [LayerArg; 1] = ["throttle=iops:10".parse().unwrap()];
     let stack = Stack::fixed(memory_disk(), &layers, Groups::default());
     stack.unwrap().disk()
 }

@@ -6,25 +6,24 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Groups, LayerSpec, Stack, StackError, parse};
-use crate::disk_arg::DiskArg;
-use crate::{DiskSpec, SpecError};
+use super::{Groups, LayerArg, LayerKinds, Stack, StackError, parse};
+use crate::disk_arg::FromTree;
+use crate::{ArgError, DiskArg};
 
-/// A disk with layers, by name. `Display` writes what `FromStr` reads; see the [module](super) for the
-/// syntax.
+/// A disk with layers, by name. `Display` writes what [`StackArg::parse`] reads; see the [module](super) for the syntax.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StackSpec<D = DiskSpec> {
+pub struct StackArg<D = DiskArg> {
     /// The disk at the bottom: one of this crate's, or of an embedder's own kinds.
     pub disk: D,
     /// What lies on it, from the medium upwards.
-    pub layers: Vec<LayerSpec>,
+    pub layers: Vec<LayerArg>,
 }
 
-impl StackSpec {
+impl StackArg {
     /// Makes the disk and its layers, once for all. A stack without layers is the bare disk.
     ///
     /// # Errors
-    /// As for [`DiskSpec::open`]; or the layers don't go together.
+    /// As for [`DiskArg::open`]; or the layers don't go together.
     pub fn open(&self, read_only: bool, groups: &Groups) -> Result<Stack, StackError> {
         let disk = self.disk.open(read_only)?;
         Stack::fixed(disk, &self.layers, groups.clone())
@@ -34,15 +33,15 @@ impl StackSpec {
     /// check for each operation, and a descriptor for each queue.
     ///
     /// # Errors
-    /// As for [`StackSpec::open`]; or the disk has only one queue.
+    /// As for [`StackArg::open`]; or the disk has only one queue.
     pub fn open_live(&self, read_only: bool, groups: &Groups) -> Result<Stack, StackError> {
         let disk = self.disk.open(read_only)?;
         Stack::live(disk, &self.layers, groups.clone())
     }
 }
 
-impl From<DiskSpec> for StackSpec {
-    fn from(disk: DiskSpec) -> Self {
+impl From<DiskArg> for StackArg {
+    fn from(disk: DiskArg) -> Self {
         Self {
             disk,
             layers: Vec::new(),
@@ -50,15 +49,26 @@ impl From<DiskSpec> for StackSpec {
     }
 }
 
-impl<D: DiskArg> FromStr for StackSpec<D> {
-    type Err = SpecError;
-
-    fn from_str(text: &str) -> Result<Self, SpecError> {
-        parse::stack(text)
+impl<D: FromTree> StackArg<D> {
+    /// Reads a disk with layers of these kinds, by name.
+    ///
+    /// # Errors
+    /// The disk is of no kind that `D` knows, a layer of none of these; or not what its kind needs.
+    pub fn parse(text: &str, layers: LayerKinds<'_>) -> Result<Self, ArgError> {
+        parse::stack(text, layers)
     }
 }
 
-impl<D: fmt::Display> fmt::Display for StackSpec<D> {
+impl<D: FromTree> FromStr for StackArg<D> {
+    type Err = ArgError;
+
+    /// With layers of this crate.
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        Self::parse(text, LayerKinds::default())
+    }
+}
+
+impl<D: fmt::Display> fmt::Display for StackArg<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.disk)?;
         self.layers
