@@ -4,46 +4,15 @@
 //! The documents of the repository name things that exist: tests, files, rules by their number.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use common::{all, files, read, root};
+
 /// Rules in `docs/conformance.md`.
 const RULES: usize = 85;
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
-}
-
-fn read(path: &str) -> String {
-    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
-/// All files below `dir` whose name has one of the `endings`, by their path from the root.
-fn files(dir: &str, endings: &[&str], found: &mut Vec<String>) {
-    for entry in fs::read_dir(root().join(dir)).unwrap() {
-        let entry = entry.unwrap();
-        let name = entry.file_name().into_string().unwrap();
-        let path = match dir {
-            "" => name.clone(),
-            _ => format!("{dir}/{name}"),
-        };
-        if entry.file_type().unwrap().is_dir() {
-            let built = name == "target" || name == "corpus" || name.starts_with('.');
-            if !built {
-                files(&path, endings, found);
-            }
-        } else if endings.iter().any(|ending| name.ends_with(ending)) {
-            found.push(path);
-        }
-    }
-}
-
-fn all(endings: &[&str]) -> Vec<String> {
-    let mut found = Vec::new();
-    files("", endings, &mut found);
-    found.sort();
-    found
-}
 
 /// What stands between pairs of backticks.
 fn code_spans(text: &str) -> Vec<&str> {
