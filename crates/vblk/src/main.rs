@@ -9,11 +9,13 @@ mod cli;
 mod descriptors;
 mod disk_file;
 mod disk_info;
+mod disk_tools;
 mod features;
 mod groups;
 mod journal;
 mod layers;
 mod output;
+mod progress;
 mod report;
 mod serve;
 mod signals;
@@ -29,12 +31,13 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use cli::{Cli, Command, DiskCommand, ServeCommand};
+use disk_tools::check::NothingToCheck;
 use output::OutputError;
 use report::{Kind, describe};
 
-/// `more`: further disks to serve.
-fn run(cli: Cli, more: Vec<ServeCommand>) -> Result<(), Box<dyn Error>> {
-    match cli.command {
+/// `more`: further disks to serve. Returns the exit status.
+fn run(cli: Cli, more: Vec<ServeCommand>) -> Result<u8, Box<dyn Error>> {
+    let done = match cli.command {
         Command::Serve(first) => {
             descriptors::raise_limit();
             let mut all = vec![first];
@@ -42,11 +45,17 @@ fn run(cli: Cli, more: Vec<ServeCommand>) -> Result<(), Box<dyn Error>> {
             serve::run(&all, cli.json)
         }
         Command::Disk(DiskCommand::Info(args)) => disk_info::run(&args, cli.json),
+        Command::Disk(DiskCommand::Create(args)) => disk_tools::create::run(&args, cli.json),
+        Command::Disk(DiskCommand::Check(args)) => {
+            return disk_tools::check::run(&args, cli.json);
+        }
+        Command::Disk(DiskCommand::Map(args)) => disk_tools::map::run(&args, cli.json),
         Command::Vdpa(command) => vdpa::run(&command, cli.json),
         Command::Ctl(args) => layers::ctl::run(args, cli.json),
         Command::Top(args) => layers::top::run(&args, cli.json),
         Command::Features(args) => features::run(&args, cli.json),
-    }
+    };
+    done.map(|()| 0)
 }
 
 /// What is wrong with a command line, on one line: clap says it in paragraphs, the last of which repeat
@@ -110,10 +119,12 @@ fn main() -> ExitCode {
     {
         log::warn!("what is logged is waited for, as there is no thread for it: {error}");
     }
-    let result = run(cli, more);
-    let Err(error) = result else {
-        report::flush();
-        return ExitCode::SUCCESS;
+    let error = match run(cli, more) {
+        Ok(status) => {
+            report::flush();
+            return ExitCode::from(status);
+        }
+        Err(error) => error,
     };
     if error
         .downcast_ref::<OutputError>()
@@ -121,11 +132,15 @@ fn main() -> ExitCode {
     {
         output::end_as_others_do();
     }
+    let kind = match error.is::<NothingToCheck>() {
+        true => Kind::Unsupported,
+        false => Kind::Failed,
+    };
     report::fail(
-        Kind::Failed,
+        kind,
         &describe(error.as_ref()),
         report::errno(error.as_ref()),
         json,
     );
-    ExitCode::from(Kind::Failed.status())
+    ExitCode::from(kind.status())
 }

@@ -291,6 +291,8 @@ pub enum Kind {
     Usage,
     /// What it asks for.
     Failed,
+    /// What it asks for makes no sense for this kind of disk: the status of `qemu-img check`.
+    Unsupported,
 }
 
 impl Kind {
@@ -299,6 +301,7 @@ impl Kind {
         match self {
             Self::Usage => 2,
             Self::Failed => 1,
+            Self::Unsupported => 63,
         }
     }
 }
@@ -311,6 +314,7 @@ pub fn fail(kind: Kind, message: &str, errno: Option<i32>, json: bool) {
             let name = match kind {
                 Kind::Usage => "usage",
                 Kind::Failed => "failed",
+                Kind::Unsupported => "unsupported",
             };
             json!({"event": "error", "kind": name, "message": message, "errno": errno, "status": kind.status()})
                 .to_string()

@@ -45,6 +45,26 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// Data that is in a file at the same place, as in a raw image.
+    pub const fn data(range: Range<u64>, depth: usize) -> Self {
+        Self {
+            offset: range.start,
+            len: range.end - range.start,
+            place: Where::Data(range.start),
+            depth,
+        }
+    }
+
+    /// Zeroes, as in a hole of a raw image.
+    pub const fn zero(range: Range<u64>, depth: usize) -> Self {
+        Self {
+            offset: range.start,
+            len: range.end - range.start,
+            place: Where::Zero,
+            depth,
+        }
+    }
+
     const fn end(&self) -> u64 {
         self.offset + self.len
     }
@@ -70,6 +90,17 @@ pub struct ChainFile {
     pub raw: bool,
     /// The external data file, in which its data is instead.
     pub data_file: Option<PathBuf>,
+}
+
+impl ChainFile {
+    /// A raw image.
+    pub fn raw(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            raw: true,
+            data_file: None,
+        }
+    }
 }
 
 /// The files that an image names, as far as it was opened with them.
@@ -196,12 +227,7 @@ impl Image {
         let depth = extent.depth + 1;
         let has_room = match &self.named.image {
             Some(below) => (below.image()?).collect(extent.offset..end, depth, true, into)?,
-            None => into.push(Extent {
-                len: end - extent.offset,
-                place: Where::Data(extent.offset),
-                depth,
-                ..extent
-            }),
+            None => into.push(Extent::data(extent.offset..end, depth)),
         };
         // It may end within a unit.
         let rest = Extent {
@@ -253,11 +279,7 @@ impl Qcow2Disk {
         }];
         match (&image.named.image, &image.named.backing) {
             (Some(below), _) => chain.extend(below.chain()?),
-            (None, Some(path)) => chain.push(ChainFile {
-                path: path.clone(),
-                raw: true,
-                data_file: None,
-            }),
+            (None, Some(path)) => chain.push(ChainFile::raw(path)),
             (None, None) => {}
         }
         Ok(chain)

@@ -11,6 +11,7 @@ use vdpa_bus::management::DeviceName;
 use vhost_user_blk::socket::{SocketAddress, group_id};
 use virtio_blk_disks::StackArg;
 
+use crate::disk_tools::{check, create, map};
 use crate::layers::{LayerArgs, ctl, layers_help, top};
 use crate::source::{KINDS, Source};
 
@@ -86,21 +87,23 @@ Examples:
       --socket /tmp/vblk.sock --control /tmp/vblk.ctl
     vblk top /tmp/vblk.ctl
     vblk ctl /tmp/vblk.ctl stats
-  Look at an image as a guest would see it:
-    vblk disk info raw:disk.img
+  Make an image, and look at it as a guest would see it:
+    vblk disk create qcow2:disk.qcow2,size=20G
+    vblk disk info qcow2:disk.qcow2
 
 Exit status:
   0      done; a server was stopped and has ended in order
   1      failed; standard error says why, as its last line. A server ends with
          it, too, if a disk did not finish within --stop-timeout after SIGTERM
-  2      the command line can't be understood
+  2      the command line can't be understood; of `disk check` more: see there
   128+N  ended by signal N: a server by the second SIGTERM or SIGINT, a
          command whose output nobody reads any more by SIGPIPE
 
 With --json results are objects on standard output, one a line. Standard error
 has one object a line, too:
   {\"event\":\"error\",\"kind\":K,\"message\":M,\"errno\":N,\"status\":S}
-         why the program ends, as the last line; K is \"failed\" or \"usage\", N
+         why the program ends, as the last line; K is \"failed\", \"usage\" or
+         \"unsupported\" (of `disk check`), N
          the system's error number or null, S the exit status
   {\"event\":\"log\",\"level\":L,\"message\":M}
          L is \"error\", \"warn\", \"info\", \"debug\" or \"trace\"";
@@ -126,7 +129,7 @@ pub enum Command {
     /// Serve a disk until SIGTERM or SIGINT.
     #[command(subcommand)]
     Serve(ServeCommand),
-    /// Examine disks.
+    /// Make, examine, check and map disks.
     #[command(subcommand)]
     Disk(DiskCommand),
     /// List, add, bind and delete the kernel's vDPA devices.
@@ -280,6 +283,15 @@ pub enum DiskCommand {
     /// Show capacity, block sizes and abilities as they were probed.
     #[command(after_help = help_on_disks(INFO_HELP))]
     Info(InfoArgs),
+    /// Make an image.
+    #[command(after_help = create::HELP)]
+    Create(create::CreateArgs),
+    /// Look whether a qcow2 image is sound, and repair its refcounts.
+    #[command(after_help = check::HELP)]
+    Check(check::CheckArgs),
+    /// Show what is where: data, zeroes, nothing; in which file, and where in it.
+    #[command(after_help = map::HELP)]
+    Map(map::MapArgs),
 }
 
 /// Options of `disk info`.

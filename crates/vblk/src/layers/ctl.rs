@@ -168,7 +168,7 @@ impl TryFrom<DirtyArgs> for Dirty {
 }
 
 /// A SIZE as a DISK has it.
-fn bytes(text: &str) -> Result<u64, ArgError> {
+pub fn bytes(text: &str) -> Result<u64, ArgError> {
     let arg: DiskArg = format!("memory:{text}").parse()?;
     let memory: Option<&MemoryOptions> = arg.options();
     memory

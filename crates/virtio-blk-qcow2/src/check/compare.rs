@@ -9,7 +9,8 @@ use super::{Checked, Repair};
 use crate::lane::Lane;
 use crate::refcounts::{Refcounts, Run};
 
-/// Compares the counts of the clusters from `first` on with how often they are used, and mends them.
+/// Compares the counts of the clusters from `first` on with how often they are used, and mends them. The end is told in
+/// clusters.
 pub(super) fn compare(
     refcounts: &mut Refcounts,
     lane: &mut Lane,
@@ -43,6 +44,9 @@ fn compare_block(
     let (mut leaks, mut lost) = (0, 0);
     for (cluster, used) in (first..).zip(used) {
         let (used, counted) = (u64::from(*used), refcounts.get(lane, cluster)?);
+        if used + counted > 0 {
+            checked.end = cluster + 1;
+        }
         if counted > used {
             leaks += 1;
             checked.tell(|| format!("cluster {cluster} is counted {counted} times, used {used}"));

@@ -51,7 +51,7 @@ pub struct Checked {
     /// Those of them that don't follow the one before them in the file, as far as one L2 table has both. Compressed ones
     /// count as such.
     pub fragmented: u64,
-    /// Bytes of the file up to the end of the last cluster that is used.
+    /// Bytes of the file up to the end of the last cluster that is used or counted.
     pub end: u64,
     /// Clusters of the file that are counted more often than they are used: space that is lost.
     pub leaks: u64,
@@ -146,6 +146,7 @@ pub fn check(
         progress(window.end, all);
         from = window.end;
     }
+    checked.end <<= header.geometry.cluster_bits;
     walk::marks(&header, &mut lane, &layout.l1, &mut refcounts, &mut checked).map_err(failed)?;
     if repair != Repair::Nothing {
         finish(&base, &mut lane, repair, &mut checked).map_err(failed)?;

@@ -86,10 +86,6 @@ impl<'a> Walk<'a> {
                 *count = count.saturating_add(1);
             }
         }
-        if self.first {
-            let end = (first + count) << self.header.geometry.cluster_bits;
-            checked.end = checked.end.max(end);
-        }
     }
 
     /// The active L2 tables, whose own places are known.
