@@ -318,6 +318,12 @@ impl InFlightArea {
         })
     }
 
+    /// Whether a part may name something.
+    fn is_used(&self, part: Part) -> bool {
+        let version = field::<AtomicU16>(&self.memory, part.base + VERSION);
+        version.is_some_and(|version| version.load(Ordering::Acquire) != UNUSED)
+    }
+
     /// Says of a part that it names nothing, if it does.
     fn forget(&self, part: Part) {
         let Some(version) = field::<AtomicU16>(&self.memory, part.base + VERSION) else {
@@ -372,9 +378,15 @@ impl InFlightArea {
         }
         // The ring has this size now: what the other part names is of a ring that is no more.
         for other in self.parts(index).into_iter().flatten().flatten() {
-            if other.base != part.base {
-                self.forget(other);
+            if other.base == part.base {
+                continue;
             }
+            // We leave one of them in use at most. An older version, which does not know the part for larger rings, ran a
+            // smaller one since that was used. Before the other part says no more that it did.
+            if other.capacity < part.capacity && self.is_used(other) {
+                self.forget(part);
+            }
+            self.forget(other);
         }
         let in_flight = log.recover(used_idx);
         Ok((log, in_flight))

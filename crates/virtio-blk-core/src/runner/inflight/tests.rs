@@ -308,6 +308,28 @@ fn a_ring_of_another_size_leaves_nothing_behind() {
     }
 }
 
+/// A version without the part for larger rings served the guest in between.
+#[test]
+fn what_an_older_version_does_not_know_is_not_replayed_after_it() {
+    for drained in [false, true] {
+        let (area, memory) = with_larger();
+        reopen(&area, 32, 0).0.taken(20);
+        let known = memory.slice(0, InFlightArea::bytes(2, 8)).unwrap();
+        let older = InFlightArea::new(known, 2, 8).unwrap();
+        assert!(older.split_log(1, 32, 0).is_err());
+        // It took no ring: the guest's is as it was.
+        assert_eq!(reopen(&area, 32, 0).1, [20]);
+        let mut log = reopen(&older, 8, 0).0;
+        log.taken(3);
+        if drained {
+            log.returning(&[3], 1);
+            log.returned(&[3], 1);
+        }
+        assert_eq!(reopen(&area, 32, 0).1, [0; 0], "of an earlier boot");
+        assert_eq!(reopen(&area, 8, 0).1, [0; 0]);
+    }
+}
+
 #[test]
 fn what_is_too_little_for_anything_is_not_used() {
     let sizes = [0, 16, 32, 1024, MAX_QUEUE_SIZE];
