@@ -2,8 +2,8 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# about: resets with I/O in flight, malformed requests, hot-added memory, a disk that hangs: the server lives and answers
-# lab: modules=vhost_iotlb,vhost,vdpa,vhost_vdpa,vduse,loop binaries=vblk,vduse-backend/vhost-vdpa-abuse timeout=180
+# about: resets with I/O in flight, malformed requests, hot-added memory, a disk that hangs: the server lives and answers; what changes right after a hand-over is seen
+# lab: modules=vhost_iotlb,vhost,vdpa,vhost_vdpa,vduse,loop binaries=vblk,vduse-backend/vhost-vdpa-abuse,virtio-blk-disks/hand-over-times timeout=180
 
 . /lab/lib.sh
 . /lab/vduse.sh
@@ -40,6 +40,10 @@ truncate -s 128M /tmp/fs.img
 mkfs.ext4 -q /tmp/fs.img
 losetup /dev/loop0 /tmp/fs.img
 mount -t ext4 /dev/loop0 /mnt
+step "what is changed right after a hand-over"
+hand-over-times /mnt || fail "not seen"
+rm /mnt/handed-over.img
+
 dd if=/dev/zero of=/mnt/disk.img bs=1M count=64 2>/dev/null
 serve disk0 raw:/mnt/disk.img --queues 1 --msg-timeout 10 --attach vhost
 eventually 20 test -c /dev/vhost-vdpa-0

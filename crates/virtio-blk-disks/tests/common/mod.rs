@@ -5,6 +5,7 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 pub mod faults;
+pub mod times;
 
 use std::collections::HashMap;
 use std::os::fd::AsRawFd;
