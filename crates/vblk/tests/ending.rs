@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+#[path = "common/calls.rs"]
+mod calls;
 mod common;
 
 use std::fs;
 use std::time::{Duration, Instant};
 
+use calls::{Syncs, with_syncs};
 use common::{Server, guest};
 use virtio_blk_driver::request::Request;
 
@@ -106,4 +109,55 @@ fn a_second_signal_ends_a_server_whose_disk_does_not_finish() {
     server.signal(libc::SIGINT);
     assert!(libc::WIFEXITED(wait(thread)));
     assert_eq!(server.end().0.code(), Some(128 + 2));
+}
+
+/// A server of an image that it lets go of at its end, whose fsync and fdatasync do that; a client has written.
+fn handing_over(syncs: Syncs, more: &[&str]) -> (Server, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let disk = format!("raw:{},lock=handover", path.display());
+    let args = ["--json", "-v", "--queues", "1", "--disk", &disk];
+    let prepare = |command: &mut _| with_syncs(command, syncs);
+    let mut server = Server::spawn_with(&[&args[..], more].concat(), None, None, prepare);
+    server.event("listening");
+    let mut client = server.connect();
+    let (_guest, mut queue) = guest(&mut client);
+    queue.write(0, &[1; 512]).unwrap();
+    (server, dir)
+}
+
+/// The last line of what a server said.
+fn last_error(said: &str) -> String {
+    let last: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    last["message"].as_str().unwrap().to_owned()
+}
+
+/// The client is gone: the status is all there is to say so.
+#[test]
+fn a_server_that_lost_data_at_its_end_has_not_done_well() {
+    let (server, _dir) = handing_over(Syncs::Fail, &[]);
+    server.signal(libc::SIGTERM);
+    let (status, said) = server.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let error = last_error(&said);
+    assert!(
+        error.contains("lost") && error.contains("os error 5"),
+        "{error}"
+    );
+}
+
+/// What a disk keeps in memory would be lost with the process: that stays as long as it may.
+#[test]
+fn a_server_waits_for_what_its_disk_still_writes() {
+    let started = Instant::now();
+    // A second after the session has ended.
+    let (mut server, _dir) = handing_over(Syncs::Hang, &["--stop-timeout", "6"]);
+    server.signal(libc::SIGTERM);
+    server.complaint("still makes stable");
+    let (status, said) = server.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    let error = last_error(&said);
+    assert!(error.contains("not ended after 6s"), "{error}");
+    assert!(started.elapsed() < Duration::from_secs(30));
 }

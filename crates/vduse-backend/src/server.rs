@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use virtio_blk_core::device::{AbiError, Device};
 use virtio_blk_core::disk::DiskError;
+use virtio_blk_core::runner::Medium;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::kernel::{DeviceFile, Kernel};
@@ -277,6 +278,12 @@ impl Server {
             taken_over,
             presence,
         })
+    }
+
+    /// The disk, in use or not, for a caller that must not end before it is left: after [`Outcome::Unfinished`] it may
+    /// still make stable what it keeps in memory.
+    pub fn medium(&self) -> Medium {
+        self.session.medium().clone()
     }
 
     /// A handle to stop this server.

@@ -120,14 +120,15 @@ impl ServerHandle {
         self.0.medium.left_behind()
     }
 
-    /// Whether the disk was left in order when its last queue stopped. To be asked once [`Server::run`] has returned: no
-    /// client may be there to hear of it. What is lost is returned once.
+    /// Waits until `deadline` for the disk, whose last queue has stopped, to be left, and returns whether that was in
+    /// order. To be asked once [`Server::run`] has returned: no client may be there to hear of it. What is lost is returned
+    /// once.
     ///
     /// # Errors
     /// What the disk kept in memory may be lost, or it is still being written. Then the process has to stay until it is,
     /// or it is lost, too.
-    pub fn disk_left(&self) -> Result<(), LeaveError> {
-        if self.0.medium.wait_left(Instant::now()).is_none() {
+    pub fn wait_disk_left(&self, deadline: Instant) -> Result<(), LeaveError> {
+        if self.0.medium.wait_left(deadline).is_none() {
             return Err(LeaveError::Slow(self.0.stops.time()));
         }
         let lost = self.0.medium.take_lost();

@@ -112,9 +112,10 @@ fn what_is_lost_at_the_end_is_told() {
     disk.set(|state| state.broken = true);
     served.handle.stop();
     served.join();
-    let error = served.handle.disk_left().unwrap_err();
+    let error = served.handle.wait_disk_left(Instant::now()).unwrap_err();
     assert!(matches!(error, LeaveError::Lost(_)), "{error}");
-    assert!(served.handle.disk_left().is_ok(), "told once");
+    let again = served.handle.wait_disk_left(Instant::now());
+    assert!(again.is_ok(), "told once");
 }
 
 #[test]
@@ -127,10 +128,12 @@ fn a_disk_that_is_still_being_left_is_told() {
     disk.set(|state| state.slow = true);
     served.handle.stop();
     served.join();
-    let error = served.handle.disk_left().unwrap_err();
+    let error = served.handle.wait_disk_left(Instant::now()).unwrap_err();
     assert!(matches!(error, LeaveError::Slow(_)), "{error}");
     disk.set(|state| state.slow = false);
-    wait_for("the disk to be left", || served.handle.disk_left().is_ok());
+    let in_time = Instant::now() + Duration::from_secs(30);
+    served.handle.wait_disk_left(in_time).unwrap();
+    assert_eq!(disk.owner(), None);
 }
 
 #[test]

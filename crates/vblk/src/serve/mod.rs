@@ -57,6 +57,9 @@ struct Ready {
     run: Box<dyn FnOnce() -> Result<(), Failure> + Send>,
 }
 
+/// Longer than anybody waits.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// What all disks of a process share.
 struct Common {
     /// What makes VDUSE devices.

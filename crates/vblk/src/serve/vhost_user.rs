@@ -4,14 +4,15 @@
 //! `vblk serve vhost-user`.
 
 use std::error::Error;
+use std::time::Instant;
 
 use serde::Serialize;
 use vhost_user_blk::socket::{Listener, SocketOptions};
-use vhost_user_blk::{Server, ServerOptions};
+use vhost_user_blk::{LeaveError, Server, ServerHandle, ServerOptions};
 use virtio_blk_core::device::{Device, DeviceOptions};
 
 use super::listening::Listening;
-use super::{Common, Ready, usual_queues};
+use super::{Common, LONG, Ready, usual_queues};
 use crate::cli::VhostUserArgs;
 use crate::layers::ExportedDisk;
 use crate::output;
@@ -34,6 +35,19 @@ struct Ended {
     copied_bytes: Option<u64>,
     #[serde(flatten)]
     totals: Totals,
+}
+
+/// Waits for the disk to be left: what it still writes would be lost with the process. A second signal ends that, and
+/// `--stop-timeout`.
+fn wait_left(handle: &ServerHandle) -> Result<(), LeaveError> {
+    let mut left = handle.wait_disk_left(Instant::now());
+    if let Err(LeaveError::Slow(_)) = left {
+        log::warn!("the disk still makes stable what it kept in memory: it is waited for");
+    }
+    while let Err(LeaveError::Slow(_)) = left {
+        left = handle.wait_disk_left(Instant::now() + LONG);
+    }
+    left
 }
 
 /// Opens disk and socket.
@@ -81,7 +95,11 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     let run = move || {
         let result = server.run();
         let unfinished = handle.unfinished();
-        let left = handle.disk_left();
+        let left = match unfinished {
+            0 => wait_left(&handle),
+            // The disk stays in use for them.
+            _ => Ok(()),
+        };
         drop(server);
         if json {
             let ended = Ended {

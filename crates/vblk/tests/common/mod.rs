@@ -33,12 +33,24 @@ pub struct Server {
 impl Server {
     /// Starts one with these arguments, a `--socket` and a `--control`. Streams that are not given are read by the test.
     pub fn spawn(args: &[&str], stdout: Option<Stdio>, stderr: Option<Stdio>) -> Self {
+        Self::spawn_with(args, stdout, stderr, |_| ())
+    }
+
+    /// As [`Server::spawn`], with something else done to the command.
+    pub fn spawn_with(
+        args: &[&str],
+        stdout: Option<Stdio>,
+        stderr: Option<Stdio>,
+        prepare: impl FnOnce(&mut Command),
+    ) -> Self {
         // A name that has to be quoted in some places.
         let dir = tempfile::Builder::new()
             .prefix("a \"b\\")
             .tempdir()
             .unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vblk"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vblk"));
+        prepare(&mut command);
+        let mut child = command
             .args(["serve", "vhost-user"])
             .args(args)
             .arg("--socket")

@@ -139,6 +139,11 @@ impl Session {
         })
     }
 
+    /// The disk, in use or not.
+    pub(crate) fn medium(&self) -> &Medium {
+        self.threads.medium()
+    }
+
     /// Whether the driver uses the device.
     pub(crate) fn is_live(&self) -> bool {
         self.status.is_live()

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Serialize;
 use vdpa_bus::management::{DeviceName, Driver};
@@ -15,7 +16,7 @@ use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
 
 use super::attach::Attachment;
 use super::listening::Listening;
-use super::{Common, Failure, Ready, usual_queues};
+use super::{Common, Failure, LONG, Ready, usual_queues};
 use crate::cli::{AttachArg, VduseArgs};
 use crate::layers::ExportedDisk;
 use crate::status::Totals;
@@ -155,7 +156,7 @@ fn run(
     device: &Device,
     json: bool,
 ) -> Result<(), Failure> {
-    let stop = server.handle();
+    let (stop, medium) = (server.handle(), server.medium());
     let attacher = attachment.map(|(attachment, driver)| {
         let thread = std::thread::Builder::new().name("vblk-attach".into());
         thread.spawn(move || {
@@ -175,6 +176,14 @@ fn run(
         Err(error @ ServerError::Lost { outcome, .. }) => (outcome, Some(error)),
         Err(error) => return Err(error.into()),
     };
+    if outcome == Outcome::Unfinished && medium.left_behind() == 0 {
+        log::warn!("the disk still makes stable what it kept in memory: it is waited for");
+        // What it writes would be lost with the process. A second signal ends that, and `--stop-timeout`.
+        while medium.wait_left(Instant::now() + LONG).is_none() {}
+        if let Some(error) = medium.take_lost() {
+            return Err(format!("what the disk kept in memory may be lost: {error}").into());
+        }
+    }
     if let Some(Ok(Err(error))) = attacher.map(std::thread::JoinHandle::join) {
         return Err(error.into());
     }
