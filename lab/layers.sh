@@ -51,7 +51,7 @@ echo "$((after - before)) operations in $millis ms, $(number released </tmp/stat
 [ "$(number released </tmp/stats)" -gt 50 ] || fail "nothing was held back"
 ctl layers --remove throttle >/dev/null
 
-step "one moment of it, while a writer goes on"
+step "one moment of it, while a writer continues"
 dd if=/dev/zero of=/mnt/writer bs=64k count=400 oflag=direct 2>/dev/null &
 writer=$!
 ctl drain --hold 30 | grep -q '"drained":true' || fail "no drain"
@@ -107,7 +107,7 @@ ctl stats >/tmp/stats
 grep -q '"lie":null' /tmp/stats || fail "a lie: $(cat /tmp/stats)"
 dd if=/dev/vda of=/tmp/found bs=64k count=16 iflag=direct 2>/dev/null
 cmp /tmp/known /tmp/found || fail "written data was lost"
-step "and it goes on when there is room"
+step "and it continues when there is room"
 mount -o remount,size=64M /tmp/small
 dd if=/dev/urandom of=/dev/vda bs=64k seek=16 count=480 oflag=direct 2>/dev/null
 dd if=/dev/vda of=/tmp/found bs=64k count=16 iflag=direct 2>/dev/null

@@ -40,7 +40,7 @@ same() {
     done
 }
 
-# in_flight DISK: requests on a disk, until it goes or this guest ends. Answers when they run.
+# in_flight DISK: requests on a disk, until it goes or this guest ends. Returns when they run.
 in_flight() {
     fio --name=load --filename=/dev/$1 --offset=1M --size=8M --rw=randrw --direct=1 --ioengine=libaio \
         --iodepth=16 --time_based --runtime=60 --allow_file_create=0 >/dev/null 2>&1 &
@@ -142,7 +142,7 @@ control resize 1 96
 wait $machine || fail "status $?"
 ended /tmp/log
 
-step "the snapshot goes on"
+step "the snapshot continues"
 mv /tmp/copy/* /tmp
 : >/tmp/log
 tail -f /tmp/log &

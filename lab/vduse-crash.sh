@@ -2,7 +2,7 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# about: kill -9 of the VDUSE server under verified I/O, twenty times: the next one goes on, nothing is lost
+# about: kill -9 of the VDUSE server under verified I/O, twenty times: the next one continues, nothing is lost
 # lab: modules=virtio_vdpa,virtio_blk,vduse binaries=vblk timeout=180
 
 . /lab/lib.sh

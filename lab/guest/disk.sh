@@ -1,7 +1,7 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# What lab scripts share that use /dev/vda as any Linux does, whoever serves it: `. /lab/disk.sh` after lib.sh.
+# What lab scripts share that use /dev/vda as any Linux does, whatever serves it: `. /lab/disk.sh` after lib.sh.
 
 disk=/sys/block/vda
 
@@ -105,7 +105,7 @@ killed() {
         before=$(requests)
         kill -0 $passes 2>/dev/null || fail "the I/O ended before the last kill"
         eventually 20 moved
-        [ $((kill % 5)) != 0 ] || step "kill $kill: I/O goes on"
+        [ $((kill % 5)) != 0 ] || step "kill $kill: I/O continues"
     done
     touch /tmp/stop
     wait $passes

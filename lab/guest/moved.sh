@@ -112,7 +112,7 @@ for path in slow fast; do
     at $path
 done
 
-step "a snapshot, then the machine goes on from it, and its disk is what it was"
+step "a snapshot, then the machine continues from it, and its disk is what it was"
 control pause
 control snapshot /tmp/snapshot
 control power-off

@@ -14,7 +14,7 @@ pub struct Args {
     /// Targets, by name; all if none is named
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
-    /// How long to go on with each target after its seeds; 0: only the seeds
+    /// How long to continue with each target after its seeds; 0: only the seeds
     #[arg(long, default_value_t = 60)]
     seconds: u32,
 }

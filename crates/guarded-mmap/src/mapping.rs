@@ -155,7 +155,7 @@ impl Mapping {
     /// Takes the file's memory away from code that still has addresses in the mapping: once this returns, no
     /// access through them reaches the file any more. The processor's find a page of zeroes of their own
     /// (without an alarm), system calls fail with `EFAULT`, also those that are under way and did not copy
-    /// yet. Not undone: devices that were given the pages before (direct I/O) go on using them.
+    /// yet. Not undone: devices that were given the pages before (direct I/O) continue using them.
     ///
     /// Needs no descriptor: the first mapping of a process has opened the file that takes the memory's place.
     ///

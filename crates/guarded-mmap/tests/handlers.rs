@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Signals that are not about a mapping go to whoever handled them before. Each case is a process of its
+//! Signals that are not about a mapping go to the handler that was there before. Each case is a process of its
 //! own: this program again, told by a variable what to do.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -101,7 +101,7 @@ fn every_broken_rule_is_caught() {
         (Flaw::IndirectAlways, "indirect is not negotiated"),
         (
             Flaw::IndirectThenNext,
-            "a chain goes on behind its indirect table",
+            "a chain continues behind its indirect table",
         ),
         (
             Flaw::PartialTable,

@@ -174,7 +174,7 @@ fn compat_loses_what_it_can_not_reach() {
     for _ in 0..500 {
         rig.send(0, &Request::read(0, 512));
         rig.sim.run();
-        // It was consumed and handed back, whatever was missing.
+        // It was consumed and returned, whatever was missing.
         let done = rig.queue(0).poll().unwrap().unwrap();
         failed += u64::from(!done.is_ok());
     }

@@ -142,7 +142,7 @@ fn suspends(options: SimOptions, queues: u16, kick: bool) {
         for vq in (0..queues).filter(|_| kick) {
             rig.sim.kick_vq(vq);
         }
-        // It goes on, now and then looked at.
+        // It continues, now and then looked at.
         let (before, patience) = (load.answers, Instant::now() + Duration::from_secs(60));
         while round % 4 == 0 && load.answers == before {
             load.turn(&mut rig, &mut rng);
@@ -196,7 +196,7 @@ fn every_queue_goes_on_after_a_resume_while_the_driver_never_stops() {
     load.finish(&mut rig);
 }
 
-/// Stepped, at random moments; answers how often the device stood still until it was kicked.
+/// Stepped, at random moments; returns how often the device stood still until it was kicked.
 fn stuck(options: SimOptions) -> u64 {
     let mut rig = Rig::new(options, 1);
     let mut rng = Rng(3);

@@ -218,7 +218,7 @@ impl Queue {
         &mut self.queue
     }
 
-    /// The memory shared with the device. Whoever hands an address to the device keeps it inside.
+    /// The memory shared with the device. The caller must only pass addresses inside it to the device.
     pub fn memory(&self) -> Memory {
         self.memory
     }

@@ -135,7 +135,7 @@ fn contenders(config: &Config, image: &Path) -> Vec<Contender> {
 }
 
 /// Measures. Every server is started anew in each round, and takes all loads then. `tell` hears what
-/// goes on.
+/// continues.
 ///
 /// # Errors
 /// A server or the client fails.

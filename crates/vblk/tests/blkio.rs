@@ -107,7 +107,7 @@ fn raw_image_without_io_uring() {
     verify_image(Some(engine), 2);
 }
 
-/// Runs `qemu-img`, which must agree. Answers what it prints.
+/// Runs `qemu-img`, which must agree. Returns what it prints.
 fn qemu_img(args: &[&str]) -> String {
     let output = std::process::Command::new("qemu-img")
         .args(args)

@@ -96,7 +96,7 @@ impl Server {
         assert!(status.success());
     }
 
-    /// Waits for the end. Answers the exit code, what it said, and its complaints.
+    /// Waits for the end. Returns the exit code, what it said, and its complaints.
     fn end(mut self) -> (Option<i32>, String, String) {
         let started = Instant::now();
         let status = loop {

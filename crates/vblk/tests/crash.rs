@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! kill -9 of `vblk` under load, again and again. The client keeps the in-flight area, its memory and its
-//! rings, and goes on with the next server: every request is answered exactly once (the driver notices
+//! rings, and continues with the next server: every request is answered exactly once (the driver notices
 //! a second answer), and every byte is what the last completed write made it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

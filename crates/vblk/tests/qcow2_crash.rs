@@ -151,7 +151,7 @@ impl Load {
     }
 }
 
-/// Whether an image is sound, by a copy, as the idle server has it locked. Answers whether clusters are lost.
+/// Whether an image is sound, by a copy, as the idle server has it locked. Returns whether clusters are lost.
 fn check(image: &Path) -> bool {
     let path = image.with_extension("copy");
     std::fs::copy(image, &path).unwrap();

@@ -52,7 +52,7 @@ impl Served {
         value
     }
 
-    /// Ends it. Answers the exit code and its complaints.
+    /// Ends it. Returns the exit code and its complaints.
     fn end(mut self) -> (Option<i32>, String) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").arg(&pid).status().unwrap().success());

@@ -180,7 +180,7 @@ impl Run<'_> {
         })
     }
 
-    /// Cuts the power at each moment. Answers how many contents were looked at.
+    /// Cuts the power at each moment. Returns how many contents were looked at.
     fn check(&self, since: Moment, what: &str) -> u64 {
         let mut looked = 0;
         for moment in since..=self.model.now() {

@@ -271,7 +271,7 @@ fn main() {
         "verify" => {
             let mut driver = host.start();
             host.verify(&mut driver, rounds().into());
-            // Not in the midst of something.
+            // Between two operations.
             host.device.set_status(0).unwrap();
         }
         "stall" => {

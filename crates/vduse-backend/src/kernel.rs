@@ -183,7 +183,7 @@ pub trait DeviceFile: Send + Sync {
     /// Writes a response.
     ///
     /// # Errors
-    /// `NotFound`: whoever asked does not wait any more.
+    /// `NotFound`: the sender of the request does not wait any more.
     fn respond(&self, response: &RawResponse) -> io::Result<()>;
 
     /// The first region that has an address from `first` on. `None`: there is none.

@@ -288,7 +288,7 @@ fn a_take_over_tries_again_while_somebody_else_has_the_disk() {
     assert_eq!(rig.answer(0).token, token);
 }
 
-/// What is not stable is not on the medium that somebody else goes on with.
+/// What is not stable is not on the medium that somebody else continues with.
 #[test]
 fn a_suspend_fails_if_data_is_lost_with_it() {
     let (disk, mut rig) = Handed::rig(1);

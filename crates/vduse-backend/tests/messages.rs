@@ -52,7 +52,7 @@ fn a_reset_with_requests_in_flight_is_answered_and_the_device_works_again() {
 }
 
 /// A disk that hangs for longer than the kernel waits can't break the device, nor touch the driver's
-/// memory when it goes on at last.
+/// memory when it continues at last.
 #[test]
 fn a_reset_with_a_disk_that_hangs_is_answered_in_time_and_cuts_it_off() {
     let mut rig = Rig::new(1);
@@ -126,7 +126,7 @@ fn a_queues_state_is_told_after_a_drain() {
     };
     assert_eq!(state.wait(), Some(expected));
     assert_eq!(rig.answer(1).token, token);
-    // Nobody resets it: it goes on.
+    // Nobody resets it: it continues.
     rig.check();
     assert_eq!(
         rig.bus.ask(Ask::GetVqState { index: 2 }),

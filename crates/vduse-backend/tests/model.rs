@@ -108,7 +108,7 @@ impl Model {
         }
     }
 
-    /// What hangs goes on, mostly.
+    /// What hangs continues, mostly.
     fn let_go(&mut self) {
         if self.random.below(8) != 0 {
             self.rig.disk.inner().set_mode(Mode::AtFlush);
@@ -250,7 +250,7 @@ impl Model {
                 if let Some(states) = self.states() {
                     self.submit();
                     self.next_server(true);
-                    // A kick lets them go on; without one nothing has changed.
+                    // A kick lets them continue; without one nothing has changed.
                     if let Some(again) = self.states() {
                         self.pause_and_resume(&again);
                     }

@@ -120,7 +120,7 @@ fn each_option_is_honoured_or_refused_with_a_reason() {
                 assert!(error.contains(reason), "{name}: {error}");
             }
             assert!(rig.queues[1].poll().unwrap().is_none(), "{name}");
-            // As it was, it goes on.
+            // As it was, it continues.
             (rig.top, rig.options) = (top, options);
             rig.disk.inner().resize(SECTORS);
             assert!(rig.serve().unwrap(), "{name}");

@@ -41,7 +41,7 @@ fn a_suspended_device_stays_suspended_under_the_next_server() {
     }
 }
 
-/// A server that can't look at the driver's memory tries again, and goes on where the queues are.
+/// A server that can't look at the driver's memory tries again, and continues where the queues are.
 #[test]
 fn a_take_over_that_fails_at_first_starts_where_the_queues_are() {
     let mut rig = Rig::with(FakeKernel::new(0, 0), StallDisk::new(), 2);
@@ -130,7 +130,7 @@ fn what_was_told_of_one_queue_stays_true_while_others_are_asked() {
     rig.check();
     rig.hang(1, &Request::read(0, 512));
     let first = rig.told(0);
-    // Available and not taken, without a kick: for whoever goes on from what was told.
+    // Available and not taken, without a kick: for the server that continues from what was told.
     let token = rig.queues[0].submit(&Request::write(3, &[7; 512])).unwrap();
     rig.queues[0].publish().unwrap();
     let state = Ask::GetVqState { index: 1 };
@@ -143,13 +143,13 @@ fn what_was_told_of_one_queue_stays_true_while_others_are_asked() {
     rig.die();
     rig.succeed();
     assert_eq!([rig.told(0), rig.told(1)], [first, second]);
-    // It only looked: all go on.
+    // It only looked: all continue.
     assert_eq!(rig.answer(0).token, token);
     assert!(rig.answer(1).is_ok());
     rig.check();
 }
 
-/// What was told holds under the next server, while a queue that was not asked goes on with what was in flight.
+/// What was told holds under the next server, while a queue that was not asked continues with what was in flight.
 #[test]
 fn what_was_told_stays_true_under_the_next_server() {
     let disk = StallDisk::new().queueing(Mode::AtFlush, WaitKind::Fd);

@@ -161,7 +161,7 @@ fn a_migration_and_one_that_fails() {
         *base = running.client.stop(index).unwrap();
     }
     assert_eq!(first.owner(), None);
-    // It fails: the source goes on.
+    // It fails: the source continues.
     for (index, (queue, base)) in running.queues.iter().zip(bases).enumerate() {
         running.client.start(index, queue, base).unwrap();
     }
@@ -221,7 +221,7 @@ fn the_lock_follows_the_queues() {
 fn a_disk_that_can_not_be_left_in_order() {
     let [disk, _] = Shared::two();
     let served = Served::with_stop_time(Arc::new(disk.clone()), Duration::from_millis(300));
-    // The client must not go on elsewhere in the belief that all is stable.
+    // The client must not continue elsewhere as if all were stable.
     let mut running = served.running(1);
     disk.set(|state| state.broken = true);
     assert!(running.client.stop(0).is_err());

@@ -63,7 +63,7 @@ fn a_new_table_replaces_the_old_one_under_io() {
     assert_eq!(mapped(&running.guest), 2);
 }
 
-/// Whoever listens knows the memory before requests use it, and learns that it is gone.
+/// A listener is told of memory before requests use it, and that it is gone.
 #[test]
 fn a_listener_is_told_of_the_memory() {
     let told = Arc::new(Mutex::new(Vec::new()));

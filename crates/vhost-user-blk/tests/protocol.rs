@@ -237,7 +237,7 @@ fn malformed_back_end_channels_end_the_session() {
         assert_eq!(wire.wait_for_end().unwrap(), b"");
         served.wait_idle();
     }
-    // In pieces: whether it is taken or not, the session goes on.
+    // In pieces: whether it is taken or not, the session continues.
     let mut client = Client::connect(&served.socket()).unwrap();
     let message = header(SET_BACKEND_REQ_FD, 1, 0);
     let mut raw = wire(&client);
@@ -319,7 +319,7 @@ fn a_disabled_queue_takes_nothing() {
         .set_vring_enable(0, false)
         .unwrap();
     first.send(&Request::write(0, &[1; 512])).unwrap();
-    // The other one goes on; kicks of the disabled one collect.
+    // The other one continues; kicks of the disabled one collect.
     second.write(1, &[2; 512]).unwrap();
     assert!(first.driver.poll().unwrap().is_none());
     running.client.frontend().set_vring_enable(0, true).unwrap();

@@ -150,7 +150,7 @@ fn erase(max_sectors: u32) -> Option<EraseLimits> {
 #[test]
 fn each_option_changed() {
     log::keep();
-    // The change, and what a refusal names; `None`: the guest goes on.
+    // The change, and what a refusal names; `None`: the guest continues.
     let cases: Vec<(&str, Change, Option<&str>)> = vec![
         ("nothing", option(|_| {}), None),
         ("fewer queues", option(|o| o.queues = 2), Some("queues")),

@@ -56,7 +56,7 @@ const ALL: [What; 8] = [
     What::Server,
 ];
 
-/// Does it. Answers whether the client was told of success.
+/// Does it. Returns whether the client was told of success.
 fn stop(what: What, served: &mut Served, running: &mut Running) -> bool {
     let client = &mut running.client;
     match what {
@@ -110,7 +110,7 @@ fn busy(served: &Served, disk: &StuckDisk, requests: u64) -> (Running, InFlight)
     (running, area)
 }
 
-/// Goes on after a reconnection.
+/// Continues after a reconnection.
 fn resume(socket: &std::path::Path, running: &mut Running, area: &InFlight) {
     running.client = Client::connect(socket).unwrap();
     running.client.set_in_flight(area).unwrap();
@@ -145,7 +145,7 @@ fn over_a_disk_that_never_answers(what: What, at: At) {
     );
     assert!(running.queues[0].driver.poll().unwrap().is_none());
     if what == What::Server {
-        // The server is gone, the disk is not: another one goes on once it is there again.
+        // The server is gone, the disk is not: another one continues once it is there again.
         drop(served);
         disk.open();
         served = Served::new(Arc::new(inner));

@@ -382,7 +382,7 @@ impl World {
     }
 }
 
-/// Looks at every world that can come about. Answers how many there are, or what is wrong with one.
+/// Looks at every world that can come about. Returns how many there are, or what is wrong with one.
 fn explore(omit: Omit, rounds: u8) -> Result<usize, &'static str> {
     let mut open = vec![World::start(rounds, false), World::start(rounds, true)];
     let mut known: HashSet<World> = open.iter().copied().collect();

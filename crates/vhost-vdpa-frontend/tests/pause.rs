@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-//! A guest that stands still, on either path, and goes on elsewhere.
+//! A guest that stands still, on either path, and continues elsewhere.
 
 mod common;
 

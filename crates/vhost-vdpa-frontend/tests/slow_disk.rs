@@ -335,7 +335,7 @@ fn a_panic_of_a_queue_asks_for_a_reset() {
             (PathState::Slow, needs_reset)
         );
         if by_the_vmm {
-            // Where that queue stands nobody knows: no other path may go on there.
+            // Where that queue stands nobody knows: no other path may continue there.
             switch.switch_to(DataPath::Fast).unwrap_err();
             assert_eq!(switch.path(), PathState::Failed);
             switch.retry().unwrap_err();

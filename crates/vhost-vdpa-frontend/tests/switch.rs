@@ -154,7 +154,7 @@ fn switches_of_a_device_that_does_not_always_drain() {
     assert!(bench.device.device.sim().fault_counts().undrained > 0);
 }
 
-/// Now and then a kick does not reach the device, or an interrupt its driver, whoever these are. The guest kicks again and
+/// Now and then a kick does not reach the device, or an interrupt its driver, on either path. The guest kicks again and
 /// looks after a while, and so does the slow path.
 #[test]
 fn switches_of_a_device_that_loses_kicks_and_interrupts() {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-//! Moves that fail: the guest goes on.
+//! Moves that fail: the guest continues.
 
 mod common;
 
@@ -42,7 +42,7 @@ fn an_undrained_device_is_resumed_and_tried_again() {
     });
 }
 
-/// Each operation of a switch fails once, in both directions: the guest goes on, and so does the next switch.
+/// Each operation of a switch fails once, in both directions: the guest continues, and so does the next switch.
 #[test]
 fn each_step_may_fail() {
     let without_suspend = Profile {
@@ -193,7 +193,7 @@ fn a_device_that_does_not_start_is_a_failed_step() {
     }
 }
 
-/// A device that can't go on after SUSPEND, with requests in flight: the guest is told to reset it, and may.
+/// A device that can't continue after SUSPEND, with requests in flight: the guest is told to reset it, and may.
 #[test]
 fn a_device_that_is_stuck_asks_for_a_reset() {
     let profile = Profile {

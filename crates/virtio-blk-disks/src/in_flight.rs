@@ -27,7 +27,7 @@ impl<T> InFlight<T> {
         }
     }
 
-    /// Notes an operation. Answers the token for the disk underneath.
+    /// Notes an operation. Returns the token for the disk underneath.
     pub(crate) fn insert(&mut self, outer: Token, value: T) -> Token {
         let entry = Some(Entry { outer, value });
         let place = match self.free.pop() {
@@ -78,7 +78,7 @@ impl<T> InFlight<T> {
         self.places.len() - self.free.len()
     }
 
-    /// Forgets all operations, and hands out their values.
+    /// Removes all operations and returns their values.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
         self.free.clear();
         self.places.drain(..).flatten().map(|entry| entry.value)

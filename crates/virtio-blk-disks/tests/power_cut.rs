@@ -116,7 +116,7 @@ fn play(cache: Cache, seed: u64) {
     );
 }
 
-/// The same over any disk. Answers the model.
+/// The same over any disk. Returns the model.
 fn play_on(cache: Cache, seed: u64, base: Arc<dyn Disk>) -> (Arc<PowerCutDisk>, Guest) {
     let plan = FaultPlan::new(seed).delay_reaps(0..=3).reorder();
     let late: Arc<dyn Disk> = Arc::new(FaultDisk::new(base, plan));

@@ -248,7 +248,7 @@ fn indices_go_round() {
     }
 }
 
-/// Another device half goes on where one stopped, at a moment when nothing is in flight.
+/// Another device half continues where one stopped, at a moment when nothing is in flight.
 #[test]
 fn a_device_can_be_replaced_when_drained() {
     let (mem, mut space) = testmem::fragmented(LEN, 4).unwrap();

@@ -60,7 +60,7 @@ struct Args {
     /// Listen here for `mini-vmm ctl`
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
-    /// Go on from a snapshot; give the same disks, as they were then
+    /// Continue from a snapshot; give the same disks, as they were then
     #[arg(long, value_name = "DIRECTORY", conflicts_with_all = ["kernel", "hostile"])]
     restore: Option<PathBuf>,
     /// End when the guest reboots
@@ -123,7 +123,7 @@ fn run(args: &Args) -> Result<u8> {
     let mut input = None;
     loop {
         let start = Instant::now();
-        // Only the first machine goes on from there: after that the guest has rebooted.
+        // Only the first machine continues from there: after that the guest has rebooted.
         let from = snapshot.take();
         let from = from.as_ref().zip(args.restore.as_deref());
         let console = Box::new(io::stdout());
@@ -138,7 +138,7 @@ fn run(args: &Args) -> Result<u8> {
             match receiver.recv() {
                 Ok(Event::Control(request)) => {
                     let done = execute(&request.command, &mut machine, &mut disks, &events);
-                    // Whoever asked may be gone.
+                    // The client may be gone.
                     let _ = request.reply.send(done.map_err(|error| error.to_string()));
                 }
                 other => break other,

@@ -29,7 +29,7 @@ pub enum Command {
     Stats,
     /// Stop the vCPUs and let all requests in flight finish
     Pause,
-    /// Go on
+    /// Resume
     Resume,
     /// Change a disk's size
     Resize {

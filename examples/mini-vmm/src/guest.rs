@@ -36,7 +36,7 @@ pub enum GuestEvent {
     Line(String),
     /// It ended itself with this status: 0 if it found all that it had written.
     Ended(u8),
-    /// It can't go on: it is not the guest that failed, but KVM or this VMM.
+    /// It can't continue: it is not the guest that failed, but KVM or this VMM.
     Failed(Error),
 }
 

@@ -43,7 +43,7 @@ pub enum Event {
     Reset,
     /// The guest switched itself off; a status for the shell.
     PowerOff(u8),
-    /// It can't go on.
+    /// It can't continue.
     Failed(Error),
     /// Somebody asks for something.
     Control(Request),

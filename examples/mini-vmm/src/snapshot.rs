@@ -1,8 +1,8 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A machine as files: `state.json` and `memory` in a directory. Disks are not copied: whoever takes a
-//! snapshot takes care of them while the machine is paused.
+//! A machine as files: `state.json` and `memory` in a directory. Disks are not copied: the
+//! caller must copy them while the machine is paused.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -151,7 +151,7 @@ fn pause_snapshot_and_restore_at_work() {
     let refused = ctl(&socket, &["resize", "7", "96"]);
     assert!(String::from_utf8_lossy(&refused.stderr).contains("no such disk"));
     said(&ctl(&socket, &["resume"]));
-    // The machine itself goes on to its end, and so does its copy.
+    // The machine itself continues to its end, and so does its copy.
     assert!(running.0.wait().unwrap().success());
     let disk = format!("raw:{}", copy.display());
     let mut restored = mini_vmm(&["--disk", &disk, "--restore"]);

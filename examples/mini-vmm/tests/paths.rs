@@ -154,7 +154,7 @@ fn a_snapshot_goes_on_on_either_path() {
         let disk = format!("sim:raw:{copy},path={other}");
         let restored = mini_vmm(&["--disk", &disk, "--restore", &snapshot]).output();
         assert!(said(&restored.unwrap()).ends_with("guest: done\n"));
-        // Another kind of disk can't go on there.
+        // Another kind of disk can't continue there.
         let disk = format!("raw:{copy}");
         let refused = mini_vmm(&["--disk", &disk, "--restore", &snapshot]).output();
         let error = String::from_utf8(refused.unwrap().stderr).unwrap();

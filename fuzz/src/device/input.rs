@@ -145,7 +145,7 @@ input! {
             /// Queues stop with requests in flight.
             hand_over: bool,
         },
-        /// A queue stops and goes on.
+        /// A queue stops and continues.
         Restart {
             /// Which queue.
             queue: u8,

@@ -44,7 +44,7 @@ pub struct Asked {
     pub faulty: bool,
     /// It changes the disk, if all goes well.
     active: bool,
-    /// Something else went on in the same place meanwhile.
+    /// Something else ran in the same place meanwhile.
     shared: bool,
     /// For each sector of a read: what it may find.
     seen: Vec<Vec<Content>>,

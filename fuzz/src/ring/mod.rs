@@ -11,7 +11,7 @@
 //! - memory changes only where a writable descriptor pointed, and in the used ring;
 //! - the device has at most as many chains as the queue has descriptors;
 //! - a broken ring stays broken, with the same error, and touches nothing any more;
-//! - every chain taken from a sound queue is handed back or named when the queue stops.
+//! - every chain taken from a sound queue is returned or named when the queue stops.
 
 mod bare;
 mod queue;

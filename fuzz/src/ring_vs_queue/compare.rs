@@ -120,7 +120,7 @@ impl<'a, A: GuestMemory + Send + Sync + 'static, B: GuestMemory> Pair<'a, A, B> 
             Step::Restart => self.restart(),
             Step::Head { head } => self.make_available(*head),
             Step::Jump { index } => {
-                // Ours may go on with what it saw before, so let it have seen everything.
+                // Ours may continue with what it saw before, so let it have seen everything.
                 if self.seen == Wrapping(self.ring.state().next_avail) {
                     self.set_avail(*index);
                 }

@@ -138,7 +138,7 @@ input! {
 }
 
 input! {
-    /// How a descriptor goes on.
+    /// How a descriptor continues.
     pub enum Link {
         /// As it should.
         Right,

@@ -250,7 +250,7 @@ impl Server {
                 }
                 None if Instant::now() > end => {
                     return Err(Error::Server {
-                        what: format!("goes on after SIGTERM; {}", self.log_tail()),
+                        what: format!("still runs after SIGTERM; {}", self.log_tail()),
                     });
                 }
                 None => sleep(Duration::from_millis(5)),

@@ -294,7 +294,7 @@ impl Launch<'_> {
         let output = self.output.try_clone().on("copy", paths.sockets)?;
         let (log_sender, sender) = (self.sender.clone(), self.sender.clone());
         thread::spawn(move || {
-            // A failure here shows as missing output; the run itself goes on.
+            // A failure here shows as missing output; the run itself continues.
             let _ = copy_log(&log, output);
             let _ = log_sender.send(Event::LogEnded);
         });

@@ -23,7 +23,7 @@ pub(super) const CASES: &[Case] = &[
         expect: Expect::Latched,
     },
     Case {
-        name: "a chain goes on behind its indirect table",
+        name: "a chain continues behind its indirect table",
         build: with_next,
         expect: Expect::Latched,
     },

@@ -92,9 +92,9 @@ pub fn fragmented(len: usize, seed: u64) -> Result<(FragmentedMemory, Space), Te
     make_fragmented(len, seed, TestIommu::new())
 }
 
-/// As [`fragmented`], with an IOMMU that hands ranges to vm-memory's lookup unchecked. Whoever asks it
-/// for a range that wraps around the address space gets a panic in a debug build, and in a release
-/// build an answer of no bytes: that is what a device must not do.
+/// As [`fragmented`], with an IOMMU that hands ranges to vm-memory's lookup unchecked. A lookup of a
+/// range that wraps around the address space panics in a debug build, and returns no bytes in a release build: a device
+/// must not make one.
 ///
 /// # Errors
 /// As for [`single`].

@@ -46,7 +46,7 @@ struct Descriptor {
 /// Where a walk through descriptors is.
 enum Level {
     Direct,
-    /// In an indirect table; the descriptor of the ring to go on at, if any.
+    /// In an indirect table; the descriptor of the ring to continue at, if any.
     Indirect(Option<u16>),
 }
 

@@ -106,7 +106,7 @@ impl Strict {
             .ok_or_else(|| VdpaError::Invalid(format!("queue {vq}")))
     }
 
-    /// The device can't go on: the driver is told.
+    /// The device can't continue: the driver is told.
     fn need_reset(&self) {
         let tell = lock(&self.status).need_reset();
         if tell {

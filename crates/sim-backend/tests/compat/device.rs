@@ -45,7 +45,7 @@ fn set_vq_num_that_can_not_be_fails_silently() {
     rig.sim.set_vq_num(0, 77).unwrap();
     rig.sim.set_vq_ready(0, true).unwrap();
     assert!(rig.sim.get_vq_ready(0));
-    // The ring it had before goes on.
+    // The ring it had before continues.
     assert!(rig.ask(0, &Request::flush()).is_ok());
     // After a reset there is one at address 0, where nothing is available.
     rig.sim.reset().unwrap();
@@ -98,7 +98,7 @@ fn set_vq_state_and_get_vq_state() {
     assert_eq!(rig.state(0), 0);
     let packed = VqState::from_vring_base(0x8000_8000, true).unwrap();
     assert_eq!(errno(rig.sim.set_vq_state(0, packed)), EINVAL);
-    // In the middle of a ring, where what is used goes on too.
+    // In the middle of a ring, where what is used continues too.
     let memory = rig.memory.clone();
     let setup = Setup {
         start: 0xffff,

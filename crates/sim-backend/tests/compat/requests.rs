@@ -191,7 +191,7 @@ fn a_chain_that_can_not_be_read_is_swallowed() {
     let mut rig = rig();
     let desc = rig.queue(0).ring().layout().desc();
     rig.queue(0).submit(&Request::flush()).unwrap();
-    // Its first descriptor goes on at itself.
+    // Its first descriptor continues at itself.
     rig.memory
         .write_obj(1u16, GuestAddress(desc.0 + 12))
         .unwrap();

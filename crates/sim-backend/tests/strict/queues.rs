@@ -200,7 +200,7 @@ fn set_vq_state_and_get_vq_state() {
     assert_eq!(rig.state(0), 0);
     assert_eq!(errno(rig.sim.set_vq_state(0, packed)), EINVAL);
     assert_eq!(errno(rig.sim.get_vq_state(2)), EINVAL);
-    // A ring that goes on in the middle, over the wrap of the index.
+    // A ring that continues in the middle, over the wrap of the index.
     let memory = rig.memory.clone();
     let setup = Setup {
         start: 0xfffe,

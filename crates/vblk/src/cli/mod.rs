@@ -272,7 +272,7 @@ pub struct VduseArgs {
     /// Let queues' threads run on any CPU, in place of those on which the driver takes the queue's interrupts.
     #[arg(long)]
     pub no_pin: bool,
-    /// Where to keep what a restarted server needs to go on without loss.
+    /// Where to keep what a restarted server needs to continue without loss.
     #[arg(long, value_name = "DIR", default_value = "/run/vblk")]
     pub state_dir: PathBuf,
 }

@@ -20,7 +20,7 @@ pub const MAX_HOLD: u64 = 3600;
 
 pub(super) type Answer = Result<Value, Box<dyn Error>>;
 
-/// Waits until all queues have followed. Answers whether they have.
+/// Waits until all queues have followed. Returns whether they have.
 pub(super) fn settle(stack: &Stack, patience: Duration) -> Result<bool, Box<dyn Error>> {
     let until = Instant::now() + patience;
     loop {

@@ -82,7 +82,7 @@ enum CtlCommand {
         #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=MAX_HOLD))]
         hold: u64,
     },
-    /// Go on after `drain --hold`, and try again what `rerror` and `werror` keep. Fails if the hold had ended before.
+    /// Resume after `drain --hold`, and try again what `rerror` and `werror` keep. Fails if the hold had ended before.
     Resume,
     /// Show what changed, or do something to a dirty bitmap.
     Dirty(DirtyArgs),

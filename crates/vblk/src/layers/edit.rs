@@ -14,7 +14,7 @@ use virtio_blk_disks::stack::{LayerArg, StackError};
 use super::act::{Answer, settle};
 use super::{ExportedDisk, LAYERS};
 
-/// How long a change of layers is waited for; it goes on afterwards.
+/// How long a change of layers is waited for; it continues afterwards.
 const CHANGE: Duration = Duration::from_secs(5);
 
 /// What to do to layers.

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! `--control`: a socket that takes a JSON object a line and answers with one.
+//! `--control`: a socket that takes one JSON object per line and replies with one.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::Shutdown;

@@ -41,7 +41,7 @@ pub struct TopArgs {
     /// Seconds between two looks.
     #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = interval)]
     interval: f64,
-    /// End after so many tables [default: go on until interrupted].
+    /// End after so many tables [default: continue until interrupted].
     #[arg(long, value_name = "N")]
     count: Option<u64>,
 }

@@ -121,7 +121,7 @@ impl FakeDriver {
         self.send(request).wait()
     }
 
-    /// Resets the device and negotiates up to FEATURES_OK. Answers whether the server agreed.
+    /// Resets the device and negotiates up to FEATURES_OK. Returns whether the server agreed.
     pub fn negotiate(&self, features: u64) -> bool {
         let ok = |status| self.ask(Request::SetStatus(status)) == Some(Answer::Ok);
         if ![0, 1, 3].into_iter().all(ok) {
@@ -136,7 +136,7 @@ impl FakeDriver {
         self.with(|device| device.driver_features = features);
     }
 
-    /// Sets DRIVER_OK. Answers whether the server agreed.
+    /// Sets DRIVER_OK. Returns whether the server agreed.
     pub fn set_driver_ok(&self) -> bool {
         self.ask(Request::SetStatus(15)) == Some(Answer::Ok)
     }
@@ -213,7 +213,7 @@ impl FakeDriver {
         assert!(!waited.1.timed_out(), "queue {index} interrupts nobody");
     }
 
-    /// Waits until there were more than `count` config interrupts. Answers how many there were.
+    /// Waits until there were more than `count` config interrupts. Returns how many there were.
     pub fn config_irqs_after(&self, count: u64) -> u64 {
         let shared = self.kernel.0.clone();
         let deadline = Instant::now() + PATIENCE;

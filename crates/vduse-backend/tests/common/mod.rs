@@ -363,7 +363,7 @@ impl Rig {
         Server::new(Arc::new(self.kernel.clone()), device, options)
     }
 
-    /// Starts a server. Answers whether it took the device over.
+    /// Starts a server. Returns whether it took the device over.
     pub fn serve(&mut self) -> Result<bool, ServerError> {
         self.serve_with(self.server_options())
     }
@@ -473,7 +473,7 @@ impl Rig {
         }
     }
 
-    /// A request that the disk has begun and does not end until it may go on.
+    /// A request that the disk has begun and does not end until it may continue.
     pub fn hang(&mut self, queue: usize, request: &Request) -> Token {
         self.disk.stall();
         let token = self.submit(queue, request);

@@ -44,7 +44,7 @@ fn mode_and_group_are_as_asked_for() {
     assert!(group_id("no such group").is_err() && group_id("nul\0").is_err());
 }
 
-/// Whoever finds the path can't connect before the mode is right: at no moment is the file anybody's.
+/// Nobody can connect before the mode is right, though the path exists.
 #[test]
 fn there_is_no_moment_with_another_mode() {
     let dir = tempfile::tempdir().unwrap();
@@ -118,7 +118,7 @@ fn of_many_starters_one_gets_a_stale_path() {
                 scope.spawn(|| {
                     barrier.wait();
                     let bound = Listener::bind(&path, &with_mode(0o600));
-                    // Whoever has it keeps it until all have tried.
+                    // The one that has it keeps it until all have tried.
                     barrier.wait();
                     match bound {
                         Ok(_) => drop(won.fetch_add(1, Ordering::Relaxed)),

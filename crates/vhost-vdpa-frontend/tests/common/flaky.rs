@@ -51,7 +51,7 @@ impl Flaky {
         self.countdown.store(skip, Ordering::SeqCst);
     }
 
-    /// No failures any more. Answers how many there were.
+    /// No failures any more. Returns how many there were.
     pub fn heal(&self) -> i64 {
         self.countdown.store(-1, Ordering::SeqCst);
         self.failures.store(0, Ordering::SeqCst);

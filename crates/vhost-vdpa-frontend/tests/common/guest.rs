@@ -317,7 +317,7 @@ impl Queue {
         data
     }
 
-    /// Keeps all slots busy until `stop` and then finishes. Panics at anything that is not as it must be; answers how
+    /// Keeps all slots busy until `stop` and then finishes. Panics at anything that is not as it must be; returns how
     /// many requests were answered.
     pub fn run(&mut self, stop: &AtomicBool, total: &AtomicU64) -> u64 {
         let mut answered = 0;

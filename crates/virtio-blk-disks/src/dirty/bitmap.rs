@@ -21,7 +21,7 @@ pub(super) const BITS: u64 = u64::BITS as u64;
 const MAX_BLOCKS: u64 = 1 << 33;
 
 /// A bit for each block of a disk: whether it was written, zeroed or discarded since the marks were last taken for
-/// good. All methods may be called from any thread while writes go on.
+/// good. All methods may be called from any thread while writes continue.
 ///
 /// A bitmap that can't know what changed before it was started is *incomplete*: then everything counts as changed
 /// until its marks were taken once, or loaded. What a disk grows by counts as changed.
@@ -228,7 +228,7 @@ impl DirtyBitmap {
             self.tracked.store(size, Ordering::Release);
             return;
         }
-        // A disk for which there are no bits goes on as changed from there on.
+        // A disk for which there are no bits continues as changed from there on.
         let Ok(words) = words_for(size, self.granularity) else {
             return;
         };
@@ -337,8 +337,8 @@ impl DirtyBitmap {
     /// stable), and come back with [`DirtyBitmap::abort`]: so does what was taken before and not committed, which is
     /// part of this take.
     ///
-    /// A change whose mark is taken is on the medium for whoever reads it afterwards; one that happens meanwhile is
-    /// marked for the next time.
+    /// A read after that sees each change whose mark was taken. A change that happens meanwhile is marked for the next
+    /// time.
     pub fn take(&self) -> Take {
         let mut state = self.state();
         self.give_back(&mut state);

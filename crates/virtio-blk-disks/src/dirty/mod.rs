@@ -56,8 +56,8 @@ type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
 ///
 /// A block is marked when the operation that changed it has ended, well or badly, before its owner learns
 /// of it. So a bitmap that is started while operations are in flight misses none of them, and
-/// [`DirtyBitmap::take`] loses no write: what had not ended is found the next time. Whoever needs the last
-/// changes takes once more after the queues have stopped.
+/// [`DirtyBitmap::take`] loses no write: what had not ended is found the next time. To have the last
+/// changes, take once more after the queues have stopped.
 ///
 /// While the disk underneath is let go of ([`Disk::handover`]), others may change it unseen: everything counts as changed
 /// then, and afterwards, too, if the disk can't prove that it is as it was.
@@ -124,8 +124,8 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
     }
 
     /// The layer with one bitmap that knows nothing of what changed before it was started, so that everything counts
-    /// as changed; unless `persist` names a file in which it was kept until now. Whoever has changed the disk in
-    /// between without this layer must remove that file.
+    /// as changed; unless `persist` names a file in which it was kept until now. If the disk was changed in
+    /// between without this layer, that file must be removed.
     ///
     /// # Errors
     /// [`BitmapError`]: the granularity does not fit, or the file can't be used.
@@ -187,7 +187,7 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         Ok(bitmap)
     }
 
-    /// Goes on with a bitmap. What the disk has grown by since counts as changed.
+    /// Continues with a bitmap. What the disk has grown by since counts as changed.
     ///
     /// # Errors
     /// The name is taken, or the bitmap's file can't be written.

@@ -118,7 +118,7 @@ fn recover(decoded: Decoded, boot: Boot) -> Marks {
         marks.unseen = marks.unseen.map(|_| Unseen(None));
     }
     if decoded.in_use.is_some_and(|used| used.hands_over) {
-        // Whoever was killed with it may not have been the last.
+        // The server that was killed with it may not have been the last one.
         marks.unseen = marks.unseen.or(Some(Unseen(None)));
     }
     match decoded.in_use {
@@ -217,7 +217,7 @@ pub(super) fn open(
     };
     let regions = regions(&marks, used);
     let file = replace(&path, old.is_some(), &marks, used, &regions)?;
-    // Whoever comes now finds the lock of the new one.
+    // The next one to open it finds the lock of the new file.
     drop(old);
     let bitmap = Arc::new(bitmap);
     let persist = Persist::new(bitmap.clone(), name, path, file, used, &marks, regions);

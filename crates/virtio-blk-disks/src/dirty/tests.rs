@@ -400,7 +400,7 @@ fn what_is_no_saved_bitmap_is_refused() {
     assert_eq!(taken(&DirtyBitmap::new(0, 512).unwrap()), []);
 }
 
-/// A counter in each block stands for its content: whoever takes a mark sees the value that was there when
+/// A counter in each block stands for its content: with a mark one sees the value that was there when
 /// it was set, or a newer one whose mark comes later.
 #[test]
 fn no_racing_write_is_lost() {

@@ -241,7 +241,7 @@ impl FaultPlan {
         self
     }
 
-    /// Answers so many of a thousand submissions with `Full`, as long as the queue has something in
+    /// Returns `Full` for so many of a thousand submissions, as long as the queue has something in
     /// flight (else the submitter would wait for ever).
     #[must_use]
     pub const fn full_per_mille(mut self, rate: u32) -> Self {

@@ -77,7 +77,7 @@ const fn cut(kind: OpKind, skip: u64, len: u64) -> OpKind {
     }
 }
 
-/// Cuts an operation down to a part of it. Answers also its own buffer, if the part has a copy.
+/// Cuts an operation down to a part of it. Also returns its own buffer, if the part has a copy.
 fn tear(op: Op, skip: u64, len: u64) -> (Op, Option<IoBuf>) {
     let kind = cut(op.kind, skip, len);
     if op.buf.is_empty() {
@@ -147,7 +147,7 @@ pub(super) struct FaultQueue {
     released: bool,
 }
 
-/// A descriptor from a system call that answers with one.
+/// The descriptor that a system call returned.
 fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
@@ -282,7 +282,7 @@ impl FaultQueue {
         Delay { reaps, time }
     }
 
-    /// Answers a submission whose operation is over: now, or by a later `reap`.
+    /// Completes an operation: in `submit`, or by a later `reap`.
     fn answer(&mut self, completion: Completion, delay: Delay) -> Submit {
         if !self.shared.plan.holds() {
             return Submit::Done(completion);

@@ -42,7 +42,7 @@ pub type MeterDisk<D = dyn Disk> = Layered<Meter, D>;
 /// The layer of a [`MeterDisk`].
 #[derive(Clone, Default)]
 pub struct Meter {
-    /// Of each queue number. A queue that is opened again goes on with the numbers of one that was closed.
+    /// Of each queue number. A queue that is opened again continues with the numbers of one that was closed.
     recorders: Arc<Mutex<Vec<Arc<Recorder>>>>,
 }
 

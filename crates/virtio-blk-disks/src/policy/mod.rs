@@ -4,7 +4,7 @@
 //! A layer that keeps failed operations instead of failing them, until somebody has mended what is wrong: a host
 //! file system that is full, a path to a SAN that is down.
 //!
-//! Its words are QEMU's `rerror` and `werror`. The driver sees a request that takes long; its other requests go on.
+//! Its words are QEMU's `rerror` and `werror`. The driver sees a request that takes long; its other requests continue.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -79,7 +79,7 @@ impl PolicyQueue {
         !self.released && self.shared.keeps(kind, error)
     }
 
-    /// Keeps an operation that failed, or hands out its end.
+    /// Keeps an operation that failed, or returns its completion.
     fn end(&mut self, token: Token, below: Below, completion: Completion) -> Option<Completion> {
         match completion.result {
             // The owner asked for its end, as it does to move it to another disk or server, where it is tried again.

@@ -127,8 +127,7 @@ fn top(base: &Arc<dyn Disk>, layers: &[Built]) -> Arc<dyn Disk> {
 pub struct Resumed {
     /// Operations that had failed and are tried again.
     pub operations: u64,
-    /// Whether there was a hold to end. If it had ended before, what was done in the belief that nothing moves has to be
-    /// done again.
+    /// Whether there was a hold to end. If it had ended before, what relied on it has to be done again.
     pub hold: Result<(), HoldError>,
 }
 

@@ -110,7 +110,7 @@ impl ThrottleGroup {
     /// Whether there is any limit.
     #[inline]
     pub fn is_limited(&self) -> bool {
-        // Whoever reads it late is like an operation that came earlier.
+        // A reader that sees a change late is like an operation that came earlier.
         self.shared.is_limited.load(Ordering::Relaxed)
     }
 

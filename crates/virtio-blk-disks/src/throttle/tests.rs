@@ -122,7 +122,7 @@ impl Client {
 }
 
 /// Runs clients for a time, in steps to the next deadline, rounded up to a whole `tick` as an event loop
-/// does. Answers what each has done.
+/// does. Returns what each has done.
 fn run(time: &Time, clients: &mut [Client], length: Duration, tick: Duration) -> Vec<u64> {
     let origin = time.now();
     let before: Vec<_> = clients.iter().map(|client| client.done).collect();

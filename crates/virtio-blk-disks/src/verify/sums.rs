@@ -106,7 +106,7 @@ impl Sums {
         })
     }
 
-    /// Compares what a read found, which began when the sector was as `seen`. Answers whether it may be
+    /// Compares what a read found, which began when the sector was as `seen`. Returns whether it may be
     /// so.
     pub(super) fn check(&self, sector: u64, seen: Seen, found: u64) -> bool {
         self.with(sector, |state| {

@@ -33,7 +33,8 @@ pub fn image(directory: &Path, len: usize) -> PathBuf {
     path
 }
 
-/// Waits, until its deadline or else without limit, until `reap` may have something. Answers whether there was a way to wait.
+/// Waits, until its deadline or else without limit, until `reap` may have something. Returns whether there was a way to
+/// wait.
 pub fn wait(queue: &dyn IoQueue) -> bool {
     let Wait::Fd(fd) = queue.wait() else {
         return false;

@@ -238,7 +238,7 @@ where
         let Some(used) = self.ring.poll_used(&*self.mem)? else {
             return Ok(None);
         };
-        // The ring hands back only what `submit` gave it.
+        // The ring returns only what `submit` gave it.
         let index = used.cookie as u16;
         let Use {
             generation, status, ..

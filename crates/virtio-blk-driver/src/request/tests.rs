@@ -64,7 +64,7 @@ fn submitted(driver: &Driver<&GuestMemoryMmap<()>>, nth: u16) -> Vec<Descriptor>
     }
 }
 
-/// Answers the `nth` chain: status and used length.
+/// Completes the `nth` chain with this status and used length.
 fn answer(driver: &Driver<&GuestMemoryMmap<()>>, nth: u16, status: Option<u8>, len: u32) {
     let (mem, layout) = (driver.memory(), driver.ring().layout());
     if let Some(status) = status {

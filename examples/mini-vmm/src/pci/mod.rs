@@ -32,7 +32,7 @@ type Slot = Option<Arc<Mutex<dyn PciFunction>>>;
 pub struct PciBus(Arc<Mutex<[Slot; SLOTS]>>);
 
 impl PciBus {
-    /// Plugs a device in, or with `None` out. Answers what was there.
+    /// Plugs a device in, or with `None` out. Returns what was there.
     pub fn set(&self, slot: usize, function: Slot) -> Slot {
         match lock(&self.0).get_mut(slot) {
             Some(place) => std::mem::replace(place, function),

@@ -458,7 +458,7 @@ impl Block {
     /// Stops all queues and leaves everything else as it is. Kicks wait in their eventfds.
     ///
     /// # Errors
-    /// The disk or the device does not come to an end. [`Block::resume`] then goes on with what can.
+    /// The disk or the device does not come to an end. [`Block::resume`] then continues with what can.
     pub fn pause(&mut self) -> Result<()> {
         if self.dma {
             self.stand_still()?;
@@ -473,7 +473,7 @@ impl Block {
         self.halt()
     }
 
-    /// Goes on after [`Block::pause`] or [`Block::restore`].
+    /// Continues after [`Block::pause`] or [`Block::restore`].
     pub fn resume(&mut self) {
         self.paused = false;
         if self.dma {
@@ -514,7 +514,7 @@ fn log_medium(event: MediumEvent<'_>) {
     }
 }
 
-/// What is done when a queue can't go on: the driver learns that the device needs a reset.
+/// What is done when a queue can't continue: the driver learns that the device needs a reset.
 fn on_broken(
     index: u16,
     flag: Arc<AtomicBool>,

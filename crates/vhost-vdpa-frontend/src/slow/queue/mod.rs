@@ -173,7 +173,7 @@ impl SlowQueue {
 
     /// The device is done with a sub-request.
     fn finish(&mut self, used: Used, done: &mut Vec<Completion>) -> Result<(), RingError> {
-        // The ring hands back only what `issue` gave it.
+        // The ring returns only what `issue` gave it.
         let index = used.cookie as u16;
         let (Some(shadow), Some(slot)) =
             (&mut self.shadow, self.pending.get_mut(usize::from(index)))
@@ -322,7 +322,7 @@ impl SlowQueue {
     }
 }
 
-/// Gives back what a sub-request held.
+/// Releases what a sub-request held.
 fn release(shadow: &mut ShadowQueue, view: &mut TranslationReader, sub_request: &SubRequest) {
     shadow.give_slot(sub_request.slot);
     if let Some(bounce) = sub_request.bounce {

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Whoever serves the guest, it sees the same device.
+//! On either path the guest sees the same device.
 
 use std::sync::atomic::AtomicBool;
 
