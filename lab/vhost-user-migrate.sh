@@ -2,7 +2,7 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# about: a guest at work moves ten times between two servers of one raw image; once the one it goes to is killed
+# about: a busy guest moves ten times between two servers of one raw image; once the one it goes to is killed
 # lab: disk=128 queues=2 migrates=yes
 # lab: cpus=2 memory=512 modules=virtio_blk timeout=300
 

@@ -8,7 +8,7 @@ mod common;
 
 use std::collections::BTreeSet;
 
-use common::all;
+use common::{all, read};
 
 /// Where modules in files of their own name are left.
 const SELF_NAMED: [&str; 3] = [
@@ -36,4 +36,54 @@ fn modules_have_one_style() {
         beside.is_empty(),
         "move each into its folder, as mod.rs: {beside:?}"
     );
+}
+
+/// Words of speech where technical English has others: continues, the caller, returns, during.
+const SPEECH: [&str; 7] = [
+    "goes on",
+    "go on ",
+    "whoever",
+    "in the midst",
+    "hands back",
+    "handed back",
+    "Answers whether",
+];
+
+/// Where they are left.
+const SPOKEN: [&str; 8] = [
+    "xtask/tests/style.rs",
+    "crates/virtio-blk-core/",
+    "crates/virtio-blk-qcow2/",
+    "crates/virtio-blk-nbd/",
+    "crates/virtio-blk-disks/src/raw/",
+    "crates/virtio-blk-disks/src/qcow2/",
+    "crates/virtio-blk-disks/src/memory/",
+    "crates/virtio-blk-disks/tests/qcow2",
+];
+
+/// The comment of a line of source; a document is one comment.
+fn comment<'a>(path: &str, line: &'a str) -> &'a str {
+    if path.ends_with(".md") {
+        return line;
+    }
+    let mark = if path.ends_with(".rs") { "//" } else { "#" };
+    line.split_once(mark).map_or("", |(_, comment)| comment)
+}
+
+#[test]
+fn comments_are_plain() {
+    let mut found = Vec::new();
+    for path in all(&[".rs", ".md", ".sh"]) {
+        if SPOKEN.iter().any(|left| path.starts_with(left)) {
+            continue;
+        }
+        for (number, line) in (1..).zip(read(&path).lines()) {
+            let text = comment(&path, line);
+            let word = |word: &&&str| text.to_lowercase().contains(&word.to_lowercase());
+            found.extend(
+                (SPEECH.iter().filter(word)).map(|word| format!("{path}:{number}: {word}")),
+            );
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
 }

@@ -30,7 +30,7 @@ pub enum MapError {
         offset: u64,
         /// Bytes.
         len: usize,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// There is no handler for `SIGBUS`, so that the mapping would not be safe to use.
@@ -143,7 +143,7 @@ impl Mapping {
         })
     }
 
-    /// Has an eventfd signalled when the mapping becomes poisoned, from within the signal's handler. It
+    /// Signals an eventfd when the mapping becomes poisoned, from within the signal's handler. It
     /// must be non-blocking.
     #[must_use]
     pub fn with_alarm(mut self, eventfd: Arc<OwnedFd>) -> Self {

@@ -182,7 +182,7 @@ pub(crate) fn register(area: &Area) -> &'static Slot {
     slot
 }
 
-/// Forgets a mapping. Before it is unmapped: its addresses may be anybody's then.
+/// Removes a mapping. To be called before it is unmapped: its addresses may be reused then.
 pub(crate) fn unregister(slot: &'static Slot) {
     let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
     slot.set(&Area {
@@ -194,7 +194,7 @@ pub(crate) fn unregister(slot: &'static Slot) {
     free.push(slot);
 }
 
-/// Deals with a missing page at `address`: `false` if it is in no mapping, or nothing can be done.
+/// Handles a missing page at `address`. Returns `false` if it is in no mapping, or nothing can be done.
 /// Async-signal-safe.
 pub(crate) fn repair(address: usize) -> bool {
     let mut block = BLOCKS.load(Ordering::Acquire);

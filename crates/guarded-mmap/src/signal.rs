@@ -36,8 +36,8 @@ pub fn opt_out() -> bool {
     true
 }
 
-/// Deals with a `SIGBUS` if it is about a [`Mapping`](crate::Mapping). Returns whether it was, and the
-/// handler may return; otherwise the signal is the caller's to deal with. To be called from a handler for
+/// Handles a `SIGBUS` if it is about a [`Mapping`](crate::Mapping). Returns whether it was, and the
+/// handler may return; otherwise the caller must handle the signal. To be called from a handler for
 /// `SIGBUS` (installed with `SA_SIGINFO`) of the embedder's own. Async-signal-safe; leaves `errno` alone.
 ///
 /// # Safety
@@ -138,7 +138,7 @@ fn is_fault(info: *const libc::siginfo_t) -> bool {
     )
 }
 
-/// Has the kernel do what it does without a handler: end the process, with a dump that shows the access.
+/// Makes the kernel do what it does without a handler: end the process, with a dump that shows the access.
 fn by_default(signal: c_int, info: *const libc::siginfo_t) {
     // SAFETY: plain data; zeroes are the default action without mask and flags.
     let default: libc::sigaction = unsafe { mem::zeroed() };

@@ -38,8 +38,7 @@ pub enum Target {
 /// Rewrites memory at random, following a seed.
 ///
 /// Half of the rewrites put back what was there at first, so that a device makes progress in between.
-/// Whatever it does with what it sees, it must stay in one piece, and must write only to memory that
-/// some descriptor named.
+/// Whatever the device reads, it must not panic or hang, and must write only to memory that some descriptor named.
 #[derive(Debug)]
 pub struct Racer<'m, M: ?Sized> {
     mem: &'m M,

@@ -63,7 +63,7 @@ impl ConfigCallback {
         }
     }
 
-    /// Holds notifications back, or lets the one go that was held back.
+    /// Holds notifications back, or sends the one that was held back.
     pub(crate) fn hold(&self, held: bool) {
         let missed = {
             let mut state = lock(&self.0);

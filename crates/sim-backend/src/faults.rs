@@ -64,9 +64,9 @@ impl Faults {
         self
     }
 
-    /// After a translation that failed, so many of the same queue do not. A chain whose buffer is missing can be answered
-    /// with an error then (64 translations find its status byte); one that can't be answered stops the device. `strict`
-    /// only.
+    /// After a translation that failed, so many of the same queue do not. A chain whose buffer is missing can be
+    /// answered with an error then (64 translations find its status byte); one that can't be answered stops the device.
+    /// `strict` only.
     #[must_use]
     pub const fn spare_after_miss(mut self, translations: u32) -> Self {
         self.spared = translations;
@@ -102,7 +102,7 @@ pub struct FaultCounts {
     pub undrained: u64,
 }
 
-/// A plan at work in one device.
+/// A plan in force in one device.
 #[derive(Debug)]
 pub(crate) struct FaultState {
     pub(crate) kicks: Dice,

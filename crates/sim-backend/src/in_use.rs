@@ -40,7 +40,7 @@ pub(crate) struct InUse {
     disk: Arc<dyn Disk>,
     users: Arc<Users>,
     active: bool,
-    /// Why what it kept when it was used last may be lost: said to each who asks, until it is in use again.
+    /// Why what it kept when it was last in use may be lost: returned to each caller until it is in use again.
     lost: Option<String>,
 }
 
@@ -77,7 +77,7 @@ impl InUse {
         Ok(())
     }
 
-    /// Lets go of the disk, if it is in use. If it is not, returns what came of that the last time.
+    /// Releases the disk, if it is in use. If it is not, returns what came of that the last time.
     ///
     /// # Errors
     /// What the disk kept in memory may be lost.
@@ -100,7 +100,7 @@ impl InUse {
         }
     }
 
-    /// Lets go of the disk as the device is reset: what is lost is what a power cut would have taken.
+    /// Releases the disk as the device is reset: what is lost is what a power cut would have taken.
     pub(crate) fn reset(&mut self) {
         let _ = self.leave();
         self.lost = None;

@@ -14,7 +14,7 @@ use crate::notifier::Notifier;
 /// What is left to do for a queue after a pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// Nothing until it is rung for.
+    /// Nothing until it is notified.
     Idle,
     /// As `Idle`, with requests in flight.
     InFlight,
@@ -32,7 +32,7 @@ pub(crate) trait Model: VdpaDevice {
     /// Whether queue `vq` has requests in flight that only further passes end.
     fn is_busy(&self, vq: u16) -> bool;
 
-    /// What rings for its queues.
+    /// The notifier of its queues.
     fn notifier(&self) -> &Arc<Notifier>;
 
     /// Its faults.

@@ -112,7 +112,7 @@ impl Notifier {
         Ok(())
     }
 
-    /// Watches a disk's descriptor for queue `vq` until the answer is dropped.
+    /// Watches a disk's descriptor for queue `vq` until the returned value is dropped.
     pub(crate) fn watch(self: &Arc<Self>, vq: u16, disk: BorrowedFd<'_>) -> io::Result<Watch> {
         // One of our own: the disk's is closed with its queue, and a closed one can't be taken out.
         let fd = disk.try_clone_to_owned()?;

@@ -31,7 +31,7 @@ struct State {
     queues: usize,
 }
 
-/// A disk that checks that it is in use whenever it is used, and never otherwise let go of.
+/// A disk that checks that it is in use whenever it is used, and never otherwise released.
 #[derive(Clone)]
 struct Kept {
     inner: Arc<MemoryDisk>,

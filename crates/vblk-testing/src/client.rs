@@ -311,7 +311,7 @@ impl Memory {
     /// # Panics
     /// As for [`Memory::at`].
     pub unsafe fn bytes<'a>(&self, offset: usize, len: usize) -> &'a mut [u8] {
-        // SAFETY: inside the mapping; the caller vouches for exclusive use and for its life.
+        // SAFETY: inside the mapping; the caller guarantees exclusive use and that it lives.
         unsafe { std::slice::from_raw_parts_mut(self.at(offset, len), len) }
     }
 }

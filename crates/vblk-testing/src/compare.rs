@@ -134,7 +134,7 @@ fn contenders(config: &Config, image: &Path) -> Vec<Contender> {
     all
 }
 
-/// Measures. Every server is started anew in each round, and takes all loads then. `tell` hears what
+/// Measures. Every server is started anew in each round, and takes all loads then. `tell` is called with what
 /// continues.
 ///
 /// # Errors

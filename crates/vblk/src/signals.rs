@@ -11,7 +11,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// Handles signals on a thread of its own: calls `stop` at the first SIGTERM or SIGINT and `refresh` at
-/// each SIGHUP; ends the process at the second. Neither may block: no signal is heard meanwhile.
+/// each SIGHUP; ends the process at the second. Neither may block: no signal is handled meanwhile.
 ///
 /// # Errors
 /// The handlers or the thread can't be set up.

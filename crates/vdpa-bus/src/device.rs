@@ -68,7 +68,7 @@ pub trait VdpaDevice: Send + Sync {
     /// No such queue; the system has no room to wait for one more.
     fn set_vq_kick(&self, vq: u16, kick: Option<Arc<EventFd>>) -> Result<(), VdpaError>;
 
-    /// Sets what happens when queue `vq` has used buffers that the driver wants to hear of. When it
+    /// Sets what happens when queue `vq` has used buffers that the driver wants to be notified of. When it
     /// returns, the callback it had before is not called any more. A reset clears it.
     ///
     /// # Errors

@@ -2,12 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What the raw disk's engines promise, against a model of power cuts underneath: the process serves a disk whose past
-//! is known as a VDUSE device, and opens the block device that the kernel makes of it as a raw disk. So the model
-//! sees which writes and flushes the engines really make, with the page cache between. The lab's `raw-power-cut` runs it.
+//! is known as a VDUSE device, and opens the block device that the kernel makes of it as a raw disk. So the model sees
+//! which writes and flushes the engines really make, with the page cache between. The lab's `raw-power-cut` runs it.
 //!
 //!     raw-power-cut NAME NODE OPERATIONS
 //!
-//! Sectors are independent after a cut, so that looking at each content that each sector may have is looking at every state.
+//! Sectors are independent after a cut, so that looking at each content that each sector may have is looking at every
+//! state.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

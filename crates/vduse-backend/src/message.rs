@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Messages of the kernel and the answers to them.
+//! Messages of the kernel and the replies to them.
 
 use crate::uapi::MESSAGE_SIZE;
 
@@ -50,7 +50,7 @@ pub enum Request {
     Unknown(u32),
 }
 
-/// A request with the number its answer must carry.
+/// A request with the number that its reply must carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Message {
     /// The kernel's number.

@@ -58,9 +58,9 @@ pub(crate) struct Context<'a> {
     pub(crate) threads: &'a mut Threads,
     pub(crate) poll: Duration,
     pub(crate) pin: bool,
-    /// Closed when the driver must hear nothing more of the queues that were started with it.
+    /// Closed when the driver must not be interrupted any more by queues that were started with it.
     pub(crate) gate: &'a Gate,
-    /// Rings when the session has something to do.
+    /// Signalled when the session has something to do.
     pub(crate) wake: &'a Arc<EventFd>,
 }
 

@@ -91,7 +91,7 @@ pub enum ServerError {
     /// The device's file does not do what it should.
     #[error("the device can't be served: {0}")]
     Device(#[source] io::Error),
-    /// What the disk kept in memory could not be made stable when it was let go of. The disk is not in use any more.
+    /// What the disk kept in memory could not be made stable when it was released. The disk is not in use any more.
     #[error("the disk can't be left in order: {source}; what it kept in memory may be lost")]
     Lost {
         /// What became of the device.
@@ -134,8 +134,8 @@ pub enum Outcome {
     /// It is attached to the vDPA bus, so it is still there: requests wait for the next server, or
     /// `vdpa dev del` takes it away.
     Attached,
-    /// The disk did not let go of its requests in time; they are left to the next server. Their threads, and with them
-    /// the device's file, stay until the disk lets go of them or the process ends, whichever is first; no server can
+    /// The disk did not release its requests in time; they are left to the next server. Their threads, and with them
+    /// the device's file, stay until the disk releases them or the process ends, whichever is first; no server can
     /// take the device over before.
     Unfinished,
 }
@@ -160,10 +160,10 @@ impl Shared {
 pub struct ServerHandle(Arc<Shared>);
 
 impl ServerHandle {
-    /// Makes [`Server::run`] return: once the disk has let go of the requests that were taken, and after a fifth of the
-    /// kernel's `msg_timeout` (at most 6 seconds) all the same, see [`Outcome::Unfinished`]. What was not returned to the
-    /// driver by then is left to the next server, as after a kill, also what a layer holds back (a limit, a pause, a
-    /// policy for errors). Returns at once.
+    /// Makes [`Server::run`] return: once the disk has released the requests that were taken, and after a fifth of the
+    /// kernel's `msg_timeout` (at most 6 seconds) all the same, see [`Outcome::Unfinished`]. What was not returned to
+    /// the driver by then is left to the next server, as after a kill, also what a layer holds back (a limit, a pause,
+    /// a policy for errors). Returns at once.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::Release);
         self.0.signal();
@@ -300,9 +300,9 @@ impl Server {
     /// not attached was removed.
     ///
     /// # Errors
-    /// [`ServerError::Lost`]. Or the kernel gave the device up, or its file does not do what it should: requests in flight
-    /// are in the record for the next server. Returns within the same bound; what the disk did not let go of by then stays behind as with
-    /// [`Outcome::Unfinished`].
+    /// [`ServerError::Lost`]. Or the kernel gave the device up, or its file does not do what it should: requests in
+    /// flight are in the record for the next server. Returns within the same bound; what the disk did not release by
+    /// then stays behind as with [`Outcome::Unfinished`].
     pub fn run(mut self) -> Result<Outcome, ServerError> {
         self.presence.is_unserved = false;
         if self.taken_over {

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! When the disk is taken into use, and when it is let go of.
+//! When the disk is taken into use, and when it is released.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -34,7 +34,7 @@ struct Script {
     tries: Vec<Instant>,
 }
 
-/// A disk that checks that it is in use whenever it is used, and never otherwise let go of.
+/// A disk that checks that it is in use whenever it is used, and never otherwise released.
 #[derive(Clone)]
 struct Handed {
     inner: StallDisk,
@@ -359,7 +359,7 @@ fn the_end_tells_what_is_lost() {
     }
 }
 
-/// A disk that is still at work on requests from before a reset is not let go of.
+/// A disk that still works on requests from before a reset is not released.
 #[test]
 fn a_disk_that_hangs_stays_in_use() {
     let (disk, mut rig) = Handed::rig(1);

@@ -58,7 +58,7 @@ pub struct ServerOptions {
     /// How long a queue's thread looks for new work before it sleeps; zero: not at all.
     pub poll: Duration,
     /// How long a stop may take: of one queue, of all when a client goes or resets the device, of the server.
-    /// Layers let go of what they hold back then; this is the time for the disk to finish what it has. What
+    /// Layers release what they hold back then; this is the time for the disk to finish what it has. What
     /// happens when it does not is said at [`Server::run`].
     pub stop_time: Duration,
 }
@@ -101,7 +101,7 @@ impl ServerHandle {
     /// Makes [`Server::run`] return, and does not wait for it. The present client's queues are stopped before:
     /// requests of a client with an in-flight area are left to the next server, those of another are finished.
     /// From the first call on this takes [`ServerOptions::stop_time`] at most, and 200 ms more if the disk does
-    /// not let go in time, as [`Server::run`] says; what takes longer is a call of [`Disk::open_queue`] that a
+    /// not finish in time, as [`Server::run`] says; what takes longer is a call of [`Disk::open_queue`] that a
     /// message of the client has begun.
     ///
     /// [`Disk::open_queue`]: virtio_blk_core::disk::Disk::open_queue
@@ -120,9 +120,8 @@ impl ServerHandle {
         self.0.medium.left_behind()
     }
 
-    /// Waits until `deadline` for the disk, whose last queue has stopped, to be left, and returns whether that was in
-    /// order. To be asked once [`Server::run`] has returned: no client may be there to hear of it. What is lost is returned
-    /// once.
+    /// Waits until `deadline` for the disk, whose last queue has stopped, to be released, and returns whether nothing was
+    /// lost. To be called once [`Server::run`] has returned: there may be no client to tell. What is lost is returned once.
     ///
     /// # Errors
     /// What the disk kept in memory may be lost, or it is still being written. Then the process has to stay until it is,
@@ -234,7 +233,7 @@ impl Server {
     /// It is called on the thread of [`Server::run`] whenever the client changed its memory table: with all of the
     /// table, by guest physical address, before a queue is started on it, and with nothing once the client has gone.
     /// Requests in flight may still use memory that is no longer in the table. A piece stays mapped as long as a clone
-    /// of its [`HostMemory`] lives; let go of what is in no later table. The client waits meanwhile. The client may
+    /// of its [`HostMemory`] lives; drop what is in no later table. The client waits meanwhile. The client may
     /// shrink the memory's file at any time.
     #[must_use]
     pub fn on_memory(
@@ -258,12 +257,12 @@ impl Server {
     /// Serves until [`ServerHandle::stop`]. When it returns, no request is in flight and no memory of a
     /// client is mapped, unless the disk did not finish.
     ///
-    /// A stop takes [`ServerOptions::stop_time`] at most, and where the disk has not let go then, 200 ms more, in
+    /// A stop takes [`ServerOptions::stop_time`] at most, and where the disk has not finished then, 200 ms more, in
     /// which queues that are inside a call of the disk may end it: GET_VRING_BASE, a queue that is disabled or gets
     /// other addresses or another kick descriptor, RESET_DEVICE, a client that goes, and
     /// [`ServerHandle::stop`]. If the disk has not finished then, the connection is closed. The client's
-    /// memory stays mapped until the disk has let go of it; nothing more is returned to the client, and the
-    /// in-flight area still names the requests. Other clients are turned away until the disk has let go,
+    /// memory stays mapped until the disk has released it; nothing more is returned to the client, and the
+    /// in-flight area still names the requests. Other clients are turned away until the disk has finished,
     /// as it could still write what they read or write; then the next one is served, and what the in-flight
     /// area names is executed again. `run` and dropping the server do not wait for such a disk, and its
     /// threads do not keep the process from ending.
@@ -424,7 +423,7 @@ impl Server {
     }
 }
 
-/// Tells of what no client may be there to hear.
+/// Logs what no client may be there to be told.
 fn log_medium(event: MediumEvent<'_>) {
     match event {
         MediumEvent::Lost(error) => {

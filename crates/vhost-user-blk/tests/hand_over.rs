@@ -154,7 +154,7 @@ fn a_migration_and_one_that_fails() {
     assert!(running.queues[0].err.read().is_ok(), "it is told");
     assert_eq!(first.owner(), Some(1));
     running.queues[1].write(0, &[2; 512]).unwrap();
-    // The lock is let go with the last queue, before the answer.
+    // The lock is released with the last queue, before the answer.
     let mut bases = [0; 2];
     for (index, base) in bases.iter_mut().enumerate() {
         assert_eq!(first.owner(), Some(1));
@@ -185,7 +185,7 @@ fn the_lock_follows_the_queues() {
     let [disk, _] = Shared::two();
     let served = Served::new(Arc::new(disk.clone()));
     let mut running = served.running(1);
-    // What stops a queue for a moment does not let go of it.
+    // What stops a queue for a moment does not release it.
     let kick = event().unwrap();
     running.client.frontend().set_vring_kick(0, &kick).unwrap();
     running.queues[0].kick = kick;

@@ -186,7 +186,7 @@ fn a_disk_that_never_returns() {
     }
 }
 
-/// Layers let go of what they hold, all of it is executed, and the client is told of success.
+/// Layers release what they hold, all of it is executed, and the client is told of success.
 fn over_layers_that_hold(layers: &str, hold: bool) {
     for what in ALL {
         println!("{what:?}");

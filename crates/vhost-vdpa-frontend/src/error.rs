@@ -103,7 +103,7 @@ pub enum PathError {
     /// The device did not accept the features it offered (FEATURES_OK did not stay).
     #[error("the device does not accept the features {0:#x}")]
     Features(u64),
-    /// DRIVER_OK did not stay: the device could not be started, whatever it answered.
+    /// DRIVER_OK did not stay: the device could not be started, whatever it returned.
     #[error("the device did not start: its status reads {0:#04x} after DRIVER_OK was set")]
     NotStarted(u8),
     /// Not a block device.
@@ -147,7 +147,7 @@ pub enum PathError {
     /// The slow path's disk can't be taken into use.
     #[error("the slow path: {0}")]
     Refused(#[from] Refused),
-    /// The slow path's disk was let go of in disorder.
+    /// Releasing the slow path's disk failed.
     #[error("what the slow path's disk kept in memory may be lost: {0}")]
     Lost(String),
     /// It can't be done with this device at any moment; nothing was changed.

@@ -40,11 +40,11 @@ struct State {
     panics: bool,
     active: bool,
     queues: usize,
-    /// How often it was let go of with what it kept written to the device.
+    /// How often it was released with what it kept written to the device.
     written: u64,
 }
 
-/// A layer that keeps something in memory: it writes to the device as it is let go of.
+/// A layer that keeps something in memory: it writes to the device as it is released.
 #[derive(Clone)]
 struct Kept {
     inner: Arc<dyn Disk>,
@@ -260,7 +260,7 @@ fn a_disk_that_can_not_be_had_leaves_the_guest_fast() {
     });
 }
 
-/// Another owner that does not let go of it costs the guest no more than the time that was set.
+/// Another owner that does not release it costs the guest no more than the time that was set.
 #[test]
 fn a_disk_that_is_not_had_in_time_leaves_the_guest_fast() {
     let options = SwitchOptions {
@@ -280,7 +280,7 @@ fn a_disk_that_is_not_had_in_time_leaves_the_guest_fast() {
         assert!(matches!(error.source, PathError::Busy(_)), "{error}");
         progress(total);
         disk.with(|state| state.stuck = false);
-        // What was late is let go of again.
+        // What was late is released again.
         while switch.switch_to(DataPath::Slow).is_err() {
             std::thread::yield_now();
         }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Who wants to know of changes to a disk.
+//! Listeners for changes of a disk.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};

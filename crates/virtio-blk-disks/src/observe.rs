@@ -11,7 +11,8 @@ use virtio_blk_core::disk::{
 
 use crate::in_flight::InFlight;
 
-/// What a layer does about operations. Of each that it was told of by [`Observer::begin`] it hears once more.
+/// What a layer does about operations. Each call of [`Observer::begin`] is followed by one call of `end`, `refused` or
+/// `dropped`.
 pub(crate) trait Observer: Send {
     /// What is remembered of an operation while the disk underneath has it.
     type Noted: Send;
@@ -41,7 +42,7 @@ pub(crate) trait Observer: Send {
         let _ = noted;
     }
 
-    /// The short way: has `inner` execute an operation. `None`: not that way.
+    /// Executes an operation inline, by `inner`. `None`: it must be submitted.
     fn execute(
         &mut self,
         inner: &mut dyn IoQueue,

@@ -35,9 +35,9 @@ struct Turned {
     state: Mutex<Handover>,
     /// How it is found, and left.
     stamps: Mutex<[Option<ContentStamp>; 2]>,
-    /// It does not let go.
+    /// It can't be released.
     stays: Mutex<bool>,
-    /// It lets go, but some of its data is lost.
+    /// It is released, but some of its data is lost.
     loses: Mutex<bool>,
 }
 

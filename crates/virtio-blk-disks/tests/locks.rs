@@ -232,7 +232,7 @@ fn an_image_is_handed_over_with_what_was_written_and_its_size() {
         .result
         .unwrap();
     drop(queue);
-    // Back again, and with nothing to let go of.
+    // Back again, and with nothing to release.
     source.deactivate().unwrap();
     destination.deactivate().unwrap();
     source.activate().unwrap();

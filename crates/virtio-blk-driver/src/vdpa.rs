@@ -32,7 +32,7 @@ pub enum VdpaDriverError {
     Device {
         /// The operation.
         what: &'static str,
-        /// Its answer.
+        /// Its error.
         source: VdpaError,
     },
     /// The device did not take FEATURES_OK.

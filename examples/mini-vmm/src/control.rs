@@ -48,7 +48,7 @@ pub enum Command {
         /// As with --disk
         name: String,
     },
-    /// Pull a PCI disk; the guest should have let go of it (`remove` in its directory in sysfs)
+    /// Pull a PCI disk; the guest should have released it (`remove` in its directory in sysfs)
     RemoveDisk {
         /// Its number
         disk: usize,

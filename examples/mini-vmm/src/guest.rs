@@ -44,8 +44,8 @@ impl BuiltinGuest {
     /// Starts it, with its disk on the fast path.
     ///
     /// # Errors
-    /// [`Error::NoKvm`] where `/dev/kvm` can't be opened. [`Error::Kvm`] where KVM refuses what a machine is made of. Also
-    /// where neither is returned KVM may be unable to run a guest: until [`GuestEvent::Line`] comes, none runs.
+    /// [`Error::NoKvm`] where `/dev/kvm` can't be opened. [`Error::Kvm`] where KVM refuses what a machine is made of.
+    /// Also where neither is returned KVM may be unable to run a guest: until [`GuestEvent::Line`] comes, none runs.
     pub fn start(device: Arc<dyn VdpaDevice>) -> Result<Self> {
         vcpu::register_handler()?;
         let config = Config {

@@ -126,8 +126,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine; [`Machine::resume`] switches it on. What the guest prints goes to `output`. With a snapshot and
-    /// its directory it continues where that was taken.
+    /// Builds a machine; [`Machine::resume`] switches it on. What the guest prints goes to `output`. With a snapshot
+    /// and its directory it continues where that was taken.
     pub fn new(
         config: &Config,
         disks: &[OpenDisk],
@@ -253,8 +253,8 @@ impl Machine {
         Ok(())
     }
 
-    /// What the disks did: counters of all queues together, by disk; of a vDPA device where it is, and the interrupts that
-    /// passed through here.
+    /// What the disks did: counters of all queues together, by disk; of a vDPA device where it is, and the interrupts
+    /// that passed through here.
     pub fn stats(&self) -> Value {
         let disks = self.disks.iter().map(|(number, disk)| {
             let (status, sectors, did, calls) = disk.with(|block| {
@@ -307,8 +307,8 @@ struct Board {
     memory: Memory,
 }
 
-/// A new virtual machine. KVM gives up when a signal comes meanwhile, or work for an io_uring of a disk; then it is asked
-/// again.
+/// A new virtual machine. KVM gives up when a signal comes meanwhile, or work for an io_uring of a disk; then it is
+/// asked again.
 fn create_vm(kvm: &Kvm) -> std::result::Result<VmFd, kvm_ioctls::Error> {
     loop {
         match kvm.create_vm() {

@@ -14,7 +14,7 @@ pub enum Error {
     Io {
         /// What was tried, with the path it was tried on.
         what: String,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// A program that was started ended with an error.

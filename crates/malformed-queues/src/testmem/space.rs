@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Handing out guest memory.
+//! Allocation of guest memory.
 
 use vm_memory::GuestAddress;
 

@@ -22,7 +22,7 @@ fn lengths_are_checked() {
     }
 }
 
-/// Everything the space hands out is there, in one piece for the driver, and nothing overlaps.
+/// Everything that the space allocates is there, in one piece for the driver, and nothing overlaps.
 #[test]
 fn every_kind_works_up_to_its_edge() {
     on_each_memory!(LEN, |mem, space| {

@@ -155,7 +155,7 @@ impl Compat {
         Ok(())
     }
 
-    /// Takes the disk into use if the queue runs, or lets go of it.
+    /// Takes the disk into use if the queue runs, or releases it.
     ///
     /// # Errors
     /// The disk can't be used, or what it kept in memory may be lost.

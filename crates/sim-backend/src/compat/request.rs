@@ -34,7 +34,7 @@ pub(super) struct Handler {
 
 /// Why a request did not do what it was to do.
 enum Failure {
-    /// It is answered so.
+    /// It completes with this status.
     Status(RequestStatus),
     /// Data could not be copied.
     Memory,
@@ -63,8 +63,8 @@ impl Handler {
         }
     }
 
-    /// Takes and answers one request. `false` ends the pass without a notification: nothing there, or nothing
-    /// that could be answered.
+    /// Takes and completes one request. `false` ends the pass without a notification: there was none, or it could not
+    /// be completed.
     pub(super) fn handle(
         &mut self,
         vring: &mut Vring,

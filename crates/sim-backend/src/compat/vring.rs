@@ -3,8 +3,8 @@
 
 //! The device side of a split ring as the kernel's vringh has it.
 //!
-//! Not the core's ring, which resolves a ring once, refuses what is misaligned, latches errors, and hands
-//! malformed chains back. This one translates each access, trusts the driver's indices, and loses a chain
+//! Not the core's ring, which resolves a ring once, refuses what is misaligned, latches errors, and returns
+//! malformed chains. This one translates each access, trusts the driver's indices, and loses a chain
 //! that it can't read: the behaviour that drivers of the kernel's simulator meet.
 
 use virtio_blk_core::memory::IotlbTable;
@@ -178,7 +178,7 @@ impl Vring {
         }
     }
 
-    /// Hands a chain back.
+    /// Returns a chain.
     pub(super) fn complete(&mut self, ring: &IotlbTable, head: u16, len: u32) -> Result<(), Fault> {
         let entry = ENTRIES + 8 * self.slot(self.last_used);
         let element = u64::from(head) | u64::from(len) << 32;
@@ -189,7 +189,7 @@ impl Vring {
         Ok(())
     }
 
-    /// Whether the driver wants to hear of it.
+    /// Whether the driver wants to be notified of it.
     pub(super) fn needs_notify(&self, ring: &IotlbTable) -> bool {
         // The index must be visible before the driver's wish is read.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);

@@ -160,7 +160,7 @@ impl Strict {
         }
     }
 
-    /// Lets go of the disk if no queue runs.
+    /// Releases the disk if no queue runs.
     ///
     /// # Errors
     /// What the disk kept in memory may be lost.

@@ -216,7 +216,7 @@ impl VdpaDevice for Strict {
                 what: format!("the kick eventfd of queue {vq}"),
                 source,
             })?;
-        // A worker that sleeps already hears of it by its epoll.
+        // A worker that sleeps is woken by its epoll.
         Ok(())
     }
 

@@ -32,7 +32,7 @@ macro_rules! either {
     };
 }
 
-/// A queue at work.
+/// A running queue.
 pub(super) struct Running {
     pub(super) engine: Engine,
     /// The disk's descriptor, where a worker sleeps.

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! One queue at work.
+//! The work on one queue.
 
 use blkio::ReqFlags;
 use fastrand::Rng;

@@ -46,7 +46,7 @@ pub enum ClientError {
     NotControl {
         /// The socket.
         path: PathBuf,
-        /// What it did instead of answering.
+        /// What it did instead of replying.
         what: &'static str,
     },
     /// The connection ended.
@@ -71,7 +71,7 @@ pub enum ClientError {
         /// How long it had.
         patience: Duration,
     },
-    /// The answer makes no sense.
+    /// The reply makes no sense.
     #[error("{}: the server's answer can't be understood", .path.display())]
     Answer {
         /// The socket.
@@ -113,7 +113,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// Connects, and makes sure that it is a control socket that listens. The server may take `patience` for an answer.
+    /// Connects, and makes sure that it is a control socket that listens. The server may take `patience` for a reply.
     pub(super) fn connect(path: &Path, patience: Duration) -> Result<Self, ClientError> {
         let stream = connect_now(path).map_err(|source| {
             let path = path.to_owned();

@@ -43,7 +43,7 @@ impl Clients {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a client a place, which `cut` takes from it: it must not block. `None`: all are at work.
+    /// Gives a client a place, which `cut` takes from it: it must not block. `None`: all are busy.
     pub(super) fn enter(self: &Arc<Self>, cut: impl Fn() + Send + 'static) -> Option<Entered> {
         let mut places = self.places();
         if places.all.len() >= self.most {

@@ -145,7 +145,7 @@ struct DirtyArgs {
     /// Have the server write the marks to a file; they also stay. With --take: those that were taken.
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
-    /// Have the server add the marks of such a file, and mark what the disk has grown by since. You vouch that
+    /// Have the server add the marks of such a file, and mark what the disk has grown by since. You guarantee that
     /// nothing changed between the moment at which it was saved and the start of the server.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["take", "save"])]
     load: Option<PathBuf>,

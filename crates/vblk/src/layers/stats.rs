@@ -113,7 +113,7 @@ pub struct Stats {
     /// Why no flush succeeds any more: completed writes may be lost.
     #[serde(default)]
     pub flush_error: Option<String>,
-    /// The sector of the first lie that `verify` found.
+    /// The sector of the first mismatch that `verify` found.
     pub lie: Option<u64>,
 }
 

@@ -65,7 +65,7 @@ impl Terminal {
         })
     }
 
-    /// Whether `q` is heard.
+    /// Whether keys are read, so that `q` ends it.
     pub(super) fn has_keys(&self) -> bool {
         self.before.is_some()
     }

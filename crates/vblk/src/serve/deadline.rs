@@ -23,7 +23,7 @@ impl Unended {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A disk is let go: everything it had to write is written.
+    /// A disk is released: everything it had to write is written.
     pub(super) fn ended(&self, name: &str) {
         self.names().retain(|other| other != name);
     }

@@ -67,7 +67,7 @@ pub fn run(command: &VdpaCommand, json: bool) -> Result<(), Box<dyn Error>> {
     })
 }
 
-/// The kernel lets go of a device only when its `/dev/vhost-vdpa-N` is closed, and waits without a word.
+/// The kernel releases a device only when its `/dev/vhost-vdpa-N` is closed, and waits without a word.
 fn say_who_is_waited_for(name: &DeviceName) {
     // What is wrong with the device is said by what is done to it.
     let Ok(Some(node @ Node::Vhost(_))) = Sysfs::new().node(name) else {

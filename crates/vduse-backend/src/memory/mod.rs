@@ -46,7 +46,7 @@ struct Part {
 pub(crate) struct AddressSpace {
     iotlb: Iotlb,
     parts: Vec<Part>,
-    /// Rings when memory that was touched is gone.
+    /// Signalled when memory that was touched is gone.
     alarm: Arc<OwnedFd>,
 }
 

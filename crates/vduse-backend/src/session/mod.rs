@@ -47,7 +47,7 @@ pub(crate) struct Session {
     state: State,
     poll: Duration,
     pin: bool,
-    /// Rings when a queue has stopped, or something else is to be done.
+    /// Signalled when a queue has stopped, or something else is to be done.
     wake: Arc<EventFd>,
     threads: Threads,
     memory: AddressSpace,
@@ -75,7 +75,7 @@ pub(crate) struct Session {
     bounce: u64,
 }
 
-/// The disk, which rings `wake` when it is what it should be.
+/// The disk, which signals `wake` when it has become what it should be.
 fn medium(disk: Arc<dyn Disk>, wake: Arc<EventFd>) -> Medium {
     Medium::new(disk, move |event| match event {
         // The message that asks next may not report it.
@@ -92,7 +92,7 @@ fn medium(disk: Arc<dyn Disk>, wake: Arc<EventFd>) -> Medium {
 
 /// What a session leaves.
 pub(crate) struct Ended {
-    /// The disk let go of everything in time.
+    /// The disk finished everything in time.
     pub(crate) finished: bool,
     /// Why what the disk kept in memory may be lost.
     pub(crate) lost: Option<DiskError>,

@@ -129,8 +129,8 @@ impl Session {
         queue.should_run() && !self.threads.is_running(index)
     }
 
-    /// Whether a queue should start now. A hold is for queues whose state was told; one that an earlier server left with
-    /// requests in flight is none of those.
+    /// Whether a queue should start now. A hold is for queues whose state was told; one that an earlier server left
+    /// with requests in flight is none of those.
     fn is_due(&self, index: u16, queue: &Queue) -> bool {
         self.is_waiting(index, queue) && (self.held_until.is_none() || self.is_unfinished(index))
     }
@@ -316,8 +316,8 @@ impl Session {
         late.is_empty()
     }
 
-    /// Lets go of the disk if nothing uses it any more, and waits for that. Returns whether what it held in memory is
-    /// stable, as far as is known by `deadline`. If it was let go of before, that counts.
+    /// Releases the disk if nothing uses it any more, and waits for that. Returns whether what it held in memory is
+    /// stable, as far as is known by `deadline`. If it was released before, that counts.
     pub(super) fn release_medium(&mut self, deadline: Instant) -> bool {
         if self.uses_memory() {
             return true;
@@ -435,7 +435,7 @@ impl Session {
         now >= deadline || !self.needs_medium() && self.threads.medium().wait_left(now).is_some()
     }
 
-    /// The end. What the disk does not let go of in time is left behind, with what it works with: memory mapped, the
+    /// The end. What the disk does not release in time is left behind, with what it works with: memory mapped, the
     /// device's file open.
     pub(crate) fn end(mut self) -> Ended {
         let deadline = match self.finish_by {

@@ -194,7 +194,7 @@ impl Session {
         }
     }
 
-    /// Lets go of the disk if no queue uses it.
+    /// Releases the disk if no queue uses it.
     ///
     /// # Errors
     /// What the disk kept could not be made stable, or not in time.
@@ -242,7 +242,7 @@ impl Session {
     /// Stops those queues that `which` chooses, all of them until `deadline`.
     ///
     /// # Errors
-    /// The disk did not let go of some of them: the session is over.
+    /// The disk did not release some of them: the session is over.
     fn stop(
         &mut self,
         mode: Stop,
@@ -314,7 +314,7 @@ impl Session {
         Ok(())
     }
 
-    /// Makes running queues let go of memory that is no longer in the table. Where a disk keeps a queue's
+    /// Makes running queues release memory that is no longer in the table. Where a disk keeps a queue's
     /// thread busy for longer than a stop may take, that is later.
     fn remap(&self) {
         let deadline = self.stops.deadline();

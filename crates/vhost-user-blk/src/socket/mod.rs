@@ -249,7 +249,7 @@ impl Listener {
             address: SocketAddress::Path(path.to_owned()),
             inode: Some(inode),
         };
-        // Dropped from here on, it removes its file; that needs the lock, which is let go first.
+        // Dropped from here on, it removes its file; that needs the lock, which is released first.
         let ready = adjust(path, options).and_then(|()| Ok(listen(&this.listener, BACKLOG)?));
         drop(lock);
         ready.map_err(failed)?;

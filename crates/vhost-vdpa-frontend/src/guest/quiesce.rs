@@ -53,7 +53,7 @@ fn position(view: &RingView, index: u16) -> (u16, VqState) {
     (index, VqState::Split { avail_index })
 }
 
-/// Has the device listen to no kicks, or to the guest's again. Those of the meantime collect in the eventfds.
+/// Makes the device listen to no kicks, or to the guest's again. Those of the meantime collect in the eventfds.
 pub(crate) fn bind_kicks(
     device: &dyn VdpaDevice,
     guest: &Guest,
@@ -174,7 +174,7 @@ fn drained(views: &[(u16, RingView)], states: &QueuePositions) -> Result<bool, P
     Ok(all)
 }
 
-/// Waits while the device, which hears no kicks, still returns requests; at most until `deadline`.
+/// Waits while the device, which gets no kicks, still returns requests; at most until `deadline`.
 pub(crate) fn wait_while_completing(guest: &Guest, deadline: Instant) -> Result<(), PathError> {
     let views = guest.rings()?;
     let used = || -> Vec<u16> { views.iter().map(|(_, view)| view.used_idx()).collect() };

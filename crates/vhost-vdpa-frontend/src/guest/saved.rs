@@ -90,7 +90,7 @@ impl Guest {
             let state =
                 VqState::from_vring_base(queue.base, packed).ok_or_else(|| PathError::Queue {
                     index,
-                    why: format!("it can't go on at {:#x}", queue.base),
+                    why: format!("it can't continue at {:#x}", queue.base),
                 })?;
             let (kick, call) = events(index).ok_or_else(|| no_queue(index, guest.queues.len()))?;
             let restored = GuestQueue {

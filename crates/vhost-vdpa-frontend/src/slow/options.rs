@@ -17,7 +17,7 @@ pub enum CompletionMode {
     /// An eventfd is readable.
     #[default]
     Event,
-    /// Its owner looks all the time; the device is asked for no interrupts.
+    /// Its owner polls; the device is asked for no interrupts.
     Poll,
 }
 
@@ -42,7 +42,7 @@ pub struct SlowOptions {
 }
 
 impl Default for SlowOptions {
-    /// All queues, 256 entries, an eventfd, 16 bounce buffers of 128 KiB, patience.
+    /// All queues, 256 entries, an eventfd, 16 bounce buffers of 128 KiB, no timeout.
     fn default() -> Self {
         Self {
             queues: u16::MAX,

@@ -15,7 +15,7 @@ use super::Shared;
 use super::shadow_queue::ShadowQueue;
 use crate::lock;
 
-/// How long the answer may take, where the options don't say.
+/// How long the request may take if the options set no limit.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Asks for the serial number on a queue that nobody else has, and gives that back.
@@ -35,7 +35,7 @@ pub(super) fn get(shared: &Arc<Shared>, mut shadow: ShadowQueue) -> Result<Vec<u
     }
 }
 
-/// `None`: the device answered, but not with a serial number.
+/// `None`: the request completed, but not with a serial number.
 fn ask(shared: &Shared, shadow: &mut ShadowQueue) -> Result<Option<Vec<u8>>, RingError> {
     let (Some(slot), Some(bounce)) = (shadow.take_slot(), shadow.take_bounce()) else {
         return Ok(None);

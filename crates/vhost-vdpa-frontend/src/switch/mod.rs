@@ -62,15 +62,15 @@ pub struct SwitchOptions {
     /// How long a device on the fast path may take to finish what it has, after SUSPEND or under stopped vCPUs. The
     /// guest waits meanwhile.
     pub quiesce_timeout: Duration,
-    /// How long the device may keep completing requests without kicks before vCPUs are paused, to keep that pause short.
-    /// The guest waits for requests, but runs.
+    /// How long the device may keep completing requests without kicks before vCPUs are paused, to keep that pause
+    /// short. The guest waits for requests, but runs.
     pub settle_time: Duration,
-    /// How long the slow path may take to complete the requests in flight before a move or a pause fails; and how long its
-    /// disk may take, each time, to be taken into use or let go of ([`PathSwitch::disk`]).
+    /// How long the slow path may take to complete the requests in flight before a move or a pause fails; and how long
+    /// its disk may take, each time, to be taken into use or released ([`PathSwitch::disk`]).
     pub drain_timeout: Duration,
     /// With [`SwitchPolicy::Auto`]: a guest whose requests somebody needs to see is on the slow path, or its device is
-    /// stopped and asks for a reset (DEVICE_NEEDS_RESET). Without, a guest that makes its device one that can't be stopped
-    /// in order stays on the fast path, and [`PathSwitch::intercept`] fails.
+    /// stopped and asks for a reset (DEVICE_NEEDS_RESET). Without, a guest that makes its device one that can't be
+    /// stopped in order stays on the fast path, and [`PathSwitch::intercept`] fails.
     pub enforce: bool,
     /// Bits never to offer to the guest.
     pub masked_features: u64,
@@ -113,10 +113,10 @@ pub struct SwitchParts<M: DeviceMemory> {
 /// A vDPA block device for a guest, on the fast path or on the slow path, and moved between the two while the guest
 /// runs and has requests in flight.
 ///
-/// The guest sees one device: the same features, the same configuration, its rings where it put them. A move takes place
-/// only at an instant at which nothing is in flight, as a split ring can't tell what is. At that instant the device is
-/// reset, which the guest does not notice, and set up for the other path. If a step fails, the path that was left is set
-/// up again at the same indices.
+/// The guest sees one device: the same features, the same configuration, its rings where it put them. A move takes
+/// place only at an instant at which nothing is in flight, as a split ring can't tell what is. At that instant the
+/// device is reset, which the guest does not notice, and set up for the other path. If a step fails, the path that was
+/// left is set up again at the same indices.
 ///
 /// A VMM's transport uses it like [`crate::FastPath`]. A lock is held by all methods but [`PathSwitch::status`],
 /// [`PathSwitch::read_config`] and [`PathSwitch::offered`]: a move, a write of the status byte and a change of memory
@@ -214,9 +214,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.frontend.device()
     }
 
-    /// The disk of the slow path, with its layers. It works while the path is slow, and is in use
-    /// ([`Disk::activate`]) only then: before a guest is served by the device itself, or is paused, it is let go of. If that
-    /// fails the guest stays on the slow path.
+    /// The disk of the slow path, with its layers. It works while the path is slow, and is in use ([`Disk::activate`])
+    /// only then: before a guest is served by the device itself, or is paused, it is released. If that fails the guest
+    /// stays on the slow path.
     pub fn disk(&self) -> &Arc<dyn Disk> {
         &self.disk
     }
@@ -256,8 +256,9 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
     }
 
     /// The guest writes the status byte. 0 resets the device, whatever it is doing and on whatever path: what is in
-    /// flight is cancelled, and the slow path's disk is waited for at most twice [`SwitchOptions::drain_timeout`]. FEATURES_OK negotiates, and does not stay if the device does not take the features; DRIVER_OK
-    /// starts the path that the policy wants.
+    /// flight is cancelled, and the slow path's disk is waited for at most twice [`SwitchOptions::drain_timeout`].
+    /// FEATURES_OK negotiates, and does not stay if the device does not take the features; DRIVER_OK starts the path
+    /// that the policy wants.
     ///
     /// # Errors
     /// The device refused a step. After a failed reset it stays reset in the eyes of the guest.
@@ -334,8 +335,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.frontend.enable_queue(guest, index, queue)
     }
 
-    /// Updates the device's memory map after the guest's memory changed (hot plug). May be called while the guest runs, on
-    /// both paths.
+    /// Updates the device's memory map after the guest's memory changed (hot plug). May be called while the guest runs,
+    /// on both paths.
     ///
     /// # Errors
     /// Memory reaches into the shadow window, or the device refused.
@@ -363,8 +364,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.frontend.set_memory(guest, table)
     }
 
-    /// Moves the guest to `path`. Returns what was done, `None` if it is there already or if its driver does not run (then
-    /// it starts where the policy wants it).
+    /// Moves the guest to `path`. Returns what was done, `None` if it is there already or if its driver does not run
+    /// (then it starts where the policy wants it).
     ///
     /// # Errors
     /// It stays where it was ([`SwitchError::path`]), or nobody serves it any more.
@@ -408,10 +409,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.move_to(&mut inner, DataPath::Fast)
     }
 
-    /// Records whether somebody needs to see requests, under the name `reason`, and with [`SwitchPolicy::Auto`] brings the guest
-    /// to the path that follows. For what has layers that come and go: to be called after each change of them, and
-    /// before the guest's driver starts, with what `sees_requests` of virtio-blk-disks' `Stack` says (its `listen` does the
-    /// former).
+    /// Records whether somebody needs to see requests, under the name `reason`, and with [`SwitchPolicy::Auto`] brings
+    /// the guest to the path that follows. For what has layers that come and go: to be called after each change of
+    /// them, and before the guest's driver starts, with what `sees_requests` of virtio-blk-disks' `Stack` says (its
+    /// `listen` does the former).
     ///
     /// # Errors
     /// It can't be brought there. A need is not noted then.

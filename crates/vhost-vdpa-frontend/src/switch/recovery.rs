@@ -48,7 +48,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    /// Ends the answering of requests with errors, and returns where the queues stand then.
+    /// Stops completing requests with errors, and returns where the queues stand then.
     fn stop_answering(&self, inner: &mut Inner<M>) -> Result<QueuePositions, SwitchError> {
         self.close_intakes(inner);
         match self.stop_queues(inner, Stop::Drain) {
@@ -99,7 +99,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         self.device().get_backend_features() & backend_feature::RESUME != 0
     }
 
-    /// Has a device that has the guest's rings work on them again.
+    /// Makes a device that has the guest's rings work on them again.
     fn unstall(&self, inner: &mut Inner<M>) -> Result<(), PathError> {
         let device = self.device().as_ref();
         if self.can_resume() {
@@ -157,7 +157,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    /// Has the executor fail the guest's requests, if it can.
+    /// Makes the executor fail the guest's requests, if it can.
     pub(super) fn answer_with_errors(
         &self,
         inner: &mut Inner<M>,

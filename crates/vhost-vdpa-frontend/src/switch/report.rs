@@ -102,8 +102,8 @@ pub struct SwitchReport {
     pub method: Option<QuiesceMethod>,
     /// Durations.
     pub phases: SwitchPhases,
-    /// Requests that the guest had made available and not got back, when the switch began. Both sides were at work while
-    /// they were counted, so it may be a few too many.
+    /// Requests that the guest had made available and not got back, when the switch began. Both sides were working
+    /// while they were counted, so it may be a few too many.
     pub in_flight: u32,
     /// Times that the device was suspended before it was found drained.
     pub attempts: u32,

@@ -3,10 +3,10 @@
 
 //! The use of the slow path's disk: from before its first queue starts until the last has stopped.
 //!
-//! Layers may keep something of the disk in memory. On the fast path the guest goes past them, and a guest that is paused
-//! may continue elsewhere.
+//! Layers may keep something of the disk in memory. On the fast path the guest goes past them, and a guest that is
+//! paused may continue elsewhere.
 //!
-//! A guest's reset with requests in flight resets the device before the disk is let go of, as it must not wait for them:
+//! A guest's reset with requests in flight resets the device before the disk is released, as it must not wait for them:
 //! what a layer would still write then fails, as it would in a power cut.
 
 use std::time::Instant;
@@ -18,7 +18,7 @@ use virtio_blk_core::spec::status::DEVICE_NEEDS_RESET;
 use super::{Inner, PathSwitch};
 use crate::error::PathError;
 
-/// Says what nobody waits for.
+/// Logs a failure that no caller waits for.
 pub(super) fn log_medium(event: MediumEvent<'_>) {
     match event {
         MediumEvent::Lost(error) => {
@@ -40,7 +40,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         Ok(taken.ok_or(PathError::Busy(late))??)
     }
 
-    /// Lets go of the disk, all of whose queues have stopped. The slow path's device still works.
+    /// Releases the disk, all of whose queues have stopped. The slow path's device still works.
     pub(super) fn leave_disk(&self) -> Result<(), PathError> {
         let Some(medium) = &self.medium else {
             return Ok(());
@@ -51,8 +51,8 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         left.ok_or(PathError::Busy(late))?.map_err(PathError::Lost)
     }
 
-    /// As [`Self::leave_disk`] for a guest that resets its device: what is lost is what a power cut would have taken, and
-    /// was logged. Where the disk takes too long, what it does is cancelled.
+    /// As [`Self::leave_disk`] for a guest that resets its device: what is lost is what a power cut would have taken,
+    /// and was logged. Where the disk takes too long, what it does is cancelled.
     pub(super) fn forget_disk(&self) {
         if let Err(PathError::Busy(_)) = self.leave_disk() {
             self.slow.cancel_all();
@@ -63,7 +63,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         }
     }
 
-    /// Has the disk be let go of, and does not wait.
+    /// Starts to release the disk, without waiting.
     pub(super) fn stop_wanting_disk(&self) {
         if let Some(medium) = &self.medium {
             medium.want(false);

@@ -124,7 +124,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         if self.frontend.starts_at_zero_only() {
             return Err(refuse(
                 inner,
-                "this device can't go on in the middle of a ring",
+                "this device can't continue in the middle of a ring",
             ));
         }
         let begun = Instant::now();
@@ -236,7 +236,7 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
         let drained = guest::drain(device, guest, deadline).map(|positions| {
             measured.method = Some(QuiesceMethod::PausedVcpus);
             let reset = self.timed_reset(measured);
-            // The device hears nothing now. An error here shows again when it is set up.
+            // The device gets no kicks now. An error here shows again when it is set up.
             let _ = guest::bind_kicks(device, guest, false);
             (positions, reset)
         });

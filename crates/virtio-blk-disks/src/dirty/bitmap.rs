@@ -29,7 +29,7 @@ pub struct DirtyBitmap {
     granularity: u64,
     /// Bytes of the disk that have bits. What lies behind counts as changed.
     tracked: AtomicU64,
-    /// Bytes of the disk, as last heard.
+    /// Bytes of the disk, as last noted.
     size: AtomicU64,
     /// The bits of the size that the disk had first.
     words: Box<[AtomicU64]>,
@@ -87,7 +87,7 @@ pub(super) fn mask(index: u64, first: u64, last: u64) -> u64 {
 }
 
 impl DirtyBitmap {
-    /// A clean bitmap for a disk of `size` bytes in blocks of `granularity` bytes: it vouches for everything that
+    /// A clean bitmap for a disk of `size` bytes in blocks of `granularity` bytes: it has everything that
     /// changes from now on.
     ///
     /// # Errors
@@ -169,13 +169,13 @@ impl DirtyBitmap {
         self.granularity
     }
 
-    /// Bytes of the disk, as last heard.
+    /// Bytes of the disk, as last noted.
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
 
-    /// Marks the blocks of `len` bytes from `offset` on. To be called after the change: who marks before
-    /// it may have the mark taken before the change is there.
+    /// Marks the blocks of `len` bytes from `offset` on. To be called after the change: a mark that is set
+    /// before it may be taken before the change is there.
     #[inline]
     pub fn mark(&self, offset: u64, len: u64) {
         let Some(last) = len.checked_sub(1).map(|span| offset.saturating_add(span)) else {
@@ -327,7 +327,7 @@ impl DirtyBitmap {
         self.state().taken.as_ref().map(|taken| taken.token)
     }
 
-    /// What is marked, with what was taken and not committed.
+    /// What is marked, including what was taken and not committed.
     pub fn changes(&self) -> Changes {
         let state = self.state();
         self.describe(&state, &self.marked(&state), Self::why(&state))
@@ -410,7 +410,7 @@ impl DirtyBitmap {
         Ok(())
     }
 
-    /// Starts anew: forgets all marks, also those that were taken, and vouches for everything that changes from now
+    /// Starts anew: forgets all marks, also those that were taken, and has everything that changes from now
     /// on.
     ///
     /// # Errors
@@ -499,7 +499,7 @@ impl DirtyBitmap {
     }
 
     /// Adds the marks of a bitmap that was saved, and what the disk has grown by since. Then this one knows everything
-    /// that changed, if that one did: the caller vouches that nothing changed between that moment and the start of
+    /// that changed, if that one did: the caller guarantees that nothing changed between that moment and the start of
     /// this bitmap.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use super::bitmap::BITS;
 use super::error::BitmapError;
 
-/// Since when a bitmap's marks are: of which start of it, and after how many commits. Two answers of one generation
+/// Since when a bitmap's marks are: of which start of it, and after how many commits. Two results of one generation
 /// are about changes since the same moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Generation {

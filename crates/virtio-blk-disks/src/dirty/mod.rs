@@ -49,7 +49,7 @@ pub use persist::PersistOptions;
 use crate::layer::{Layer, Layered};
 use crate::observe::ObservedQueue;
 
-/// The bitmaps at work.
+/// The bitmaps in use.
 type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
 
 /// A disk whose changes are marked in bitmaps.
@@ -59,8 +59,8 @@ type Bitmaps = Vec<(String, Arc<DirtyBitmap>)>;
 /// [`DirtyBitmap::take`] loses no write: what had not ended is found the next time. To have the last
 /// changes, take once more after the queues have stopped.
 ///
-/// While the disk underneath is let go of ([`Disk::handover`]), others may change it unseen: everything counts as changed
-/// then, and afterwards, too, if the disk can't prove that it is as it was.
+/// While the disk underneath is released ([`Disk::handover`]), others may change it unseen: everything counts as
+/// changed then, and afterwards, too, if the disk can't prove that it is as it was.
 ///
 /// One bitmap may have a file ([`DirtyDisk::open`]), in which a block is marked before its change is given to the
 /// disk: if that fails, so does the operation.
@@ -208,7 +208,7 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         }
     }
 
-    /// Ends a bitmap, and hands it out. `None` if there is none of that name.
+    /// Ends a bitmap, and returns it. `None` if there is none of that name.
     pub fn stop(&self, name: &str) -> Option<Arc<DirtyBitmap>> {
         let _changing = self.layer().changing();
         let mut bitmaps = Bitmaps::clone(&self.bitmaps().load());

@@ -171,7 +171,7 @@ pub(super) struct New<'a> {
     pub(super) size: u64,
     pub(super) granularity: u64,
     pub(super) boot: Boot,
-    /// The disk is one that is let go of.
+    /// The disk is one that is released.
     pub(super) hands_over: bool,
 }
 
@@ -238,7 +238,8 @@ fn regions(marks: &Marks, used: Use) -> Vec<u8> {
     bits
 }
 
-/// Writes a file that is in use in place of what is at `path`, which we have locked, if it was there: stable and locked.
+/// Writes a file that is in use in place of what is at `path`, which we have locked, if it was there: stable and
+/// locked.
 fn replace(
     path: &Path,
     was_there: bool,

@@ -15,8 +15,8 @@ use super::text;
 use super::tree::{Tree, TreeError};
 use super::{ArgError, DiskArg};
 
-/// A kind of disk: the type of its options. To implement it, and to list the kind in a table ([`DiskKinds`]), is all that
-/// a kind needs to have a name on command lines; its crate may lie above this one.
+/// A kind of disk: the type of its options. A kind that implements it and is listed in a table ([`DiskKinds`]) can be
+/// named on command lines; its crate may lie above this one.
 ///
 /// A disk is written `NAME:TARGET,OPTION=VALUE…`. The options are read by serde into the type, which says in its
 /// attributes what they are called and that unknown ones are refused: `#[serde(default, deny_unknown_fields)]`, with
@@ -26,23 +26,24 @@ pub trait DiskOptions:
 {
     /// The word before the colon.
     const NAME: &'static str;
-    /// What stands behind it, in capitals: `PATH`, `SIZE`.
+    /// What follows it, in capitals: `PATH`, `SIZE`.
     const TARGET: &'static str;
     /// The whole syntax in one line.
     const HELP: &'static str;
-    /// The same with a few words on each option, for help texts: lines of at most 78 columns, the first indented by two.
+    /// The same with a few words on each option, for help texts: lines of at most 78 columns, the first indented by
+    /// two.
     const MANUAL: &'static str;
 
-    /// Takes over what stands between the colon and the options. It is not empty.
+    /// Sets the target: the text between the colon and the options. It is not empty.
     ///
     /// # Errors
-    /// It can't be that.
+    /// It is no target of this kind.
     fn set_target(&mut self, target: String) -> Result<(), ArgError>;
 
     /// What [`DiskOptions::set_target`] takes.
     fn target(&self) -> String;
 
-    /// Names and values of the options that are not as by default, as they are written.
+    /// Names and values, as written, of the options that differ from the default.
     fn changed(&self) -> Vec<(&'static str, String)>;
 
     /// Makes the disk. It is read-only if `read_only` or the options say so.
@@ -51,7 +52,7 @@ pub trait DiskOptions:
     /// [`DiskError::Config`] or [`DiskError::Io`], naming the file where there is one.
     fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError>;
 
-    /// The same disk for a look that changes nothing, also while others use it.
+    /// The same disk for inspection: opened without changing anything, also while others use it.
     #[must_use]
     fn for_inspection(self) -> Self {
         self
@@ -69,7 +70,7 @@ pub trait DiskOptions:
     }
 }
 
-/// [`DiskOptions`] whose type is not known.
+/// [`DiskOptions`] with their type erased.
 pub(super) trait AnyOptions: fmt::Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn name(&self) -> &'static str;

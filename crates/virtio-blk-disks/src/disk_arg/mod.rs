@@ -65,7 +65,7 @@ impl DiskArg {
         (*self.0).as_any().downcast_ref()
     }
 
-    /// Makes the disk. It is read-only if `read_only` says so or the specification does.
+    /// Makes the disk. It is read-only if `read_only` or its options say so.
     ///
     /// # Errors
     /// [`DiskError::Config`] or [`DiskError::Io`], naming the file where there is one.
@@ -73,7 +73,8 @@ impl DiskArg {
         self.0.open(read_only)
     }
 
-    /// The same disk for a look that changes nothing, also while others use it: see [`RawOptions::inspect`].
+    /// The same disk for inspection: opened without changing anything, also while others use it. See
+    /// [`RawOptions::inspect`].
     ///
     /// [`RawOptions::inspect`]: crate::RawOptions::inspect
     #[must_use]
@@ -118,7 +119,7 @@ impl FromTree for DiskArg {
 }
 
 impl fmt::Display for DiskArg {
-    /// Leaves out what is as by default.
+    /// Leaves out options that have their default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doubled = |text: &str| text.replace(',', ",,");
         write!(f, "{}:{}", self.0.name(), doubled(&self.0.target()))?;

@@ -1,9 +1,9 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A decorator that makes any disk misbehave, by plan and repeatably.
+//! A layer that makes any disk misbehave, by plan and repeatably.
 //!
-//! For tests of whatever stands on a disk. The contract of [`IoQueue`] is kept throughout: each
+//! For tests of everything that uses a disk. The contract of [`IoQueue`] is kept throughout: each
 //! operation still completes exactly once, only later, in another order, or with an error: without an effect, with
 //! a part of it (a torn write) or with all of it. Only [`Rule::silent`] lies.
 //!
@@ -93,7 +93,7 @@ impl<D: Disk + ?Sized> FaultDisk<D> {
         self.layer().shared.errors.load(Ordering::SeqCst)
     }
 
-    /// Submissions that were answered with `Full` so far.
+    /// Submissions so far for which `Full` was returned.
     pub fn refusals(&self) -> u64 {
         self.layer().shared.refusals.load(Ordering::SeqCst)
     }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What shall go wrong.
+//! What is to fail.
 
 use std::ops::{Range, RangeInclusive};
 use std::time::Duration;
@@ -182,7 +182,7 @@ impl Rule {
     }
 }
 
-/// What shall go wrong, repeatably. A fresh plan changes nothing.
+/// What is to fail, repeatably. A fresh plan changes nothing.
 #[derive(Clone, Debug)]
 pub struct FaultPlan {
     pub(super) seed: u64,
@@ -249,8 +249,8 @@ impl FaultPlan {
         self
     }
 
-    /// Breaks each queue for good once it took `count` operations: `flush_batch` and `reap` answer
-    /// with an error, as after the loss of an io_uring.
+    /// Breaks each queue for good once it took `count` operations: `flush_batch` and `reap` return
+    /// an error, as after the loss of an io_uring.
     #[must_use]
     pub const fn break_after(mut self, count: u64) -> Self {
         self.break_after = Some(count);

@@ -89,7 +89,7 @@ pub enum HoldError {
     None,
     /// Its time is over.
     #[error(
-        "the hold had ended {:.3} seconds ago, when its time ran out: requests go on since then, so a copy made \
+        "the hold had ended {:.3} seconds ago, when its time ran out: requests run since then, so a copy made \
          meanwhile is not of one moment",
         ago.as_secs_f64()
     )]
@@ -97,7 +97,7 @@ pub enum HoldError {
         /// How long ago.
         ago: Duration,
     },
-    /// A queue was stopped, for which what it held was let go.
+    /// A queue was stopped, for which what it held was released.
     #[error(
         "the hold had ended {:.3} seconds ago, when a queue with waiting requests was stopped: these were \
          executed, so a copy made meanwhile is not of one moment",
@@ -206,7 +206,7 @@ impl SwitchDisk {
         self.call(&state);
     }
 
-    /// Has every queue end what it has in flight, and keep what comes afterwards until [`SwitchDisk::resume`]
+    /// Makes every queue complete what it has in flight, and hold what comes afterwards until [`SwitchDisk::resume`]
     /// or `until`. Returns at once: when [`SwitchDisk::is_settled`] says so, the disk underneath has nothing in
     /// flight. What a layer could still cancel (a throttle) is kept, too. A queue that is opened meanwhile
     /// holds still as well.
@@ -248,7 +248,7 @@ impl SwitchDisk {
         hold.ended().map_or(Ok(()), Err)
     }
 
-    /// Has every queue follow.
+    /// Makes every queue follow.
     fn call(&self, state: &State) {
         self.shared.version.fetch_add(1, Ordering::Release);
         for slot in &state.queues {

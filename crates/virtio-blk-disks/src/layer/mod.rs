@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Handover, IoQueue};
 
-/// What a layer does. A clone is the same layer, with what it knows, for another view of the disk.
+/// What a layer does to operations. A clone is the same layer, with its state, for another view of the disk.
 pub trait Layer: Clone + Send + Sync + 'static {
     /// Puts a data path over `inner`, a queue of the disk underneath that was opened for `depth` operations. `caps` is
     /// what that disk can do. See [`Disk::open_queue`].
@@ -30,7 +30,7 @@ pub trait Layer: Clone + Send + Sync + 'static {
         inner
     }
 
-    /// Takes the disk into use. A layer that remembers something of its content compares; see [`Disk::activate`].
+    /// Takes the disk into use; see [`Disk::activate`]. A layer with state that depends on the content checks it here.
     ///
     /// # Errors
     /// That of the disk underneath.
@@ -38,10 +38,11 @@ pub trait Layer: Clone + Send + Sync + 'static {
         inner.activate()
     }
 
-    /// Lets go of the disk; see [`Disk::deactivate`].
+    /// Releases the disk; see [`Disk::deactivate`].
     ///
     /// # Errors
-    /// That of the disk underneath. It is about the disk's data: what a layer remembers beside it is lost without.
+    /// That of the disk underneath. It concerns the disk's data. A layer that can't keep its own state loses it without
+    /// an error.
     fn deactivate<D: Disk + ?Sized>(&self, inner: &D) -> Result<(), DiskError> {
         inner.deactivate()
     }
@@ -60,7 +61,7 @@ impl<L: Layer, D: Disk + ?Sized> Layered<L, D> {
         Self { layer, inner }
     }
 
-    /// The same layer, with what it knows, over another view of the disk.
+    /// The same layer, with its state, over another view of the disk.
     #[must_use]
     pub fn over(&self, inner: Arc<D>) -> Self {
         Self::with(self.layer.clone(), inner)

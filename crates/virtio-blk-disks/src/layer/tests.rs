@@ -117,7 +117,7 @@ impl Disk for Probe {
     }
 }
 
-/// Ends nothing before it is told to let go.
+/// Completes nothing before it is told to release what it holds.
 struct ProbeQueue {
     probe: Probe,
     released: bool,

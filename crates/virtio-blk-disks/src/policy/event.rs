@@ -79,7 +79,7 @@ pub enum PolicyEvent {
 /// Called for each [`PolicyEvent`], from whatever thread noticed it. Must not block.
 pub type PolicyListener = Arc<dyn Fn(&PolicyEvent) + Send + Sync>;
 
-/// Who wants to know.
+/// The listeners.
 #[derive(Default)]
 pub(crate) struct PolicyListeners(Mutex<Vec<PolicyListener>>);
 

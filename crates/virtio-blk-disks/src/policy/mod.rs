@@ -1,8 +1,8 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A layer that keeps failed operations instead of failing them, until somebody has mended what is wrong: a host
-//! file system that is full, a path to a SAN that is down.
+//! A layer that keeps failed operations instead of failing them, until the cause is gone: a host file system that is
+//! full, a path to a SAN that is down.
 //!
 //! Its words are QEMU's `rerror` and `werror`. The driver sees a request that takes long; its other requests continue.
 //!
@@ -41,7 +41,7 @@ use queue::PolicyQueue;
 
 use crate::layer::{Layer, Layered};
 
-/// A queue that keeps something looks this often at the latest whether it shall try again.
+/// A queue that keeps something checks at least this often whether it is to try again.
 pub const RECHECK: Duration = Duration::from_millis(100);
 
 /// What becomes of an operation that the host failed.
@@ -203,7 +203,7 @@ impl<D: Disk + ?Sized> PolicyDisk<D> {
         self.resume();
     }
 
-    /// Has everything that is kept tried again, at the latest after [`RECHECK`] each time that its queue is served.
+    /// Retries everything that is kept, at the latest after [`RECHECK`] each time that its queue is served.
     /// Returns how many operations that are.
     pub fn resume(&self) -> u64 {
         let operations = self.shared().held().operations;

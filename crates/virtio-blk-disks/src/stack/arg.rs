@@ -10,7 +10,8 @@ use super::{Groups, LayerArg, LayerKinds, Stack, StackError, parse};
 use crate::disk_arg::FromTree;
 use crate::{ArgError, DiskArg};
 
-/// A disk with layers, by name. `Display` writes what [`StackArg::parse`] reads; see the [module](super) for the syntax.
+/// A disk with layers, by name. `Display` writes what [`StackArg::parse`] reads; see the [module](super) for the
+/// syntax.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackArg<D = DiskArg> {
     /// The disk at the bottom: one of this crate's, or of an embedder's own kinds.
@@ -20,7 +21,7 @@ pub struct StackArg<D = DiskArg> {
 }
 
 impl StackArg {
-    /// Makes the disk and its layers, once for all. A stack without layers is the bare disk.
+    /// Makes the disk and its layers, which can't be changed later. A stack without layers is the bare disk.
     ///
     /// # Errors
     /// As for [`DiskArg::open`]; or the layers don't go together.

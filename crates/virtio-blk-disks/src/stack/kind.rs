@@ -25,7 +25,7 @@ pub const OWN: &[LayerKind] = &[
     LayerKind::of::<FaultOptions>(),
 ];
 
-/// A kind of layer in a table. Where it lies in a stack is not its affair: layers lie in the order in which they are
+/// A kind of layer in a table. It has no place of its own in a stack: layers lie in the order in which they are
 /// written.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerKind {

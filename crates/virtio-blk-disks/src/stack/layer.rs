@@ -28,8 +28,8 @@ impl LayerArg {
         (*self.0).as_any().downcast_ref()
     }
 
-    /// Whether both stand for the same layer of a disk, perhaps with other settings: of throttles the same group, of
-    /// bitmaps the same name counts.
+    /// Whether both are the same layer of a disk, perhaps with other settings: throttles with the same group, bitmaps
+    /// with the same name.
     pub fn is_same(&self, other: &Self) -> bool {
         self.0.kind() == other.0.kind() && self.0.identity() == other.0.identity()
     }
@@ -44,7 +44,7 @@ impl LayerArg {
         text == self.name() || text == special || text == self.to_string()
     }
 
-    /// With what is said in `old` and not here: the settings of a layer that is changed.
+    /// This layer, with its options completed by those that only `old` sets: for changing some settings of a layer.
     #[must_use]
     pub fn or(&self, old: &Self) -> Self {
         self.0.or(old)
@@ -81,7 +81,7 @@ impl FromStr for LayerArg {
 }
 
 impl fmt::Display for LayerArg {
-    /// Leaves out what is as by default.
+    /// Leaves out options that have their default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some((name, value)) = self.short() {
             return write!(f, "{name}={value}");

@@ -58,12 +58,12 @@ impl Built {
         })
     }
 
-    /// Has the settings hold that can change while the layer is at work.
+    /// Applies the settings that can change while the layer is in use.
     pub(super) fn apply(&self) -> Result<(), DiskError> {
         self.arg.0.apply(&self.disk)
     }
 
-    /// Does what a layer needs that is about to be removed while the disk is in use.
+    /// Prepares the layer for its removal while the disk is in use.
     pub(super) fn leave(&self) -> Result<(), DiskError> {
         self.arg.0.leave(&self.disk)
     }
@@ -94,7 +94,7 @@ impl Built {
     }
 }
 
-/// Makes one layer of those that are parts of one, as `rerror` and `werror`.
+/// Merges layers that are parts of one, such as `rerror` and `werror`.
 pub(super) fn merge(layers: &[LayerArg]) -> Vec<LayerArg> {
     let mut merged: Vec<LayerArg> = Vec::with_capacity(layers.len());
     for layer in layers {
@@ -109,7 +109,7 @@ pub(super) fn merge(layers: &[LayerArg]) -> Vec<LayerArg> {
     merged
 }
 
-/// Two of these layers would be one and the same.
+/// Returns a layer that is the same as one before it.
 pub(super) fn find_double(layers: &[LayerArg]) -> Option<&LayerArg> {
     let is_double = |(index, layer): &(usize, &LayerArg)| {
         let before = layers.get(..*index).unwrap_or_default();

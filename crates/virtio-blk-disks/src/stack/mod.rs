@@ -72,10 +72,10 @@ pub enum StackError {
     /// The disk or a layer can't be made.
     #[error(transparent)]
     Disk(#[from] DiskError),
-    /// The stack was opened once for all.
+    /// The stack is a fixed one.
     #[error("the layers of this disk can't be changed: it was not opened for that")]
     Fixed,
-    /// The driver was told of abilities that the disk would not have any more.
+    /// The driver was told of abilities that the disk would lose.
     #[error(
         "the layer `{0}` changes what the disk can do, of which its driver was told: it can only be there \
          from the start"
@@ -90,11 +90,11 @@ pub struct Stack {
     switch: Option<Arc<SwitchDisk>>,
     layers: Mutex<Vec<Built>>,
     listeners: Mutex<Vec<Listener>>,
-    /// Who is told of operations that are kept, whatever layers come and go.
+    /// Listeners for operations that are kept, whatever layers come and go.
     policy_listeners: Arc<PolicyListeners>,
 }
 
-/// Is told whether somebody needs to see requests.
+/// Called with whether some layer needs to see requests.
 type Listener = Arc<dyn Fn(bool) + Send + Sync>;
 
 /// Makes layers over a disk.
@@ -132,7 +132,7 @@ pub struct Resumed {
 }
 
 impl Stack {
-    /// Puts layers over a disk, once for all. Without any it is the bare disk.
+    /// Puts layers over a disk that can't be changed later. Without any it is the bare disk.
     ///
     /// # Errors
     /// The layers don't go together, or one can't be made.
@@ -184,7 +184,7 @@ impl Stack {
         }
     }
 
-    /// The layers at work, from the medium upwards; a throttle with the limits that its group has now.
+    /// The layers in use, from the medium upwards; a throttle with the limits that its group has now.
     pub fn layers(&self) -> Vec<LayerArg> {
         self.built().iter().map(Built::current).collect()
     }
@@ -202,7 +202,7 @@ impl Stack {
         self.edit(|_| Ok(layers.to_vec()))
     }
 
-    /// As [`Stack::change`], to what `edit` makes of the layers there are. Nobody else changes them meanwhile.
+    /// As [`Stack::change`], to what `edit` makes of the layers there are. No other change comes between.
     ///
     /// # Errors
     /// That of `edit`, or as for [`Stack::change`].
@@ -267,7 +267,7 @@ impl Stack {
         }
     }
 
-    /// Has every queue end what it has in flight, and keep what comes afterwards until [`Stack::resume`] or for
+    /// Makes every queue complete what it has in flight, and hold what comes afterwards until [`Stack::resume`] or for
     /// that time. Returns at once: when [`Stack::is_settled`] says so, nothing is in flight. What [`Stack::flush`]
     /// then makes stable is the whole disk at one moment, for a copy or a snapshot.
     ///
@@ -279,7 +279,7 @@ impl Stack {
         Ok(())
     }
 
-    /// Has a [`Stack::hold`] that is in force last for `time` from now on.
+    /// Makes a [`Stack::hold`] that is in force last for `time` from now on.
     ///
     /// # Errors
     /// None is in force.
@@ -288,7 +288,7 @@ impl Stack {
         switch.extend(Instant::now() + time)
     }
 
-    /// Ends [`Stack::hold`], and has operations that failed and are kept tried again.
+    /// Ends [`Stack::hold`], and retries operations that failed and are kept.
     pub fn resume(&self) -> Resumed {
         Resumed {
             operations: self.policy().map_or(0, |policy| policy.resume()),
@@ -308,13 +308,13 @@ impl Stack {
         self.base.flush_error().map_or(Ok(()), Err)
     }
 
-    /// Whether somebody needs to see requests: then they can't take a path round this stack. Every layer does, but a
-    /// throttle that has no limit.
+    /// Whether some layer needs to see requests, so that they can't bypass this stack. Every layer does, except a
+    /// throttle without a limit.
     pub fn sees_requests(&self) -> bool {
         self.built().iter().any(Built::sees_requests)
     }
 
-    /// Has `listener` called after each [`Stack::change`], with what [`Stack::sees_requests`] says then: for the code that
+    /// Calls `listener` after each [`Stack::change`] with what [`Stack::sees_requests`] returns then: for the code that
     /// chooses the path. Not called when another stack changes the limits of a group that both are in.
     pub fn listen(&self, listener: impl Fn(bool) + Send + Sync + 'static) {
         self.listeners().push(Arc::new(listener));
@@ -346,7 +346,7 @@ impl Stack {
         self.layer()
     }
 
-    /// Has `listener` called for what happens to operations that failed, whenever there is a layer for that.
+    /// Calls `listener` for what happens to operations that failed, whenever there is a layer for that.
     /// It must not block.
     pub fn listen_events(&self, listener: impl Fn(&PolicyEvent) + Send + Sync + 'static) {
         self.policy_listeners.add(Arc::new(listener));

@@ -16,7 +16,7 @@ use crate::disk_arg::ArgError;
 use crate::layer::{Layer, Layered};
 use crate::policy::PolicyListeners;
 
-/// What stands behind a layer's name.
+/// What follows a layer's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// Nothing.
@@ -42,8 +42,8 @@ pub struct Parts {
     pub order: &'static str,
 }
 
-/// A kind of layer: the type of its options. To implement it and to list it in the table of layers is all that a layer
-/// needs to have a name, in text and in files.
+/// A kind of layer: the type of its options. A layer that implements it and is listed in a table ([`LayerKinds`]) can
+/// be named, in text and in files; its crate may lie above this one.
 ///
 /// A layer is written `NAME=TARGET/OPTION:VALUE…`, of which its [`Shape`] says what there is. The options are read by
 /// serde into the type, as for [`DiskOptions`](crate::disk_arg::DiskOptions).
@@ -55,7 +55,7 @@ pub trait LayerOptions:
 
     /// The word that names it.
     const NAME: &'static str;
-    /// What stands behind it.
+    /// What follows it.
     const SHAPE: Shape;
     /// Its part of a help text: lines of at most 78 columns, the first indented by two.
     const MANUAL: &'static str;
@@ -65,13 +65,13 @@ pub trait LayerOptions:
     const PATH: Option<&'static str> = None;
     /// Words that belong to the option before them.
     const PARTS: Option<Parts> = None;
-    /// A layer at work can take over other options as it is ([`LayerOptions::apply`]).
+    /// Whether a layer in use can adopt other options ([`LayerOptions::apply`]).
     const ADAPTS: bool = false;
 
-    /// Takes over the target. It may be empty.
+    /// Sets the target. It may be empty.
     ///
     /// # Errors
-    /// It can't be that.
+    /// It is no target of this layer.
     fn set_target(&mut self, target: &str) -> Result<(), ArgError> {
         let _ = target;
         Ok(())
@@ -82,10 +82,10 @@ pub trait LayerOptions:
         None
     }
 
-    /// Names and values of the options that are not as by default, as they are written.
+    /// Names and values, as written, of the options that differ from the default.
     fn changed(&self) -> Vec<(&'static str, String)>;
 
-    /// Checks what can't be said of one option alone.
+    /// Checks options that depend on each other.
     ///
     /// # Errors
     /// The options don't go together.
@@ -98,20 +98,20 @@ pub trait LayerOptions:
         None
     }
 
-    /// Both as one, if they don't contradict each other.
+    /// Both merged into one, if they don't contradict each other.
     fn merged(&self, other: &Self) -> Option<Self> {
         let _ = other;
         None
     }
 
-    /// With what is said in `old` and not here.
+    /// These options, completed by those that only `old` sets.
     #[must_use]
     fn or(self, old: &Self) -> Self {
         let _ = old;
         self
     }
 
-    /// Makes the layer anew.
+    /// Makes a new layer.
     ///
     /// # Errors
     /// It does not fit on the disk, or lacks something of the host.
@@ -121,16 +121,16 @@ pub trait LayerOptions:
         context: &LayerContext<'_>,
     ) -> Result<Layered<Self::Layer>, StackError>;
 
-    /// Has the options hold that can change while the layer is at work.
+    /// Applies the options that can change while the layer is in use.
     ///
     /// # Errors
-    /// They can't hold.
+    /// They can't be applied.
     fn apply(&self, disk: &Layered<Self::Layer>) -> Result<(), DiskError> {
         let _ = disk;
         Ok(())
     }
 
-    /// Does what is needed before the layer is removed from a disk in use.
+    /// Prepares the layer for its removal from a disk that is in use.
     ///
     /// # Errors
     /// It can't be done; the layer stays.
@@ -157,11 +157,11 @@ pub trait LayerOptions:
 #[derive(Clone, Copy)]
 pub struct LayerContext<'a> {
     pub(crate) groups: &'a Groups,
-    /// Who is told of operations that are kept.
+    /// Listeners for operations that are kept.
     pub(crate) listeners: &'a Arc<PolicyListeners>,
 }
 
-/// [`LayerOptions`] whose type is not known.
+/// [`LayerOptions`] with their type erased.
 pub(super) trait AnyLayer: fmt::Debug + Send + Sync {
     fn as_any(&self) -> &dyn Any;
     fn kind(&self) -> &'static str;

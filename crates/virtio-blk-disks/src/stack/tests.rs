@@ -262,7 +262,7 @@ fn both_policies_are_one_layer() {
     assert!(error.to_string().contains("twice"), "{error}");
 }
 
-/// What failed under one stack is tried again under the next, and the one who listens hears of both.
+/// What failed under one stack is tried again under the next, and the listener is told of both.
 #[test]
 fn what_is_kept_goes_along_when_layers_change() {
     let stack = live("memory:1M,fault=errors:1000,werror=stop");

@@ -49,7 +49,7 @@ use crate::layer::{Layer, Layered};
 /// A disk whose operations take turns.
 ///
 /// An operation that is larger than what the limits give in a moment starts when its turn comes, and what
-/// follows waits for it. A flush is never held back: it concerns writes that have completed.
+/// follows waits for it. A flush is never held back: it concerns completed writes.
 pub type ThrottleDisk<D = dyn Disk> = Layered<Throttle, D>;
 
 /// The layer of a [`ThrottleDisk`].

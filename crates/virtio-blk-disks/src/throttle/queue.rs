@@ -191,7 +191,7 @@ impl IoQueue for ThrottleQueue {
             let recheck = self.group.now().saturating_add(RECHECK.as_nanos() as u64);
             let at = match self.turn {
                 Some(turn) => turn.start.min(recheck),
-                // What was let go waits for room below, of which the disk there tells.
+                // What was released waits for room below, of which the disk there tells.
                 None if self.released => recheck,
                 None => 0,
             };

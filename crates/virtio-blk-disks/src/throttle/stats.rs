@@ -11,7 +11,7 @@ use std::time::Duration;
 pub struct ThrottleStats {
     /// Operations that wait now.
     pub waiting: u64,
-    /// Operations that had to wait and were let go.
+    /// Operations that had to wait and were released.
     pub released: u64,
     /// How long those waited, added up.
     pub time: Duration,

@@ -173,7 +173,8 @@ fn a_rate_holds_over_a_second_at_any_depth_and_with_any_timer() {
     }
 }
 
-/// A driver that takes its time between an answer and the next operation, and timers that are late, as on a busy machine.
+/// A driver that takes its time between an answer and the next operation, and timers that are late, as on a busy
+/// machine.
 #[test]
 fn a_rate_holds_for_a_driver_that_takes_its_time() {
     for (rate, think, tick) in [

@@ -24,7 +24,7 @@ pub(super) enum Noted {
     Nothing,
 }
 
-/// Compares the answers of a [`super::VerifyDisk`].
+/// Compares what a [`super::VerifyDisk`] reads.
 pub(super) struct Checker {
     pub(super) shared: Arc<Shared>,
 }

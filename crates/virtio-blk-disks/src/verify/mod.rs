@@ -56,11 +56,11 @@ impl Shared {
     }
 }
 
-/// A disk whose answers are checked.
+/// A disk whose reads are checked.
 ///
 /// A read that finds a mismatch fails, and the first mismatch is kept. Sectors that were changed while they were
 /// read are passed over, as the standard allows any mixture then; so are discarded ones until they are
-/// written again. What others may have changed while the disk was let go of ([`Disk::handover`]) is not known any more.
+/// written again. What others may have changed while the disk was released ([`Disk::handover`]) is unknown.
 pub type VerifyDisk<D = dyn Disk> = Layered<Verify, D>;
 
 /// The layer of a [`VerifyDisk`].

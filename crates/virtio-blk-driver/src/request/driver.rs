@@ -21,7 +21,7 @@ pub struct Token {
     generation: u32,
 }
 
-/// The answer to a request.
+/// The completion of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
     /// Which request.
@@ -33,7 +33,7 @@ pub struct Done {
 }
 
 impl Done {
-    /// Whether the device answered OK.
+    /// Whether the status is OK.
     pub const fn is_ok(&self) -> bool {
         self.status == S_OK
     }
@@ -49,7 +49,7 @@ struct Use {
 
 /// One queue of a virtio-blk driver: a ring, memory for requests, and the guest memory both lie in.
 ///
-/// In the steady state it allocates nothing. A request's memory is left alone from its answer until a
+/// In the steady state it allocates nothing. A request's memory is left alone from its completion until a
 /// later [`Driver::submit`] takes the slot; slots are reused in the order they became free.
 #[derive(Debug)]
 pub struct Driver<G> {
@@ -115,7 +115,7 @@ where
         self.ring.state()
     }
 
-    /// Requests submitted and not yet answered.
+    /// Requests submitted and not yet completed.
     pub const fn in_flight(&self) -> u16 {
         self.ring.in_flight()
     }
@@ -230,7 +230,7 @@ where
         Ok(self.ring.needs_kick(&*self.mem)?)
     }
 
-    /// The next answer, if there is one.
+    /// The next completion, if there is one.
     ///
     /// # Errors
     /// The device broke a rule ([`RingError::Violation`]), or memory is gone.

@@ -25,7 +25,7 @@ pub enum ArenaError {
     },
 }
 
-/// Why a request could not be submitted, or its answer not be had.
+/// Why a request could not be submitted, or its completion not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// The ring refused, or the device broke its rules.

@@ -28,7 +28,7 @@ impl SplitDriver {
         if published == self.kicked {
             return Ok(false);
         }
-        // The index must be out before we look whether the device asks to hear of it, or both sides
+        // The index must be out before we look whether the device asks to be notified, or both sides
         // may wait for each other (virtio 1.4, 2.7.13.3.1).
         fence(Ordering::SeqCst);
         let wanted = if self.config.event_idx {

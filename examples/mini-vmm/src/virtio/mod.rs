@@ -41,7 +41,8 @@ pub trait Interrupt: Send + Sync {
 }
 
 /// How long a start or a stop waits for the disk: a vCPU that starts its device, or resets it or a queue of it, is back
-/// in the guest by then. A pause and a vCPU that takes Bus Master Enable away wait twice as long. What the disk still has then keeps its memory.
+/// in the guest by then. A pause and a vCPU that takes Bus Master Enable away wait twice as long. What the disk still
+/// has then keeps its memory.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A device with its queues: the registers of a transport are views of this.
@@ -259,7 +260,7 @@ impl Block {
         self.leave(stopped, Instant::now() + self.patience)
     }
 
-    /// Stops all queues until `deadline`, if they have not `stopped`, and waits for the disk to be let go of.
+    /// Stops all queues until `deadline`, if they have not `stopped`, and waits for the disk to be released.
     fn leave(&mut self, stopped: bool, deadline: Instant) -> Result<()> {
         if !stopped && !self.stop_all(Stop::HandOver, deadline) {
             let text = "the disk does not let go of the requests that it has";
@@ -284,7 +285,7 @@ impl Block {
         self.have_stopped(deadline)
     }
 
-    /// Waits until `deadline` for the queues that were told to stop. When the last has stopped the disk is let go of,
+    /// Waits until `deadline` for the queues that were told to stop. When the last has stopped the disk is released,
     /// which is not waited for.
     fn have_stopped(&mut self, deadline: Instant) -> bool {
         let all = self.note_stopped(|_| true, deadline);
@@ -311,7 +312,7 @@ impl Block {
         late.is_empty()
     }
 
-    /// Waits until `deadline` for the disk to be let go of, once all queues have stopped. `None`: it is not yet.
+    /// Waits until `deadline` for the disk to be released, once all queues have stopped. `None`: it is not yet.
     fn wait_left(&self, deadline: Instant) -> Option<std::result::Result<(), String>> {
         match &self.threads {
             Some(threads) => threads.release(deadline),
@@ -484,7 +485,7 @@ impl Block {
     fn go_on(&mut self) {
         if self.offloaded {
             if let Err(error) = self.disk.device().resume() {
-                log::error!("a device does not go on as it was: {error}");
+                log::error!("a device does not continue as it was: {error}");
             }
             // It was reset, and tells nobody of what changed meanwhile.
             self.interrupt.config();
@@ -498,7 +499,7 @@ impl Drop for Block {
         if let Err(error) = self.leave(false, Instant::now() + self.patience) {
             log::error!("a machine ends without its disk: {error}");
         }
-        // Their buffers stay in memory until the disk lets go of them.
+        // Their buffers stay in memory until the disk releases them.
         if let Some(threads) = &mut self.threads {
             threads.leave_behind(|_| true);
         }

@@ -196,9 +196,10 @@ fn saved_queue(queue: &RestoredQueue) -> SavedGuestQueue {
     }
 }
 
-/// Interrupts on their way from a device to the guest. A device writes an eventfd, and whether the guest is interrupted,
-/// and by which vector, is for the transport to say: here, unless it had KVM take the eventfd (`interrupt::Source`; before
-/// Linux 5.11 both hear of it, and the guest gets an interrupt too many). Dropping this ends it.
+/// Interrupts on their way from a device to the guest. A device writes an eventfd, and whether the guest is
+/// interrupted, and by which vector, is for the transport to say: here, unless it had KVM take the eventfd
+/// (`interrupt::Source`; before Linux 5.11 both are told of it, and the guest gets an interrupt too many). Dropping
+/// this ends it.
 pub struct Calls {
     /// By queue, then that of the configuration, then the one that ends the thread.
     events: Vec<Arc<EventFd>>,

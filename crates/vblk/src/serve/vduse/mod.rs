@@ -36,7 +36,7 @@ struct Ended {
     name: String,
     /// Whether the device is gone; if not, it is still attached, or the disk did not finish.
     removed: bool,
-    /// Whether the disk finished all requests in time, or let go of them.
+    /// Whether the disk finished all requests in time, or released them.
     finished: bool,
     #[serde(flatten)]
     totals: Totals,
@@ -136,7 +136,7 @@ fn stop(handle: &ServerHandle, attachment: Option<&Arc<Attachment>>) {
         return handle.stop();
     };
     let (server, attachment) = (handle.clone(), attachment.clone());
-    // Taking it off the bus may wait for others; a second signal is still heard.
+    // Taking it off the bus may wait for others; a second signal is still handled.
     let thread = std::thread::Builder::new().name("vblk-stop".into());
     let started = thread.spawn(move || {
         attachment.detach_in_time();

@@ -59,7 +59,7 @@ impl Span {
     }
 }
 
-/// The file at work. It is closed when this is dropped, with all queues.
+/// The file in use. It is closed when this is dropped, with all queues.
 pub(super) struct Persist {
     pub(super) bitmap: Arc<DirtyBitmap>,
     name: String,

@@ -18,7 +18,7 @@ use crate::bus::lock;
 pub struct State {
     /// Requests that were taken.
     pub taken: usize,
-    /// Whether it lets go of buffers.
+    /// Whether it releases buffers.
     lets_go: bool,
     /// Calls of `activate` and `deactivate`.
     pub calls: Vec<&'static str>,
@@ -32,7 +32,7 @@ pub struct State {
     pub panics: bool,
 }
 
-/// A disk that takes requests and never answers them. It keeps their buffers until it is told to let go.
+/// A disk that takes requests and never completes them. It keeps their buffers until it is told to release them.
 #[derive(Clone, Default)]
 pub struct Silent(Arc<(Mutex<State>, Condvar)>);
 
@@ -41,7 +41,7 @@ impl Silent {
         call(&mut lock(&self.0.0))
     }
 
-    /// Has it let go of all buffers, now and later.
+    /// Makes it release all buffers, now and later.
     pub fn let_go(&self) {
         self.with(|state| state.lets_go = true);
         self.0.1.notify_all();

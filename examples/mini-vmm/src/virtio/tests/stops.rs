@@ -228,7 +228,7 @@ fn a_disk_is_in_use_while_queues_are() {
     assert_eq!(guest.registers.status(), 0xf | status::DEVICE_NEEDS_RESET);
 }
 
-/// What a disk does before it is let go of may take for ever.
+/// What a disk does before it is released may take for ever.
 #[test]
 fn no_vcpu_waits_for_a_disk_that_is_not_let_go_of() {
     let silent = Silent::default();
@@ -241,7 +241,7 @@ fn no_vcpu_waits_for_a_disk_that_is_not_let_go_of() {
     silent.stay(true);
     assert!(timed(|| guest.registers.reset_queue(0)) < SOON);
     assert_eq!(guest.registers.queue(0), (false, false));
-    // It can't be used before it was let go of.
+    // It can't be used before it was released.
     let state = guest.drivers[0].state();
     assert!(timed(|| guest.registers.enable(0, &state)) < SOON);
     assert_eq!(guest.registers.status() & needs_reset, needs_reset);
