@@ -5,9 +5,6 @@
 #![allow(missing_docs)]
 
 use libfuzzer_sys::fuzz_target;
-use vblk_fuzz::qcow2::{Input, forgive_imago, run};
+use vblk_fuzz::qcow2::{Input, run};
 
-fuzz_target!(
-    init: forgive_imago(),
-    |input: Input| run(&input)
-);
+fuzz_target!(|input: Input| run(&input));

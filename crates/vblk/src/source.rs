@@ -18,12 +18,13 @@ use virtio_blk_disks::disk_arg::{
 };
 
 use crate::report::{self, describe};
-use virtio_blk_disks::{DiskArg, Engine, Qcow2Disk, Qcow2Options, RawDisk, RawOptions};
+use virtio_blk_disks::{DiskArg, Engine, RawDisk, RawOptions};
+use virtio_blk_qcow2::Qcow2File;
 
 /// The kinds of disks that this program links.
 pub const KINDS: DiskKinds<'static> = DiskKinds::new(&[
     DiskKind::of::<RawOptions>(),
-    DiskKind::of::<Qcow2Options>(),
+    DiskKind::of::<Qcow2File>(),
     DiskKind::of::<MemoryOptions>(),
     DiskKind::of::<NullOptions>(),
     DiskKind::of::<VdpaOptions>(),
@@ -161,12 +162,12 @@ impl Source {
     fn look_as(&self, read_only: bool) -> Result<Looked, Box<dyn Error>> {
         let caps = |caps| Looked { caps, engine: None };
         let spec = &self.0;
-        if let Some(qcow2) = spec.options::<Qcow2Options>() {
-            let mut options = qcow2.clone().inspect(true);
+        if let Some(image) = spec.options::<Qcow2File>() {
+            let mut image = image.clone().inspect(true);
             if read_only {
-                options = options.read_only(true);
+                image = image.read_only(true);
             }
-            return Ok(caps(Qcow2Disk::open(&options)?.caps()));
+            return Ok(caps(image.open()?.caps()));
         }
         let Some(raw) = spec.options::<RawOptions>() else {
             let spec = spec.clone().for_inspection();

@@ -20,8 +20,6 @@ mod outbox;
 pub mod policy;
 #[cfg(feature = "power-cut")]
 pub mod power_cut;
-#[cfg(feature = "qcow2")]
-pub mod qcow2;
 pub mod raw;
 pub mod stack;
 pub mod throttle;
@@ -35,8 +33,6 @@ pub use memory::MemoryDisk;
 pub use meter::MeterDisk;
 pub use null::NullDisk;
 pub use policy::PolicyDisk;
-#[cfg(feature = "qcow2")]
-pub use qcow2::{Qcow2Disk, Qcow2Options};
 pub use raw::{Engine, Lock, RawDisk, RawOptions};
 pub use stack::{Stack, StackArg};
 pub use throttle::{ThrottleDisk, ThrottleGroup};

@@ -55,6 +55,8 @@ struct State {
     open: Option<Open>,
     /// Bytes that the guest sees, when it was open last.
     size: u64,
+    /// The guest's data is in another file than the tables, as of then.
+    external: bool,
 }
 
 /// An image that is in use.
@@ -161,7 +163,7 @@ impl Qcow2Disk {
         let disk = opening.file(opening.access())?;
         if !opening.options.handover {
             let image = open::image(&disk, &opening)?;
-            return Ok(Self::new(opening, disk, image.caps(), Some(image), false));
+            return Ok(Self::with_image(opening, disk, image, false));
         }
         // Somebody else has it now: it is looked at through another descriptor.
         let look = Opening {
@@ -170,7 +172,12 @@ impl Qcow2Disk {
         };
         let (header, _) = open::header(&look.file(Access::Look)?, &look)?;
         let caps = open::caps(&header, &*disk, &opening)?;
-        Ok(Self::new(opening, disk, caps, None, true))
+        let state = State {
+            open: None,
+            size: caps.capacity_bytes(),
+            external: header.external,
+        };
+        Ok(Self::new(opening, disk, caps, state, true))
     }
 
     /// Opens an image that another disk holds, from its first byte on. `path` is only a name, and where files are searched
@@ -192,14 +199,20 @@ impl Qcow2Disk {
             listeners: Arc::default(),
         };
         let image = open::image(&disk, &opening)?;
-        Ok(Self::new(opening, disk, image.caps(), Some(image), true))
+        Ok(Self::with_image(opening, disk, image, true))
+    }
+
+    fn with_image(opening: Opening, disk: Arc<dyn Disk>, image: Image, hands_over: bool) -> Self {
+        let caps = image.caps();
+        let state = State::of(Open::new(image));
+        Self::new(opening, disk, caps, state, hands_over)
     }
 
     fn new(
         opening: Opening,
         disk: Arc<dyn Disk>,
         caps: Caps,
-        image: Option<Image>,
+        state: State,
         hands_over: bool,
     ) -> Self {
         Self {
@@ -208,10 +221,7 @@ impl Qcow2Disk {
                 hands_over,
                 disk,
                 turn: Mutex::default(),
-                state: Mutex::new(State {
-                    open: image.map(Open::new),
-                    size: caps.capacity_bytes(),
-                }),
+                state: Mutex::new(state),
                 failed: OnceLock::new(),
             }),
             caps,
@@ -258,6 +268,17 @@ impl Qcow2Disk {
             )));
         }
         Ok(Open::new(image))
+    }
+}
+
+impl State {
+    /// Of an image that is in use.
+    fn of(open: Open) -> Self {
+        Self {
+            size: open.image.size(),
+            external: open.image.base.external,
+            open: Some(open),
+        }
     }
 }
 
@@ -328,11 +349,9 @@ impl Disk for Qcow2Disk {
         drop(state);
         match self.reopen() {
             Ok(open) => {
-                let mut state = shared.state();
-                let size = open.image.size();
-                let old = std::mem::replace(&mut state.size, size);
-                state.open = Some(open);
-                drop(state);
+                let now = State::of(open);
+                let size = now.size;
+                let old = std::mem::replace(&mut *shared.state(), now).size;
                 if old != size {
                     let capacity = size / SECTOR_SIZE;
                     let event = DiskEvent::Resized { capacity };
@@ -374,9 +393,13 @@ impl Disk for Qcow2Disk {
     fn handover(&self) -> Handover {
         let shared = &self.shared;
         let is_active = shared.image().is_ok();
+        let external = shared.state().external;
         match shared.disk.handover() {
             // The last queue lets go of it, when nobody asks for a stamp any more.
             Handover::Held(_) if shared.hands_over && !is_active => Handover::Released(None),
+            // Of the tables' file alone, a stamp says nothing.
+            Handover::Held(_) if external => Handover::Held(None),
+            Handover::Released(_) if external => Handover::Released(None),
             other => other,
         }
     }

@@ -3,6 +3,7 @@
 
 //! Why an image could not become a disk.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use virtio_blk_core::disk::DiskError;
@@ -13,8 +14,16 @@ use crate::format::FormatError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The file could not be opened, read or locked.
+    /// A system call on the file failed.
     #[error("can't use {path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file could not be opened, read or locked.
+    #[error("{}", told(path, source))]
     File {
         /// The file.
         path: PathBuf,
@@ -85,11 +94,20 @@ pub enum OpenError {
     },
 }
 
+/// What is wrong with a file. Settings that it can't have are told with its name.
+fn told(path: &Path, source: &DiskError) -> String {
+    match source {
+        DiskError::Config(text) => text.clone(),
+        error => format!("can't use {}: {error}", path.display()),
+    }
+}
+
 impl OpenError {
     pub(crate) fn file(path: &Path, source: DiskError) -> Self {
-        Self::File {
-            path: path.to_owned(),
-            source,
+        let path = path.to_owned();
+        match source {
+            DiskError::Io(source) => Self::Io { path, source },
+            source => Self::File { path, source },
         }
     }
 
@@ -122,6 +140,7 @@ impl From<OpenError> for DiskError {
     /// Failed system calls stay I/O errors, the rest are settings to be changed.
     fn from(error: OpenError) -> Self {
         match error {
+            OpenError::Io { source, .. } => source.into(),
             OpenError::File { source, .. } => source,
             error => Self::Config(error.to_string()),
         }

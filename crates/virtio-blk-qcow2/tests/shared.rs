@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Images that lie on another disk, which others may use in turn.
+//! Images that several use: locks, hand-overs, and disks below them that are shared or limited.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "../../virtio-blk-disks/tests/common/mod.rs"]
@@ -10,14 +10,103 @@ mod files;
 #[path = "../../virtio-blk-disks/tests/common/qemu.rs"]
 mod qemu;
 
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{directory, read, run, wait, write};
+use common::{BLOCK, directory, read, run, wait, write};
 use files::{SIZE, Setup, path, sizes};
-use virtio_blk_core::disk::{Disk, Handover, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_core::disk::{
+    Caps, Disk, DiskError, Handover, IoBuf, IoQueue, Op, OpKind, Submit, Token,
+};
+use virtio_blk_disks::disk_arg::{DiskKind, DiskKinds};
 use virtio_blk_disks::throttle::{Limits, Rate};
-use virtio_blk_disks::{Lock, MemoryDisk, RawDisk, RawOptions, ThrottleDisk, ThrottleGroup};
+use virtio_blk_disks::{
+    DiskArg, Lock, MemoryDisk, RawDisk, RawOptions, ThrottleDisk, ThrottleGroup,
+};
+use virtio_blk_qcow2::Qcow2File;
+
+fn parse(text: &str) -> DiskArg {
+    DiskKinds::new(&[DiskKind::of::<Qcow2File>()])
+        .parse(text)
+        .unwrap()
+}
+
+/// In both directions, and readers beside readers.
+#[test]
+fn locks_are_those_of_qemu() {
+    let directory = directory();
+    let (image, over) = (
+        path(&directory, "disk.qcow2"),
+        path(&directory, "over.qcow2"),
+    );
+    qemu::create(&image, "cluster_size=64k", SIZE);
+    let name = image.to_str().unwrap();
+    let backing = "backing_file=disk.qcow2,backing_fmt=qcow2";
+    qemu::create(&over, backing, SIZE);
+    let refused = || {
+        let output = qemu::run(&["info", name]);
+        assert!(!output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(text.contains("lock"), "{text}");
+    };
+    let alone = Qcow2File::new(&image);
+    let disk = alone.open().unwrap();
+    refused();
+    drop(disk);
+    // Whoever reads shares it: on both sides, directly and as a backing file.
+    let reader = alone.clone().read_only(true).open().unwrap();
+    let above = Qcow2File::new(&over).backing(true).open().unwrap();
+    qemu::ok(&["info", name]);
+    qemu::ok(&["check", "-q", name]);
+    assert!(alone.open().is_err());
+    let io = |args: &[&str]| {
+        let output = std::process::Command::new("qemu-io").args(args).output();
+        let output = output.expect("qemu-io is in the package of qemu-img");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let text = io(&["-f", "qcow2", "-c", "write 0 512", name]);
+    assert!(text.contains("lock"), "{text}");
+    drop((reader, above));
+    // While QEMU writes, nobody of us gets it.
+    let mut writer = std::process::Command::new("qemu-io")
+        .args(["-f", "qcow2", name])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut prompt = [0; 8];
+    std::io::Read::read_exact(writer.stdout.as_mut().unwrap(), &mut prompt).unwrap();
+    for options in [alone.clone(), alone.clone().read_only(true)] {
+        let error = options.open().unwrap_err().to_string();
+        assert!(error.contains("locked"), "{error}");
+    }
+    drop(writer.stdin.take());
+    writer.wait().unwrap();
+    drop(alone.open().unwrap());
+}
+
+#[test]
+fn an_image_in_use_is_locked() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=64k", SIZE);
+    let spec = parse(&format!("qcow2:{}", image.display()));
+    let disk = spec.open(false).unwrap();
+    let error = spec.open(false).err().unwrap().to_string();
+    assert!(error.contains("locked"), "{error}");
+    let queue = disk.open_queue(1).unwrap();
+    drop(disk);
+    assert!(spec.open(true).is_err(), "a queue still has it");
+    spec.clone().unlocked().open(true).unwrap();
+    drop(queue);
+    let first = spec.open(true).unwrap();
+    let second = spec.open(true).unwrap();
+    assert!(first.caps().read_only && second.caps().read_only);
+    let mut queue = first.open_queue(1).unwrap();
+    let result = write(&mut *queue, 0, vec![0; 512]);
+    assert!(matches!(result, Err(DiskError::ReadOnly)));
+}
 
 /// What another one wrote while the disk was not active is there afterwards; and the other way round.
 #[test]
@@ -172,4 +261,180 @@ fn a_limited_disk_below_is_waited_for_and_let_go() {
     write(&mut *disk.open_queue(4).unwrap(), 1 << 18, vec![3; 8192]).unwrap();
     let time = begun.elapsed();
     assert!(time > Duration::from_millis(150), "{time:?}");
+}
+
+/// A disk in memory that takes its time to let go.
+struct Slow {
+    memory: MemoryDisk,
+    begun: Sender<()>,
+    may_end: Mutex<Receiver<()>>,
+}
+
+impl Disk for Slow {
+    fn caps(&self) -> Caps {
+        self.memory.caps()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        self.memory.open_queue(depth)
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        self.begun.send(()).unwrap();
+        // The test may have ended.
+        let _ = self.may_end.lock().unwrap().recv();
+        Ok(())
+    }
+}
+
+/// Statistics and other queues do not wait for storage that hangs while the image is let go of.
+#[test]
+fn an_image_that_is_let_go_of_slowly_tells_of_itself() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=4k", SIZE);
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes.resize(64 << 20, 0);
+    let ((begun, beginning), (end, may_end)) = (channel(), channel());
+    let memory = MemoryDisk::new(bytes.len() as u64).unwrap();
+    write(&mut *memory.open_queue(1).unwrap(), 0, bytes).unwrap();
+    let below = Arc::new(Slow {
+        memory,
+        begun,
+        may_end: Mutex::new(may_end),
+    });
+    let disk = Arc::new(Setup::over(below, &Setup::new(&image)).unwrap());
+    for by_queue in [false, true] {
+        disk.activate().unwrap();
+        let queue = by_queue.then(|| disk.open_queue(1).unwrap());
+        let leaving = disk.clone();
+        let left = std::thread::spawn(move || {
+            leaving.deactivate().unwrap();
+            drop(queue);
+        });
+        beginning.recv().unwrap();
+        let (asking, (answer, answered)) = (disk.clone(), channel());
+        std::thread::spawn(move || {
+            let is_open = asking.open_queue(1).is_ok();
+            answer.send((is_open, asking.flush_error().is_some(), asking.handover()))
+        });
+        let answered = answered.recv_timeout(Duration::from_secs(20));
+        assert_eq!(answered, Ok((false, false, Handover::Never)));
+        assert!(!left.is_finished());
+        end.send(()).unwrap();
+        left.join().unwrap();
+    }
+}
+
+/// With `lock=handover`, two servers of one file: each has it alone, and sees what the other wrote.
+#[test]
+fn the_lock_of_an_image_goes_with_its_use() {
+    let directory = directory();
+    let (base, image) = (path(&directory, "base.img"), path(&directory, "disk.qcow2"));
+    let mut model = vec![3; SIZE];
+    std::fs::write(&base, &model).unwrap();
+    let setup = "cluster_size=4k,backing_file=base.img,backing_fmt=raw";
+    qemu::create(&image, setup, SIZE);
+    let text = format!("qcow2:{},lock=handover,backing=allow", image.display());
+    let spec = parse(&text);
+    assert_eq!(spec.to_string(), text);
+    let denied = parse(&format!("qcow2:{},lock=handover", image.display()));
+    let error = denied.open(false).err().unwrap().to_string();
+    assert!(error.contains("backing=allow"), "{error}");
+    let two = [spec.open(false).unwrap(), spec.open(false).unwrap()];
+    let name = image.to_str().unwrap();
+    let is_locked = || !qemu::run(&["info", name]).status.success();
+    assert!(!is_locked());
+    for turn in 0..4_usize {
+        let (active, other) = (&two[turn % 2], &two[1 - turn % 2]);
+        assert!(active.open_queue(1).is_err(), "not active");
+        active.activate().unwrap();
+        let mut queue = active.open_queue(4).unwrap();
+        assert_eq!(active.caps().capacity_bytes(), model.len() as u64);
+        assert!(
+            read(&mut *queue, 0, model.len()).unwrap() == model,
+            "{turn}"
+        );
+        let at = turn * 5 * BLOCK;
+        write(&mut *queue, at as u64, vec![turn as u8 + 10; 8192]).unwrap();
+        model[at..at + 8192].fill(turn as u8 + 10);
+        if turn == 1 {
+            active.resize(2 * SIZE as u64).unwrap();
+            model.resize(2 * SIZE, 0);
+        }
+        assert!(matches!(active.handover(), Handover::Held(Some(_))));
+        if turn == 0 {
+            assert!(is_locked());
+            let error = other.activate().unwrap_err().to_string();
+            assert!(
+                error.contains("locked") && error.contains("this process"),
+                "{error}"
+            );
+        }
+        // The other one waits for it, also for the queue of a flush.
+        let flush = active.open_queue(1).unwrap();
+        drop(queue);
+        active.deactivate().unwrap();
+        assert!(is_locked());
+        assert_eq!(active.handover(), Handover::Released(None));
+        if turn == 3 {
+            // It is needed again before that.
+            active.activate().unwrap();
+            read(&mut *active.open_queue(1).unwrap(), 0, 512).unwrap();
+            active.deactivate().unwrap();
+        }
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| other.activate());
+            drop(flush);
+            waiting.join().unwrap().unwrap();
+        });
+        assert!(
+            read(&mut *other.open_queue(1).unwrap(), at as u64, 512).unwrap()
+                == [turn as u8 + 10; 512]
+        );
+        other.deactivate().unwrap();
+    }
+    assert!(!is_locked());
+    qemu::check(&image);
+    qemu::compare(&image, &model);
+    // The file tells whether somebody wrote in between.
+    for other_writes in [true, false] {
+        let left = two[0].handover();
+        two[1].activate().unwrap();
+        let mut queue = two[1].open_queue(1).unwrap();
+        if other_writes {
+            write(&mut *queue, 0, vec![9; 512]).unwrap();
+        }
+        drop(queue);
+        two[1].deactivate().unwrap();
+        two[0].activate().unwrap();
+        let Handover::Held(Some(found)) = two[0].handover() else {
+            panic!("no stamp");
+        };
+        assert_eq!(left != Handover::Released(Some(found)), other_writes);
+        two[0].deactivate().unwrap();
+    }
+    // Another image in its place is not taken for it.
+    qemu::create(&image, "cluster_size=64k", 4 * SIZE);
+    let error = two[0].activate().unwrap_err().to_string();
+    assert!(error.contains("another image"), "{error}");
+    assert!(!is_locked() && two[0].open_queue(1).is_err());
+}
+
+/// Who changes data in a file of its own leaves the image's file as it was.
+#[test]
+fn an_image_with_a_data_file_never_proves_that_nobody_wrote() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    let setup = format!("data_file={}", path(&directory, "data").display());
+    qemu::create(&image, &setup, SIZE);
+    let image = Qcow2File::new(&image).backing(true).lock(Lock::Handover);
+    let disk = image.open().unwrap();
+    for _ in 0..2 {
+        assert_eq!(disk.handover(), Handover::Released(None));
+        disk.activate().unwrap();
+        assert_eq!(disk.handover(), Handover::Held(None));
+        write(&mut *disk.open_queue(1).unwrap(), 0, vec![1; 512]).unwrap();
+        disk.deactivate().unwrap();
+    }
 }

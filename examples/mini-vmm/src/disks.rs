@@ -14,13 +14,24 @@ use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::VhostVdpa;
 use virtio_blk_core::device;
 use virtio_blk_core::disk::Disk;
-use virtio_blk_disks::disk_arg::{FromTree, MemoryOptions, Tree, TreeError};
+use virtio_blk_disks::disk_arg::{
+    DiskKind, DiskKinds, FromTree, MemoryOptions, NullOptions, Tree, TreeError,
+};
 use virtio_blk_disks::stack::{Groups, LayerArg, Stack, StackArg};
-use virtio_blk_disks::{DiskArg, MemoryDisk, RawOptions};
+use virtio_blk_disks::{MemoryDisk, RawOptions};
+use virtio_blk_qcow2::Qcow2File;
 
 use crate::error::{Error, Result};
 use crate::machine::Transport;
 use crate::virtio::vdpa::VdpaSource;
+
+/// The kinds of disks of our own.
+const KINDS: DiskKinds<'static> = DiskKinds::new(&[
+    DiskKind::of::<RawOptions>(),
+    DiskKind::of::<Qcow2File>(),
+    DiskKind::of::<MemoryOptions>(),
+    DiskKind::of::<NullOptions>(),
+]);
 
 /// A disk to attach.
 #[derive(Clone)]
@@ -48,6 +59,7 @@ pub enum Source {
 enum Size {
     Memory(Arc<MemoryDisk>),
     File(PathBuf, Arc<dyn Disk>),
+    Image(Arc<dyn Disk>),
     Fixed,
 }
 
@@ -71,7 +83,7 @@ enum Choice {
 
 impl OpenDisk {
     /// Opens what `name` says with `queues` queues or as many as it has: `sim:SIZE` or `sim:DISK`, a simulated
-    /// vDPA device; `vdpa:/dev/vhost-vdpa-N`, one of the kernel's; or a disk of our own (see [`DiskArg`]). Layers may
+    /// vDPA device; `vdpa:/dev/vhost-vdpa-N`, one of the kernel's; or a disk of our own (see [`KINDS`]). Layers may
     /// follow.
     pub fn open(number: usize, name: &str, queues: u16, transport: Transport) -> Result<Self> {
         let fail = |why: &dyn Display| disk_error(name, why);
@@ -144,6 +156,7 @@ impl OpenDisk {
                     .map_err(|error| fail(&error))?;
                 disk.refresh().map_err(|error| fail(&error))
             }
+            Size::Image(disk) => disk.resize(bytes).map_err(|error| fail(&error)),
             Size::Fixed => Err(fail(&"its size can't be changed")),
         }
     }
@@ -204,10 +217,10 @@ fn simulated(what: &str, queues: u16, serial: String) -> Result<(Arc<dyn VdpaDev
     Ok((Arc::new(sim), size))
 }
 
-/// A disk of `virtio-blk-disks`.
+/// A disk of one of [`KINDS`].
 fn own(name: &str) -> Result<(Arc<dyn Disk>, Size)> {
     let fail = |why: &dyn Display| disk_error(name, why);
-    let arg: DiskArg = name.parse().map_err(|error| fail(&error))?;
+    let arg = KINDS.parse(name).map_err(|error| fail(&error))?;
     if let Some(memory) = arg.options::<MemoryOptions>() {
         let disk = MemoryDisk::new(memory.bytes).map_err(|error| fail(&error))?;
         let disk = Arc::new(disk);
@@ -216,6 +229,7 @@ fn own(name: &str) -> Result<(Arc<dyn Disk>, Size)> {
     let opened = arg.open(false).map_err(|error| fail(&error))?;
     let size = match arg.options::<RawOptions>() {
         Some(raw) => Size::File(raw.path().to_owned(), opened.clone()),
+        None if arg.options::<Qcow2File>().is_some() => Size::Image(opened.clone()),
         None => Size::Fixed,
     };
     Ok((opened, size))

@@ -12,7 +12,8 @@ pub(crate) mod seeds;
 use std::sync::Arc;
 
 use virtio_blk_core::disk::{Completion, Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
-use virtio_blk_disks::{MemoryDisk, Qcow2Disk, Qcow2Options};
+use virtio_blk_disks::MemoryDisk;
+use virtio_blk_qcow2::{Qcow2Disk, Qcow2File, Qcow2Options};
 
 /// Bytes of the guest's disk, and of the disk that holds the image.
 const GUEST: usize = 256 << 10;
@@ -121,17 +122,6 @@ input! {
     }
 }
 
-/// Lets the library's own panics pass, which the disk catches, and ends the process on all others.
-pub fn forgive_imago() {
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        let place = info.location().map_or("", |place| place.file());
-        if !place.contains("imago-") {
-            before(info);
-        }
-    }));
-}
-
 /// A sound image.
 fn image(small: bool, used: bool) -> Vec<u8> {
     let bits: u32 = if small { 9 } else { 12 };
@@ -187,7 +177,8 @@ fn damage(image: &mut [u8], small: bool, patches: &[Patch]) {
 }
 
 fn open(host: &Arc<MemoryDisk>) -> Option<Qcow2Disk> {
-    Qcow2Disk::over(host.clone(), &Qcow2Options::new("fuzzed")).ok()
+    let files = Arc::new(Qcow2File::new("fuzzed"));
+    Qcow2Disk::over(host.clone(), "fuzzed", files, Qcow2Options::new()).ok()
 }
 
 fn execute(queue: &mut dyn IoQueue, kind: OpKind, buf: IoBuf) -> Completion {

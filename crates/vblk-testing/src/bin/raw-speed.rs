@@ -18,7 +18,12 @@ use std::time::Instant;
 
 use vblk_testing::cpu::of_process;
 use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
-use virtio_blk_disks::stack::{Groups, StackArg};
+use virtio_blk_disks::disk_arg::{
+    DiskKind, DiskKinds, FromTree, MemoryOptions, NullOptions, Tree, TreeError,
+};
+use virtio_blk_disks::stack::{Groups, Stack, StackArg};
+use virtio_blk_disks::{DiskArg, RawOptions};
+use virtio_blk_qcow2::Qcow2File;
 
 const BLOCK: usize = 4096;
 
@@ -178,13 +183,30 @@ fn warm(disk: &dyn Disk) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The disk under the layers.
+struct Named(DiskArg);
+
+impl FromTree for Named {
+    fn from_tree(tree: &Tree) -> Result<Self, TreeError> {
+        let kinds = [
+            DiskKind::of::<RawOptions>(),
+            DiskKind::of::<Qcow2File>(),
+            DiskKind::of::<MemoryOptions>(),
+            DiskKind::of::<NullOptions>(),
+        ];
+        DiskKinds::new(&kinds).read(tree).map(Self)
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    let spec: StackArg = args.next().ok_or("usage: raw-speed DISK [I/Os]")?.parse()?;
+    let text = args.next().ok_or("usage: raw-speed DISK [I/Os]")?;
+    let spec: StackArg<Named> = text.parse()?;
     let count = args.next().map_or(Ok(400_000), |text| text.parse())?;
-    let disk = spec.open(false, &Groups::default())?.disk();
+    let disk = spec.disk.0.open(false)?;
+    let disk = Stack::fixed(disk, &spec.layers, Groups::default())?.disk();
     warm(&*disk)?;
-    println!("{spec}");
+    println!("{text}");
     for depth in [1, 32] {
         run(&*disk, false, depth, count)?;
         run(&*disk, true, depth, count)?;

@@ -29,12 +29,6 @@ pub enum ArgError {
         /// The formats there are.
         known: String,
     },
-    /// A format that this build leaves out.
-    #[error("this program was built without {format}: build it with the cargo feature `{format}`")]
-    NotBuilt {
-        /// The format.
-        format: &'static str,
-    },
     /// Nothing after the colon.
     #[error("`{format}:` lacks its {what}: write {format}:{what}")]
     Missing {

@@ -121,9 +121,9 @@ impl<O: DiskOptions> AnyOptions for O {
 pub struct DiskKind {
     /// The word before the colon.
     pub name: &'static str,
-    /// The whole syntax in one line. Empty: this build leaves the kind out.
+    /// The whole syntax in one line.
     pub help: &'static str,
-    /// Its part of a help text. Empty: this build leaves the kind out.
+    /// Its part of a help text.
     pub manual: &'static str,
     /// Reads the target and the options.
     read: fn(&Tree) -> Result<DiskArg, TreeError>,
@@ -139,19 +139,6 @@ impl DiskKind {
             read: read::<O>,
         }
     }
-
-    /// qcow2 in a build that leaves it out: refused with the cargo feature to build it with.
-    pub const QCOW2_LEFT_OUT: Self = Self {
-        name: "qcow2",
-        help: "",
-        manual: "",
-        read: |tree| {
-            Err(TreeError {
-                key: tree.kind.key.clone(),
-                error: ArgError::NotBuilt { format: "qcow2" },
-            })
-        },
-    };
 }
 
 fn read<O: DiskOptions>(tree: &Tree) -> Result<DiskArg, TreeError> {
@@ -184,9 +171,9 @@ impl<'a> DiskKinds<'a> {
         Self(kinds)
     }
 
-    /// The kinds of this build.
+    /// The kinds.
     pub fn iter(&self) -> impl Iterator<Item = &'a DiskKind> + use<'a> {
-        self.0.iter().filter(|kind| !kind.help.is_empty())
+        self.0.iter()
     }
 
     /// The part of a help text about them.

@@ -6,7 +6,6 @@
 //! | disk | syntax |
 //! |---|---|
 //! | file or block device | `raw:PATH[,readonly=on\|off][,direct=on\|off][,engine=auto\|io_uring\|sync][,discard=on\|off][,block=BYTES][,lock=on\|off\|handover][,mmap=auto\|off]` |
-//! | qcow2 image | `qcow2:PATH[,readonly=on\|off][,backing=deny\|allow][,engine=auto\|io_uring\|sync][,discard=on\|off][,lock=on\|off\|handover]` (feature `qcow2`) |
 //! | memory | `memory:SIZE` |
 //! | nothing | `null:SIZE[,zero=on\|off]` |
 //!
@@ -20,6 +19,7 @@ mod own;
 mod size;
 mod text;
 pub mod tree;
+pub mod words;
 
 use std::fmt;
 use std::path::Path;
@@ -31,10 +31,8 @@ use virtio_blk_core::disk::{Disk, DiskError};
 pub use error::ArgError;
 use kind::AnyOptions;
 pub use kind::{DiskKind, DiskKinds, DiskOptions};
-#[cfg(feature = "qcow2")]
-pub(crate) use own::allow_or_deny;
+pub(crate) use own::block;
 pub use own::{MemoryOptions, NullOptions, OWN};
-pub(crate) use own::{auto_or_off, block};
 pub(crate) use size::{Size, bytes};
 pub(crate) use text::{checked_name, list, name, names, parsed, read, seconds, split};
 pub use tree::{FromTree, Tree, TreeError};
@@ -45,14 +43,8 @@ pub use tree::{FromTree, Tree, TreeError};
 pub struct DiskArg(Arc<dyn AnyOptions>);
 
 impl DiskArg {
-    /// The formats of this crate in this build: the words that can stand in front of the colon.
-    pub const FORMATS: &'static [&'static str] = &[
-        "raw",
-        #[cfg(feature = "qcow2")]
-        "qcow2",
-        "memory",
-        "null",
-    ];
+    /// The formats of this crate: the words that can stand in front of the colon.
+    pub const FORMATS: &'static [&'static str] = &["raw", "memory", "null"];
 
     /// The disk with these options.
     pub fn new(options: impl DiskOptions) -> Self {

@@ -10,18 +10,13 @@ use serde::{Deserialize, Deserializer, de};
 use virtio_blk_core::disk::{Disk, DiskError};
 
 use super::size::{self, Size};
+use super::words::{differing, engine, lock, on_off};
 use super::{ArgError, DiskKind, DiskOptions};
-use crate::{Engine, Lock, MemoryDisk, NullDisk, RawDisk, RawOptions};
-#[cfg(feature = "qcow2")]
-use crate::{Qcow2Disk, Qcow2Options};
+use crate::{MemoryDisk, NullDisk, RawDisk, RawOptions};
 
 /// The kinds of disks of this crate, in the order in which they are named.
 pub const OWN: &[DiskKind] = &[
     DiskKind::of::<RawOptions>(),
-    #[cfg(feature = "qcow2")]
-    DiskKind::of::<Qcow2Options>(),
-    #[cfg(not(feature = "qcow2"))]
-    DiskKind::QCOW2_LEFT_OUT,
     DiskKind::of::<MemoryOptions>(),
     DiskKind::of::<NullOptions>(),
 ];
@@ -53,59 +48,6 @@ impl Default for NullOptions {
             zero: true,
         }
     }
-}
-
-const fn on_off(on: bool) -> &'static str {
-    if on { "on" } else { "off" }
-}
-
-const fn lock(lock: Lock) -> &'static str {
-    match lock {
-        Lock::On => "on",
-        Lock::Off => "off",
-        Lock::Handover => "handover",
-    }
-}
-
-const fn engine(engine: Engine) -> &'static str {
-    match engine {
-        Engine::Auto => "auto",
-        Engine::IoUring => "io_uring",
-        Engine::Sync => "sync",
-    }
-}
-
-/// The words of those options whose values are not as by default.
-fn differing<const N: usize>(
-    options: [(&'static str, &'static str, &'static str); N],
-) -> Vec<(&'static str, String)> {
-    let changed = options.into_iter().filter(|(_, now, usual)| now != usual);
-    changed
-        .map(|(name, now, _)| (name, now.to_owned()))
-        .collect()
-}
-
-/// Reads `auto` or `off`.
-pub(crate) fn auto_or_off<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    enum Word {
-        Auto,
-        Off,
-    }
-    Ok(matches!(Word::deserialize(from)?, Word::Auto))
-}
-
-/// Reads `allow` or `deny`.
-#[cfg(feature = "qcow2")]
-pub(crate) fn allow_or_deny<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    enum Word {
-        Allow,
-        Deny,
-    }
-    Ok(matches!(Word::deserialize(from)?, Word::Allow))
 }
 
 /// Reads the size of a block.
@@ -188,58 +130,6 @@ impl DiskOptions for RawOptions {
     fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
         let read_only = read_only || self.read_only;
         Ok(Arc::new(RawDisk::open(&self.clone().read_only(read_only))?))
-    }
-
-    fn for_inspection(self) -> Self {
-        self.inspect(true)
-    }
-
-    fn unlocked(self) -> Self {
-        self.lock(false)
-    }
-
-    fn path(&self) -> Option<&Path> {
-        Some(&self.path)
-    }
-}
-
-#[cfg(feature = "qcow2")]
-impl DiskOptions for Qcow2Options {
-    const NAME: &'static str = "qcow2";
-    const TARGET: &'static str = "PATH";
-    const HELP: &'static str = "qcow2:PATH[,readonly=on|off][,backing=deny|allow][,engine=auto|io_uring|sync]\
-                                [,discard=on|off][,lock=on|off|handover]";
-    const MANUAL: &'static str = "  \
-  qcow2:PATH[,OPTION…]    a qcow2 image: readonly, engine, discard, lock as
-                          above, and
-      backing=deny|allow  open the backing file that the image names; for
-                          trusted images only (deny)";
-
-    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
-        self.path = target.into();
-        Ok(())
-    }
-
-    fn target(&self) -> String {
-        self.path.to_string_lossy().into_owned()
-    }
-
-    fn changed(&self) -> Vec<(&'static str, String)> {
-        let usual = Self::default();
-        let backing = |allowed| if allowed { "allow" } else { "deny" };
-        differing([
-            ("readonly", on_off(self.read_only), on_off(usual.read_only)),
-            ("discard", on_off(self.discard), on_off(usual.discard)),
-            ("lock", lock(self.lock), lock(usual.lock)),
-            ("backing", backing(self.backing), backing(usual.backing)),
-            ("engine", engine(self.engine), engine(usual.engine)),
-        ])
-    }
-
-    fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
-        let read_only = read_only || self.read_only;
-        let options = self.clone().read_only(read_only);
-        Ok(Arc::new(Qcow2Disk::open(&options)?))
     }
 
     fn for_inspection(self) -> Self {

@@ -91,7 +91,7 @@ fn a_bare_path_is_refused_with_the_right_spelling() {
 #[test]
 fn mistakes_are_named_with_what_is_allowed() {
     for (text, parts) in [
-        ("qcow:x", &["`qcow`", "raw, qcow2, memory or null"][..]),
+        ("qcow:x", &["`qcow`", "raw, memory or null"][..]),
         ("raw:x,dierct=on", &["`dierct`", "direct", "engine"]),
         ("raw:x,", &["``", "engine"]),
         ("raw:x,direct=yes", &["`yes`", "direct", "on or off"]),
@@ -197,53 +197,9 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in "(raw:|qcow2:|memory:|null:|)[ -~ß]{0,30}") {
+    fn no_text_makes_it_panic(text in "(raw:|memory:|null:|)[ -~ß]{0,30}") {
         let _ = parse(&text);
     }
-}
-
-#[cfg(feature = "qcow2")]
-#[test]
-fn qcow2_has_options_of_its_own() {
-    use crate::Qcow2Options;
-    let all = "qcow2:a,,b,readonly=on,discard=off,lock=off,backing=allow,engine=sync";
-    let options = Qcow2Options::new("a,b")
-        .read_only(true)
-        .discard(false)
-        .lock(false)
-        .backing(true)
-        .engine(Engine::Sync);
-    assert_eq!(parse(all).unwrap(), DiskArg::new(options));
-    for text in [
-        all,
-        "qcow2:x",
-        "qcow2:/a:b,engine=io_uring",
-        "qcow2:x,lock=handover",
-    ] {
-        assert_eq!(parse(text).unwrap().to_string(), text);
-    }
-    assert_eq!(
-        parse("qcow2:x,backing=deny").unwrap().to_string(),
-        "qcow2:x"
-    );
-    for (text, parts) in [
-        ("qcow2:", &["PATH"][..]),
-        ("qcow2:x,backing=on", &["`on`", "allow or deny"]),
-        ("qcow2:x,direct=on", &["`direct`", "backing"]),
-        ("qcow2:x,engine=fast", &["`fast`", "io_uring"]),
-    ] {
-        let message = refusal(text);
-        for part in parts {
-            assert!(message.contains(part), "{text}: {message} lacks {part}");
-        }
-    }
-}
-
-#[cfg(not(feature = "qcow2"))]
-#[test]
-fn a_format_that_was_left_out_is_named() {
-    let message = refusal("qcow2:x");
-    assert!(message.contains("cargo feature `qcow2`"), "{message}");
 }
 
 #[test]

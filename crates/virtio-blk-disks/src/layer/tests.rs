@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Disks that are no layers.
-const ENDS: [&str; 4] = ["MemoryDisk", "NullDisk", "RawDisk", "Qcow2Disk"];
+const ENDS: [&str; 3] = ["MemoryDisk", "NullDisk", "RawDisk"];
 
 /// The methods of the contract that no layer may answer by itself.
 const PASSED_ON: [&str; 7] = [

@@ -15,7 +15,7 @@ use crate::inject::{Call, Hook, Made};
 
 /// An open file description. The calls return a count or 0, or a negated `errno`.
 #[derive(Debug)]
-pub(crate) struct HostFile {
+pub(super) struct HostFile {
     file: File,
     /// Who may fail the calls.
     #[cfg(feature = "inject")]

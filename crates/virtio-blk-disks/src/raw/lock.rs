@@ -68,7 +68,7 @@ impl From<bool> for Lock {
 ///
 /// # Errors
 /// Somebody holds a lock against it, or the file system has no locks. No lock is left behind.
-pub(crate) fn lock(
+pub(super) fn lock(
     file: &File,
     writer: bool,
     patience: Duration,
@@ -100,7 +100,7 @@ pub(crate) fn lock(
 }
 
 /// Lets go of all locks of a file.
-pub(crate) fn unlock(file: &File) {
+pub(super) fn unlock(file: &File) {
     for first in [USED, UNSHARED] {
         // Nothing else can be done; closing the file does it too.
         let _ = sys::lock_bytes(file, sys::LockCall::Set, libc::F_UNLCK, first, PERMISSIONS);

@@ -19,15 +19,11 @@ pub(crate) mod sys;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-#[cfg(feature = "qcow2")]
-use std::{fs::File, io, os::unix::fs::FileTypeExt};
 
 use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, DiskListener, Handover, IoQueue};
 
 use engine::Plan;
 pub use error::OpenError;
-#[cfg(feature = "qcow2")]
-pub(crate) use host_file::HostFile;
 pub use lock::{Holder, Lock};
 use medium::Medium;
 pub use options::{Engine, RawOptions};
@@ -73,29 +69,6 @@ pub fn io_uring_support() -> Result<(), String> {
     engine::available()
 }
 
-/// Opens a file of a kind that can be a disk, without a lock.
-#[cfg(feature = "qcow2")]
-pub(crate) fn open_file(options: &RawOptions) -> Result<File, OpenError> {
-    probe::open_file(options).map(|(file, _)| file)
-}
-
-/// Locks a file, shared if the options say that it is read-only.
-#[cfg(feature = "qcow2")]
-pub(crate) fn lock_file(file: &File, options: &RawOptions) -> Result<(), OpenError> {
-    let patience = match options.lock {
-        Lock::Handover => lock::HANDOVER_PATIENCE,
-        Lock::On | Lock::Off => lock::OPEN_PATIENCE,
-    };
-    lock::lock(file, !options.read_only, patience, options.path())
-}
-
-/// The size in bytes of a file that may be a block device.
-#[cfg(feature = "qcow2")]
-pub(crate) fn file_size(file: &File) -> io::Result<u64> {
-    let is_device = file.metadata()?.file_type().is_block_device();
-    probe::size(file, is_device)
-}
-
 impl UseLock {
     fn turn(&self) -> MutexGuard<'_, ()> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
@@ -132,30 +105,6 @@ impl RawDisk {
                 state: Mutex::new(Use::Released(None)),
             }),
         })
-    }
-
-    /// A file that another format keeps its data in: offsets are the file's, and the file may grow.
-    #[cfg(feature = "qcow2")]
-    pub(crate) fn over(file: File, options: &RawOptions) -> Result<Self, OpenError> {
-        let medium = Arc::new(probe::over(file, options));
-        let plan = Plan::choose(options.engine, &medium)?;
-        Ok(Self {
-            medium,
-            plan,
-            use_lock: None,
-        })
-    }
-
-    /// Makes everything stable that was written, by a call that waits.
-    ///
-    /// # Errors
-    /// The host's, or that of an earlier flush that failed, on any queue.
-    #[cfg(feature = "qcow2")]
-    pub(crate) fn sync(&self) -> io::Result<()> {
-        match self.medium.durability.sync(&self.medium.file) {
-            0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(-errno)),
-        }
     }
 
     /// How this disk makes its I/O; after [`Engine::Auto`], what was chosen:

@@ -40,7 +40,7 @@ pub struct RawOptions {
     #[serde(deserialize_with = "disk_arg::block")]
     pub(crate) block: Option<u32>,
     pub(crate) lock: Lock,
-    #[serde(deserialize_with = "disk_arg::auto_or_off")]
+    #[serde(deserialize_with = "disk_arg::words::auto_or_off")]
     pub(crate) mmap: bool,
     #[serde(skip)]
     pub(crate) inspect: bool,

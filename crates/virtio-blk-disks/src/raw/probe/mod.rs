@@ -134,33 +134,8 @@ pub(super) fn open(options: &RawOptions) -> Result<Medium, OpenError> {
     Ok(medium)
 }
 
-/// A medium over a file of which only reads and writes inside are wanted, at offsets that are known to be
-/// there.
-#[cfg(feature = "qcow2")]
-pub(super) fn over(file: File, options: &RawOptions) -> Medium {
-    let caps = Caps {
-        read_only: options.read_only,
-        flush: true,
-        ..Caps::basic(i64::MAX as u64 / SECTOR_SIZE)
-    };
-    let map = options.mmap && sys::has_local_cache(&file);
-    let is_device = file
-        .metadata()
-        .is_ok_and(|about| about.file_type().is_block_device());
-    let path = options.path().to_owned();
-    Medium::new(
-        HostFile::new(file, options),
-        path,
-        caps,
-        options.is_writable(),
-        Abilities::new(false, map),
-        false,
-        is_device,
-    )
-}
-
 /// Opens the file and makes sure it is of a kind that can be a disk.
-pub(super) fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
+fn open_file(options: &RawOptions) -> Result<(File, Metadata), OpenError> {
     let path = options.path();
     let direct = if options.direct { libc::O_DIRECT } else { 0 };
     let open = |flags| {
