@@ -12,6 +12,8 @@ need_rust
 need cc gcc libc6-dev
 # The judge of qcow2 images.
 need qemu-img qemu-utils
+# What the NBD client is tested against; qemu-nbd comes with qemu-img.
+need nbdkit nbdkit
 need kill procps
 # docs/backup.md is run as it stands.
 need jq jq

@@ -16,10 +16,11 @@ use virtio_blk_disks::disk_arg::{
     ArgError, DiskKind, DiskKinds, DiskOptions, FromTree, MemoryOptions, NullOptions, Tree,
     TreeError,
 };
+use virtio_blk_disks::{DiskArg, Engine, RawDisk, RawOptions};
+use virtio_blk_nbd::NbdOptions;
+use virtio_blk_qcow2::Qcow2File;
 
 use crate::report::{self, describe};
-use virtio_blk_disks::{DiskArg, Engine, RawDisk, RawOptions};
-use virtio_blk_qcow2::Qcow2File;
 
 /// The kinds of disks that this program links.
 pub const KINDS: DiskKinds<'static> = DiskKinds::new(&[
@@ -27,6 +28,7 @@ pub const KINDS: DiskKinds<'static> = DiskKinds::new(&[
     DiskKind::of::<Qcow2File>(),
     DiskKind::of::<MemoryOptions>(),
     DiskKind::of::<NullOptions>(),
+    DiskKind::of::<NbdOptions>(),
     DiskKind::of::<VdpaOptions>(),
 ]);
 

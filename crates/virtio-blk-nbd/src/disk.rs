@@ -1,0 +1,131 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! An export as a disk.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+
+use crate::dial::{FURTHER_PATIENCE, PATIENCE, dial};
+use crate::link::Link;
+use crate::options::NbdOptions;
+use crate::proto::ExportFlags;
+use crate::queue::NbdQueue;
+use crate::shared::Shared;
+
+/// An export of an NBD server as a disk.
+///
+/// Connections are made when the disk and its queues are opened, and stay until all of them are dropped. Each queue has
+/// one of its own if the server allows for that (CAN_MULTI_CONN); else, and beyond
+/// [`NbdOptions::connections`], queues share them.
+///
+/// **Lost connections** are made anew in the background. Operations wait for that as long as
+/// [`NbdOptions::reconnect`] says, are sent again, or fail. A write that is sent again may be executed twice: newer
+/// operations on its range wait for it on all queues. What the lost connection's server still does with its copy nobody
+/// can tell, as NBD has no way to fence it off.
+///
+/// **Stops.** Dropping a queue waits at most a second for replies to changes that the server has. Reads and flushes can
+/// be cancelled at once, changes as long as the server does not have them.
+pub struct NbdDisk {
+    shared: Arc<Shared>,
+    links: Mutex<Links>,
+}
+
+struct Links {
+    all: Vec<Arc<Link>>,
+    /// The most there can be.
+    most: usize,
+}
+
+impl NbdDisk {
+    /// Connects to the server, and agrees upon the export.
+    ///
+    /// # Errors
+    /// The server can't be reached, has no such export, or one that can't be used. The message says what to do.
+    pub fn open(options: &NbdOptions) -> Result<Self, DiskError> {
+        let Some(address) = options.address().cloned() else {
+            return Err(DiskError::Config("nbd: there is no address".to_owned()));
+        };
+        let connected = dial(options, &address, PATIENCE, false)?;
+        let multiple = connected.export.can(ExportFlags::CAN_MULTI_CONN);
+        let shared = Shared::new(options.clone(), address, connected.export)?;
+        let shared = Arc::new(shared);
+        let link = Link::new(shared.clone(), connected);
+        Ok(Self {
+            shared,
+            links: Mutex::new(Links {
+                all: vec![link],
+                most: if multiple {
+                    options.most_connections()
+                } else {
+                    1
+                },
+            }),
+        })
+    }
+
+    /// The connection that the next queue uses.
+    fn link(&self) -> Option<Arc<Link>> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let (fewest, link) = (links.all.iter())
+            .map(|link| (link.member_count(), link))
+            .min_by_key(|(count, _)| *count)?;
+        if fewest == 0 || links.all.len() >= links.most {
+            return Some(link.clone());
+        }
+        let shared = &self.shared;
+        let dialed = dial(&shared.options, &shared.address, FURTHER_PATIENCE, false);
+        let dialed = dialed.and_then(|connected| {
+            shared.admits(&connected.export)?;
+            Ok(connected)
+        });
+        match dialed {
+            Ok(connected) => {
+                let link = Link::new(shared.clone(), connected);
+                links.all.push(link.clone());
+                Some(link)
+            }
+            Err(error) => {
+                let count = links.all.len();
+                log::warn!(
+                    "nbd:{}: no connection beside the {count} there are: {error}; queues share them",
+                    shared.address
+                );
+                let link = link.clone();
+                links.most = count;
+                Some(link)
+            }
+        }
+    }
+}
+
+impl Disk for NbdDisk {
+    fn caps(&self) -> Caps {
+        self.shared.caps()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        let Some(link) = self.link() else {
+            return Err(DiskError::Config("nbd: there is no connection".to_owned()));
+        };
+        Ok(Box::new(NbdQueue::open(self.shared.clone(), link, depth)?))
+    }
+
+    fn flush_error(&self) -> Option<DiskError> {
+        self.shared.durability.check().err()
+    }
+
+    /// Asks the server for the size, on a connection of its own.
+    fn refresh(&self) -> Result<(), DiskError> {
+        let shared = &self.shared;
+        let looked = dial(&shared.options, &shared.address, FURTHER_PATIENCE, true)?;
+        shared.admits(&looked.export)?;
+        shared.set_size(looked.export.size);
+        Ok(())
+    }
+
+    fn listen(&self, listener: DiskListener) {
+        self.shared.listen(listener);
+    }
+}
