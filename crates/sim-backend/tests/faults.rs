@@ -6,9 +6,11 @@
 
 mod common;
 
-use common::{Rig, Rng, counter};
+use common::{Rig, counter};
 use sim_backend::{FaultCounts, Faults, SimOptions};
 use std::sync::atomic::Ordering;
+
+use fastrand::Rng;
 use vdpa_bus::VdpaDevice;
 use virtio_blk_core::spec::status::DEVICE_NEEDS_RESET;
 use virtio_blk_disks::fault::{FaultPlan, Kind, Rule};
@@ -45,17 +47,17 @@ fn run(options: SimOptions, queues: u16, seed: u64) -> Trace {
     for vq in 0..queues {
         rig.sim.set_vq_cb(vq, Some(callback.clone())).unwrap();
     }
-    let mut rng = Rng(seed);
+    let mut rng = Rng::with_seed(seed);
     let (mut answers, mut rekicks, mut sent) = (Vec::new(), 0, 0u32);
     let mut numbers = std::collections::HashMap::new();
     while sent < 3000 || !numbers.is_empty() {
         let before = answers.len();
         for vq in 0..queues {
-            for _ in 0..rng.below(5) {
+            for _ in 0..rng.u64(..5) {
                 if sent < 3000 && rig.queue(vq).in_flight() < 16 {
-                    let sector = rng.below(1000);
+                    let sector = rng.u64(..1000);
                     let data = [sent as u8; 512];
-                    let request = match rng.below(3) {
+                    let request = match rng.u64(..3) {
                         0 => Request::write(sector, &data),
                         1 => Request::read(sector, 512),
                         _ => Request::flush(),
@@ -68,7 +70,7 @@ fn run(options: SimOptions, queues: u16, seed: u64) -> Trace {
             rig.driver.publish(vq).unwrap();
         }
         rig.sim.step();
-        if rng.below(10) == 0 {
+        if rng.u64(..10) == 0 {
             rig.sim.suspend().unwrap();
             rig.sim.step();
             rig.sim.resume().unwrap();

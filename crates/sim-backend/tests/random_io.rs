@@ -8,7 +8,9 @@ mod common;
 
 use std::collections::HashMap;
 
-use common::{Rig, Rng};
+use fastrand::Rng;
+
+use common::Rig;
 use sim_backend::SimOptions;
 use vdpa_bus::VdpaDevice;
 use virtio_blk_driver::request::{Done, Framing, Request, Token};
@@ -53,12 +55,12 @@ impl Queue {
     }
 
     fn submit(&mut self, rig: &mut Rig, rng: &mut Rng, indirect: bool) {
-        let region = rng.below(REGIONS) as usize;
+        let region = rng.u64(..REGIONS) as usize;
         if self.busy[region] {
             return;
         }
-        let first = rng.below(REGION) as usize;
-        let count = 1 + rng.below(REGION - first as u64) as usize;
+        let first = rng.u64(..REGION) as usize;
+        let count = 1 + rng.u64(..REGION - first as u64) as usize;
         let sector = (u64::from(self.vq) * REGIONS + region as u64) * REGION + first as u64;
         let range = |flags| {
             [wire::Range {
@@ -67,10 +69,10 @@ impl Queue {
                 flags,
             }]
         };
-        let value = 1 + rng.below(255) as u8;
+        let value = 1 + rng.u64(..255) as u8;
         let data = vec![value; count * SECTOR];
         let (unmap, plain) = (range(wire::RANGE_F_UNMAP), range(0));
-        let kind = rng.below(if self.compat { 7 } else { 8 });
+        let kind = rng.u64(..if self.compat { 7 } else { 8 });
         let (request, becomes, expect) = match kind {
             0 | 1 => (Request::write(sector, &data), Some(Some(value)), Expect::Ok),
             2 | 3 => {
@@ -80,19 +82,19 @@ impl Queue {
             4 => (Request::write_zeroes(&unmap), Some(Some(0)), Expect::Ok),
             5 if self.compat => (Request::discard(&plain), None, Expect::Ok),
             5 => (Request::discard(&plain), Some(None), Expect::Ok),
-            6 if rng.below(2) == 0 => (Request::flush(), None, Expect::Ok),
+            6 if rng.u64(..2) == 0 => (Request::flush(), None, Expect::Ok),
             6 => (Request::get_id(), None, Expect::Ok),
             _ => (Request::secure_erase(&plain), Some(None), Expect::Ok),
         };
-        let framing = match rng.below(3) {
+        let framing = match rng.u64(..3) {
             0 => Framing::Separate,
             1 => Framing::Merged,
             _ => Framing::Random {
-                seed: rng.below(1 << 40),
+                seed: rng.u64(..1 << 40),
                 cuts: 4,
             },
         };
-        let indirect = indirect && rng.below(2) == 0;
+        let indirect = indirect && rng.u64(..2) == 0;
         let request = request.framed(framing).indirect(indirect);
         // There may be no room now.
         let Ok(token) = rig.queue(self.vq).submit(&request) else {
@@ -124,13 +126,13 @@ impl Queue {
 fn random_io(options: SimOptions, queues: u16, compat: bool, seed: u64) {
     const REQUESTS: u64 = 6000;
     let mut rig = Rig::new(options, queues);
-    let mut rng = Rng(seed);
+    let mut rng = Rng::with_seed(seed);
     let indirect = rig.driver.features() & 1 << 28 != 0;
     let mut all: Vec<_> = (0..queues).map(|vq| Queue::new(vq, compat)).collect();
     let mut answers = 0;
     while answers < REQUESTS {
         for queue in &mut all {
-            for _ in 0..rng.below(8) {
+            for _ in 0..rng.u64(..8) {
                 queue.submit(&mut rig, &mut rng, indirect);
             }
             rig.driver.publish(queue.vq).unwrap();

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{MEMORY, Memory, Rig, Rng, mapping, memory};
+use fastrand::Rng;
+
+use common::{MEMORY, Memory, Rig, mapping, memory};
 use sim_backend::{BlkSim, Faults, SimOptions, SimProfile};
 use vdpa_bus::VdpaDevice;
 use virtio_blk_core::disk::Disk;
@@ -60,7 +62,7 @@ impl Load {
                     continue;
                 }
                 let sector = u64::from(queue.vq) * 8 + place as u64;
-                let write = rng.below(2) == 0;
+                let write = rng.u64(..2) == 0;
                 let token = if write {
                     queue.written[place] = queue.written[place].wrapping_add(1);
                     let data = [queue.written[place]; 512];
@@ -125,10 +127,10 @@ fn suspends(options: SimOptions, queues: u16, kick: bool) {
     let rings: Vec<_> = (0..queues)
         .map(|vq| rig.queue(vq).ring().layout().used().0 + 2)
         .collect();
-    let (mut load, mut rng) = (Load::new(queues), Rng(1));
+    let (mut load, mut rng) = (Load::new(queues), Rng::with_seed(1));
     for round in 0..SUSPENDS {
         load.turn(&mut rig, &mut rng);
-        for _ in 0..rng.below(2000) {
+        for _ in 0..rng.u64(..2000) {
             std::hint::spin_loop();
         }
         rig.sim.suspend().unwrap();
@@ -188,7 +190,7 @@ fn every_queue_goes_on_after_a_resume_while_the_driver_never_stops() {
             }
         }
     });
-    let (mut load, mut rng) = (Load::new(2), Rng(1));
+    let (mut load, mut rng) = (Load::new(2), Rng::with_seed(1));
     while !control.is_finished() {
         load.turn(&mut rig, &mut rng);
     }
@@ -199,11 +201,11 @@ fn every_queue_goes_on_after_a_resume_while_the_driver_never_stops() {
 /// Stepped, at random moments; returns how often the device stood still until it was kicked.
 fn stuck(options: SimOptions) -> u64 {
     let mut rig = Rig::new(options, 1);
-    let mut rng = Rng(3);
+    let mut rng = Rng::with_seed(3);
     let mut stuck = 0;
     for _ in 0..SUSPENDS {
         rig.send(0, &Request::flush());
-        if rng.below(2) == 0 {
+        if rng.u64(..2) == 0 {
             rig.sim.step();
         }
         rig.sim.suspend().unwrap();
@@ -231,7 +233,7 @@ const WINDOW_AT: u64 = (MEMORY - WINDOW) as u64;
 
 /// Fills the window in `memory`, and checks a while later that nobody wrote there.
 fn watch_window(memory: &Memory, rng: &mut Rng) {
-    let mark = 1 + rng.below(200) as u8;
+    let mark = 1 + rng.u64(..200) as u8;
     let at = GuestAddress(WINDOW_AT);
     memory.write_slice(&vec![mark; 64 << 10], at).unwrap();
     for _ in 0..3 {
@@ -252,10 +254,10 @@ fn reads_into_the_window(
     let control = std::thread::spawn(move || change(sim, memory));
     let mut answers = [0u64; 2];
     let mut flying = 0;
-    let mut rng = Rng(9);
+    let mut rng = Rng::with_seed(9);
     while !control.is_finished() || flying != 0 {
         while flying < 8 && !control.is_finished() {
-            let at = WINDOW_AT + rng.below(16) * 4096;
+            let at = WINDOW_AT + rng.u64(..16) * 4096;
             let segments = [Segment::new(GuestAddress(at), 4096)];
             let read = Request::read(0, 0).with_input(In::Segments(&segments));
             rig.queue(0).submit(&read).unwrap();
@@ -285,7 +287,7 @@ fn map_and_unmap_under_io() {
     for options in [SimOptions::strict(), late(SimOptions::strict(), 5)] {
         let mut rig = Rig::over(disk(), options, 1);
         reads_into_the_window(&mut rig, true, |sim, memory| {
-            let mut rng = Rng(4);
+            let mut rng = Rng::with_seed(4);
             let low = mapping(&memory, 0, 0, MEMORY - WINDOW);
             let window = mapping(&memory, WINDOW_AT, MEMORY - WINDOW, WINDOW);
             let mut without = IotlbTable::new();
@@ -332,7 +334,7 @@ fn set_map_under_io_compat() {
     let mut rig = Rig::over(disk(), SimOptions::compat(), 1);
     // With the buffers the ring stays mapped; buffers that are not are answered.
     reads_into_the_window(&mut rig, true, |sim, memory| {
-        let mut rng = Rng(4);
+        let mut rng = Rng::with_seed(4);
         let mut without = IotlbTable::new();
         without
             .insert(mapping(&memory, 0, 0, MEMORY - WINDOW))
@@ -359,7 +361,7 @@ fn asid_switches_under_io() {
         }
         let mut rig = Rig::over(disk(), options, 1);
         reads_into_the_window(&mut rig, false, |sim, memory| {
-            let mut rng = Rng(4);
+            let mut rng = Rng::with_seed(4);
             let elsewhere = common::memory();
             let mut second = IotlbTable::new();
             second
@@ -387,7 +389,7 @@ fn reset_with_io_in_flight() {
         SimOptions::compat(),
     ] {
         let mut rig = Rig::over(disk(), options, 1);
-        let mut rng = Rng(5);
+        let mut rng = Rng::with_seed(5);
         for _ in 0..200 {
             let segments = [Segment::new(GuestAddress(WINDOW_AT), 64 << 10)];
             let read = Request::read(0, 0).with_input(In::Segments(&segments));
@@ -395,7 +397,7 @@ fn reset_with_io_in_flight() {
                 rig.queue(0).submit(&read).unwrap();
             }
             rig.driver.publish(0).unwrap();
-            for _ in 0..rng.below(4) {
+            for _ in 0..rng.u64(..4) {
                 std::thread::yield_now();
             }
             rig.sim.reset().unwrap();

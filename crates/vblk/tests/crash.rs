@@ -13,7 +13,9 @@ mod common;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use common::{BLOCK, QUEUE_SIZE, Rng, config, connect, sector, written};
+use fastrand::Rng;
+
+use common::{BLOCK, QUEUE_SIZE, config, connect, sector, written};
 use vblk_testing::frontend::{Client, Guest, InFlight, PATIENCE, Queue};
 use vblk_testing::server::{Disk, Server};
 use virtio_blk_driver::request::{Request, Token};
@@ -58,8 +60,8 @@ impl Load {
     /// Fills the queue.
     fn submit(&mut self, rng: &mut Rng) {
         while self.busy.len() < 16 {
-            let block = self.first + rng.below(BLOCKS);
-            let job = match rng.below(10) {
+            let block = self.first + rng.u64(..BLOCKS);
+            let job = match rng.u64(..10) {
                 0 => Job::Flush,
                 1..=3 if self.is_free(block) => Job::Read(block),
                 _ if self.is_free(block) => Job::Write(block),
@@ -133,7 +135,7 @@ fn crashes(engine: Option<&str>, seed: u64) {
     };
     let config = config(disk, QUEUES);
     let mut server = Server::start(&config).unwrap();
-    let mut rng = Rng(seed);
+    let mut rng = Rng::with_seed(seed);
     let mut guest = Guest::new(&[(0, 4 << 20)]).unwrap();
     let mut loads: Vec<Load> = (0..QUEUES)
         .map(|index| Load {
@@ -159,7 +161,7 @@ fn crashes(engine: Option<&str>, seed: u64) {
         // Each server gets something done, then dies at any moment.
         let progress: Vec<u64> = loads.iter().map(|load| load.completed).collect();
         let started = Instant::now();
-        let life = Duration::from_micros(rng.below(6000));
+        let life = Duration::from_micros(rng.u64(..6000));
         while started.elapsed() < life
             || loads
                 .iter()

@@ -14,7 +14,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{BLOCK, QUEUE_SIZE, Rng, SECTORS, config, connect, sector, written};
+use fastrand::Rng;
+
+use common::{BLOCK, QUEUE_SIZE, SECTORS, config, connect, sector, written};
 use vblk_testing::frontend::{Client, Guest, PATIENCE, Queue};
 use vblk_testing::server::{Disk, Server};
 use virtio_blk_driver::request::{Request, Token};
@@ -66,11 +68,11 @@ struct Load {
 impl Load {
     fn submit(&mut self, rng: &mut Rng) {
         while self.jobs.len() < 16 {
-            let index = rng.below(self.blocks.len() as u64) as usize;
+            let index = rng.u64(..self.blocks.len() as u64) as usize;
             let block = self.first + index as u64;
             let sector = sector(block);
             let driver = &mut self.queue.driver;
-            let (token, job) = if rng.below(24) == 0 {
+            let (token, job) = if rng.u64(..24) == 0 {
                 let covered = self.blocks.iter().map(|b| b.completed).collect();
                 (driver.submit(&Request::flush()), Job::Flush(covered))
             } else if self.blocks[index].busy {
@@ -209,14 +211,14 @@ fn a_killed_server_leaves_a_sound_image() {
     };
     let config = config(disk, QUEUES);
     let mut server = Server::start(&config).unwrap();
-    let mut rng = Rng(1);
+    let mut rng = Rng::with_seed(1);
     let mut blocks = vec![vec![Block::default(); BLOCKS as usize]; QUEUES];
     let (mut flushes, mut leaks) = (0, 0);
     for round in 0..ROUNDS {
         let (client, mut loads, guest) = attach(&server, &mut blocks);
         loads.iter_mut().for_each(Load::verify);
         let started = Instant::now();
-        let life = Duration::from_micros(rng.below(30_000));
+        let life = Duration::from_micros(rng.u64(..30_000));
         while started.elapsed() < life || loads.iter().any(|load| load.flushes == 0) {
             for load in &mut loads {
                 load.submit(&mut rng);

@@ -26,20 +26,9 @@ const STEPS: usize = 120;
 const DEPTH: usize = 8;
 
 /// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as usize % limit
-    }
-}
-
 struct Model {
     rig: Rig,
-    random: Random,
+    random: fastrand::Rng,
     ledger: Arc<Mutex<Ledger>>,
     /// By queue: requests that were not answered, with their sectors.
     open: Vec<Vec<(Token, u64)>>,
@@ -76,7 +65,7 @@ impl Model {
         };
         Self {
             rig,
-            random: Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1),
+            random: fastrand::Rng::with_seed(seed),
             ledger,
             open: vec![Vec::new(); usize::from(QUEUES)],
             next: 0,
@@ -86,7 +75,7 @@ impl Model {
     }
 
     fn submit(&mut self) {
-        let queue = self.random.below(QUEUES.into());
+        let queue = self.random.usize(..usize::from(QUEUES));
         if self.open[queue].len() < DEPTH && self.next < SECTORS {
             let sector = self.next;
             self.next += 1;
@@ -110,7 +99,7 @@ impl Model {
 
     /// What hangs continues, mostly.
     fn let_go(&mut self) {
-        if self.random.below(8) != 0 {
+        if self.random.u8(..8) != 0 {
             self.rig.disk.inner().set_mode(Mode::AtFlush);
             self.rig.disk.inner().release(usize::MAX);
         }
@@ -169,7 +158,7 @@ impl Model {
     }
 
     fn step(&mut self) {
-        let step = self.random.below(40);
+        let step = self.random.u8(..40);
         self.log.push(format!("{step}"));
         match step {
             0..14 => self.submit(),
@@ -179,7 +168,7 @@ impl Model {
             24..27 => {
                 let held = self.rig.disk.inner().held();
                 if held != 0 {
-                    let index = self.random.below(held);
+                    let index = self.random.usize(..held);
                     self.rig.disk.inner().release_at(index);
                 }
             }
@@ -201,8 +190,8 @@ impl Model {
             30 => {
                 self.let_go();
                 if self.ask(Ask::Suspend) == Some(Answer::Ok) {
-                    if self.random.below(2) == 0 {
-                        let die = self.random.below(2) == 0;
+                    if self.random.u8(..2) == 0 {
+                        let die = self.random.u8(..2) == 0;
                         self.next_server(die);
                     }
                     let states = self.states().expect("suspended");
@@ -211,13 +200,13 @@ impl Model {
             }
             31 => {
                 let mut regions = vec![self.rig.region()];
-                if self.random.below(2) == 0 {
+                if self.random.u8(..2) == 0 {
                     regions.push(self.more.clone());
                 }
                 self.rig.map(regions);
             }
             32 => {
-                let index = self.random.below(QUEUES.into()) as u32;
+                let index = self.random.u32(..u32::from(QUEUES));
                 self.let_go();
                 for ready in [false, true] {
                     let set = Ask::SetVqReady { index, ready };
@@ -258,7 +247,7 @@ impl Model {
                 }
             }
             _ => {
-                self.rig.start_index = self.random.below(1 << 16) as u16;
+                self.rig.start_index = self.random.u16(..);
                 self.reset();
                 self.rig.start();
             }

@@ -14,6 +14,8 @@ mod qemu;
 use std::path::Path;
 use std::sync::Arc;
 
+use fastrand::Rng;
+
 use common::{directory, read, run, write};
 use files::Setup;
 use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
@@ -25,19 +27,6 @@ use virtio_blk_qcow2::{Qcow2Disk, Repair, check};
 const GUEST: usize = 256 << 10;
 const HOST: usize = 1 << 20;
 const SECTOR: usize = 512;
-
-/// A generator of splitmix64.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 fn memory(content: &[u8]) -> Arc<MemoryDisk> {
     let disk = Arc::new(MemoryDisk::new(content.len() as u64).unwrap());
@@ -62,24 +51,24 @@ fn load(
     let mut steps = Vec::new();
     for turn in 0..160_u64 {
         let begun = guest.now() + 1;
-        let sectors = match rng.below(8) {
-            0 => 1 + rng.below(64),
-            _ => 1 + rng.below(9),
+        let sectors = match rng.u64(..8) {
+            0 => 1 + rng.u64(..64),
+            _ => 1 + rng.u64(..9),
         };
         let len = sectors * SECTOR as u64;
-        let mut offset = rng.below((GUEST as u64 - len) / SECTOR as u64) * SECTOR as u64;
+        let mut offset = rng.u64(..(GUEST as u64 - len) / SECTOR as u64) * SECTOR as u64;
         // A part of the disk only, so that clusters are used again.
         if turn % 3 != 0 {
             offset %= 64 << 10;
         }
         // Whole clusters now and then.
-        let (mut offset, len) = match rng.below(3) {
+        let (mut offset, len) = match rng.u64(..3) {
             0 => (offset & !4095, len.next_multiple_of(4096).min(64 << 10)),
             _ => (offset, len),
         };
         offset = offset.min(GUEST as u64 - len);
-        let fua = rng.below(8) == 0;
-        let (kind, buf) = match rng.below(16) {
+        let fua = rng.u64(..8) == 0;
+        let (kind, buf) = match rng.u64(..16) {
             // Half of the changes give clusters up.
             choice if erases && choice > 8 => (
                 OpKind::Discard {
@@ -100,7 +89,7 @@ fn load(
                 OpKind::WriteZeroes {
                     offset,
                     len,
-                    unmap: rng.below(2) == 0,
+                    unmap: rng.u64(..2) == 0,
                     fua,
                 },
                 IoBuf::new(),
@@ -139,10 +128,10 @@ fn leave(cut: &Cut, original: &[u8], percent: u64, rng: &mut Rng) -> Vec<u8> {
     for (sector, choice) in cut.sectors() {
         let count = choice.contents.len() + usize::from(choice.original);
         let newest = choice.contents.len() - 1;
-        let index = if rng.below(100) < percent {
+        let index = if rng.u64(..100) < percent {
             newest
         } else {
-            rng.below(count as u64) as usize
+            rng.u64(..count as u64) as usize
         };
         // The image grows.
         let end = (sector as usize + 1) * SECTOR;
@@ -201,7 +190,7 @@ fn play(case: &Case) {
     let below = Arc::new(PowerCutDisk::<dyn Disk>::new(memory(&original)));
     let image = Setup::over(below.clone(), &options).unwrap();
     let guest = PowerCutDisk::new(Arc::new(image));
-    let mut rng = Rng(case.seed);
+    let mut rng = Rng::with_seed(case.seed);
     let steps = load(&guest, &below, &mut rng, case.erases);
 
     let states = if files::long() {
@@ -212,7 +201,7 @@ fn play(case: &Case) {
     for state in 0..states {
         // At first the most is new: tables, and counts.
         let among = if state % 3 == 0 { 50 } else { steps.len() };
-        let step = &steps[rng.below(among as u64) as usize];
+        let step = &steps[rng.u64(..among as u64) as usize];
         let percent = [0, 50, 90, 100][state % 4];
         let left = leave(&below.cut(step.below), &original, percent, &mut rng);
         let about = format!("seed {}, {}, event {}", case.seed, case.setup, step.below);

@@ -16,19 +16,6 @@ pub const BLOCK: usize = 4096;
 /// Sectors of a block.
 pub const SECTORS: u32 = (BLOCK / 512) as u32;
 
-/// A generator of splitmix64, so that a seed says what happens.
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
 /// What a version of a block holds that was written.
 pub fn written(block: u64, version: u64) -> Vec<u8> {
     let stamp = (version << 20 | block).to_le_bytes();
