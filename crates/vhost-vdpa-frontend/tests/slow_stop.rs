@@ -14,9 +14,8 @@ use vhost_vdpa_frontend::{SlowOptions, SlowPath};
 use virtio_blk_core::disk::{
     Completion, Disk, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token,
 };
-use virtio_blk_core::memory::{Iotlb, IotlbTable};
+use virtio_blk_core::testdisk::removable_buffer;
 use virtio_blk_disks::MemoryDisk;
-use vm_memory::GuestAddressSpace;
 
 const BLOCK: u64 = 4096;
 /// Requests that the device has room for.
@@ -157,16 +156,9 @@ fn data_that_was_taken_away_does_not_reach_the_device() {
     static DATA: [u8; BLOCK as usize] = [0x55; BLOCK as usize];
     let stepped = stepped();
     let there = Arc::new(AtomicBool::new(true));
-    let mut table = IotlbTable::new();
-    let asked = there.clone();
-    table.ask_intact(move |_| asked.load(Ordering::SeqCst));
-    let iotlb = Iotlb::new(table);
     let buf = || {
-        let mut buf = IoBuf::new();
-        buf.set_keep(Arc::new(iotlb.memory()));
-        // SAFETY: the bytes are there for ever, and a write only reads them.
-        unsafe { buf.push(DATA.as_ptr().cast_mut(), DATA.len()) };
-        buf
+        let asked = there.clone();
+        removable_buffer(&DATA, move || asked.load(Ordering::SeqCst))
     };
     let mut queue = stepped.path.open_queue(8).unwrap();
     for token in 0..2 * ROOM {

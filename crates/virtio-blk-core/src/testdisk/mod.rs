@@ -8,6 +8,7 @@
 //! have no room; invent completions; and break as a whole. For tests and fuzzing, not for use: a mutex
 //! guards everything.
 
+mod buffer;
 mod state;
 
 use std::io::{Read, Write};
@@ -21,6 +22,8 @@ use crate::disk::{
     OpKind, Submit, Token, Wait,
 };
 use state::{Fault, State};
+
+pub use buffer::removable_buffer;
 
 /// When operations complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

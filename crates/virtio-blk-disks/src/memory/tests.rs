@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use virtio_blk_core::disk::{IoBuf, Token};
-use virtio_blk_core::memory::{Iotlb, IotlbTable};
+use virtio_blk_core::testdisk::removable_buffer;
 
 use super::*;
 
@@ -275,17 +275,10 @@ fn data_that_was_taken_away_is_not_stored() {
     let mut queue = disk.open_queue(1).unwrap();
     write(&mut *queue, 512, vec![3; 512]).unwrap();
     let there = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let mut table = IotlbTable::new();
-    let asked = there.clone();
-    table.ask_intact(move |_| asked.load(Ordering::SeqCst));
-    let iotlb = Iotlb::new(table);
     for (intact, expected) in [(false, 3), (true, 0)] {
         there.store(intact, Ordering::SeqCst);
-        let zeroes: &'static [u8; 512] = &[0; 512];
-        let mut buf = IoBuf::new();
-        buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));
-        // SAFETY: the bytes are there for ever, and a write only reads them.
-        unsafe { buf.push(zeroes.as_ptr().cast_mut(), 512) };
+        let asked = there.clone();
+        let buf = removable_buffer(&[0; 512], move || asked.load(Ordering::SeqCst));
         assert_eq!(buf.is_intact(), intact);
         let kind = OpKind::Write {
             offset: 512,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_blk_core::disk::Caps;
-use virtio_blk_core::memory::{Iotlb, IotlbTable};
+use virtio_blk_core::testdisk::removable_buffer;
 
 use super::*;
 use crate::raw::host_file::HostFile;
@@ -201,14 +201,9 @@ fn data_that_was_taken_away_is_no_write() {
     for (gone_at, expected) in [(0, None), (1, Some(false)), (2, Some(true))] {
         asked.store(0, Ordering::Relaxed);
         let count = asked.clone();
-        let mut table = IotlbTable::new();
-        table.ask_intact(move |_| count.fetch_add(1, Ordering::Relaxed) != gone_at);
-        let mut buf = IoBuf::new();
-        let iotlb = Iotlb::new(table);
-        buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));
-        let data: &'static [u8; 512] = &[9; 512];
-        // SAFETY: the bytes are there for ever, and a write only reads them.
-        unsafe { buf.push(data.as_ptr().cast_mut(), 512) };
+        let buf = removable_buffer(&[9; 512], move || {
+            count.fetch_add(1, Ordering::Relaxed) != gone_at
+        });
         let done = cache.write(&medium, 0, &buf);
         assert_eq!(done.map(|result| result.is_ok()), expected, "{gone_at}");
         let untouched = read(&mut cache, 0, 512).unwrap() == [0; 512];

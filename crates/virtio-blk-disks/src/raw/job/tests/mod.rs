@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Alignments, Caps, EraseLimits, IoBuf, Token, ZeroLimits};
-use virtio_blk_core::memory::{Iotlb, IotlbTable};
+use virtio_blk_core::testdisk::removable_buffer;
 
 use super::*;
 use crate::raw::host_file::HostFile;
@@ -481,20 +481,15 @@ fn data_that_was_taken_away_is_not_written() {
     static DATA: [u8; 1024] = [7; 1024];
     let medium = medium(512, 512, false);
     let there = Arc::new(AtomicBool::new(true));
-    let mut table = IotlbTable::new();
-    let asked = there.clone();
-    table.ask_intact(move |_| asked.load(Ordering::SeqCst));
-    let iotlb = Iotlb::new(table);
     for intact in [false, true] {
         there.store(intact, Ordering::SeqCst);
         let mut kernel = Kernel::new([], 512, 512);
         let before = kernel.file.clone();
-        let mut buf = IoBuf::new();
-        buf.set_keep(Arc::new(vm_memory::GuestAddressSpace::memory(&iotlb)));
         // Not aligned as the medium wants.
         let shift = usize::from(DATA.as_ptr().addr().is_multiple_of(512));
-        // SAFETY: the bytes are there for ever, and a write only reads them.
-        unsafe { buf.push(DATA[shift..].as_ptr().cast_mut(), 512) };
+        let asked = there.clone();
+        let data = &DATA[shift..shift + 512];
+        let buf = removable_buffer(data, move || asked.load(Ordering::SeqCst));
         let kind = OpKind::Write {
             offset: 512,
             fua: false,
