@@ -6,6 +6,7 @@ mod bounds;
 pub mod dirty;
 pub mod disk_arg;
 pub mod fault;
+mod holding;
 pub mod hot_swap;
 mod in_flight;
 #[cfg(feature = "inject")]

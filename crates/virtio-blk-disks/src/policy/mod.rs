@@ -37,7 +37,7 @@ use virtio_blk_core::disk::{Caps, Disk, DiskError, IoQueue, OpKind};
 pub(crate) use event::PolicyListeners;
 pub use event::{HeldOperation, PolicyEvent, PolicyListener};
 pub use options::ErrorsOptions;
-use queue::PolicyQueue;
+use queue::{Failures, PolicyQueue};
 
 use crate::layer::{Layer, Layered};
 
@@ -238,11 +238,8 @@ impl Layer for Policy {
         depth: u16,
         _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        Ok(Box::new(PolicyQueue::new(
-            self.shared.clone(),
-            inner,
-            depth,
-        )?))
+        let failures = Failures::new(self.shared.clone(), depth);
+        Ok(Box::new(PolicyQueue::new(failures, inner)?))
     }
 }
 

@@ -7,14 +7,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
-};
+use virtio_blk_core::disk::{Completion, DiskError, IoBuf, Op, OpKind, Submit, Token};
 
 use super::event::PolicyEvent;
 use super::{RECHECK, Shared};
+use crate::holding::{Holder, HoldingQueue, Lower};
 use crate::in_flight::InFlight;
-use crate::outbox::Outbox;
 
 /// An operation that is with the disk underneath.
 struct Below {
@@ -34,9 +32,11 @@ struct Kept {
 }
 
 /// A data path of a [`super::PolicyDisk`].
-pub(super) struct PolicyQueue {
+pub(super) type PolicyQueue = HoldingQueue<Failures>;
+
+/// The operations of one data path that failed.
+pub(super) struct Failures {
     shared: Arc<Shared>,
-    inner: Box<dyn IoQueue>,
     limit: usize,
     places: u64,
     below: InFlight<Below>,
@@ -46,24 +46,17 @@ pub(super) struct PolicyQueue {
     trying: usize,
     /// Of the calls to try again, how many were followed.
     calls: u64,
-    outbox: Outbox,
     scratch: Vec<Completion>,
     /// The owner is about to stop: nothing is kept any more.
     released: bool,
 }
 
-impl PolicyQueue {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        inner: Box<dyn IoQueue>,
-        depth: u16,
-    ) -> Result<Self, DiskError> {
+impl Failures {
+    pub(super) fn new(shared: Arc<Shared>, depth: u16) -> Self {
         let limit = usize::from(depth.max(1));
-        Ok(Self {
-            outbox: Outbox::over(&*inner)?,
+        Self {
             calls: shared.calls(),
             shared,
-            inner,
             limit,
             places: 0,
             below: InFlight::new(limit),
@@ -71,7 +64,7 @@ impl PolicyQueue {
             trying: 0,
             scratch: Vec::new(),
             released: false,
-        })
+        }
     }
 
     /// Whether an operation that failed does not end with its error.
@@ -117,7 +110,7 @@ impl PolicyQueue {
     }
 
     /// Gives an operation to the disk underneath. `None`: it is kept, as it has failed.
-    fn give(&mut self, place: u64, op: Op) -> Option<Submit> {
+    fn give(&mut self, lower: &mut Lower, place: u64, op: Op) -> Option<Submit> {
         let outer = op.token;
         let below = Below {
             kind: op.kind,
@@ -125,7 +118,7 @@ impl PolicyQueue {
             cancelled: false,
         };
         let token = self.below.insert(outer, below);
-        match self.inner.submit(Op { token, ..op }) {
+        match lower.queue.submit(Op { token, ..op }) {
             Submit::Queued => Some(Submit::Queued),
             Submit::Full(op) => {
                 self.below.remove(token);
@@ -137,25 +130,51 @@ impl PolicyQueue {
             }
         }
     }
+}
 
-    /// Takes over what the disk underneath finished.
-    fn collect(&mut self) -> Result<(), DiskError> {
+impl Holder for Failures {
+    fn submit(&mut self, lower: &mut Lower, op: Op) -> Submit {
+        if self.kept.len() >= self.limit {
+            return Submit::Full(op);
+        }
+        self.places += 1;
+        self.give(lower, self.places, op).unwrap_or(Submit::Queued)
+    }
+
+    fn execute(
+        &mut self,
+        lower: &mut Lower,
+        kind: &OpKind,
+        buf: &IoBuf,
+    ) -> Option<Result<(), DiskError>> {
+        match lower.queue.execute(kind, buf) {
+            // It comes again, as an operation that can be kept.
+            Some(Err(error)) if self.may_keep(kind, &error) => None,
+            result => result,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    fn collect(&mut self, lower: &mut Lower, _: &mut Vec<Completion>) -> Result<(), DiskError> {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let result = self.inner.reap(&mut scratch);
+        let result = lower.queue.reap(&mut scratch);
         for completion in scratch.drain(..) {
             let Some((token, below)) = self.below.remove(completion.token) else {
                 continue;
             };
             if let Some(completion) = self.end(token, below, completion) {
-                self.outbox.push(completion);
+                lower.outbox.push(completion);
             }
         }
         self.scratch = scratch;
         result.map(|_| ())
     }
 
-    /// Tries again what shall be, as far as there is room.
-    fn try_again(&mut self) {
+    /// Tries again what is to be tried, as far as there is room.
+    fn release(&mut self, lower: &mut Lower) {
         let calls = self.shared.calls();
         if calls != self.calls {
             self.calls = calls;
@@ -167,8 +186,8 @@ impl PolicyQueue {
             };
             self.trying -= 1;
             self.shared.leave(1);
-            let given = self.give(place, op);
-            if let Some(op) = given.and_then(|outcome| self.outbox.went_down(outcome)) {
+            let given = self.give(lower, place, op);
+            if let Some(op) = given.and_then(|outcome| lower.outbox.went_down(outcome)) {
                 self.kept.push_front(Kept { place, op, error });
                 self.trying += 1;
                 self.shared.held().operations += 1;
@@ -176,76 +195,33 @@ impl PolicyQueue {
             }
         }
     }
-}
 
-impl IoQueue for PolicyQueue {
-    fn submit(&mut self, op: Op) -> Submit {
-        if self.kept.len() >= self.limit {
-            return Submit::Full(op);
-        }
-        self.places += 1;
-        self.give(self.places, op).unwrap_or(Submit::Queued)
-    }
-
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        match self.inner.execute(kind, buf) {
-            // It comes again, as an operation that can be kept.
-            Some(Err(error)) if self.may_keep(kind, &error) => None,
-            result => result,
-        }
-    }
-
-    fn flush_batch(&mut self) -> Result<(), DiskError> {
-        self.outbox.flush_batch(&mut *self.inner)
-    }
-
-    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        if self.kept.is_empty() && self.outbox.is_idle() {
-            return Ok(0);
-        }
-        let before = done.len();
-        let reaped = self.collect();
-        self.try_again();
-        self.outbox.hand_out(&mut *self.inner, done, before, reaped)
-    }
-
-    fn wait(&self) -> Wait<'_> {
-        self.outbox.wait(&*self.inner)
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        let own = if self.outbox.is_due() {
-            Some(Instant::now())
-        } else if self.kept.is_empty() {
-            None
-        } else {
-            Some(Instant::now() + RECHECK)
-        };
-        [own, self.inner.deadline()].into_iter().flatten().min()
+    fn deadline(&self) -> Instant {
+        Instant::now() + RECHECK
     }
 
     /// What is kept fails with its error.
-    fn release_held(&mut self) {
+    fn release_held(&mut self, lower: &mut Lower) {
         self.released = true;
         self.trying = 0;
         let operations = self.kept.len() as u64;
         for Kept { op, error, .. } in self.kept.drain(..) {
-            self.outbox.push(op.complete(Err(error)));
+            lower.outbox.push(op.complete(Err(error)));
         }
         if operations != 0 {
             self.shared.leave(operations);
             let event = PolicyEvent::Failed { operations };
             self.shared.listeners.tell(&event);
         }
-        self.inner.release_held();
+        lower.queue.release_held();
     }
 
-    fn cancel(&mut self, token: Token) {
+    fn cancel(&mut self, lower: &mut Lower, token: Token) {
         if let Some(inner) = self.below.find(token) {
             if let Some(below) = self.below.get_mut(inner) {
                 below.cancelled = true;
             }
-            return self.inner.cancel(inner);
+            return lower.queue.cancel(inner);
         }
         let Some(at) = self.kept.iter().position(|kept| kept.op.token == token) else {
             return;
@@ -255,13 +231,14 @@ impl IoQueue for PolicyQueue {
                 self.trying -= 1;
             }
             self.shared.leave(1);
-            self.outbox
+            lower
+                .outbox
                 .push(kept.op.complete(Err(DiskError::Cancelled)));
         }
     }
 }
 
-impl Drop for PolicyQueue {
+impl Drop for Failures {
     fn drop(&mut self) {
         self.shared.leave(self.kept.len() as u64);
     }

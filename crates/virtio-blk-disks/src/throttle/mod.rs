@@ -41,7 +41,7 @@ pub use group::{Clock, ThrottleGroup};
 pub use limits::{Burst, LimitError, Limits, Rate};
 pub use options::ThrottleOptions;
 pub use queue::RECHECK;
-use queue::ThrottleQueue;
+use queue::{ThrottleQueue, Turns};
 pub use stats::ThrottleStats;
 
 use crate::layer::{Layer, Layered};
@@ -84,8 +84,8 @@ impl Layer for Throttle {
         depth: u16,
         _: &Caps,
     ) -> Result<Box<dyn IoQueue>, DiskError> {
-        let queue = ThrottleQueue::new(self.group.clone(), self.counts.clone(), inner, depth)?;
-        Ok(Box::new(queue))
+        let turns = Turns::new(self.group.clone(), self.counts.clone(), depth);
+        Ok(Box::new(ThrottleQueue::new(turns, inner)?))
     }
 }
 

@@ -7,14 +7,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
-};
+use virtio_blk_core::disk::{Completion, DiskError, IoBuf, Op, OpKind, Submit, Token};
 
 use super::group::{ThrottleGroup, Turn};
 use super::limits::Cost;
 use super::stats::Counts;
-use crate::outbox::Outbox;
+use crate::holding::{Holder, HoldingQueue, Lower};
 
 /// A queue that holds something back looks at the limits again after this time at the latest.
 pub const RECHECK: Duration = Duration::from_millis(100);
@@ -27,37 +25,31 @@ struct Held {
 }
 
 /// A data path of a [`super::ThrottleDisk`].
-pub(super) struct ThrottleQueue {
+pub(super) type ThrottleQueue = HoldingQueue<Turns>;
+
+/// The operations of one data path that wait for their turn.
+pub(super) struct Turns {
     group: ThrottleGroup,
     counts: Arc<Counts>,
-    inner: Box<dyn IoQueue>,
     limit: usize,
     /// In the order of submission.
     held: VecDeque<Held>,
     /// The turn of the first of them.
     turn: Option<Turn>,
-    outbox: Outbox,
     /// The owner is about to stop: limits hold for nothing any more.
     released: bool,
 }
 
-impl ThrottleQueue {
-    pub(super) fn new(
-        group: ThrottleGroup,
-        counts: Arc<Counts>,
-        inner: Box<dyn IoQueue>,
-        depth: u16,
-    ) -> Result<Self, DiskError> {
-        Ok(Self {
-            outbox: Outbox::over(&*inner)?,
+impl Turns {
+    pub(super) fn new(group: ThrottleGroup, counts: Arc<Counts>, depth: u16) -> Self {
+        Self {
             group,
             counts,
-            inner,
             limit: usize::from(depth.max(1)),
             held: VecDeque::new(),
             turn: None,
             released: false,
-        })
+        }
     }
 
     /// Whether operations have to wait for a turn.
@@ -78,41 +70,19 @@ impl ThrottleQueue {
         Some(turn)
     }
 
-    /// Lets those go whose turn it is.
-    fn release(&mut self) {
-        if self.held.is_empty() {
-            return;
-        }
-        let now = self.group.now();
-        while let Some(cost) = self.held.front().map(|first| first.cost) {
-            let turn = self.turn_of(cost, now);
-            if turn.is_some_and(|turn| turn.start > now) {
-                return;
-            }
-            let Some(Held { op, cost, since }) = self.held.pop_front() else {
-                return;
-            };
-            let outcome = self.inner.submit(op);
-            if let Some(op) = self.outbox.went_down(outcome) {
-                // It keeps its turn.
-                return self.held.push_front(Held { op, cost, since });
-            }
-            if let Some(turn) = turn {
-                self.group.started(&turn, now);
-            }
-            self.counts.released(now.saturating_sub(since));
-            self.turn = None;
-        }
-    }
-
     /// Executes an operation if it may start now.
     #[inline(never)]
-    fn execute_limited(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute_limited(
+        &mut self,
+        lower: &mut Lower,
+        kind: &OpKind,
+        buf: &IoBuf,
+    ) -> Option<Result<(), DiskError>> {
         let Some(cost) = Cost::of(kind, buf.len() as u64) else {
-            return self.inner.execute(kind, buf);
+            return lower.queue.execute(kind, buf);
         };
         let turn = self.group.turn_now(cost, self.group.now())?;
-        let result = self.inner.execute(kind, buf);
+        let result = lower.queue.execute(kind, buf);
         if result.is_none() {
             // It comes again, as an operation.
             self.group.give_back(&turn);
@@ -121,23 +91,28 @@ impl ThrottleQueue {
     }
 }
 
-impl IoQueue for ThrottleQueue {
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+impl Holder for Turns {
+    fn execute(
+        &mut self,
+        lower: &mut Lower,
+        kind: &OpKind,
+        buf: &IoBuf,
+    ) -> Option<Result<(), DiskError>> {
         if !self.held.is_empty() {
             return None;
         }
         if self.is_limited() {
-            return self.execute_limited(kind, buf);
+            return self.execute_limited(lower, kind, buf);
         }
-        self.inner.execute(kind, buf)
+        lower.queue.execute(kind, buf)
     }
 
-    fn submit(&mut self, op: Op) -> Submit {
+    fn submit(&mut self, lower: &mut Lower, op: Op) -> Submit {
         if self.held.is_empty() && !self.is_limited() {
-            return self.inner.submit(op);
+            return lower.queue.submit(op);
         }
         let Some(cost) = Cost::of(&op.kind, op.buf.len() as u64) else {
-            return self.inner.submit(op);
+            return lower.queue.submit(op);
         };
         if self.held.len() >= self.limit {
             return Submit::Full(op);
@@ -146,7 +121,7 @@ impl IoQueue for ThrottleQueue {
         if self.held.is_empty() {
             let turn = self.group.turn(cost, now);
             if turn.start <= now {
-                let submitted = self.inner.submit(op);
+                let submitted = lower.queue.submit(op);
                 if let Submit::Full(_) = submitted {
                     self.group.give_back(&turn);
                 }
@@ -163,55 +138,66 @@ impl IoQueue for ThrottleQueue {
         Submit::Queued
     }
 
-    fn flush_batch(&mut self) -> Result<(), DiskError> {
-        self.outbox.flush_batch(&mut *self.inner)
+    fn is_empty(&self) -> bool {
+        self.held.is_empty()
     }
 
-    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        if self.held.is_empty() && self.outbox.is_idle() {
-            return Ok(0);
+    fn collect(&mut self, lower: &mut Lower, done: &mut Vec<Completion>) -> Result<(), DiskError> {
+        lower.queue.reap(done).map(|_| ())
+    }
+
+    fn release(&mut self, lower: &mut Lower) {
+        if self.held.is_empty() {
+            return;
         }
-        let before = done.len();
-        // First what the disk has finished: then there is room for more.
-        let reaped = self.inner.reap(done).map(|_| ());
-        self.release();
-        self.outbox.hand_out(&mut *self.inner, done, before, reaped)
-    }
-
-    fn wait(&self) -> Wait<'_> {
-        self.outbox.wait(&*self.inner)
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        let own = if self.outbox.is_due() {
-            Some(self.group.instant(0))
-        } else if self.held.is_empty() {
-            None
-        } else {
-            let recheck = self.group.now().saturating_add(RECHECK.as_nanos() as u64);
-            let at = match self.turn {
-                Some(turn) => turn.start.min(recheck),
-                // What was released waits for room below, of which the disk there tells.
-                None if self.released => recheck,
-                None => 0,
+        let now = self.group.now();
+        while let Some(cost) = self.held.front().map(|first| first.cost) {
+            let turn = self.turn_of(cost, now);
+            if turn.is_some_and(|turn| turn.start > now) {
+                return;
+            }
+            let Some(Held { op, cost, since }) = self.held.pop_front() else {
+                return;
             };
-            Some(self.group.instant(at))
-        };
-        [own, self.inner.deadline()].into_iter().flatten().min()
+            let outcome = lower.queue.submit(op);
+            if let Some(op) = lower.outbox.went_down(outcome) {
+                // It keeps its turn.
+                return self.held.push_front(Held { op, cost, since });
+            }
+            if let Some(turn) = turn {
+                self.group.started(&turn, now);
+            }
+            self.counts.released(now.saturating_sub(since));
+            self.turn = None;
+        }
     }
 
-    fn release_held(&mut self) {
+    fn deadline(&self) -> Instant {
+        let recheck = self.group.now().saturating_add(RECHECK.as_nanos() as u64);
+        self.group.instant(match self.turn {
+            Some(turn) => turn.start.min(recheck),
+            // What was released waits for room below, of which the disk there tells.
+            None if self.released => recheck,
+            None => 0,
+        })
+    }
+
+    fn now(&self) -> Instant {
+        self.group.instant(0)
+    }
+
+    fn release_held(&mut self, lower: &mut Lower) {
         self.released = true;
         if let Some(turn) = self.turn.take() {
             self.group.give_back(&turn);
         }
-        self.inner.release_held();
-        self.release();
+        lower.queue.release_held();
+        self.release(lower);
     }
 
-    fn cancel(&mut self, token: Token) {
+    fn cancel(&mut self, lower: &mut Lower, token: Token) {
         let Some(index) = self.held.iter().position(|held| held.op.token == token) else {
-            return self.inner.cancel(token);
+            return lower.queue.cancel(token);
         };
         if index == 0
             && let Some(turn) = self.turn.take()
@@ -220,13 +206,14 @@ impl IoQueue for ThrottleQueue {
         }
         if let Some(held) = self.held.remove(index) {
             self.counts.cancelled();
-            self.outbox
+            lower
+                .outbox
                 .push(held.op.complete(Err(DiskError::Cancelled)));
         }
     }
 }
 
-impl Drop for ThrottleQueue {
+impl Drop for Turns {
     fn drop(&mut self) {
         if let Some(turn) = self.turn.take() {
             self.group.give_back(&turn);
