@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use crate::outbox::Outbox;
@@ -22,13 +22,14 @@ pub(crate) trait Holder: Send {
     /// [`IoQueue::submit`].
     fn submit(&mut self, lower: &mut Lower, op: Op) -> Submit;
 
-    /// [`IoQueue::execute`].
+    /// [`IoQueue::execute`]. A layer that follows operations by token passes no token on.
     fn execute(
         &mut self,
         lower: &mut Lower,
         kind: &OpKind,
         buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>>;
+        token: Option<Token>,
+    ) -> Execute;
 
     /// Whether nothing is held back.
     fn is_empty(&self) -> bool;
@@ -83,8 +84,8 @@ impl<H: Holder> IoQueue for HoldingQueue<H> {
         self.holder.submit(&mut self.lower, op)
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        self.holder.execute(&mut self.lower, kind, buf)
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, token: Option<Token>) -> Execute {
+        self.holder.execute(&mut self.lower, kind, buf, token)
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {

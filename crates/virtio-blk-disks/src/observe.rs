@@ -6,7 +6,7 @@
 use std::time::Instant;
 
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use crate::in_flight::InFlight;
@@ -42,15 +42,13 @@ pub(crate) trait Observer: Send {
         let _ = noted;
     }
 
-    /// Executes an operation inline, by `inner`. `None`: it must be submitted.
-    fn execute(
-        &mut self,
-        inner: &mut dyn IoQueue,
-        kind: &OpKind,
-        buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
+    /// Whether [`Observer::execute`] asks the disk underneath.
+    const EXECUTES: bool = false;
+
+    /// Has `inner` execute an operation inside the call, with no token, so that it is not taken.
+    fn execute(&mut self, inner: &mut dyn IoQueue, kind: &OpKind, buf: &IoBuf) -> Execute {
         let _ = (inner, kind, buf);
-        None
+        Execute::Declined
     }
 
     /// How many operations the disk underneath has, after that changed.
@@ -113,7 +111,12 @@ impl<O: Observer> IoQueue for ObservedQueue<O> {
         }
         let outer = op.token;
         let token = noted.insert(outer, observer.begin(&op));
-        match self.inner.submit(Op { token, ..op }) {
+        let op = Op { token, ..op };
+        let submitted = match O::EXECUTES {
+            true => self.inner.submit(op),
+            false => self.inner.execute_or_submit(op),
+        };
+        match submitted {
             Submit::Queued => {
                 observer.depth(noted.len());
                 Submit::Queued
@@ -132,7 +135,7 @@ impl<O: Observer> IoQueue for ObservedQueue<O> {
         }
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
         self.below.observer.execute(self.inner.as_mut(), kind, buf)
     }
 

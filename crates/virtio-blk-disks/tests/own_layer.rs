@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use serde::Deserialize;
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Caps, Completion, Disk, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 use virtio_blk_disks::disk_arg::tree::{Entry, Key, Tree, Value};
 use virtio_blk_disks::layer::{Layer, Layered};
@@ -67,10 +67,10 @@ impl IoQueue for QuotaQueue {
         }
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, token: Option<Token>) -> Execute {
         match kind {
-            OpKind::Write { .. } => None,
-            _ => self.inner.execute(kind, buf),
+            OpKind::Write { .. } => Execute::Declined,
+            _ => self.inner.execute(kind, buf, token),
         }
     }
 

@@ -278,7 +278,7 @@ fn a_deep_queue_takes_what_it_promised() {
 }
 
 #[test]
-fn the_page_cache_answers_inside_submit() {
+fn what_the_page_cache_has_is_read_inside_execute() {
     let directory = directory();
     let path = image(directory.path(), MIB);
     let disk = RawDisk::open(&RawOptions::new(&path)).unwrap();
@@ -287,10 +287,13 @@ fn the_page_cache_answers_inside_submit() {
     }
     let mut queue = disk.open_queue(8).unwrap();
     write(&mut *queue, 0, vec![1; MIB]).unwrap();
-    match queue.submit(read_op(1, 0, 4096)) {
+    match queue.execute_or_submit(read_op(1, 0, 4096)) {
         Submit::Done(completion) => assert_eq!(completion.buf.to_vec(), [1; 4096]),
         other => panic!("{other:?}"),
     }
+    // There alone.
+    queue_up(&mut *queue, read_op(1, 0, 4096));
+    drain(&mut *queue, 1);
     // What makes data stable has to wait, and must not do so in the owner's thread.
     let flush = Op {
         token: Token(2),

@@ -45,7 +45,7 @@ impl Lane {
     /// # Errors
     /// The disk's.
     pub fn run(&mut self, kind: OpKind, buf: IoBuf) -> Result<IoBuf, DiskError> {
-        if let Some(result) = self.queue.execute(&kind, &buf) {
+        if let Some(result) = self.queue.execute(&kind, &buf, None).done() {
             return result.map(|()| buf);
         }
         let token = Token(0);

@@ -203,12 +203,13 @@ impl MetaIo for Inline<'_> {
         let kind = OpKind::Write { offset, fua: false };
         if data.len() == self.room.len() {
             self.room.copy_in(0, data);
-            return self.queue.execute(&kind, self.room);
+            return self.queue.execute(&kind, self.room, None).done();
         }
         if !data.len().is_multiple_of(self.room.len()) || self.room.is_empty() {
             return None;
         }
-        self.queue.execute(&kind, &IoBuf::from_vec(data.to_vec()))
+        let buf = IoBuf::from_vec(data.to_vec());
+        self.queue.execute(&kind, &buf, None).done()
     }
 
     fn may_wait(&self) -> bool {

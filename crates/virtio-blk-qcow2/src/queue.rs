@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use rustix::event::epoll;
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use crate::disk::Leave;
@@ -222,7 +222,7 @@ impl Qcow2Queue {
         }
     }
 
-    /// Submits an operation to a queue underneath.
+    /// Submits an operation to a queue underneath. `fresh`: it was not offered there to be executed inside a call.
     fn pass(
         &mut self,
         op: Op,
@@ -230,6 +230,7 @@ impl Qcow2Queue {
         kind: OpKind,
         turn: Turn,
         stamp: Option<u64>,
+        fresh: bool,
     ) -> Submit {
         let Op {
             token,
@@ -247,7 +248,11 @@ impl Qcow2Queue {
             Some(queue) if below => queue,
             _ => &mut self.inner,
         };
-        match queue.submit(op) {
+        let submitted = match fresh {
+            true => queue.execute_or_submit(op),
+            false => queue.submit(op),
+        };
+        match submitted {
             Submit::Queued => Submit::Queued,
             Submit::Done(completion) => {
                 self.flights.end(inner);
@@ -336,7 +341,7 @@ impl Qcow2Queue {
             return self.hand_over(op);
         }
         let turn = image.epochs.enter(&self.path);
-        self.pass(op, false, OpKind::Flush, turn, Some(stamp))
+        self.pass(op, false, OpKind::Flush, turn, Some(stamp), false)
     }
 }
 
@@ -355,7 +360,9 @@ impl IoQueue for Qcow2Queue {
         let image = self.image.clone();
         let turn = image.epochs.enter(&self.path);
         let mut aim = self.aim(offset, len, write);
-        if aim.is_none() && self.find_out(offset, len, write) {
+        // Where nothing was known of it, `execute` did not offer it to the file.
+        let fresh = aim.is_none();
+        if fresh && self.find_out(offset, len, write) {
             aim = self.aim(offset, len, write);
         }
         match aim {
@@ -367,11 +374,11 @@ impl IoQueue for Qcow2Queue {
                         fua: false,
                     },
                 };
-                self.pass(op, false, kind, turn, None)
+                self.pass(op, false, kind, turn, None, fresh)
             }
             Some(Aim::Below) if self.below.is_some() => {
                 let kind = op.kind;
-                self.pass(op, true, kind, turn, None)
+                self.pass(op, true, kind, turn, None, fresh)
             }
             Some(Aim::Zero) if !write => {
                 self.path.leave(turn);
@@ -386,36 +393,36 @@ impl IoQueue for Qcow2Queue {
     }
 
     #[inline]
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
         if let Err(error) = self.admit(kind, buf.len()) {
-            return Some(Err(error));
+            return Execute::Done(Err(error));
         }
         let (offset, write) = match *kind {
             OpKind::Read { offset } => (offset, false),
             OpKind::Write { offset, fua: false } => (offset, true),
-            _ => return None,
+            _ => return Execute::Declined,
         };
         let turn = self.image.epochs.enter(&self.path);
-        let result = match self.aim(offset, buf.len(), write) {
+        let executed = match self.aim(offset, buf.len(), write) {
             Some(Aim::Data(offset)) => {
                 let kind = match write {
                     false => OpKind::Read { offset },
                     true => OpKind::Write { offset, fua: false },
                 };
-                self.inner.execute(&kind, buf)
+                self.inner.execute(&kind, buf, None)
             }
-            Some(Aim::Below) => self
-                .below
-                .as_mut()
-                .and_then(|below| below.execute(kind, buf)),
+            Some(Aim::Below) => match &mut self.below {
+                Some(below) => below.execute(kind, buf, None),
+                None => Execute::Declined,
+            },
             Some(Aim::Zero) if !write => {
                 buf.fill(0, buf.len(), 0);
-                Some(Ok(()))
+                Execute::Done(Ok(()))
             }
-            _ => None,
+            _ => Execute::Declined,
         };
         self.path.leave(turn);
-        result
+        executed
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {

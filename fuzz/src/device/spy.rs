@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskListener, IoBuf, IoQueue, Op, OpKind, Submit, Token,
-    Wait,
+    Caps, Completion, Disk, DiskError, DiskListener, Execute, IoBuf, IoQueue, Op, OpKind, Submit,
+    Token, Wait,
 };
 use virtio_blk_disks::MemoryDisk;
 
@@ -91,12 +91,12 @@ impl IoQueue for SpyQueue {
         self.inner.submit(op)
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, token: Option<Token>) -> Execute {
         if !self.short {
-            return None;
+            return Execute::Declined;
         }
         self.check(kind);
-        self.inner.execute(kind, buf)
+        self.inner.execute(kind, buf, token)
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {

@@ -146,7 +146,7 @@ impl Medium {
         };
         let mut done = Vec::new();
         loop {
-            match self.io.submit(op) {
+            match self.io.execute_or_submit(op) {
                 Submit::Done(completion) => {
                     self.buf = completion.buf;
                     return completion.result;

@@ -74,7 +74,7 @@ fn run(disk: &dyn Disk, write: bool, depth: usize, count: u64) -> Result<(), Box
             };
             let token = Token(sent);
             sent += 1;
-            match queue.submit(Op { token, kind, buf }) {
+            match queue.execute_or_submit(Op { token, kind, buf }) {
                 Submit::Queued => {}
                 Submit::Done(completion) => {
                     inline += 1;
@@ -123,7 +123,7 @@ fn run_stable(
                     continue;
                 }
                 let token = Token(number);
-                match queue.submit(Op { token, kind, buf }) {
+                match queue.execute_or_submit(Op { token, kind, buf }) {
                     Submit::Queued => {}
                     Submit::Done(completion) => done.push(completion),
                     Submit::Full(_) => return Err("a queue was full below its depth".into()),
@@ -172,7 +172,7 @@ fn warm(disk: &dyn Disk) -> Result<(), Box<dyn Error>> {
             buf: IoBuf::zeroed(len),
         };
         let mut done = Vec::new();
-        if let Submit::Done(completion) = queue.submit(op) {
+        if let Submit::Done(completion) = queue.execute_or_submit(op) {
             done.push(completion);
         }
         queue.flush_batch()?;

@@ -18,7 +18,8 @@ use vduse_backend::message::{Answer, Request as Ask};
 use vduse_backend::{Outcome, Server, ServerError, ServerHandle, ServerOptions};
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskListener, IoBuf, IoQueue, Op, OpKind, Submit, Wait,
+    Caps, Completion, Disk, DiskError, DiskListener, Execute, IoBuf, IoQueue, Op, OpKind, Submit,
+    Wait,
 };
 use virtio_blk_core::memory::Permissions;
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
@@ -170,9 +171,14 @@ impl IoQueue for StallQueue {
         self.inner.submit(op)
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(
+        &mut self,
+        kind: &OpKind,
+        buf: &IoBuf,
+        token: Option<virtio_blk_core::disk::Token>,
+    ) -> Execute {
         self.gate.pass();
-        self.inner.execute(kind, buf)
+        self.inner.execute(kind, buf, token)
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {

@@ -6,7 +6,7 @@
 //! A [`Disk`] is the shared control side: what the medium can do ([`Caps`]), how it changes, and how to
 //! open a data path. An [`IoQueue`] is one owner's data path: owned operations ([`Op`]) go in, exactly
 //! one [`Completion`] comes out for each. The shape is completion based because only that is sound with
-//! io_uring and device DMA; a synchronous disk answers [`Submit::Done`] at once.
+//! io_uring and device DMA; a synchronous disk returns [`Submit::Done`] at once.
 //!
 //! Nothing here knows rings, requests or transports. Offsets and lengths are in **bytes** everywhere in
 //! this module; [`Caps`] counts sectors of 512 bytes where the virtio specification does.
@@ -57,7 +57,7 @@ pub trait Disk: Send + Sync {
     /// passes [`Caps::validate`].
     fn caps(&self) -> Caps;
 
-    /// Opens a data path that takes at least `depth` operations at a time before it answers
+    /// Opens a data path that takes at least `depth` operations at a time before it returns
     /// [`Submit::Full`].
     ///
     /// At most [`Caps::max_queues`] may be open at once; the caller keeps that limit. The queue holds
@@ -152,6 +152,30 @@ pub enum Submit {
     Full(Op),
 }
 
+/// What became of an operation given to [`IoQueue::execute`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Execute {
+    /// Finished, well or badly. Nothing comes out of [`IoQueue::reap`].
+    Done(Result<(), DiskError>),
+    /// Not inside this call: the caller must [`submit`](IoQueue::submit) it. A declined read may have left anything
+    /// in the buffer, a declined write any part of itself on the medium.
+    Declined,
+    /// Accepted without its buffer: its [`Completion`], with the token of the call and an empty buffer, comes out of
+    /// a later [`IoQueue::reap`]. Only where the caller gave a token.
+    Taken,
+}
+
+impl Execute {
+    /// The result of an operation that is finished. `None`: it was declined, or taken.
+    pub fn done(self) -> Option<Result<(), DiskError>> {
+        match self {
+            Self::Done(result) => Some(result),
+            Self::Declined | Self::Taken => None,
+        }
+    }
+}
+
 /// How the owner of an [`IoQueue`] learns that [`IoQueue::reap`] has something.
 #[derive(Debug)]
 pub enum Wait<'a> {
@@ -160,15 +184,25 @@ pub enum Wait<'a> {
     Fd(BorrowedFd<'a>),
     /// There is no notification: call `reap` again and again while operations are in flight.
     Poll,
-    /// Never: every `submit` answers [`Submit::Done`] (or `Full`).
+    /// Never: every `submit` returns [`Submit::Done`] (or `Full`), and `execute` takes nothing.
     Inline,
 }
 
 /// One owner's data path into a [`Disk`].
 ///
-/// **Exactly once.** Every operation for which `submit` did not answer [`Submit::Full`] yields exactly
-/// one [`Completion`], through `Done` or through `reap`. Operations complete in any order; there is no
-/// ordering between operations in flight, also not between overlapping ones.
+/// **Two ways in.** [`IoQueue::execute`] is the only call that tries to finish an operation without owning it: a
+/// caller that wants that calls it first, and gives [`IoQueue::submit`] what was declined. `submit` does not try
+/// again what `execute` declined; a disk that works inside the call may of course do so there, too.
+/// `execute_or_submit`, a method of `dyn IoQueue`, does both for a caller that has an [`Op`].
+///
+/// **Exactly once.** Every operation for which `submit` did not return [`Submit::Full`], and every one that was
+/// taken by `execute`, yields exactly one [`Completion`], through [`Submit::Done`] or through `reap`. Operations
+/// complete in any order; there is no ordering between operations in flight, also not between overlapping ones.
+///
+/// **Layers.** A layer forwards both calls. What it can't do inside the call (hold an operation back, change it, keep
+/// one that failed) it declines in `execute` without asking the queue underneath, and then asks that one itself when
+/// the operation goes down (`execute_or_submit`). A layer that follows operations by token passes no token on, so
+/// that nothing is taken behind its back.
 ///
 /// **All or nothing.** `Ok` means the whole buffer was transferred; short transfers and `EINTR` are the
 /// queue's business. After an error the affected range holds old data, new data or a mix (a failed
@@ -178,7 +212,7 @@ pub enum Wait<'a> {
 /// back. Dropping the queue blocks until the medium no longer touches any buffer (by cancelling or by
 /// waiting), then drops the operations without completing them.
 ///
-/// **Stops have a bound.** A transport must answer a stop, a reset or a vanished client in a stated time,
+/// **Stops have a bound.** A transport must end a stop, a reset or the loss of its client in a stated time,
 /// so an implementer must not make it wait for what it holds back by its own choice:
 /// [`IoQueue::release_held`] lets go of that, [`IoQueue::cancel`] ends what can be ended, and neither call
 /// waits. What the medium itself does not finish can't be hurried: dropping the queue then blocks, and the
@@ -187,7 +221,7 @@ pub enum Wait<'a> {
 /// dropped, however late.
 ///
 /// **Hostile operations.** Offsets, lengths and alignment come from a guest. The caller has checked
-/// that `offset + len` lies inside the capacity it last saw; an implementer must still answer an
+/// that `offset + len` lies inside the capacity it last saw; an implementer must still fail an
 /// operation outside its medium with [`DiskError::OutOfRange`] (a disk may shrink), a write to a
 /// read-only medium with [`DiskError::ReadOnly`], a kind it does not offer with
 /// [`DiskError::Unsupported`], and must never panic, loop without bound or allocate in proportion to
@@ -196,12 +230,19 @@ pub trait IoQueue: Send {
     /// Hands an operation over. Where batching pays, the work may wait until `flush_batch`.
     fn submit(&mut self, op: Op) -> Submit;
 
-    /// Executes an operation inside the call, where `submit` would do so too: the short way round it. The
-    /// buffer is only used until the call returns. `None`: not this way, `submit` it; a read may have left
-    /// anything in the buffer, a write any part of itself on the medium.
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        let _ = (kind, buf);
-        None
+    /// Executes an operation inside the call, or declines it. Waits no longer than `submit` may. The default declines
+    /// everything.
+    ///
+    /// With a `token` the queue may also take the operation: a disk that only hands addresses to a device needs no
+    /// [`Op`] for that. The token is then as for [`Op::token`], and `flush_batch`, `reap` and `cancel` apply as to an
+    /// operation that was submitted. The buffer stays with the caller, which leaves it as it is until the completion.
+    /// The queue must itself hold what keeps the memory mapped that it still uses (a [`part`](IoBuf::part) of the
+    /// buffer, or a translation that only it ends): a caller that fails may drop the buffer at any time.
+    ///
+    /// Without a token the buffer is not used after the call returned.
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, token: Option<Token>) -> Execute {
+        let _ = (kind, buf, token);
+        Execute::Declined
     }
 
     /// Starts everything that was submitted since the last call. The owner calls it after each batch
@@ -243,6 +284,18 @@ pub trait IoQueue: Send {
     /// ignored.
     fn cancel(&mut self, token: Token) {
         let _ = token;
+    }
+}
+
+impl dyn IoQueue + '_ {
+    /// Executes an operation inside the call where the queue can, else submits it: for a caller that has an [`Op`]
+    /// which was not offered to [`IoQueue::execute`] yet.
+    pub fn execute_or_submit(&mut self, op: Op) -> Submit {
+        match self.execute(&op.kind, &op.buf, None) {
+            Execute::Done(result) => Submit::Done(op.complete(result)),
+            // Nothing is taken without a token.
+            Execute::Declined | Execute::Taken => self.submit(op),
+        }
     }
 }
 

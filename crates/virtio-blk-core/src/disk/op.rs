@@ -114,7 +114,7 @@ pub struct Completion {
     pub token: Token,
     /// `Ok`: done, the whole of it.
     pub result: Result<(), DiskError>,
-    /// The operation's buffer, handed back.
+    /// The operation's buffer, handed back; empty for an operation that was taken without it.
     pub buf: IoBuf,
 }
 

@@ -210,23 +210,28 @@ impl<M: DeviceMemory> QueueRunner<M> {
         if self.fetch.is_replaying() {
             taken = self.replay_in_flight(budget)?;
         }
-        if self.fetch.is_open() {
+        if self.fetch.is_open() && self.outstanding.has_room() {
             self.fetch.disable_kicks();
-            while taken < budget && self.outstanding.has_room() {
+            while taken < budget {
+                self.publish_some()?;
                 let Some(found) = self.fetch.next()? else {
                     break;
                 };
                 if let Some(simple) = self.fetch.read_simple(found) {
                     taken += weight(simple.data.len);
                     self.completer.taken(simple.head);
-                    self.begin_simple(simple);
-                    self.publish_some()?;
-                    continue;
+                    if self.begin_simple(simple) {
+                        continue;
+                    }
+                } else {
+                    taken += match self.fetch.read(found) {
+                        Ok(()) => self.begin_taken()?,
+                        Err(error) => self.refuse_malformed(error)?,
+                    };
                 }
-                taken += match self.fetch.read(found) {
-                    Ok(()) => self.begin_taken()?,
-                    Err(error) => self.refuse_malformed(error)?,
-                };
+                if !self.outstanding.has_room() {
+                    break;
+                }
             }
         }
         self.check_ring()?;

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use super::pace::Pace;
 use super::slab::{RequestKind, Slab, Slot, StatusByte};
-use crate::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
+use crate::disk::{
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::ring::Chain;
 
@@ -21,9 +23,26 @@ pub(super) enum Submitted {
     Stalled,
 }
 
+/// In the place of a disk's queue that was given up.
+struct Closed;
+
+impl IoQueue for Closed {
+    fn submit(&mut self, op: Op) -> Submit {
+        Submit::Done(op.complete(Err(DiskError::Cancelled)))
+    }
+
+    fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        Ok(0)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait::Inline
+    }
+}
+
 /// Requests in flight, each with one operation that the disk has or that waits.
 pub(super) struct Outstanding {
-    io: Option<Box<dyn IoQueue>>,
+    io: Box<dyn IoQueue>,
     slab: Slab,
     /// Operations that the disk had no room for, or the pass no work left, in reverse order of submission.
     stalled: Vec<Op>,
@@ -41,7 +60,7 @@ impl Outstanding {
     pub(super) fn new(io: Box<dyn IoQueue>, size: u16) -> Self {
         Self {
             inline: matches!(io.wait(), Wait::Inline),
-            io: Some(io),
+            io,
             slab: Slab::new(size),
             stalled: Vec::new(),
             pace: Pace::default(),
@@ -105,21 +124,24 @@ impl Outstanding {
 
     /// How to learn that the disk finished something. `Inline` also once the disk's queue is broken.
     pub(super) fn wait(&self) -> Wait<'_> {
-        self.io.as_ref().map_or(Wait::Inline, |io| io.wait())
+        self.io.wait()
     }
 
     /// When to collect next although nothing tells so.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.io.as_ref().and_then(|io| io.deadline())
+        self.io.deadline()
     }
 
-    /// Has the disk execute an operation inside the call, if it can.
+    /// Has the disk execute an operation inside the call, or take it, if it can. What it takes has the token that
+    /// [`Outstanding::reserve`] gives out next.
     #[inline(always)]
-    pub(super) fn execute(&mut self, kind: &OpKind, data: &IoBuf) -> Option<Result<(), DiskError>> {
-        match &mut self.io {
-            Some(io) => io.execute(kind, data),
-            None => None,
-        }
+    pub(super) fn execute(&mut self, kind: &OpKind, data: &IoBuf) -> Execute {
+        self.io.execute(kind, data, Some(self.slab.next()))
+    }
+
+    /// The disk has taken an operation in [`Outstanding::execute`].
+    pub(super) const fn note_taken(&mut self) {
+        self.unflushed = true;
     }
 
     /// Reserves a slot for the request in `chain`. `None` if there are more in flight than the queue has
@@ -177,11 +199,7 @@ impl Outstanding {
     /// Gives an operation to the disk.
     #[inline(always)]
     pub(super) fn submit(&mut self, op: Op) -> Submitted {
-        let submit = match &mut self.io {
-            Some(io) => io.submit(op),
-            None => Submit::Done(op.complete(Err(DiskError::Cancelled))),
-        };
-        match submit {
+        match self.io.submit(op) {
             Submit::Done(completion) => Submitted::Done(completion),
             Submit::Queued => {
                 self.unflushed = true;
@@ -214,19 +232,16 @@ impl Outstanding {
     /// Tells the disk to start what it was given since the last call.
     #[inline]
     pub(super) fn flush_batch(&mut self) -> Result<(), DiskError> {
-        match &mut self.io {
-            Some(io) if std::mem::take(&mut self.unflushed) => io.flush_batch(),
-            _ => Ok(()),
+        match std::mem::take(&mut self.unflushed) {
+            true => self.io.flush_batch(),
+            false => Ok(()),
         }
     }
 
     /// Collects what the disk has finished. The list goes back with [`Outstanding::recycle`].
     pub(super) fn reap(&mut self) -> (Vec<Completion>, Result<(), DiskError>) {
         let mut done = std::mem::take(&mut self.done);
-        let result = match &mut self.io {
-            Some(io) => io.reap(&mut done).map(drop),
-            None => Ok(()),
-        };
+        let result = self.io.reap(&mut done).map(drop);
         (done, result)
     }
 
@@ -242,24 +257,20 @@ impl Outstanding {
 
     /// Has the disk let go of what it holds back.
     pub(super) fn release_held(&mut self) {
-        if let Some(io) = &mut self.io {
-            io.release_held();
-        }
+        self.io.release_held();
     }
 
     /// Has the disk finish early what it has. What it was not given yet is not given to it any more.
     pub(super) fn cancel(&mut self) {
         self.stalled.clear();
-        if let Some(io) = &mut self.io {
-            for token in self.slab.busy() {
-                io.cancel(token);
-            }
+        for token in self.slab.busy() {
+            self.io.cancel(token);
         }
     }
 
     /// Gives up the disk's queue. Blocks until no buffer is used any more.
     pub(super) fn close(&mut self) {
-        self.io = None;
+        self.io = Box::new(Closed);
         self.unflushed = false;
         self.stalled.clear();
     }
@@ -292,9 +303,6 @@ impl Outstanding {
     /// Of a broken ring: collects what the disk has finished, so that a reset finds the queue at rest.
     #[cold]
     pub(super) fn collect(&mut self) {
-        if self.io.is_none() {
-            return;
-        }
         let started = self.flush_batch();
         let (mut done, reaped) = self.reap();
         for completion in done.drain(..) {

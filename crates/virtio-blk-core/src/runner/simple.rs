@@ -9,16 +9,17 @@ use super::completion::Finished;
 use super::fetch::{Fetch, HEADER_LEN, STATUS_LEN};
 use super::slab::{RequestKind, StatusByte};
 use super::submit::{IN, OUT};
-use crate::disk::OpKind;
+use crate::disk::{Execute, OpKind};
 use crate::memory::{DeviceMemory, read_16};
 use crate::request::{Request, parse};
 use crate::ring::SimpleChain;
 use crate::spec::{HEADER_SIZE, RequestHeader, RequestStatus, RequestType};
 
 impl<M: DeviceMemory> QueueRunner<M> {
-    /// Executes or refuses the request in a simple chain, or puts it in flight.
+    /// Executes or refuses the request in a simple chain, or puts it in flight. Returns whether it has certainly
+    /// ended, so that nothing else changed.
     #[inline(always)]
-    pub(super) fn begin_simple(&mut self, simple: SimpleChain) {
+    pub(super) fn begin_simple(&mut self, simple: SimpleChain) -> bool {
         let len = simple.data.len;
         let map = &self.fetch.map;
         let (Some(host), Some(header), Some(data)) = (
@@ -26,7 +27,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
             map.host(simple.first, HEADER_SIZE),
             map.host(simple.data.addr, len as usize),
         ) else {
-            return self.begin_as_chain(simple);
+            self.begin_as_chain(simple);
+            return false;
         };
         let guest = simple.last;
         let status = StatusByte { host, guest };
@@ -37,7 +39,10 @@ impl<M: DeviceMemory> QueueRunner<M> {
         match (halves[0] as u32, simple.writable) {
             (IN, true) => self.execute_simple(simple, status, halves, RequestType::In),
             (OUT, false) => self.execute_simple(simple, status, halves, RequestType::Out),
-            _ => self.begin_with_header(simple, status, halves),
+            _ => {
+                self.begin_with_header(simple, status, halves);
+                false
+            }
         }
     }
 
@@ -48,7 +53,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         status: StatusByte,
         halves: [u64; 2],
         wire: RequestType,
-    ) {
+    ) -> bool {
         let len = simple.data.len;
         let header = RequestHeader {
             kind: wire,
@@ -60,12 +65,16 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 let fua = self.device.write_through();
                 (RequestKind::Write, OpKind::Write { offset, fua })
             }
-            _ => return self.begin_with_header(simple, status, halves),
+            _ => {
+                self.begin_with_header(simple, status, halves);
+                return false;
+            }
         };
         let result = self.outstanding.execute(&kind, &self.data);
-        if !matches!(result, Some(Ok(()))) {
+        if !matches!(result, Execute::Done(Ok(()))) {
             self.cut(simple);
-            return self.executed(status, request, kind, result);
+            self.executed(status, request, kind, result);
+            return false;
         }
         let read_len = if request == RequestKind::Read { len } else { 0 };
         let finished = Finished {
@@ -80,6 +89,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         };
         let Fetch { ring, map, .. } = &mut self.fetch;
         self.completer.finish(ring, map, finished);
+        true
     }
 
     /// The memory is not where it nearly always is.

@@ -145,15 +145,23 @@ impl Slot {
         self.buf.release();
     }
 
+    /// The token of the next request in this slot, which is slot `index`.
+    fn next_token(&self, index: u32) -> Token {
+        Token(u64::from(self.generation.wrapping_add(1)) << 32 | u64::from(index))
+    }
+
     /// Another token for the request, in place of `token`, which names nothing any more.
     pub(super) fn renew(&mut self, token: Token) -> Token {
         self.generation = self.generation.wrapping_add(1);
         Token(u64::from(self.generation) << 32 | token.0 & INDEX)
     }
 
-    /// Takes the buffer back from the disk.
+    /// Takes the buffer back from the disk. One of nothing: the disk has not had it.
     #[inline(always)]
     pub(super) fn put_back(&mut self, buf: IoBuf) {
+        if !buf.is_allocated() {
+            return;
+        }
         let old = std::mem::replace(&mut self.buf, buf);
         if old.is_allocated() {
             drop(old);
@@ -168,6 +176,8 @@ impl Slot {
 pub(super) struct Slab {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    /// The token of the next request, while a slot is free.
+    next: Token,
     sequence: u64,
     /// Sum of all [`Slot::long`].
     long: usize,
@@ -196,11 +206,29 @@ impl Slab {
             ranges: Vec::new(),
             long: 0,
         };
-        Self {
+        let mut slab = Self {
             slots: (0..size).map(|_| slot()).collect(),
             free: (0..u32::from(size)).rev().collect(),
+            next: Token(0),
             sequence: 0,
             long: 0,
+        };
+        slab.find_next();
+        slab
+    }
+
+    /// The token that [`Slab::reserve`] gives out next, while a slot is free: one is for each chain that was taken.
+    #[inline(always)]
+    pub(super) const fn next(&self) -> Token {
+        self.next
+    }
+
+    /// Makes `next` fit the list of free slots.
+    fn find_next(&mut self) {
+        if let Some(&index) = self.free.last()
+            && let Some(slot) = self.slots.get(index as usize)
+        {
+            self.next = slot.next_token(index);
         }
     }
 
@@ -240,13 +268,14 @@ impl Slab {
     /// rules out.
     #[inline(always)]
     pub(super) fn reserve(&mut self) -> Option<(Token, &mut Slot)> {
-        let index = self.free.pop()?;
-        let slot = self.slots.get_mut(index as usize)?;
+        self.free.pop()?;
+        let token = self.next;
+        self.find_next();
+        let slot = self.slots.get_mut(index(token))?;
         slot.busy = true;
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.generation = (token.0 >> 32) as u32;
         slot.sequence = self.sequence;
         self.sequence += 1;
-        let token = Token(u64::from(slot.generation) << 32 | u64::from(index));
         Some((token, slot))
     }
 
@@ -262,6 +291,7 @@ impl Slab {
     pub(super) fn release(&mut self, token: Token) {
         if let Some(slot) = self.slots.get_mut(index(token)) {
             slot.busy = false;
+            self.next = slot.next_token(index(token) as u32);
             self.free.push(index(token) as u32);
             if slot.long != 0 {
                 self.release_long(index(token));

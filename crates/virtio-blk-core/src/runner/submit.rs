@@ -7,8 +7,8 @@ use super::QueueRunner;
 use super::completion::{Finished, status_of};
 use super::fetch::Fetch;
 use super::outstanding::Submitted;
-use super::slab::{RequestKind, StatusByte};
-use crate::disk::{DiskError, IoBuf, Lifetime, Op, OpKind};
+use super::slab::{RequestKind, Slot, StatusByte};
+use crate::disk::{Execute, IoBuf, Lifetime, Op, OpKind, Token};
 use crate::memory::{DeviceMemory, GuestMap, Permissions, Unmapped};
 use crate::request::{ByteRange, RangeKind, Request, parse, parse_ranges};
 use crate::ring::{Chain, ChainError, Segment};
@@ -98,7 +98,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         }
         // Lifetime information is checked before the guest sees it.
         let result = match request {
-            RequestKind::Lifetime => None,
+            RequestKind::Lifetime => Execute::Declined,
             _ => self.outstanding.execute(&kind, &self.data),
         };
         self.executed(status, request, kind, result);
@@ -111,14 +111,15 @@ impl<M: DeviceMemory> QueueRunner<M> {
         status: StatusByte,
         request: RequestKind,
         kind: OpKind,
-        result: Option<Result<(), DiskError>>,
+        result: Execute,
     ) {
         let len = self.data.len() as u32;
         let (result, written) = match (request, result) {
-            (_, None) => return self.transfer(status, request, kind),
-            (RequestKind::Read, Some(Ok(()))) => (RequestStatus::Ok, len),
-            (_, Some(Ok(()))) => (RequestStatus::Ok, 0),
-            (_, Some(Err(error))) => {
+            (_, Execute::Declined) => return self.transfer(status, request, kind),
+            (_, Execute::Taken) => return self.taken(status, request, kind),
+            (RequestKind::Read, Execute::Done(Ok(()))) => (RequestStatus::Ok, len),
+            (_, Execute::Done(Ok(()))) => (RequestStatus::Ok, 0),
+            (_, Execute::Done(Err(error))) => {
                 self.completer.reports().operation(&kind, len, &error);
                 // Whatever a failed read left behind must not reach the guest as data.
                 let zeroed = if request == RequestKind::Read {
@@ -132,12 +133,37 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.finish_chain(status, request.wire(), result, len, written);
     }
 
-    /// Puts a request in flight that is one operation on the chain's data, which `data` holds.
+    /// Submits a request that is one operation on the chain's data, which `data` holds.
     fn transfer(&mut self, status: StatusByte, request: RequestKind, kind: OpKind) {
-        let Fetch { chain, map, .. } = &self.fetch;
-        let Some((token, slot)) = self.outstanding.reserve(map, chain, status, request) else {
+        let Some((token, slot)) = self.put_in_flight(status, request, kind) else {
             return self.return_chain();
         };
+        let buf = match request {
+            // Checked before the guest sees it, so read into private memory first.
+            RequestKind::Lifetime => IoBuf::zeroed(Lifetime::SIZE),
+            _ => std::mem::take(&mut slot.buf),
+        };
+        self.submit(Op { token, kind, buf });
+    }
+
+    /// Notes a request that the disk has taken without its data, which `data` holds.
+    fn taken(&mut self, status: StatusByte, request: RequestKind, kind: OpKind) {
+        match self.put_in_flight(status, request, kind) {
+            Some(_) => self.outstanding.note_taken(),
+            None => self.return_chain(),
+        }
+    }
+
+    /// Puts the request in the chain at hand in flight, together with its data. `None`: there is no room, which the
+    /// ring rules out.
+    fn put_in_flight(
+        &mut self,
+        status: StatusByte,
+        request: RequestKind,
+        kind: OpKind,
+    ) -> Option<(Token, &mut Slot)> {
+        let Fetch { chain, map, .. } = &self.fetch;
+        let (token, slot) = self.outstanding.reserve(map, chain, status, request)?;
         slot.offset = match kind {
             OpKind::Read { offset } | OpKind::Write { offset, .. } => offset,
             _ => 0,
@@ -149,13 +175,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
         std::mem::swap(&mut slot.buf, &mut self.data);
         // The host's segments may be merged, those of the guest that are kept for the dirty log are not.
         let segments = slot.buf.segments().len().max(slot.dirty.len());
-        let buf = match request {
-            // Checked before the guest sees it, so read into private memory first.
-            RequestKind::Lifetime => IoBuf::zeroed(Lifetime::SIZE),
-            _ => std::mem::take(&mut slot.buf),
-        };
         self.outstanding.note_segments(token, segments);
-        self.submit(Op { token, kind, buf });
+        Some((token, self.outstanding.get(token)?))
     }
 
     /// Starts a discard, write-zeroes or secure-erase request: one operation a range, one after another.

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crate::disk::{
-    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, IoBuf, IoQueue, Lifetime, Op,
-    OpKind, Submit, Token, Wait,
+    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, Execute, IoBuf, IoQueue, Lifetime,
+    Op, OpKind, Submit, Token, Wait,
 };
 use state::{Fault, State};
 
@@ -30,9 +30,12 @@ pub use buffer::removable_buffer;
 pub enum Mode {
     /// Inside `submit`.
     Inline,
-    /// Inside `execute`, the short way round `submit`; where that is not taken, inside `submit`. Only
-    /// right with [`WaitKind::Inline`].
+    /// Inside `execute`; what is not offered there inside `submit`. Only right with [`WaitKind::Inline`].
     Execute,
+    /// As `AtFlush`, but taken by `execute` where the caller allows that.
+    Taken,
+    /// As `Held`, but taken by `execute` where the caller allows that.
+    TakenHeld,
     /// They are begun and done by `flush_batch`, never before, and come out of `reap`. What is
     /// submitted and not followed by a `flush_batch` never completes, as with a batching backend.
     AtFlush,
@@ -114,7 +117,7 @@ impl TestDisk {
         self.lock().mode = mode;
     }
 
-    /// From now on each queue answers `Full` while it has so many operations.
+    /// From now on each queue returns `Full`, or declines, while it has so many operations.
     pub fn set_room(&self, room: usize) {
         self.lock().room = room;
     }
@@ -168,7 +171,7 @@ impl TestDisk {
         });
     }
 
-    /// Completes the `count` oldest operations that wait. Answers how many there were.
+    /// Completes the `count` oldest operations that wait. Returns how many there were.
     pub fn release(&self, count: usize) -> usize {
         let mut state = self.lock();
         let count = count.min(state.held.len());
@@ -306,8 +309,8 @@ impl IoQueue for TestQueue {
         lock(&self.state).submit(self.id, op)
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        lock(&self.state).execute_now(kind, buf)
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, token: Option<Token>) -> Execute {
+        lock(&self.state).execute(self.id, kind, buf, token)
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {

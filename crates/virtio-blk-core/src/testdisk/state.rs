@@ -9,17 +9,30 @@ use std::time::Instant;
 
 use super::{Break, Event, Mode, WaitKind, signal};
 use crate::disk::{
-    Caps, Completion, DiskError, DiskListener, IoBuf, Lifetime, Op, OpKind, Submit, Token,
+    Caps, Completion, DiskError, DiskListener, Execute, IoBuf, Lifetime, Op, OpKind, Submit, Token,
 };
 
 /// Decides which operations fail.
 pub(super) type Fault = Box<dyn FnMut(&OpKind) -> Option<DiskError> + Send>;
 
+/// An operation that a queue accepted.
+struct Accepted {
+    op: Op,
+    /// By `execute`, without its buffer: that of `op` is the same memory.
+    taken: bool,
+}
+
+/// An operation that the test releases.
+pub(super) struct HeldOp {
+    queue: usize,
+    accepted: Accepted,
+}
+
 /// One open queue.
 struct Queue {
     notifier: Option<UnixStream>,
-    /// Submitted, and waiting for `flush_batch`.
-    batch: Vec<Op>,
+    /// Accepted, and waiting for `flush_batch`.
+    batch: Vec<Accepted>,
     ready: Vec<Completion>,
 }
 
@@ -38,8 +51,8 @@ pub(super) struct State {
     pub(super) log: Vec<Event>,
     pub(super) depths: Vec<u16>,
     pub(super) listeners: Vec<DiskListener>,
-    /// Operations that the test releases, oldest first, with their queue.
-    pub(super) held: VecDeque<(usize, Op)>,
+    /// Operations that the test releases, oldest first.
+    pub(super) held: VecDeque<HeldOp>,
     /// The token of the latest operation.
     pub(super) last: Option<Token>,
     queues: Vec<Option<Queue>>,
@@ -83,7 +96,7 @@ impl State {
 
     /// Operations a queue has.
     fn load(&mut self, id: usize) -> usize {
-        let held = self.held.iter().filter(|(queue, _)| *queue == id).count();
+        let held = self.held.iter().filter(|held| held.queue == id).count();
         held + self.queue(id).map_or(0, |q| q.batch.len() + q.ready.len())
     }
 
@@ -97,55 +110,86 @@ impl State {
             return Submit::Full(op);
         }
         self.last = Some(op.token);
-        self.log.push(Event::Submitted {
-            kind: op.kind,
-            len: op.buf.len(),
-        });
-        match self.mode {
-            Mode::Inline | Mode::Execute => return Submit::Done(self.run(op)),
-            Mode::Held => self.held.push_back((id, op)),
-            Mode::AtFlush => {
-                if let Some(queue) = self.queue(id) {
-                    queue.batch.push(op);
-                }
-            }
+        self.note(&op.kind, &op.buf);
+        if matches!(self.mode, Mode::Inline | Mode::Execute) {
+            return Submit::Done(self.run(op));
         }
+        self.accept(id, op, false);
         Submit::Queued
     }
 
-    pub(super) fn execute_now(
-        &mut self,
-        kind: &OpKind,
-        buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
-        if self.mode != Mode::Execute {
-            return None;
-        }
+    fn note(&mut self, kind: &OpKind, buf: &IoBuf) {
         self.log.push(Event::Submitted {
             kind: *kind,
             len: buf.len(),
         });
-        Some(self.result(kind, buf))
+    }
+
+    fn accept(&mut self, id: usize, op: Op, taken: bool) {
+        let accepted = Accepted { op, taken };
+        if matches!(self.mode, Mode::Held | Mode::TakenHeld) {
+            let held = HeldOp {
+                queue: id,
+                accepted,
+            };
+            self.held.push_back(held);
+        } else if let Some(queue) = self.queue(id) {
+            queue.batch.push(accepted);
+        }
+    }
+
+    pub(super) fn execute(
+        &mut self,
+        id: usize,
+        kind: &OpKind,
+        buf: &IoBuf,
+        token: Option<Token>,
+    ) -> Execute {
+        match (self.mode, token) {
+            (Mode::Execute, _) => {
+                self.note(kind, buf);
+                Execute::Done(self.result(kind, buf))
+            }
+            (Mode::Taken | Mode::TakenHeld, Some(token)) if self.load(id) < self.room => {
+                self.last = Some(token);
+                self.note(kind, buf);
+                let op = Op {
+                    token,
+                    kind: *kind,
+                    buf: buf.part(0, buf.len()),
+                };
+                self.accept(id, op, true);
+                Execute::Taken
+            }
+            _ => Execute::Declined,
+        }
     }
 
     pub(super) fn flush(&mut self, id: usize) -> Result<(), DiskError> {
         self.log.push(Event::Flushed);
         self.check_broken(Break::Flush)?;
         let batch = self.queue(id).map(|q| std::mem::take(&mut q.batch));
-        for op in batch.into_iter().flatten() {
-            let completion = self.run(op);
-            self.hand_out(id, completion);
+        for accepted in batch.into_iter().flatten() {
+            self.finish(id, accepted);
         }
         Ok(())
     }
 
     pub(super) fn release_at(&mut self, index: usize) -> bool {
-        let Some((id, op)) = self.held.remove(index) else {
+        let Some(held) = self.held.remove(index) else {
             return false;
         };
-        let completion = self.run(op);
-        self.hand_out(id, completion);
+        self.finish(held.queue, held.accepted);
         true
+    }
+
+    /// Runs an operation and hands its completion out.
+    fn finish(&mut self, id: usize, accepted: Accepted) {
+        let mut completion = self.run(accepted.op);
+        if accepted.taken {
+            completion.buf = IoBuf::new();
+        }
+        self.hand_out(id, completion);
     }
 
     pub(super) fn invent(&mut self, token: Token) {
@@ -186,21 +230,26 @@ impl State {
 
     pub(super) fn cancel(&mut self, id: usize, token: Token) {
         self.log.push(Event::Cancelled);
-        let place = |(queue, op): &(usize, Op)| *queue == id && op.token == token;
-        if let Some((_, op)) = self
+        let place = |held: &HeldOp| held.queue == id && held.accepted.op.token == token;
+        if let Some(held) = self
             .held
             .iter()
             .position(place)
             .and_then(|index| self.held.remove(index))
         {
-            self.hand_out(id, op.complete(Err(DiskError::Cancelled)));
+            let Accepted { op, taken } = held.accepted;
+            let mut completion = op.complete(Err(DiskError::Cancelled));
+            if taken {
+                completion.buf = IoBuf::new();
+            }
+            self.hand_out(id, completion);
         }
     }
 
     pub(super) fn close(&mut self, id: usize) {
         let load = self.load(id);
         self.log.push(Event::Dropped(load));
-        self.held.retain(|(queue, _)| *queue != id);
+        self.held.retain(|held| held.queue != id);
         if let Some(slot) = self.queues.get_mut(id) {
             *slot = None;
         }
@@ -215,11 +264,11 @@ impl State {
         let failed = self.fault.as_mut().and_then(|fault| fault(kind));
         match failed {
             Some(error) => Err(error),
-            None => self.execute(kind, buf),
+            None => self.perform(kind, buf),
         }
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
+    fn perform(&mut self, kind: &OpKind, buf: &IoBuf) -> Result<(), DiskError> {
         if kind.is_write() && self.caps.read_only {
             return Err(DiskError::ReadOnly);
         }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Token};
+use virtio_blk_core::disk::{Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Token};
 
 use super::Bitmaps;
 use super::persist::Persist;
@@ -52,15 +52,14 @@ impl Observer for DirtyMarker {
         self.mark(range);
     }
 
-    fn execute(
-        &mut self,
-        inner: &mut dyn IoQueue,
-        kind: &OpKind,
-        buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
-        let result = inner.execute(kind, buf)?;
-        self.mark(changed(kind, buf.len()));
-        Some(result)
+    const EXECUTES: bool = true;
+
+    fn execute(&mut self, inner: &mut dyn IoQueue, kind: &OpKind, buf: &IoBuf) -> Execute {
+        let executed = inner.execute(kind, buf, None);
+        if let Execute::Done(_) = executed {
+            self.mark(changed(kind, buf.len()));
+        }
+        executed
     }
 }
 
@@ -106,22 +105,19 @@ impl Observer for PersistentMarker {
         self.ended(range);
     }
 
-    fn execute(
-        &mut self,
-        inner: &mut dyn IoQueue,
-        kind: &OpKind,
-        buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
+    const EXECUTES: bool = true;
+
+    fn execute(&mut self, inner: &mut dyn IoQueue, kind: &OpKind, buf: &IoBuf) -> Execute {
         if let Err(error) = self.check(kind, buf.len()) {
-            return Some(Err(error));
+            return Execute::Done(Err(error));
         }
         let range = changed(kind, buf.len());
-        let result = inner.execute(kind, buf);
-        match result {
-            Some(_) => self.ended(range),
+        let executed = inner.execute(kind, buf, None);
+        match executed {
+            Execute::Done(_) => self.ended(range),
             // It comes again, as an operation.
-            None => self.withdrawn(range),
+            _ => self.withdrawn(range),
         }
-        result
+        executed
     }
 }

@@ -84,9 +84,14 @@ fn each_kind_of_change_is_marked_and_nothing_else() {
     assert_eq!(taken(&bitmap), []);
     // The short way.
     let buf = IoBuf::zeroed(512);
-    queue.execute(&write(0), &buf).unwrap().unwrap();
     queue
-        .execute(&OpKind::Read { offset: BLOCK }, &buf)
+        .execute(&write(0), &buf, None)
+        .done()
+        .unwrap()
+        .unwrap();
+    queue
+        .execute(&OpKind::Read { offset: BLOCK }, &buf, None)
+        .done()
         .unwrap()
         .unwrap();
     assert_eq!(taken(&bitmap), [(0, BLOCK)]);

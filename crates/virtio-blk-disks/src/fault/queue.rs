@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use super::Shared;
@@ -405,7 +405,12 @@ impl IoQueue for FaultQueue {
             }
         };
         let decision = Decision { result, buf, delay };
-        match self.inner.submit(op) {
+        // What was declined above was not offered below.
+        let submitted = match self.passes {
+            true => self.inner.submit(op),
+            false => self.inner.execute_or_submit(op),
+        };
+        match submitted {
             Submit::Full(op) => Submit::Full(Op {
                 kind,
                 buf: decision.buf.unwrap_or(op.buf),
@@ -423,10 +428,10 @@ impl IoQueue for FaultQueue {
         }
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
         match self.passes {
-            true => self.inner.execute(kind, buf),
-            false => None,
+            true => self.inner.execute(kind, buf, None),
+            false => Execute::Declined,
         }
     }
 

@@ -271,7 +271,7 @@ fn arrived(disk: &MemoryDisk, value: u8) -> Vec<usize> {
     let buf = IoBuf::zeroed(1 << 20);
     let mut queue = disk.open_queue(1).unwrap();
     let read = OpKind::Read { offset: 0 };
-    queue.execute(&read, &buf).unwrap().unwrap();
+    queue.execute(&read, &buf, None).done().unwrap().unwrap();
     let content = buf.to_vec();
     let blocks = content.chunks(512).enumerate();
     let found = blocks.filter(|(_, block)| block.iter().all(|byte| *byte == value));

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use super::{QueueSlot, Shared, signal};
@@ -300,11 +300,11 @@ impl IoQueue for SwitchQueue {
         self.pass(op)
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
         if self.pace != Pace::Through || self.is_behind() {
-            return None;
+            return Execute::Declined;
         }
-        self.inner.execute(kind, buf)
+        self.inner.execute(kind, buf, None)
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {

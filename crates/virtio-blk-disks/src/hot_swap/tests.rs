@@ -103,7 +103,8 @@ fn what_a_throttle_holds_back_goes_on_without_it() {
         let buf = IoBuf::zeroed(512);
         let mut plain = memory.open_queue(1).unwrap();
         plain
-            .execute(&OpKind::Read { offset }, &buf)
+            .execute(&OpKind::Read { offset }, &buf, None)
+            .done()
             .unwrap()
             .unwrap();
         let expected = if cancelled {
@@ -206,7 +207,12 @@ fn a_held_disk_keeps_what_comes_until_it_goes_on() {
         assert!(matches!(queue.submit(write(token)), Submit::Queued));
     }
     assert!(matches!(queue.submit(write(5)), Submit::Full(_)));
-    assert!(queue.execute(&write(5).kind, &IoBuf::zeroed(512)).is_none());
+    assert!(
+        queue
+            .execute(&write(5).kind, &IoBuf::zeroed(512), None)
+            .done()
+            .is_none()
+    );
     assert!(reap(&mut *queue).is_empty() && !readable(&*queue));
     assert_eq!(queue.deadline(), Some(until));
     queue.cancel(Token(2));
@@ -225,7 +231,7 @@ fn a_held_disk_keeps_what_comes_until_it_goes_on() {
         let kind = OpKind::Read {
             offset: token * 512,
         };
-        plain.execute(&kind, &buf).unwrap().unwrap();
+        plain.execute(&kind, &buf, None).done().unwrap().unwrap();
         buf.to_vec() == [token as u8; 512]
     };
     assert!(!(1..=7).any(&mut holds));

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, ContentStamp, Disk, DiskError, DiskEvent, DiskListener, Handover, IoBuf,
-    IoQueue, Op, OpKind, Submit, Token, Wait,
+    Caps, Completion, ContentStamp, Disk, DiskError, DiskEvent, DiskListener, Execute, Handover,
+    IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use crate::policy::ErrorPolicy;
@@ -117,7 +117,7 @@ impl Disk for Probe {
     }
 }
 
-/// Completes nothing before it is told to release what it holds.
+/// Completes nothing before it is told to release what it holds, and takes what it is offered.
 struct ProbeQueue {
     probe: Probe,
     released: bool,
@@ -128,6 +128,18 @@ impl IoQueue for ProbeQueue {
     fn submit(&mut self, op: Op) -> Submit {
         self.ops.push(op);
         Submit::Queued
+    }
+
+    fn execute(&mut self, kind: &OpKind, _: &IoBuf, token: Option<Token>) -> Execute {
+        let Some(token) = token else {
+            return Execute::Declined;
+        };
+        self.ops.push(Op {
+            token,
+            kind: *kind,
+            buf: IoBuf::new(),
+        });
+        Execute::Taken
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
@@ -363,7 +375,12 @@ fn everything_else_still_works() {
         let mut queue = disk.open_queue(2).unwrap();
         queue.release_held();
         let buf = IoBuf::from_vec(vec![0; 512]);
-        assert!(queue.execute(&OpKind::Read { offset: 0 }, &buf).is_none());
+        assert!(
+            queue
+                .execute(&OpKind::Read { offset: 0 }, &buf, None)
+                .done()
+                .is_none()
+        );
         assert!(matches!(queue.submit(write(1)), Submit::Queued), "{name}");
         queue.cancel(Token(1));
         queue.flush_batch().unwrap();
@@ -373,4 +390,32 @@ fn everything_else_still_works() {
         }
         assert_eq!(done[0].token, Token(1), "{name}");
     }
+}
+
+#[test]
+fn what_is_taken_completes_once_under_its_own_token() {
+    let probe = Probe::default();
+    let mut taken = Vec::new();
+    for (name, disk) in all(&probe) {
+        let mut queue = disk.open_queue(2).unwrap();
+        let (kind, buf) = (OpKind::Read { offset: 0 }, IoBuf::zeroed(512));
+        let token = Token(1 << 40);
+        match queue.execute(&kind, &buf, Some(token)) {
+            Execute::Taken => taken.push(name),
+            Execute::Declined => {
+                let submitted = queue.submit(Op { token, kind, buf });
+                assert!(matches!(submitted, Submit::Queued), "{name}");
+            }
+            other => panic!("{name}: {other:?}"),
+        }
+        queue.flush_batch().unwrap();
+        queue.release_held();
+        let mut done = Vec::new();
+        for _ in 0..10 {
+            queue.reap(&mut done).unwrap();
+        }
+        let tokens: Vec<Token> = done.iter().map(|completion| completion.token).collect();
+        assert_eq!(tokens, [token], "{name}");
+    }
+    assert!(taken.contains(&"ThrottleDisk"), "{taken:?}");
 }

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, IoBuf, IoQueue,
-    Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Wait, ZeroLimits,
+    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, Execute, IoBuf,
+    IoQueue, Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait, ZeroLimits,
 };
 
 use crate::bounds::Bounds;
@@ -257,8 +257,8 @@ impl IoQueue for MemoryQueue {
         Submit::Done(op.complete(result))
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        Some(self.shared.run(kind, buf))
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
+        Execute::Done(self.shared.run(kind, buf))
     }
 
     fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {

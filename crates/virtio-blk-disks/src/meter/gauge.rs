@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Token};
+use virtio_blk_core::disk::{Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Token};
 
 use super::recorder::{Ended, OpClass, Recorder};
 use crate::observe::Observer;
@@ -96,16 +96,15 @@ impl Observer for Gauge {
         self.refused.push((token, begun.since));
     }
 
-    fn execute(
-        &mut self,
-        inner: &mut dyn IoQueue,
-        kind: &OpKind,
-        buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
+    const EXECUTES: bool = true;
+
+    fn execute(&mut self, inner: &mut dyn IoQueue, kind: &OpKind, buf: &IoBuf) -> Execute {
         let begun = Begun::new(kind, buf.len());
-        let result = inner.execute(kind, buf)?;
-        self.record(&begun, result.is_ok());
-        Some(result)
+        let executed = inner.execute(kind, buf, None);
+        if let Execute::Done(result) = &executed {
+            self.record(&begun, result.is_ok());
+        }
+        executed
     }
 
     fn depth(&mut self, depth: usize) {

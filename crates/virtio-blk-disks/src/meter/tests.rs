@@ -80,8 +80,16 @@ fn the_short_way_is_measured_too() {
     let disk = MeterDisk::new(memory());
     let mut queue = disk.open_queue(8).unwrap();
     let buf = IoBuf::zeroed(512);
-    queue.execute(&write(0), &buf).unwrap().unwrap();
-    queue.execute(&write(1 << 20), &buf).unwrap().unwrap_err();
+    queue
+        .execute(&write(0), &buf, None)
+        .done()
+        .unwrap()
+        .unwrap();
+    queue
+        .execute(&write(1 << 20), &buf, None)
+        .done()
+        .unwrap()
+        .unwrap_err();
     let total = disk.total();
     let writes = total.class(OpClass::Write);
     assert_eq!((writes.count(), writes.bytes, writes.errors), (2, 512, 1));
@@ -129,12 +137,24 @@ fn queues_are_apart_and_go_on_after_being_opened_again() {
     let buf = IoBuf::zeroed(512);
     let mut first = disk.open_queue(8).unwrap();
     let mut second = disk.open_queue(8).unwrap();
-    first.execute(&write(0), &buf).unwrap().unwrap();
-    second.execute(&write(0), &buf).unwrap().unwrap();
+    first
+        .execute(&write(0), &buf, None)
+        .done()
+        .unwrap()
+        .unwrap();
+    second
+        .execute(&write(0), &buf, None)
+        .done()
+        .unwrap()
+        .unwrap();
     drop(first);
     let before = disk.total();
     let mut third = disk.open_queue(8).unwrap();
-    third.execute(&write(0), &buf).unwrap().unwrap();
+    third
+        .execute(&write(0), &buf, None)
+        .done()
+        .unwrap()
+        .unwrap();
     let counts: Vec<_> = disk
         .queues()
         .iter()

@@ -4,8 +4,8 @@
 //! A disk that keeps nothing: what is left of a benchmark is the path to the disk.
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, EraseLimits, IoBuf, IoQueue, Op, OpKind, SECTOR_SIZE,
-    Submit, Wait, ZeroLimits,
+    Caps, Completion, Disk, DiskError, EraseLimits, Execute, IoBuf, IoQueue, Op, OpKind,
+    SECTOR_SIZE, Submit, Token, Wait, ZeroLimits,
 };
 
 use crate::bounds::Bounds;
@@ -126,8 +126,8 @@ impl IoQueue for NullQueue {
         Submit::Done(op.complete(result))
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
-        Some(self.run(kind, buf))
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
+        Execute::Done(self.run(kind, buf))
     }
 
     fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use virtio_blk_core::disk::{Completion, DiskError, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_core::disk::{Completion, DiskError, Execute, IoBuf, Op, OpKind, Submit, Token};
 
 use super::event::PolicyEvent;
 use super::{RECHECK, Shared};
@@ -146,11 +146,12 @@ impl Holder for Failures {
         lower: &mut Lower,
         kind: &OpKind,
         buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
-        match lower.queue.execute(kind, buf) {
+        _token: Option<Token>,
+    ) -> Execute {
+        match lower.queue.execute(kind, buf, None) {
             // It comes again, as an operation that can be kept.
-            Some(Err(error)) if self.may_keep(kind, &error) => None,
-            result => result,
+            Execute::Done(Err(error)) if self.may_keep(kind, &error) => Execute::Declined,
+            executed => executed,
         }
     }
 

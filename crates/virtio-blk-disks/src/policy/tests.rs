@@ -47,7 +47,8 @@ impl Rig {
             let buf = IoBuf::zeroed(512);
             let offset = token * 512;
             queue
-                .execute(&OpKind::Read { offset }, &buf)
+                .execute(&OpKind::Read { offset }, &buf, None)
+                .done()
                 .unwrap()
                 .unwrap();
             buf.to_vec() == [*token as u8; 512]
@@ -188,7 +189,7 @@ fn each_policy_keeps_what_it_says() {
         };
         let case = format!("{policy:?} {code} {kind:?}");
         // The short way round does not report what is kept either.
-        let short = queue.execute(&kind, &IoBuf::zeroed(len));
+        let short = queue.execute(&kind, &IoBuf::zeroed(len), None).done();
         assert!(short.is_none() || !keeps, "{case}");
         let result = submit(&mut *queue, op(1, kind, len));
         assert_eq!(result.is_none(), keeps, "{case}");

@@ -112,7 +112,7 @@ impl RawDisk {
     /// - [`Engine::Sync`] where io_uring is not available, and for files in memory (tmpfs);
     /// - [`Engine::IoUring`] for direct I/O;
     /// - [`Engine::Auto`] itself stands for the mixture used through the page cache: what the page
-    ///   cache can answer at once is done inside `submit` by a system call, which costs less than a
+    ///   cache can do at once is done inside `execute` by a system call, which costs less than a
     ///   round through io_uring; what has to wait for the device goes through io_uring.
     pub fn engine(&self) -> Engine {
         self.plan.engine()

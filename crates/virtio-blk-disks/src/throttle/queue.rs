@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Completion, DiskError, IoBuf, Op, OpKind, Submit, Token};
+use virtio_blk_core::disk::{Completion, DiskError, Execute, IoBuf, Op, OpKind, Submit, Token};
 
 use super::group::{ThrottleGroup, Turn};
 use super::limits::Cost;
@@ -77,17 +77,20 @@ impl Turns {
         lower: &mut Lower,
         kind: &OpKind,
         buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
+        token: Option<Token>,
+    ) -> Execute {
         let Some(cost) = Cost::of(kind, buf.len() as u64) else {
-            return lower.queue.execute(kind, buf);
+            return lower.queue.execute(kind, buf, token);
         };
-        let turn = self.group.turn_now(cost, self.group.now())?;
-        let result = lower.queue.execute(kind, buf);
-        if result.is_none() {
+        let Some(turn) = self.group.turn_now(cost, self.group.now()) else {
+            return Execute::Declined;
+        };
+        let executed = lower.queue.execute(kind, buf, token);
+        if let Execute::Declined = executed {
             // It comes again, as an operation.
             self.group.give_back(&turn);
         }
-        result
+        executed
     }
 }
 
@@ -97,14 +100,15 @@ impl Holder for Turns {
         lower: &mut Lower,
         kind: &OpKind,
         buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
+        token: Option<Token>,
+    ) -> Execute {
         if !self.held.is_empty() {
-            return None;
+            return Execute::Declined;
         }
         if self.is_limited() {
-            return self.execute_limited(lower, kind, buf);
+            return self.execute_limited(lower, kind, buf, token);
         }
-        lower.queue.execute(kind, buf)
+        lower.queue.execute(kind, buf, token)
     }
 
     fn submit(&mut self, lower: &mut Lower, op: Op) -> Submit {
@@ -159,7 +163,7 @@ impl Holder for Turns {
             let Some(Held { op, cost, since }) = self.held.pop_front() else {
                 return;
             };
-            let outcome = lower.queue.submit(op);
+            let outcome = lower.queue.execute_or_submit(op);
             if let Some(op) = lower.outbox.went_down(outcome) {
                 // It keeps its turn.
                 return self.held.push_front(Held { op, cost, since });

@@ -90,7 +90,7 @@ impl Client {
                 left -= 1;
                 if self.short {
                     let buf = IoBuf::zeroed(self.len);
-                    if let Some(result) = self.queue.execute(&self.kind, &buf) {
+                    if let Some(result) = self.queue.execute(&self.kind, &buf, None).done() {
                         result.unwrap();
                         self.done += 1;
                         continue;
@@ -280,27 +280,42 @@ fn without_a_limit_no_lock_is_taken_and_nothing_waits() {
     let mut queue = disk.open_queue(4).unwrap();
     let read = OpKind::Read { offset: 0 };
     let buf = IoBuf::zeroed(512);
-    assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
-    assert!(queue.execute(&read, &buf).is_none(), "not its turn");
+    assert!(matches!(
+        queue.execute(&read, &buf, None).done(),
+        Some(Ok(()))
+    ));
+    assert!(
+        queue.execute(&read, &buf, None).done().is_none(),
+        "not its turn"
+    );
     assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
     group.set_limits(Limits::default()).unwrap();
     // What waits goes first.
-    assert!(queue.execute(&read, &buf).is_none());
+    assert!(queue.execute(&read, &buf, None).done().is_none());
     assert_eq!(queue.reap(&mut Vec::new()).unwrap(), 1);
     std::thread::scope(|scope| {
         // A lock that is held by somebody else would be waited for.
         group.hold_lock(|| {
             let work = scope.spawn(|| {
                 let buf = IoBuf::zeroed(512);
-                assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
+                assert!(matches!(
+                    queue.execute(&read, &buf, None).done(),
+                    Some(Ok(()))
+                ));
                 assert!(matches!(queue.submit(op(2, read)), Submit::Done(_)));
             });
             work.join().unwrap();
         });
     });
     group.set_limits(iops(1)).unwrap();
-    assert!(matches!(queue.execute(&read, &buf), Some(Ok(()))));
-    assert!(queue.execute(&read, &buf).is_none(), "limits hold again");
+    assert!(matches!(
+        queue.execute(&read, &buf, None).done(),
+        Some(Ok(()))
+    ));
+    assert!(
+        queue.execute(&read, &buf, None).done().is_none(),
+        "limits hold again"
+    );
 }
 
 #[test]
@@ -311,7 +326,12 @@ fn what_the_disk_does_not_execute_keeps_its_turn() {
     let disk = ThrottleDisk::new(below, time.group(iops(1)));
     let mut queue = disk.open_queue(4).unwrap();
     let read = OpKind::Read { offset: 0 };
-    assert!(queue.execute(&read, &IoBuf::zeroed(512)).is_none());
+    assert!(
+        queue
+            .execute(&read, &IoBuf::zeroed(512), None)
+            .done()
+            .is_none()
+    );
     assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
     assert_eq!(disk.stats().waiting, 0, "it was not held back");
 }

@@ -32,11 +32,12 @@ fn take(told: &Told) -> Vec<String> {
     std::mem::take(&mut *told.lock().unwrap())
 }
 
-const MODES: [(Mode, WaitKind); 4] = [
+const MODES: [(Mode, WaitKind); 5] = [
     (Mode::Inline, WaitKind::Inline),
     (Mode::Execute, WaitKind::Inline),
     (Mode::AtFlush, WaitKind::Fd),
     (Mode::AtFlush, WaitKind::Poll),
+    (Mode::Taken, WaitKind::Fd),
 ];
 
 #[test]

@@ -130,6 +130,15 @@ fn malformed_queues_with_inline_execution() {
 }
 
 #[test]
+fn malformed_queues_with_operations_that_are_taken() {
+    play_all(
+        || testmem::gapped(LEN).unwrap(),
+        Mode::Taken,
+        WaitKind::Poll,
+    );
+}
+
+#[test]
 fn malformed_queues_in_several_regions() {
     play_all(
         || testmem::gapped(LEN).unwrap(),

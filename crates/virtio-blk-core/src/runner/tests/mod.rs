@@ -16,6 +16,7 @@ mod stop;
 mod stress;
 #[cfg(feature = "event-manager")]
 mod subscriber;
+mod taken;
 #[cfg(feature = "thread")]
 mod threads;
 

@@ -174,10 +174,11 @@ fn race<M: GuestMemory + Send + Sync + 'static>(
     assert!(stopped.error.is_none() && stopped.in_flight.is_empty());
 }
 
-const KINDS: [(Mode, WaitKind); 3] = [
+const KINDS: [(Mode, WaitKind); 4] = [
     (Mode::Inline, WaitKind::Inline),
     (Mode::Execute, WaitKind::Inline),
     (Mode::AtFlush, WaitKind::Fd),
+    (Mode::Taken, WaitKind::Fd),
 ];
 
 /// Guest memory with a strip of host memory on each side that belongs to nobody.

@@ -12,11 +12,12 @@ use vm_memory::{Bytes, GuestAddress};
 use super::*;
 
 /// How disks may behave; what a driver sees must be the same.
-const KINDS: [(Mode, WaitKind); 4] = [
+const KINDS: [(Mode, WaitKind); 5] = [
     (Mode::Inline, WaitKind::Inline),
     (Mode::Execute, WaitKind::Inline),
     (Mode::AtFlush, WaitKind::Fd),
     (Mode::AtFlush, WaitKind::Poll),
+    (Mode::Taken, WaitKind::Fd),
 ];
 
 fn framings() -> impl Iterator<Item = Framing<'static>> {

@@ -467,7 +467,8 @@ fn racing_writes_and_commits_lose_nothing() {
         let mut queue = memory.open_queue(1).unwrap();
         let buf = IoBuf::zeroed(into.len());
         queue
-            .execute(&OpKind::Read { offset }, &buf)
+            .execute(&OpKind::Read { offset }, &buf, None)
+            .done()
             .unwrap()
             .unwrap();
         buf.copy_out(0, into);
@@ -488,7 +489,7 @@ fn racing_writes_and_commits_lose_nothing() {
                         offset: block * BLOCK,
                         fua: false,
                     };
-                    queue.execute(&kind, &buf).unwrap().unwrap();
+                    queue.execute(&kind, &buf, None).done().unwrap().unwrap();
                 }
             });
         }

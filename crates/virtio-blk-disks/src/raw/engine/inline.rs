@@ -1,9 +1,9 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Operations that one system call finishes, or none: the short way that most go.
+//! Operations that one system call finishes, or none: what most are.
 
-use virtio_blk_core::disk::{DiskError, IoBuf, OpKind};
+use virtio_blk_core::disk::{Execute, IoBuf, OpKind};
 
 use crate::raw::job::fits_one_call;
 use crate::raw::medium::Medium;
@@ -14,8 +14,6 @@ pub(super) struct Inline {
     page_cache: PageCacheMap,
     /// Whether a read may wait for the device.
     wait: bool,
-    /// What was tried last, in vain.
-    declined: Option<OpKind>,
 }
 
 impl Inline {
@@ -23,21 +21,12 @@ impl Inline {
         Self {
             page_cache: PageCacheMap::new(),
             wait,
-            declined: None,
         }
     }
 
-    /// Executes an operation whose bounds were checked. `None`: it takes more than a call, or the call did not do
-    /// it, for a reason that shows when it is made again.
-    pub fn execute(
-        &mut self,
-        medium: &Medium,
-        kind: &OpKind,
-        buf: &IoBuf,
-    ) -> Option<Result<(), DiskError>> {
-        if self.declined.take() == Some(*kind) {
-            return None;
-        }
+    /// Executes an operation whose bounds were checked, or declines it: it takes more than a call, or the call did
+    /// not do it, for a reason that shows when it is made again.
+    pub fn execute(&mut self, medium: &Medium, kind: &OpKind, buf: &IoBuf) -> Execute {
         let done = match *kind {
             OpKind::Read { offset } => {
                 self.page_cache.read(offset, buf) || self.read(medium, offset, buf)
@@ -45,18 +34,16 @@ impl Inline {
             OpKind::Write { offset, fua: false } => {
                 match self.page_cache.write(medium, offset, buf) {
                     Some(Ok(())) => true,
-                    Some(lost) => return Some(lost),
+                    Some(lost) => return Execute::Done(lost),
                     None => self.write(medium, offset, buf),
                 }
             }
-            _ => return None,
+            _ => return Execute::Declined,
         };
-        if done {
-            return Some(Ok(()));
+        match done {
+            true => Execute::Done(Ok(())),
+            false => Execute::Declined,
         }
-        // Most callers submit it next: not to be tried twice.
-        self.declined = Some(*kind);
-        None
     }
 
     fn read(&mut self, medium: &Medium, offset: u64, buf: &IoBuf) -> bool {

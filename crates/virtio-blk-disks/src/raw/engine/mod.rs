@@ -27,7 +27,7 @@ pub(super) enum Plan {
         /// Nothing else will do.
         by_name: bool,
     },
-    /// The page cache inside `submit`, an io_uring for the rest.
+    /// The page cache inside `execute`, an io_uring for the rest.
     #[cfg(feature = "io-uring")]
     Mixed,
 }

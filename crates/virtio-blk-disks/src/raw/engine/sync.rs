@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Wait};
+use virtio_blk_core::disk::{
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+};
 
 use super::inline::Inline;
 use crate::raw::bounce::Pool;
@@ -60,8 +62,8 @@ pub(super) fn call(medium: &Medium, flush: Option<&HostFile>, call: Call<'_>) ->
 
 impl IoQueue for SyncQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if let Some(result) = self.execute(&op.kind, &op.buf) {
-            return Submit::Done(op.complete(result));
+        if let Err(error) = self.medium.check_bounds(&op.kind, op.buf.len()) {
+            return Submit::Done(op.complete(Err(error)));
         }
         let mut job = Job::new(op, &self.medium);
         let result = loop {
@@ -77,9 +79,9 @@ impl IoQueue for SyncQueue {
         Submit::Done(job.op.complete(result))
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
         if let Err(error) = self.medium.check_bounds(kind, buf.len()) {
-            return Some(Err(error));
+            return Execute::Done(Err(error));
         }
         self.inline.execute(&self.medium, kind, buf)
     }

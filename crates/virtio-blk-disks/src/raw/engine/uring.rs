@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use super::inline::Inline;
@@ -96,7 +96,7 @@ pub(super) fn available() -> Result<(), String> {
 pub(super) struct RingQueue {
     ring: IoUring,
     medium: Arc<Medium>,
-    /// For what the page cache answers inside `submit`.
+    /// For what the page cache can do inside `execute`.
     inline: Option<Inline>,
     pool: Pool,
     /// Jobs by number. The number goes through the kernel.
@@ -228,7 +228,7 @@ fn drive(job: &mut Job, medium: &Medium, flush: Option<&HostFile>, pool: &mut Po
 }
 
 impl RingQueue {
-    /// Opens a ring for `depth` jobs at a time. `page_cache`: what that can answer is done inside `submit`.
+    /// Opens a ring for `depth` jobs at a time. `page_cache`: what that can do is done inside `execute`.
     ///
     /// # Errors
     /// The ring could not be set up.
@@ -457,8 +457,8 @@ impl RingQueue {
 
 impl IoQueue for RingQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if let Some(result) = self.execute(&op.kind, &op.buf) {
-            return Submit::Done(op.complete(result));
+        if let Err(error) = self.medium.check_bounds(&op.kind, op.buf.len()) {
+            return Submit::Done(op.complete(Err(error)));
         }
         if self.free.is_empty() && self.slots.len() == self.limit {
             return Submit::Full(op);
@@ -489,11 +489,14 @@ impl IoQueue for RingQueue {
         Submit::Queued
     }
 
-    fn execute(&mut self, kind: &OpKind, buf: &IoBuf) -> Option<Result<(), DiskError>> {
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, _token: Option<Token>) -> Execute {
         if let Err(error) = self.medium.check_bounds(kind, buf.len()) {
-            return Some(Err(error));
+            return Execute::Done(Err(error));
         }
-        self.inline.as_mut()?.execute(&self.medium, kind, buf)
+        match &mut self.inline {
+            Some(inline) => inline.execute(&self.medium, kind, buf),
+            None => Execute::Declined,
+        }
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {
