@@ -87,7 +87,7 @@ proptest! {
 
     #[test]
     fn nbdkit(acts in acts(), depth in depth(), tcp in any::<bool>()) {
-        let server = Server::nbdkit(BLOCKS as usize * BLOCK, tcp, &[]);
+        let server = Server::nbdkit(BLOCKS as usize * BLOCK, tcp, &[], &[]);
         others(&server, &server.options(), acts, depth);
     }
 }

@@ -138,7 +138,8 @@ impl Link {
     /// Takes a new connection into use.
     fn install(&self, connected: Connected) {
         let shared = &*self.shared;
-        let size = connected.export.size;
+        // Before anything that was sent again completes, and without the lock.
+        shared.set_size(connected.export.size);
         let mut state = self.lock_as(None);
         state.dialing = false;
         let Phase::Down(down) = &state.phase else {
@@ -176,8 +177,6 @@ impl Link {
         for member in state.members.iter().flatten() {
             member.waiter.ring();
         }
-        drop(state);
-        shared.set_size(size);
     }
 }
 

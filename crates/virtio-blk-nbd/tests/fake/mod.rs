@@ -113,6 +113,8 @@ pub struct Shared {
     came: Condvar,
     pub connections: AtomicUsize,
     stopped: AtomicBool,
+    /// Connections are closed as soon as they are there.
+    pub refuses: AtomicBool,
 }
 
 pub struct Fake {
@@ -149,6 +151,7 @@ impl Fake {
             came: Condvar::new(),
             connections: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
         });
         let (listener, address, directory) = if tcp {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -171,6 +174,9 @@ impl Fake {
                 let stream = listener.accept().unwrap();
                 if mine.stopped.load(Ordering::SeqCst) {
                     return;
+                }
+                if mine.refuses.load(Ordering::SeqCst) {
+                    continue;
                 }
                 let number = mine.connections.fetch_add(1, Ordering::SeqCst);
                 let mine = mine.clone();
@@ -475,4 +481,9 @@ fn execute(shared: &Shared, request: &Request, mode: ReplyMode, payload: &[u8]) 
         ReplyMode::Structured if request.cookie.is_multiple_of(2) => simple(request, Errno::OK),
         _ => chunk(request, mode, ChunkKind::NONE, true, &[]),
     }
+}
+
+/// Whether tests may take long.
+pub fn is_long() -> bool {
+    std::env::var_os("VBLK_LONG_TESTS").is_some()
 }

@@ -34,7 +34,7 @@ impl Server {
     }
 
     /// `nbdkit` with a file of `size` bytes, each of them known.
-    pub fn nbdkit(size: usize, tcp: bool, options: &[&str]) -> Self {
+    pub fn nbdkit(size: usize, tcp: bool, filters: &[&str], parameters: &[&str]) -> Self {
         let directory = image(size);
         let socket = directory.path().join("n.sock");
         let mut arguments = words(&["--foreground"]);
@@ -50,9 +50,10 @@ impl Server {
             arguments.push(text(&socket));
             Address::Unix(socket)
         };
-        arguments.extend(words(options));
+        arguments.extend(filters.iter().map(|filter| format!("--filter={filter}")));
         arguments.push("file".to_owned());
         arguments.push(text(&directory.path().join("disk.img")));
+        arguments.extend(words(parameters));
         Self::start(directory, address, "nbdkit", arguments)
     }
 
