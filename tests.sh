@@ -14,6 +14,8 @@ need cc gcc libc6-dev
 need qemu-img qemu-utils
 # What the NBD client is tested against; qemu-nbd comes with qemu-img.
 need nbdkit nbdkit
+# Certificates for its TLS.
+need openssl openssl
 need kill procps
 # docs/backup.md is run as it stands.
 need jq jq

@@ -32,17 +32,35 @@ pub(crate) fn dial(
     seconds: u64,
     look: bool,
 ) -> Result<Connected, NbdError> {
+    let tls = options
+        .tls_options()
+        .map_err(|what| NbdError::Tls(what.to_owned()))?;
     let deadline = Deadline::after(seconds);
     let socket = connect_to(address, deadline)?;
     let peer = match address {
         Address::Unix(_) => Peer::of(&socket),
         Address::Tcp { .. } => None,
     };
-    let mut stream: Box<dyn Stream> = Box::new(PlainStream(socket));
-    let flags = handshake::greet(&mut Handshaking {
-        stream: &mut *stream,
+    let mut stream = PlainStream(socket);
+    let mut greeting = Handshaking {
+        stream: &mut stream,
         deadline,
-    })?;
+    };
+    let flags = handshake::greet(&mut greeting)?;
+    let mut stream: Box<dyn Stream> = match tls {
+        None => Box::new(stream),
+        #[cfg(feature = "tls")]
+        Some(tls) => {
+            handshake::start_tls(&mut greeting, flags)?;
+            let tls = crate::tls::connection(&tls, address)?;
+            Box::new(crate::stream::TlsStream::open(stream.0, tls, deadline)?)
+        }
+        #[cfg(not(feature = "tls"))]
+        Some(_) => {
+            let text = "this program was built without it: build it with the cargo feature `tls`";
+            return Err(NbdError::Tls(text.to_owned()));
+        }
+    };
     let wanted = Wanted {
         export: options.export_name(),
         look,

@@ -60,6 +60,24 @@ pub(crate) fn greet(peer: &mut Handshaking<'_>) -> Result<HandshakeFlags, NbdErr
     Ok(flags)
 }
 
+/// Asks for TLS.
+///
+/// # Errors
+/// The server has none.
+#[cfg(feature = "tls")]
+pub(crate) fn start_tls(peer: &mut Handshaking<'_>, flags: HandshakeFlags) -> Result<(), NbdError> {
+    const HINT: &str = "it has no certificate, or no TLS";
+    if !flags.contains(HandshakeFlags::FIXED_NEWSTYLE) {
+        return Err(NbdError::Tls("the server is too old for it".to_owned()));
+    }
+    send(peer, OptionKind::STARTTLS, &[])?;
+    let (kind, payload) = reply(peer, OptionKind::STARTTLS)?;
+    match kind {
+        OptionReplyKind::ACK => Ok(()),
+        kind => Err(refused("TLS", kind, &payload, Some(HINT))),
+    }
+}
+
 /// Agrees upon the export and how to use it. What the server does not have is gone without, as far as that is possible.
 ///
 /// # Errors

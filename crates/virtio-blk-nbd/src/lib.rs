@@ -20,9 +20,11 @@ mod session;
 mod shared;
 mod socket;
 mod stream;
+mod tls;
 mod waiter;
 
 pub use address::Address;
 pub use disk::NbdDisk;
 pub use error::NbdError;
 pub use options::{NbdOptions, Unflushed};
+pub use tls::TlsOptions;

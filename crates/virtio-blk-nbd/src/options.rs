@@ -3,6 +3,7 @@
 
 //! What a disk is called on command lines.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use virtio_blk_core::disk::{Disk, DiskError};
 use virtio_blk_disks::disk_arg::{ArgError, DiskOptions};
 
 use crate::address::{FORMS, Target};
-use crate::{Address, NbdDisk};
+use crate::{Address, NbdDisk, TlsOptions};
 
 /// What to do if writes may be lost that completed: see [`NbdOptions::unflushed`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -26,16 +27,15 @@ pub enum Unflushed {
 
 /// An NBD export as a disk: `nbd:ADDRESS[,OPTION…]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(from = "Words")]
 pub struct NbdOptions {
-    #[serde(skip)]
     address: Option<Address>,
     export: String,
-    #[serde(rename = "readonly")]
     read_only: bool,
     reconnect: u32,
     connections: u16,
     unflushed: Unflushed,
+    tls: Tls,
 }
 
 impl Default for NbdOptions {
@@ -47,6 +47,71 @@ impl Default for NbdOptions {
             reconnect: 0,
             connections: 8,
             unflushed: Unflushed::Fail,
+            tls: Tls::default(),
+        }
+    }
+}
+
+/// TLS as it is written: what belongs together is seen when the disk is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Tls {
+    on: bool,
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    name: Option<String>,
+}
+
+/// The options as they are written.
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Words {
+    export: String,
+    readonly: bool,
+    reconnect: u32,
+    connections: u16,
+    unflushed: Unflushed,
+    tls: bool,
+    tls_ca: Option<PathBuf>,
+    tls_cert: Option<PathBuf>,
+    tls_key: Option<PathBuf>,
+    tls_name: Option<String>,
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        let usual = NbdOptions::default();
+        Self {
+            export: usual.export,
+            readonly: usual.read_only,
+            reconnect: usual.reconnect,
+            connections: usual.connections,
+            unflushed: usual.unflushed,
+            tls: false,
+            tls_ca: None,
+            tls_cert: None,
+            tls_key: None,
+            tls_name: None,
+        }
+    }
+}
+
+impl From<Words> for NbdOptions {
+    fn from(words: Words) -> Self {
+        Self {
+            address: None,
+            export: words.export,
+            read_only: words.readonly,
+            reconnect: words.reconnect,
+            connections: words.connections,
+            unflushed: words.unflushed,
+            tls: Tls {
+                on: words.tls,
+                ca: words.tls_ca,
+                cert: words.tls_cert,
+                key: words.tls_key,
+                name: words.tls_name,
+            },
         }
     }
 }
@@ -99,6 +164,53 @@ impl NbdOptions {
         self
     }
 
+    /// TLS (default: none). Needs the cargo feature `tls`.
+    #[must_use]
+    pub fn tls(mut self, options: TlsOptions) -> Self {
+        let (cert, key) = options.identity.unzip();
+        self.tls = Tls {
+            on: true,
+            ca: Some(options.ca),
+            cert,
+            key,
+            name: options.name,
+        };
+        self
+    }
+
+    /// What is said of TLS.
+    ///
+    /// # Errors
+    /// What is missing, or goes without `tls=on`.
+    pub(crate) fn tls_options(&self) -> Result<Option<TlsOptions>, &'static str> {
+        let Tls {
+            on,
+            ca,
+            cert,
+            key,
+            name,
+        } = &self.tls;
+        if !on {
+            return match (ca, cert, key, name) {
+                (None, None, None, None) => Ok(None),
+                _ => Err("the options tls_ca, tls_cert, tls_key and tls_name need tls=on"),
+            };
+        }
+        let Some(ca) = ca.clone() else {
+            return Err("tls=on lacks tls_ca=FILE, the certificate that signed the server's");
+        };
+        let identity = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert.clone(), key.clone())),
+            (None, None) => None,
+            _ => return Err("tls_cert=FILE and tls_key=FILE belong together"),
+        };
+        Ok(Some(TlsOptions {
+            ca,
+            identity,
+            name: name.clone(),
+        }))
+    }
+
     pub(crate) const fn address(&self) -> Option<&Address> {
         self.address.as_ref()
     }
@@ -128,7 +240,8 @@ impl DiskOptions for NbdOptions {
     const NAME: &'static str = "nbd";
     const TARGET: &'static str = "ADDRESS";
     const HELP: &'static str = "nbd:unix:PATH|tcp:HOST:PORT[,export=NAME][,readonly=on|off][,reconnect=SECONDS]\
-                                [,connections=N][,unflushed=fail|trust]";
+                                [,connections=N][,unflushed=fail|trust]\
+                                [,tls=on,tls_ca=FILE[,tls_cert=FILE,tls_key=FILE][,tls_name=NAME]]";
     const MANUAL: &'static str = "  \
   nbd:unix:PATH[,OPTION…]
   nbd:tcp:HOST:PORT[,OPTION…]
@@ -143,10 +256,14 @@ impl DiskOptions for NbdOptions {
       unflushed=fail|trust
                           after a reconnect to what may be another server,
                           fail flushes if writes were not flushed (fail), or
-                          trust that the server still has them";
+                          trust that the server still has them
+      tls=on,tls_ca=FILE[,tls_cert=FILE,tls_key=FILE][,tls_name=NAME]
+                          with TLS: who signed the server's certificate, the
+                          client's own (PEM), and the server's name if it is
+                          not the host's";
 
     fn set_target(&mut self, target: String) -> Result<(), ArgError> {
-        let Some(parsed) = Target::parse(&target).filter(|parsed| !parsed.tls) else {
+        let Some(parsed) = Target::parse(&target) else {
             return Err(ArgError::Value {
                 option: Self::NAME.into(),
                 value: target,
@@ -161,6 +278,7 @@ impl DiskOptions for NbdOptions {
             }
             self.export = export;
         }
+        self.tls.on |= parsed.tls;
         self.address = Some(parsed.address);
         Ok(())
     }
@@ -190,11 +308,87 @@ impl DiskOptions for NbdOptions {
         if self.unflushed == Unflushed::Trust {
             changed.push(("unflushed", "trust".to_owned()));
         }
+        if self.tls.on {
+            changed.push(("tls", "on".to_owned()));
+        }
+        let path = |path: &Option<PathBuf>| {
+            path.as_ref()
+                .map(|path| path.to_string_lossy().into_owned())
+        };
+        for (name, value) in [
+            ("tls_ca", path(&self.tls.ca)),
+            ("tls_cert", path(&self.tls.cert)),
+            ("tls_key", path(&self.tls.key)),
+            ("tls_name", self.tls.name.clone()),
+        ] {
+            changed.extend(value.map(|value| (name, value)));
+        }
         changed
     }
 
     fn open(&self, read_only: bool) -> Result<Arc<dyn Disk>, DiskError> {
         let read_only = read_only || self.read_only;
         Ok(Arc::new(NbdDisk::open(&self.clone().read_only(read_only))?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_blk_disks::disk_arg::{ArgError, DiskArg, DiskKind, DiskKinds};
+
+    use super::*;
+
+    const KINDS: &[DiskKind] = &[DiskKind::of::<NbdOptions>()];
+
+    fn parse(text: &str) -> Result<DiskArg, ArgError> {
+        DiskKinds::new(KINDS).parse(text)
+    }
+
+    #[test]
+    fn every_option_is_read_and_shown() {
+        for text in [
+            "nbd:unix:/run/n.sock",
+            "nbd:tcp:host:1,export=a,,b,readonly=on,reconnect=30,connections=2,unflushed=trust",
+            "nbd:tcp:[::1]:1,tls=on,tls_ca=/ca,tls_cert=/cert,tls_key=/key,tls_name=name",
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
+        let uri = parse("nbd:nbds+unix:///disk?socket=/n,tls_ca=/ca").unwrap();
+        assert_eq!(uri.to_string(), "nbd:unix:/n,export=disk,tls=on,tls_ca=/ca");
+        let uri = parse("nbd://host/disk,reconnect=1").unwrap();
+        assert_eq!(
+            uri.to_string(),
+            "nbd:tcp:host:10809,export=disk,reconnect=1"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_what_could() {
+        for (text, words) in [
+            ("nbd:/run/n.sock", "unix:PATH"),
+            ("nbd:http://host", "nbd://HOST:PORT/EXPORT"),
+            ("nbd://host/a,export=b", "given twice"),
+            ("nbd:unix:/n,unflushed=maybe", "fail or trust"),
+            ("nbd:unix:/n,reconnect=soon", "a number"),
+            ("nbd:unix:/n,reconnet=1", "reconnect"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(words), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn tls_is_whole_or_refused() {
+        for (options, words) in [
+            ("tls=on", "tls_ca"),
+            ("tls_ca=/ca", "need tls=on"),
+            ("tls_name=x", "need tls=on"),
+            ("tls=on,tls_ca=/ca,tls_key=/key", "belong together"),
+        ] {
+            // Nobody listens there: it is refused before.
+            let disk = parse(&format!("nbd:unix:/nowhere,{options}")).unwrap();
+            let error = disk.open(false).err().unwrap().to_string();
+            assert!(error.contains(words), "{options}: {error}");
+        }
     }
 }

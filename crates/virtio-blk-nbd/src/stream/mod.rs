@@ -4,6 +4,8 @@
 //! The way to a server, once it is there: a socket, plain or under TLS.
 
 mod plain;
+#[cfg(feature = "tls")]
+mod tls;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -11,6 +13,8 @@ use std::time::Instant;
 
 pub(crate) use plain::PlainStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+#[cfg(feature = "tls")]
+pub(crate) use tls::TlsStream;
 
 use crate::NbdError;
 use crate::iov::{Inbound, Outbound, Scratch};

@@ -35,6 +35,16 @@ impl Server {
 
     /// `nbdkit` with a file of `size` bytes, each of them known.
     pub fn nbdkit(size: usize, tcp: bool, filters: &[&str], parameters: &[&str]) -> Self {
+        let filters: Vec<String> = filters
+            .iter()
+            .map(|name| format!("--filter={name}"))
+            .collect();
+        let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
+        Self::nbdkit_with(size, tcp, &filters, parameters)
+    }
+
+    /// The same with options, and parameters of its filters.
+    pub fn nbdkit_with(size: usize, tcp: bool, options: &[&str], parameters: &[&str]) -> Self {
         let directory = image(size);
         let socket = directory.path().join("n.sock");
         let mut arguments = words(&["--foreground"]);
@@ -50,7 +60,7 @@ impl Server {
             arguments.push(text(&socket));
             Address::Unix(socket)
         };
-        arguments.extend(filters.iter().map(|filter| format!("--filter={filter}")));
+        arguments.extend(words(options));
         arguments.push("file".to_owned());
         arguments.push(text(&directory.path().join("disk.img")));
         arguments.extend(words(parameters));
