@@ -5,15 +5,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod common;
+
 use std::io::{BufRead, BufReader, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use common::completion;
 use serde_json::Value;
 use vblk_testing::client_disk::ClientDisk;
-use virtio_blk_core::disk::{Disk, IoBuf, Op, OpKind, Submit, Token, Wait};
+use virtio_blk_core::disk::{Disk, IoBuf, Op, OpKind, Submit, Token};
 
 /// What the page has, in order.
 enum Step {
@@ -126,7 +128,6 @@ fn guest_writes(socket: &Path, round: u64) {
         0,
     ));
     ops.push((OpKind::Flush, 0));
-    let mut done = Vec::new();
     for (kind, len) in ops {
         let buf = IoBuf::from_vec(vec![1 + next(255) as u8; len]);
         let op = Op {
@@ -134,25 +135,12 @@ fn guest_writes(socket: &Path, round: u64) {
             kind,
             buf,
         };
-        match queue.submit(op) {
-            Submit::Done(completion) => done.push(completion),
-            Submit::Queued => queue.flush_batch().unwrap(),
+        let done = match queue.submit(op) {
+            Submit::Done(done) => done,
+            Submit::Queued => completion(&mut *queue),
             Submit::Full(_) => panic!("there is room for one"),
-        }
-        while done.is_empty() {
-            let Wait::Fd(fd) = queue.wait() else {
-                panic!("the driver has a descriptor");
-            };
-            let mut poll = libc::pollfd {
-                fd: fd.as_raw_fd(),
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            // SAFETY: one valid entry.
-            unsafe { libc::poll(&raw mut poll, 1, -1) };
-            queue.reap(&mut done).unwrap();
-        }
-        done.pop().unwrap().result.unwrap();
+        };
+        done.result.unwrap();
     }
 }
 

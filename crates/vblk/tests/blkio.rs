@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use vblk_testing::Error;
+use vblk_testing::model::Model;
 use vblk_testing::pattern::{self, Stamp};
 use vblk_testing::server::{Config as ServerConfig, Disk, Program, Server};
 use vblk_testing::verify::{self, Config};
@@ -74,10 +75,8 @@ fn assert_thorough(report: &verify::Report) {
     assert!(report.ambiguous_sectors > 0, "{report}");
 }
 
-/// Runs on an image, then again through a second connection, then compares the file.
-fn verify_image(engine: Option<&str>, seed: u64) {
-    let image = Image::new();
-    let server = serve(image.disk(engine), false);
+/// Runs on a disk with content, then again through a second connection. Returns what the disk must hold.
+fn verify_twice(server: Server, seed: u64) -> Model {
     let mut config = Config {
         seed,
         initial: Stamp::FILE,
@@ -90,6 +89,14 @@ fn verify_image(engine: Option<&str>, seed: u64) {
     config.ops = 2_000;
     verify::resume(&config, &model).unwrap();
     server.stop().unwrap();
+    model
+}
+
+/// Runs on an image, then again through a second connection, then compares the file.
+fn verify_image(engine: Option<&str>, seed: u64) {
+    let image = Image::new();
+    let server = serve(image.disk(engine), false);
+    let model = verify_twice(server, seed);
     model.check_file(&image.path()).unwrap();
 }
 
@@ -133,18 +140,7 @@ fn verify_qcow2(options: &str, seed: u64) {
         engine: None,
     };
     let server = serve(disk, false);
-    let mut config = Config {
-        seed,
-        initial: Stamp::FILE,
-        ..Config::new(server.socket(), 20_000)
-    };
-    let (report, model) = verify::run(&config).unwrap();
-    assert_thorough(&report);
-    config.seed += 100;
-    config.queues = 1;
-    config.ops = 2_000;
-    verify::resume(&config, &model).unwrap();
-    server.stop().unwrap();
+    let model = verify_twice(server, seed);
     qemu_img(&["check", "-q", "-f", "qcow2", to]);
     qemu_img(&["convert", "-f", "qcow2", "-O", "raw", to, from]);
     model.check_file(&raw).unwrap();

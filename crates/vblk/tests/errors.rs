@@ -58,10 +58,7 @@ fn the_first_error_of_each_kind_is_logged_and_the_rest_is_counted() {
         "memory:1M,fault=errors:1000",
     ];
     let mut server = Server::spawn(&args, None, None);
-    let address = server.event("metrics")["address"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let address = server.metrics_address();
     server.event("listening");
     let mut client = server.connect();
     let (_guest, mut queue) = guest(&mut client);
@@ -236,10 +233,7 @@ fn operations_that_are_held_are_shown() {
         None,
         None,
     );
-    let address = server.event("metrics")["address"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let address = server.metrics_address();
     server.event("listening");
     let mut client = server.connect();
     let (_guest, mut queue) = guest(&mut client);

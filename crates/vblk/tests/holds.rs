@@ -7,13 +7,12 @@
 
 mod common;
 
-use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::Server;
+use common::{Server, completion};
 use vblk_testing::client_disk::ClientDisk;
 use vblk_testing::verify::{self, Config};
-use virtio_blk_core::disk::{Completion, Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait};
+use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 
 #[test]
 fn a_drained_disk_waits_and_a_raw_file_grows() {
@@ -101,24 +100,6 @@ fn write_sector(queue: &mut dyn IoQueue, sector: u64, byte: u8) -> Submit {
         },
         buf: IoBuf::from_vec(vec![byte; 512]),
     })
-}
-
-fn completion(queue: &mut dyn IoQueue) -> Completion {
-    let mut done = Vec::new();
-    queue.flush_batch().unwrap();
-    while queue.reap(&mut done).unwrap() == 0 {
-        let Wait::Fd(fd) = queue.wait() else {
-            panic!("the driver has a descriptor");
-        };
-        let mut poll = libc::pollfd {
-            fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one valid entry.
-        unsafe { libc::poll(&raw mut poll, 1, -1) };
-    }
-    done.pop().unwrap()
 }
 
 #[test]

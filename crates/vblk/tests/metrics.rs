@@ -26,10 +26,7 @@ fn metered(disk: &str) -> (Server, String) {
         disk,
     ];
     let mut server = Server::spawn(&args, None, None);
-    let address = server.event("metrics")["address"]
-        .as_str()
-        .unwrap()
-        .to_owned();
+    let address = server.metrics_address();
     server.event("listening");
     (server, address)
 }
@@ -228,10 +225,7 @@ fn addresses_by_name_and_by_port_alone() {
     for address in ["localhost:0", ":0", "[::1]:0"] {
         let args = ["--json", "--metrics", address, "--disk", "memory:1M"];
         let mut server = Server::spawn(&args, None, None);
-        let bound = server.event("metrics")["address"]
-            .as_str()
-            .unwrap()
-            .to_owned();
+        let bound = server.metrics_address();
         let port = bound.rsplit(':').next().unwrap();
         let host = if address.starts_with('[') {
             "[::1]"

@@ -22,37 +22,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use guest::{Gate, Guest, Memory, disk_bytes};
+use guest::{Guest, Memory, disk_bytes, eventfd};
 use vdpa_bus::{Callback, VdpaDevice, backend_feature};
 use vhost_vdpa_frontend::{
     DataPath, PathState, PathSwitch, QuiesceMethod, SwitchOptions, SwitchParts, SwitchReport,
-    SwitchStep, ThreadExecutor, VhostVdpa, Vmm,
+    SwitchStep, ThreadExecutor, VhostVdpa,
 };
 use vm_memory::GuestMemoryAtomic;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Requests in flight, on all queues together.
 const IN_FLIGHT: u16 = 32;
 /// How long the device may take for what must come.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn eventfd() -> Arc<EventFd> {
-    Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap())
-}
-
-/// The guest's threads are its vCPUs.
-struct Vcpus(Arc<Gate>);
-
-impl Vmm for Vcpus {
-    fn pause_vcpus(&self) -> bool {
-        self.0.close();
-        true
-    }
-
-    fn resume_vcpus(&self) {
-        self.0.open();
-    }
-}
 
 type Switch = PathSwitch<GuestMemoryAtomic<Memory>>;
 
@@ -80,7 +62,7 @@ impl Machine {
             device,
             memory: memory.clone(),
             executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
-            vmm: Arc::new(Vcpus(guest.gate.clone())),
+            vmm: guest.gate.clone(),
             layers: None,
         };
         let options = SwitchOptions {

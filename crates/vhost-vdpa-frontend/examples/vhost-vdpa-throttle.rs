@@ -17,33 +17,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use guest::{Gate, Guest};
+use guest::Guest;
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{
-    PathState, PathSwitch, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, VhostVdpa, Vmm,
+    PathState, PathSwitch, SwitchOptions, SwitchParts, SwitchPolicy, ThreadExecutor, VhostVdpa,
 };
 use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
 use virtio_blk_disks::throttle::{Limits, Rate, ThrottleOptions};
 use vm_memory::GuestMemoryAtomic;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-fn eventfd() -> Arc<EventFd> {
-    Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap())
-}
-
-/// The guest's threads are its vCPUs.
-struct Vcpus(Arc<Gate>);
-
-impl Vmm for Vcpus {
-    fn pause_vcpus(&self) -> bool {
-        self.0.close();
-        true
-    }
-
-    fn resume_vcpus(&self) {
-        self.0.open();
-    }
-}
 
 fn throttle(iops: Option<u64>) -> [LayerArg; 1] {
     let limits = Limits {
@@ -85,7 +66,7 @@ fn main() {
         device,
         memory: GuestMemoryAtomic::new((*guest.memory).clone()),
         executor: Box::new(ThreadExecutor::new(Duration::ZERO)),
-        vmm: Arc::new(Vcpus(guest.gate.clone())),
+        vmm: guest.gate.clone(),
         layers: Some(Box::new(move |slow| {
             let stack = Stack::fixed(slow, &throttle(None), Groups::default()).unwrap();
             made.get_or_init(|| stack).disk()

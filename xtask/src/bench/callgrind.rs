@@ -32,11 +32,26 @@ pub fn count(program: &str, toggle: &str, args: &[String]) -> Result<f64, Error>
             source,
         })?;
     let said = String::from_utf8_lossy(&output.stderr);
-    let count = said
-        .split_once("Collected :")
-        .and_then(|(_, count)| count.split_whitespace().next()?.parse().ok());
-    match count {
+    match collected(&said) {
         Some(count) if output.status.success() && count > 0.0 => Ok(count),
         _ => Err(Error::Other(format!("callgrind counted nothing: {said}"))),
+    }
+}
+
+/// The count that callgrind reports: `==1== Collected : 1234`.
+fn collected(said: &str) -> Option<f64> {
+    let (_, count) = said.split_once("Collected :")?;
+    count.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::collected;
+
+    #[test]
+    fn callgrinds_count_is_found() {
+        let said = "==7== \n==7== Events    : Ir\n==7== Collected : 1429609\n==7== \n";
+        assert_eq!(collected(said), Some(1_429_609.0));
+        assert_eq!(collected("==7== no counts"), None);
     }
 }

@@ -4,11 +4,11 @@
 //! Instructions from the kick to the used entry, by callgrind.
 
 use std::fmt::Write;
-use std::process::Stdio;
 
 use serde::Serialize;
 
-use crate::command::{Error, command, need_program, target_dir};
+use super::callgrind;
+use crate::command::{Error, need_program};
 
 /// The most instructions of a read on a null disk, in plain memory.
 const TARGET: f64 = 500.0;
@@ -101,37 +101,8 @@ const fn descriptors(indirect: bool) -> &'static str {
 
 /// Instructions inside `serve`.
 fn count(args: &[String], batches: u64) -> Result<f64, Error> {
-    let mut command = command(
-        "valgrind",
-        [
-            "--tool=callgrind",
-            "--collect-atstart=no",
-            "--toggle-collect=request_cost::serve*",
-            "--callgrind-out-file=/dev/null",
-        ],
-    );
-    command
-        .arg(target_dir().join("release/request-cost"))
-        .args(args)
-        .arg(format!("--batches={batches}"));
-    let output = command
-        .stdout(Stdio::null())
-        .output()
-        .map_err(|source| Error::Start {
-            command: "valgrind".into(),
-            source,
-        })?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    match collected(&said) {
-        Some(count) if output.status.success() && count > 0.0 => Ok(count),
-        _ => Err(Error::Other(format!("callgrind counted nothing: {said}"))),
-    }
-}
-
-/// The count that callgrind reports: `==1== Collected : 1234`.
-fn collected(said: &str) -> Option<f64> {
-    let (_, count) = said.split_once("Collected :")?;
-    count.split_whitespace().next()?.parse().ok()
+    let args = [args, &[format!("--batches={batches}")]].concat();
+    callgrind::count("request-cost", "request_cost::serve*", &args)
 }
 
 /// The table.
@@ -160,16 +131,4 @@ pub fn table(rows: &[Row]) -> String {
         table.push('\n');
     }
     table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::collected;
-
-    #[test]
-    fn callgrinds_count_is_found() {
-        let said = "==7== \n==7== Events    : Ir\n==7== Collected : 1429609\n==7== \n";
-        assert_eq!(collected(said), Some(1_429_609.0));
-        assert_eq!(collected("==7== no counts"), None);
-    }
 }

@@ -7,12 +7,14 @@
 #![allow(dead_code)]
 
 use std::io::{BufRead, BufReader, Read};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
 use vblk_testing::frontend::{Client, Guest, PATIENCE, Queue};
+use virtio_blk_core::disk::{Completion, IoQueue, Wait};
 
 /// Runs `vblk` to its end.
 pub fn vblk(args: &[&str]) -> Output {
@@ -92,6 +94,12 @@ impl Server {
                 return value;
             }
         }
+    }
+
+    /// Where it serves metrics, once it does.
+    pub fn metrics_address(&mut self) -> String {
+        let event = self.event("metrics");
+        event["address"].as_str().unwrap().to_owned()
     }
 
     /// Reads its standard error up to a line with this word.
@@ -175,6 +183,25 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until a driver's queue has a completion.
+pub fn completion(queue: &mut dyn IoQueue) -> Completion {
+    let mut done = Vec::new();
+    queue.flush_batch().unwrap();
+    while queue.reap(&mut done).unwrap() == 0 {
+        let Wait::Fd(fd) = queue.wait() else {
+            panic!("the driver has a descriptor");
+        };
+        let mut poll = libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one valid entry.
+        unsafe { libc::poll(&raw mut poll, 1, -1) };
+    }
+    done.pop().unwrap()
 }
 
 /// A guest with one queue, started.

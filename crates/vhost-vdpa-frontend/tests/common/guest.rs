@@ -10,14 +10,12 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use malformed_queues::testmem::Space;
 use vdpa_bus::{Callback, VqAddress};
-use vhost_vdpa_frontend::GuestQueue;
+use vhost_vdpa_frontend::{GuestQueue, Vmm};
 use virtio_blk_core::spec::feature;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, Request, Token};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
-
-use super::eventfd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub const DATA: u32 = 1024;
 pub const SIZE: u16 = 128;
@@ -72,6 +70,22 @@ impl Gate {
         self.state.lock().unwrap().0 = false;
         self.changed.notify_all();
     }
+}
+
+/// The guest's threads are its vCPUs.
+impl Vmm for Gate {
+    fn pause_vcpus(&self) -> bool {
+        self.close();
+        true
+    }
+
+    fn resume_vcpus(&self) {
+        self.open();
+    }
+}
+
+pub fn eventfd() -> Arc<EventFd> {
+    Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap())
 }
 
 /// One queue of the guest's driver.

@@ -9,10 +9,5 @@ pub mod device;
 pub mod flaky;
 pub mod guest;
 
-use std::sync::Arc;
-
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-pub fn eventfd() -> Arc<EventFd> {
-    Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap())
-}
+#[allow(unused_imports)] // Each test binary uses a part of it.
+pub use guest::eventfd;

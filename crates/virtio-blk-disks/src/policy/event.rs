@@ -4,10 +4,11 @@
 //! What an embedder is told of operations that failed.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use virtio_blk_core::disk::{DiskError, OpKind};
 
+use crate::listeners::Listeners;
 use crate::meter::OpClass;
 
 /// An operation that failed and is kept.
@@ -79,26 +80,12 @@ pub enum PolicyEvent {
 /// Called for each [`PolicyEvent`], from whatever thread noticed it. Must not block.
 pub type PolicyListener = Arc<dyn Fn(&PolicyEvent) + Send + Sync>;
 
-/// The listeners.
-#[derive(Default)]
-pub(crate) struct PolicyListeners(Mutex<Vec<PolicyListener>>);
+/// The listeners of one disk.
+pub(crate) type PolicyListeners = Listeners<dyn Fn(&PolicyEvent) + Send + Sync>;
 
 impl PolicyListeners {
-    /// Adds one.
-    pub(crate) fn add(&self, listener: PolicyListener) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.push(listener);
-    }
-
-    /// Tells all. No lock is held meanwhile.
+    /// Tells all of what happened.
     pub(super) fn tell(&self, event: &PolicyEvent) {
-        let all = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        for listener in all {
-            listener(event);
-        }
+        self.each(|listener| listener(event));
     }
 }
