@@ -321,7 +321,7 @@ impl Disk for Qcow2Disk {
         };
         *current = Arc::downgrade(&pool);
         drop(current);
-        Ok(Box::new(Qcow2Queue::new(image, pool, depth, leave)?))
+        Ok(Box::new(Qcow2Queue::new(leave, image, pool, depth)?))
     }
 
     fn flush_error(&self) -> Option<DiskError> {

@@ -73,13 +73,15 @@ enum Aim {
 }
 
 impl Qcow2Queue {
+    /// `leave` comes first, so that it is dropped last if there is an error: it waits for the threads' end.
+    ///
     /// # Errors
     /// The host has no more descriptors; the disks'.
     pub fn new(
+        leave: Leave,
         image: Arc<Image>,
         pool: Arc<Pool>,
         depth: u16,
-        leave: Leave,
     ) -> Result<Self, DiskError> {
         let inner = image.data.disk().open_queue(depth)?;
         let below = match &image.backing {

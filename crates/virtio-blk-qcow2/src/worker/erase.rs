@@ -53,6 +53,10 @@ impl Worker {
         updates: &mut Updates,
     ) -> Step {
         while job.done < len {
+            // As much as a table may take a while, and its queue waits for that when it is dropped.
+            if job.is_unwanted() {
+                return Err((job, DiskError::Cancelled));
+            }
             match self.erase_some(offset + job.done, len - job.done, how, updates) {
                 Ok(Progress::Wrote(len)) => job.done += len,
                 Ok(Progress::Transit(slice, index)) => {
