@@ -11,7 +11,7 @@ use crate::format::{Geometry, Header, field, put};
 use crate::freeze::Changes;
 use crate::lane::Lane;
 use crate::listeners::Listeners;
-use crate::medium::{Medium, Put};
+use crate::medium::{Medium, MetaIo, Put};
 use crate::sync::lock;
 
 /// Bytes of the file's beginning in which all fields are that ever change.
@@ -71,6 +71,14 @@ impl Base {
             .is_some_and(|(first, count)| cluster - first < *count)
     }
 
+    /// Writes metadata, unless the image is frozen: see [`Medium::write_meta`].
+    pub fn write_meta(&self, io: &mut dyn MetaIo, offset: u64, new: &[u8], old: &[u8]) -> Put {
+        match self.changes.check() {
+            Ok(()) => self.medium.write_meta(io, offset, new, old),
+            Err(error) => Put::Failed(error),
+        }
+    }
+
     /// Makes everything stable that was written, metadata first of all. A failure freezes the image, unless it is one
     /// of writing metadata again, which can be tried again.
     ///
@@ -98,7 +106,7 @@ impl Base {
         if *head == new {
             return Ok(());
         }
-        match self.medium.write_meta(lane, 0, &new, &head) {
+        match self.write_meta(lane, 0, &new, &head) {
             Put::Done => {
                 *head = new;
                 Ok(())

@@ -162,12 +162,12 @@ impl Image {
         };
         let host = run.first << self.base.geometry.cluster_bits;
         let Some((put, used)) = self.tables.add_table(io, slice.number, host) else {
-            self.reserve.fill([run]);
+            self.reserve.put_back(run);
             return Ok(Some(Granted::Busy));
         };
         if !used {
             // Somebody else was quicker, and nothing refers to ours.
-            self.reserve.fill([run]);
+            self.reserve.put_back(run);
         }
         if let Some(result) = failed(put) {
             self.retire([run]);

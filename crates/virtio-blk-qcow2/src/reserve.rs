@@ -131,7 +131,7 @@ impl Reserve {
         now
     }
 
-    /// Adds clusters: counted, stable, zero.
+    /// Adds clusters that somebody was asked for: counted, stable, zero.
     pub fn fill(&self, runs: impl IntoIterator<Item = Run>) {
         let mut state = lock(&self.state);
         for run in runs {
@@ -139,6 +139,15 @@ impl Reserve {
             state.runs.push_back(run);
         }
         state.asked = false;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Takes clusters back that were not used after all.
+    pub fn put_back(&self, run: Run) {
+        let mut state = lock(&self.state);
+        state.clusters += run.count;
+        state.runs.push_front(run);
         drop(state);
         self.changed.notify_all();
     }
@@ -151,6 +160,16 @@ impl Reserve {
         state.asked = false;
         drop(state);
         self.changed.notify_all();
+    }
+
+    /// Takes everything, also what a refill that somebody was asked for brings.
+    pub fn recall(&self) -> Vec<Run> {
+        let mut state = lock(&self.state);
+        while state.asked && !state.closed {
+            state = wait(&self.changed, state);
+        }
+        state.clusters = 0;
+        std::mem::take(&mut state.runs).into()
     }
 
     /// Takes everything. From now on, if `close`, nobody refills it and nobody waits for that.
@@ -198,6 +217,20 @@ mod tests {
         let reserve = Reserve::new(16);
         reserve.take(100);
         assert_eq!(reserve.target(), 100);
+    }
+
+    #[test]
+    fn all_of_it_is_with_what_is_on_its_way() {
+        let reserve = Reserve::new(16);
+        assert!(reserve.take(1).ask);
+        // Somebody who did not ask brings nothing that was asked for.
+        reserve.put_back(run(7, 1));
+        std::thread::scope(|scope| {
+            let all = scope.spawn(|| reserve.recall());
+            reserve.fill([run(1, 4)]);
+            assert_eq!(all.join().unwrap(), [run(7, 1), run(1, 4)]);
+        });
+        assert!(reserve.recall().is_empty(), "nobody was asked since");
     }
 
     #[test]

@@ -60,8 +60,9 @@ impl Image {
         let moved = match grow(&mut lane) {
             Err(error) if error.is_no_space() => {
                 // What was made ready for data may be what is missing.
+                let ready = self.reserve.recall();
                 let mut refcounts = lock(&self.refcounts);
-                for run in self.reserve.drain(false) {
+                for run in ready {
                     refcounts.release(&mut lane, run, &mut Vec::new())?;
                 }
                 drop(refcounts);

@@ -217,7 +217,7 @@ impl Tables {
         }
         let table = state.l1.unwrap_or(0) & OFFSET;
         let at = table + self.offset_of(slice.number) + part.start as u64;
-        let put = self.base.medium.write_meta(io, at, &new, &old);
+        let put = self.base.write_meta(io, at, &new, &old);
         if matches!(put, Put::Done) {
             for (index, entry) in changes {
                 state.set(geometry, *index, *entry);
@@ -350,7 +350,7 @@ impl Tables {
             bytes
         };
         let (new, old) = (padded(new), padded(old));
-        let put = (self.base.medium).write_meta(io, l1.at + part.start as u64, &new, &old);
+        let put = (self.base).write_meta(io, l1.at + part.start as u64, &new, &old);
         if matches!(put, Put::Done)
             && let Some(entry) = l1.entries.get(index)
         {

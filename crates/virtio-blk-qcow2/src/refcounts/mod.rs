@@ -160,7 +160,7 @@ impl Refcounts {
         let (old, len) = (&block.counts, new.bytes().len());
         let part = window(new.range(first, count), base.medium.block(), len);
         let (new_bytes, old_bytes) = (new.bytes().get(part.clone()), old.bytes().get(part.clone()));
-        let put = base.medium.write_meta(
+        let put = base.write_meta(
             lane,
             at + part.start as u64,
             new_bytes.unwrap_or_default(),
@@ -206,6 +206,8 @@ impl Refcounts {
     /// Out of space; the disk's. Then nothing is counted.
     pub fn reserve(&mut self, lane: &mut Lane, want: u64) -> Result<Run, DiskError> {
         let base = self.base.clone();
+        // What is free may have to be made zero first.
+        base.changes.check()?;
         let mut run = self.find(lane, want, 1)?;
         let cluster = base.geometry.cluster();
         if let Err(error) = base.medium.ensure((run.first + run.count) * cluster) {

@@ -204,7 +204,7 @@ impl Worker {
             }
             // Somebody else was quicker.
             Ok(None) => {
-                image.reserve.fill([mine]);
+                image.reserve.put_back(mine);
                 Ok(())
             }
             Err(error) => {
