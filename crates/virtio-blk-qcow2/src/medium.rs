@@ -86,13 +86,15 @@ impl Medium {
     /// Makes it at least `len` bytes long.
     ///
     /// # Errors
-    /// Out of space, if this kind of disk can't grow; the disk's.
+    /// Out of space, if this kind of disk can't grow, or not by itself as a block device; the disk's.
     pub fn ensure(&self, len: u64) -> Result<(), DiskError> {
         if self.len() >= len {
             return Ok(());
         }
         match self.disk.resize(len.next_multiple_of(self.block as u64)) {
-            Err(DiskError::Unsupported) => Err(DiskError::from_errno(ENOSPC)),
+            Err(DiskError::Unsupported | DiskError::Config(_)) => {
+                Err(DiskError::from_errno(ENOSPC))
+            }
             other => other,
         }
     }

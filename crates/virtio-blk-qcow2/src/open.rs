@@ -200,9 +200,12 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
     }
     let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
     if options.is_writable() {
-        // Clusters are written as a whole, also the last.
+        // Clusters are written as a whole, also the last. On what can't grow, a part of a cluster at the end is not used.
         let whole = header.geometry.clusters(medium.len()) * header.geometry.cluster();
-        medium.ensure(whole).map_err(failed)?;
+        match medium.ensure(whole) {
+            Err(error) if !error.is_no_space() => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
     }
     let mut lane = medium.lane().map_err(failed)?;
     let layout = Layout::read(&header, medium.len(), &mut lane).map_err(|error| error.of(path))?;

@@ -78,7 +78,7 @@ impl Refcounts {
         let mut new = old.clone();
         put(&mut new, index * 8 - part.start, &value.to_be_bytes());
         let at = self.table_at + part.start as u64;
-        if let Put::Failed(error) = self.base.medium.write_meta(lane, at, &new, &old) {
+        if let Put::Failed(error) = self.base.write_meta(lane, at, &new, &old) {
             return Err(error);
         }
         if let Some(entry) = self.table.get_mut(index) {
@@ -104,18 +104,24 @@ impl Refcounts {
         if len <= old_len {
             return Err(DiskError::from_errno(ENOSPC));
         }
-        let start = (self.table.len() as u64 * per_block).max(geometry.clusters(base.medium.len()));
+        let mut start = self.table.len() as u64 * per_block;
         let table_clusters = len / cluster;
-        // The new blocks count from the first cluster that has no count.
-        let first_block = start / per_block;
-        let mut blocks = 1;
-        while first_block * per_block + blocks * per_block < start + blocks + table_clusters {
-            blocks += 1;
-        }
+        let (first_block, blocks, used) = loop {
+            // The new blocks count from the first cluster that has no count.
+            let first_block = start / per_block;
+            let mut blocks = 1;
+            while first_block * per_block + blocks * per_block < start + blocks + table_clusters {
+                blocks += 1;
+            }
+            let used = start..start + blocks + table_clusters;
+            match used.clone().find(|cluster| base.is_table(*cluster)) {
+                Some(taken) => start = taken + 1,
+                None => break (first_block, blocks, used),
+            }
+        };
         if (first_block + blocks) * 8 > len {
             return Err(DiskError::from_errno(ENOSPC));
         }
-        let used = start..start + blocks + table_clusters;
         base.medium.ensure(used.end * cluster)?;
         let mut table = self.table.clone();
         table.resize((len / 8) as usize, 0);
