@@ -7,7 +7,8 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use virtio_blk_disks::Engine;
+use virtio_blk_core::disk::Disk;
+use virtio_blk_disks::{Engine, RawDisk, RawOptions};
 use virtio_blk_qcow2::Qcow2Options;
 
 use super::{BLOCKS, RawFiles, open_with};
@@ -41,6 +42,13 @@ pub fn whole_clusters(act: Act, cluster: &str) -> Act {
     }
 }
 
+/// Whether a file can be read and written past the page cache in blocks of [`BLOCK`] bytes.
+fn takes_direct(file: &Path) -> bool {
+    let look = RawOptions::new(file).direct(true).inspect(true);
+    RawDisk::open(&look.read_only(true))
+        .is_ok_and(|disk| disk.caps().align.guest_block as usize <= BLOCK)
+}
+
 /// Runs a sequence on an image that holds what `model` says, then has QEMU look at it.
 pub fn play(
     image: &Path,
@@ -51,6 +59,10 @@ pub fn play(
     cluster: &str,
     model: Option<Vec<u8>>,
 ) {
+    let files = RawFiles {
+        direct: files.direct && takes_direct(image),
+        ..files
+    };
     let disk = open_with(image, files, options);
     let mut rig = Rig::new(&disk, depth, BLOCK);
     if let Some(model) = model {
@@ -64,14 +76,16 @@ pub fn play(
     qemu::compare(image, &model);
 }
 
+/// Every engine, through the page cache and past it.
 pub fn raw() -> impl Strategy<Value = RawFiles> {
-    prop_oneof![
+    let engine = prop_oneof![
         Just(Engine::Auto),
         Just(Engine::Sync),
         Just(Engine::IoUring)
-    ]
-    .prop_map(|engine| RawFiles {
+    ];
+    (engine, any::<bool>()).prop_map(|(engine, direct)| RawFiles {
         engine,
+        direct,
         ..RawFiles::default()
     })
 }
