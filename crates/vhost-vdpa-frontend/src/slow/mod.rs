@@ -11,6 +11,7 @@ mod pending;
 mod queue;
 mod serial;
 mod shadow_queue;
+mod shared;
 mod translate;
 
 use std::os::fd::BorrowedFd;
@@ -18,24 +19,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState};
+use vdpa_bus::{Callback, VdpaDevice, VdpaError};
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, DiskListener, IoQueue};
 use virtio_blk_core::memory::{HostMemory, IotlbMapping, IotlbTable, Permissions};
-use virtio_blk_core::spec::{self, feature, status};
+use virtio_blk_core::spec::{self, feature};
 
 use crate::error::{DeviceStep, PathError, Step};
 use crate::iotlb_sync::IotlbSync;
 use crate::vhost::holds;
-use crate::virtio_init::{self, Ring};
+use crate::virtio_init;
 use crate::{guest, lock, try_lock};
 use completion_event::CompletionEvent;
 use iova_window::IovaWindow;
-use limits::Limits;
 pub(crate) use limits::{BLOCK_FEATURES, RING_FEATURES};
 pub use options::{CompletionMode, SlowOptions};
 use queue::SlowQueue;
 use shadow_queue::ShadowQueue;
-use translate::{Translation, TranslationHistory};
+use shared::Shared;
+use translate::Translation;
 
 /// How long memory that is taken away may still be in use.
 const UNMAP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,40 +58,6 @@ const UNMAP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Dropping the last handle (queues are handles, too) resets the device.
 #[derive(Clone)]
 pub struct SlowPath(Arc<Shared>);
-
-/// What queues share.
-struct Shared {
-    device: Arc<dyn VdpaDevice>,
-    map: Arc<IotlbSync>,
-    options: SlowOptions,
-    window: IovaWindow,
-    limits: Limits,
-    caps: Caps,
-    capacity: AtomicU64,
-    offered: u64,
-    features: AtomicU64,
-    translations: Arc<TranslationHistory>,
-    completion_events: Vec<Arc<CompletionEvent>>,
-    config: Arc<CompletionEvent>,
-    listeners: Mutex<Vec<DiskListener>>,
-    /// Locked while the device is set up or given up.
-    control: Mutex<Control>,
-    shadow_queues: Mutex<Vec<ShadowQueue>>,
-    running: AtomicBool,
-    failed: AtomicBool,
-    /// Bytes that went through bounce buffers.
-    copied: AtomicU64,
-    /// Somebody is about to give the device up.
-    giving_up: AtomicBool,
-    /// Whether nobody else cleans up behind us.
-    owns_device: bool,
-}
-
-#[derive(Default)]
-struct Control {
-    /// What the guest's memory is, without the window.
-    guest: IotlbTable,
-}
 
 impl SlowPath {
     /// Takes a device over: resets it and drives it with all it offers.
@@ -371,109 +338,6 @@ impl SlowPath {
         let known = if mapped.is_ok() { new } else { &both };
         shared.translations.publish(Translation::new(known));
         mapped
-    }
-}
-
-impl Shared {
-    /// Lends out the free queue with the lowest index.
-    fn take_queue(&self) -> Result<ShadowQueue, DiskError> {
-        if !self.running.load(Ordering::Acquire) {
-            return Err(DiskError::Config("the slow path is not active".into()));
-        }
-        let usable = if self.negotiated(feature::MQ) {
-            u16::MAX
-        } else {
-            1
-        };
-        let mut shadow_queues = lock(&self.shadow_queues);
-        let free = (0..)
-            .zip(shadow_queues.iter())
-            .filter(|(_, queue)| queue.index < usable)
-            .min_by_key(|(_, queue)| queue.index)
-            .map(|(at, _)| at);
-        match free {
-            Some(at) => Ok(shadow_queues.swap_remove(at)),
-            None => Err(DiskError::Config(
-                "every queue of the vDPA device is in use".into(),
-            )),
-        }
-    }
-
-    fn with_window(&self, guest: &IotlbTable) -> Result<IotlbTable, PathError> {
-        let mut table = guest.clone();
-        table.insert(self.window.mapping()?)?;
-        Ok(table)
-    }
-
-    /// What to start a queue's queue with.
-    fn ring(&self, queue: &ShadowQueue) -> Ring {
-        let layout = queue.ring.layout();
-        Ring {
-            index: queue.index,
-            size: layout.size(),
-            state: VqState::Split { avail_index: 0 },
-            address: VqAddress {
-                desc: layout.desc().0,
-                driver: layout.avail().0,
-                device: layout.used().0,
-            },
-            kick: None,
-            callback: Some(self.completion_events[usize::from(queue.index)].call()),
-        }
-    }
-
-    /// Gives the device up. When it returns nothing of ours is touched any more.
-    fn give_up(&self, why: &dyn std::fmt::Display) {
-        self.giving_up.store(true, Ordering::Release);
-        let control = lock(&self.control);
-        self.give_up_locked(&control, why);
-    }
-
-    fn give_up_locked(&self, _control: &Control, why: &dyn std::fmt::Display) {
-        if self.failed.load(Ordering::Acquire) {
-            return;
-        }
-        log::error!("the vDPA device is given up: {why}");
-        self.end_requests();
-        let listeners = lock(&self.listeners).clone();
-        listeners
-            .iter()
-            .for_each(|tell| tell(DiskEvent::MediaError));
-    }
-
-    /// Resets the device, after which each queue fails what it has. `control` is locked.
-    fn end_requests(&self) {
-        if guest::reset(self.device.as_ref()).is_err() {
-            // It promises the same, for good.
-            self.device.free();
-        }
-        self.failed.store(true, Ordering::Release);
-        self.running.store(false, Ordering::Release);
-        self.completion_events
-            .iter()
-            .for_each(|event| event.signal());
-    }
-
-    /// Whether the device says of itself that it does not work (any more).
-    fn looks_broken(&self) -> bool {
-        let byte = self.device.get_status();
-        byte & status::DRIVER_OK == 0 || byte & (status::DEVICE_NEEDS_RESET | status::FAILED) != 0
-    }
-
-    fn negotiated(&self, bit: u64) -> bool {
-        self.features.load(Ordering::Relaxed) & bit != 0
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        if self.owns_device {
-            if self.device.reset().is_err() {
-                self.device.free();
-            }
-            // Nothing to be done about a device that fails in this.
-            let _ = self.map.set(IotlbTable::new());
-        }
     }
 }
 
