@@ -253,9 +253,9 @@ fn names_after<'a>(text: &'a str, marker: &'a str) -> impl Iterator<Item = Strin
 fn sources(directory: &Path, found: &mut Vec<String>) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
+        if path.is_dir() && !path.ends_with("tests") {
             sources(&path, found);
-        } else if !path.ends_with("tests.rs") {
+        } else if path.is_file() && !path.ends_with("tests.rs") {
             found.push(std::fs::read_to_string(path).unwrap());
         }
     }

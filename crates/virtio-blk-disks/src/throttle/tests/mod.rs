@@ -1,10 +1,12 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+mod fluid;
+mod waiting;
+
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use proptest::prelude::*;
 use virtio_blk_core::disk::{Completion, IoBuf, Op, OpKind, Submit, Token};
 
 use super::*;
@@ -47,6 +49,14 @@ fn iops(per_second: u64) -> Limits {
 
 fn null() -> Arc<NullDisk> {
     Arc::new(NullDisk::new(1 << 30).unwrap())
+}
+
+fn op(token: u64, kind: OpKind) -> Op {
+    Op {
+        token: Token(token),
+        kind,
+        buf: IoBuf::zeroed(512),
+    }
 }
 
 /// A client that keeps `depth` operations in flight on one queue.
@@ -273,70 +283,6 @@ fn a_group_shares_fairly_whatever_the_depths() {
 }
 
 #[test]
-fn without_a_limit_no_lock_is_taken_and_nothing_waits() {
-    let time = Time::new();
-    let group = time.group(iops(1));
-    let disk = ThrottleDisk::new(null(), group.clone());
-    let mut queue = disk.open_queue(4).unwrap();
-    let read = OpKind::Read { offset: 0 };
-    let buf = IoBuf::zeroed(512);
-    assert!(matches!(
-        queue.execute(&read, &buf, None).done(),
-        Some(Ok(()))
-    ));
-    assert!(
-        queue.execute(&read, &buf, None).done().is_none(),
-        "not its turn"
-    );
-    assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
-    group.set_limits(Limits::default()).unwrap();
-    // What waits goes first.
-    assert!(queue.execute(&read, &buf, None).done().is_none());
-    assert_eq!(queue.reap(&mut Vec::new()).unwrap(), 1);
-    std::thread::scope(|scope| {
-        // A lock that is held by somebody else would be waited for.
-        group.hold_lock(|| {
-            let work = scope.spawn(|| {
-                let buf = IoBuf::zeroed(512);
-                assert!(matches!(
-                    queue.execute(&read, &buf, None).done(),
-                    Some(Ok(()))
-                ));
-                assert!(matches!(queue.submit(op(2, read)), Submit::Done(_)));
-            });
-            work.join().unwrap();
-        });
-    });
-    group.set_limits(iops(1)).unwrap();
-    assert!(matches!(
-        queue.execute(&read, &buf, None).done(),
-        Some(Ok(()))
-    ));
-    assert!(
-        queue.execute(&read, &buf, None).done().is_none(),
-        "limits hold again"
-    );
-}
-
-#[test]
-fn what_the_disk_does_not_execute_keeps_its_turn() {
-    let time = Time::new();
-    let late = crate::FaultPlan::new(1).delay_reaps(0..=0);
-    let below = Arc::new(crate::FaultDisk::new(null(), late));
-    let disk = ThrottleDisk::new(below, time.group(iops(1)));
-    let mut queue = disk.open_queue(4).unwrap();
-    let read = OpKind::Read { offset: 0 };
-    assert!(
-        queue
-            .execute(&read, &IoBuf::zeroed(512), None)
-            .done()
-            .is_none()
-    );
-    assert!(matches!(queue.submit(op(1, read)), Submit::Queued));
-    assert_eq!(disk.stats().waiting, 0, "it was not held back");
-}
-
-#[test]
 fn a_burst_lasts_as_long_as_said_and_comes_back_after_a_quiet_time() {
     let time = Time::new();
     let limits = Limits {
@@ -407,225 +353,4 @@ fn bad_limits_are_refused_by_name() {
     }
     assert_eq!(group.limits(), iops(5));
     assert_eq!(burst(u64::MAX, Duration::MAX).validate(), Ok(()));
-}
-
-fn op(token: u64, kind: OpKind) -> Op {
-    Op {
-        token: Token(token),
-        kind,
-        buf: IoBuf::zeroed(512),
-    }
-}
-
-#[test]
-fn what_waits_is_cancelled_once_and_gives_its_turn_back() {
-    let time = Time::new();
-    let disk = ThrottleDisk::new(null(), time.group(iops(10)));
-    let mut queue = disk.open_queue(4).unwrap();
-    let read = OpKind::Read { offset: 0 };
-    assert!(matches!(queue.submit(op(0, read)), Submit::Done(_)));
-    for token in 1..=4 {
-        assert!(matches!(queue.submit(op(token, read)), Submit::Queued));
-    }
-    assert!(matches!(queue.submit(op(5, read)), Submit::Full(_)));
-    let next = queue.deadline();
-    for token in [1, 3, 3, 77] {
-        queue.cancel(Token(token));
-    }
-    assert!(
-        queue.deadline().unwrap() <= time.now(),
-        "there is something to reap"
-    );
-    let mut done = Vec::new();
-    assert_eq!(queue.reap(&mut done).unwrap(), 2);
-    for (completion, token) in done.drain(..).zip([1, 3]) {
-        assert_eq!(completion.token, Token(token));
-        assert!(matches!(completion.result, Err(DiskError::Cancelled)));
-    }
-    // The second takes the place of the first.
-    assert_eq!(queue.deadline(), next);
-    time.go_to(next.unwrap());
-    assert_eq!(queue.reap(&mut done).unwrap(), 1);
-    assert_eq!(done[0].token, Token(2));
-    assert_eq!(
-        disk.stats(),
-        ThrottleStats {
-            waiting: 1,
-            released: 1,
-            time: SECOND / 10
-        }
-    );
-    drop(queue);
-    assert_eq!(disk.stats().waiting, 0);
-    // The dropped one's turn is free, too.
-    let mut queue = disk.open_queue(4).unwrap();
-    assert!(matches!(queue.submit(op(9, read)), Submit::Queued));
-    assert_eq!(queue.deadline(), Some(time.now() + SECOND / 10));
-}
-
-#[test]
-fn flushes_and_the_unlimited_kind_pass() {
-    let time = Time::new();
-    let limits = Limits {
-        write_iops: Some(Rate::new(1)),
-        read_bandwidth: Some(Rate::new(1 << 20)),
-        ..Limits::default()
-    };
-    let disk = ThrottleDisk::new(
-        Arc::new(MemoryDisk::new(1 << 20).unwrap()),
-        time.group(limits),
-    );
-    let mut queue = disk.open_queue(8).unwrap();
-    let write = OpKind::WriteZeroes {
-        offset: 0,
-        len: 4096,
-        unmap: true,
-        fua: false,
-    };
-    let bare = |token, kind| Op {
-        buf: IoBuf::new(),
-        ..op(token, kind)
-    };
-    assert!(matches!(queue.submit(bare(0, write)), Submit::Done(_)));
-    assert!(matches!(queue.submit(bare(1, write)), Submit::Queued));
-    assert!(matches!(
-        queue.submit(bare(2, OpKind::Flush)),
-        Submit::Done(_)
-    ));
-    drop(queue);
-    let mut queue = disk.open_queue(8).unwrap();
-    let discard = OpKind::Discard {
-        offset: 0,
-        len: 4096,
-    };
-    assert!(matches!(queue.submit(bare(3, discard)), Submit::Queued));
-    assert_eq!(disk.caps(), disk.inner().caps());
-}
-
-/// One limit as a bucket that leaks all the time: another way to say what a rate with bursts is.
-struct Fluid {
-    per_second: f64,
-    room: f64,
-    level: f64,
-    /// The limit of the rate of bursts, which has no room of its own.
-    peak: Option<Box<Fluid>>,
-}
-
-impl Fluid {
-    fn new(rate: &Rate) -> Self {
-        let plain = |per_second: u64| Self {
-            per_second: per_second as f64,
-            room: 0.0,
-            level: 0.0,
-            peak: None,
-        };
-        let mut this = plain(rate.per_second);
-        if let Some(burst) = rate.burst {
-            let extra = (burst.per_second - rate.per_second) as f64;
-            this.room = extra * burst.length.as_secs_f64();
-            this.peak = Some(Box::new(plain(burst.per_second)));
-        }
-        this
-    }
-
-    fn leak(&mut self, seconds: f64) {
-        self.level = (self.level - seconds * self.per_second).max(0.0);
-        self.peak.iter_mut().for_each(|peak| peak.leak(seconds));
-    }
-
-    /// Seconds until there is room.
-    fn wait(&self) -> f64 {
-        let own = ((self.level - self.room) / self.per_second).max(0.0);
-        self.peak.as_ref().map_or(own, |peak| own.max(peak.wait()))
-    }
-
-    fn fill(&mut self, units: f64) {
-        self.level += units;
-        self.peak.iter_mut().for_each(|peak| peak.fill(units));
-    }
-}
-
-fn any_rate(units: std::ops::Range<u64>) -> impl Strategy<Value = Option<Rate>> {
-    let burst = (1_u64..8, 1_u64..3000);
-    proptest::option::of((units, proptest::option::of(burst)).prop_map(
-        |(rate, burst)| match burst {
-            None => Rate::new(rate),
-            Some((times, millis)) => {
-                Rate::new(rate).with_burst(rate * times, Duration::from_millis(millis))
-            }
-        },
-    ))
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
-    /// Operations that come at random times and go in order, under any limits, start when buckets that leak have
-    /// room for them.
-    #[test]
-    fn each_operation_starts_when_a_model_says(
-        iops in any_rate(10..5000),
-        write_iops in any_rate(10..5000),
-        bandwidth in any_rate(100_000..50_000_000),
-        ops in proptest::collection::vec((0_u64..3_000_000, any::<bool>(), 1_usize..64), 1..120),
-    ) {
-        let limits = Limits { iops, write_iops, bandwidth, ..Limits::default() };
-        let time = Time::new();
-        let origin = time.now();
-        let disk = ThrottleDisk::new(null(), time.group(limits));
-        let mut queue = disk.open_queue(256).unwrap();
-        let mut fluids = [&iops, &write_iops, &bandwidth].map(|rate| rate.as_ref().map(Fluid::new));
-        let (mut arrival, mut at, mut said) = (0.0_f64, 0.0_f64, Vec::new());
-        let mut found = vec![f64::NAN; ops.len()];
-        let mut done = Vec::new();
-        let seconds = |time: &Time| (time.now() - origin).as_secs_f64();
-        let mut reap = |queue: &mut Box<dyn IoQueue>, found: &mut Vec<f64>| {
-            queue.reap(&mut done).unwrap();
-            for completion in done.drain(..) {
-                found[completion.token.0 as usize] = seconds(&time);
-            }
-        };
-        for (index, &(gap, write, sectors)) in ops.iter().enumerate() {
-            let len = sectors * 512;
-            arrival += gap as f64 / 1e9;
-            // The model: in order, each when all buckets have room.
-            let start = arrival.max(at);
-            fluids.iter_mut().flatten().for_each(|fluid| fluid.leak(start - at));
-            let units = [1.0, if write { 1.0 } else { 0.0 }, len as f64];
-            let drawn = || (0..3).filter(|limit| units[*limit] != 0.0);
-            let wait = drawn().filter_map(|limit| Some(fluids[limit].as_ref()?.wait())).fold(0.0, f64::max);
-            fluids.iter_mut().flatten().for_each(|fluid| fluid.leak(wait));
-            for limit in drawn() {
-                if let Some(fluid) = &mut fluids[limit] {
-                    fluid.fill(units[limit]);
-                }
-            }
-            at = start + wait;
-            said.push(at);
-            // The layer: served at each deadline before the arrival, and then.
-            let now = origin + Duration::from_secs_f64(arrival);
-            while let Some(deadline) = queue.deadline().filter(|deadline| *deadline < now) {
-                time.go_to(deadline);
-                reap(&mut queue, &mut found);
-            }
-            time.go_to(now);
-            let kind = match write {
-                true => OpKind::Write { offset: 0, fua: false },
-                false => OpKind::Read { offset: 0 },
-            };
-            let op = Op { token: Token(index as u64), kind, buf: IoBuf::zeroed(len) };
-            match queue.submit(op) {
-                Submit::Done(_) => found[index] = seconds(&time),
-                Submit::Queued => {}
-                Submit::Full(_) => panic!("full below its depth"),
-            }
-        }
-        while let Some(deadline) = queue.deadline() {
-            time.go_to(deadline);
-            reap(&mut queue, &mut found);
-        }
-        for (index, (found, said)) in found.iter().zip(&said).enumerate() {
-            prop_assert!((found - said).abs() < 1e-5, "operation {index}: at {found}, the model says {said}");
-        }
-    }
 }
