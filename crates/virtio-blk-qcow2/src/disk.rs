@@ -3,11 +3,12 @@
 
 //! The disk on an image.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use virtio_blk_core::disk::{
-    Caps, Disk, DiskError, DiskEvent, DiskListener, Handover, IoQueue, SECTOR_SIZE,
+    self, Caps, Disk, DiskError, DiskEvent, DiskListener, Handover, IoQueue, SECTOR_SIZE,
 };
 
 use crate::error::OpenError;
@@ -422,6 +423,10 @@ impl Disk for Qcow2Disk {
             self.shared.opening.listeners.tell(event);
         }
         Ok(())
+    }
+
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<disk::Extent>, DiskError> {
+        self.allocation(range, most)
     }
 
     fn listen(&self, listener: DiskListener) {

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use virtio_blk_core::disk::DiskError;
+use virtio_blk_core::disk::{self, DiskError};
 
 use crate::disk::Qcow2Disk;
 use crate::format::Place;
@@ -257,6 +257,29 @@ impl Qcow2Disk {
     /// The disk is not active; a damaged image; the host's.
     pub fn map(&self, offset: u64, most: usize) -> Result<Vec<Extent>, DiskError> {
         self.list(offset, most, true)
+    }
+
+    /// What holds data of a range, through the whole chain: [`Disk::extents`](disk::Disk::extents).
+    pub(super) fn allocation(
+        &self,
+        range: Range<u64>,
+        most: usize,
+    ) -> Result<Vec<disk::Extent>, DiskError> {
+        let image = self.image()?;
+        if range.end > image.size() {
+            return Err(DiskError::OutOfRange);
+        }
+        let mut found = Extents::new(most);
+        image.collect(range, 0, true, &mut found)?;
+        let mut extents = disk::Extents::new(most);
+        for extent in found.list {
+            let allocation = match extent.place {
+                Where::Zero | Where::Unallocated => disk::Allocation::Hole,
+                Where::Data(_) | Where::Compressed | Where::Backing => disk::Allocation::Data,
+            };
+            extents.push(extent.len, allocation);
+        }
+        Ok(extents.into_vec())
     }
 
     fn list(&self, offset: u64, most: usize, deep: bool) -> Result<Vec<Extent>, DiskError> {

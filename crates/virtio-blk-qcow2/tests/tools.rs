@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use common::{directory, run, write};
 use files::{RawFiles, SIZE, Setup, open, path};
-use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
+use virtio_blk_core::disk::{Allocation, Disk, IoBuf, OpKind};
 use virtio_blk_qcow2::{
     Access, Checked, CreateOptions, Extent, Files, Repair, Where, check, create,
 };
@@ -175,6 +175,22 @@ fn extents_say_what_is_where() {
     assert_eq!(kind(&all[5]), Where::Unallocated);
     assert_eq!(disk.extents(16384, 1).unwrap(), all[2..3]);
     assert_eq!(disk.extents(SIZE as u64, 9).unwrap(), []);
+    // What a copy needs to know.
+    let whole = Disk::extents(&disk, 0..SIZE as u64, 9).unwrap();
+    let found: Vec<_> = whole.iter().map(|e| (e.len, e.allocation)).collect();
+    assert_eq!(
+        found,
+        [
+            (32768, Allocation::Data),
+            (4096, Allocation::Hole),
+            (half - 36864, Allocation::Data),
+            (half, Allocation::Hole)
+        ]
+    );
+    let part = Disk::extents(&disk, 32768..36864 + 512, 9).unwrap();
+    let found: Vec<_> = part.iter().map(|e| (e.len, e.allocation)).collect();
+    assert_eq!(found, [(4096, Allocation::Hole), (512, Allocation::Data)]);
+    assert!(Disk::extents(&disk, 0..SIZE as u64 + 1, 9).is_err());
 }
 
 /// A part of a disk, as `qemu-img map` tells of it.

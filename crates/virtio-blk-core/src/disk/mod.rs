@@ -14,9 +14,11 @@
 mod buf;
 mod caps;
 mod error;
+mod extent;
 mod handover;
 mod op;
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,6 +26,7 @@ use std::time::Instant;
 pub use buf::IoBuf;
 pub use caps::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
 pub use error::DiskError;
+pub use extent::{Allocation, Extent, Extents};
 pub use handover::{ContentStamp, Handover};
 pub use op::{Completion, Lifetime, Op, OpKind, Token};
 
@@ -131,6 +134,25 @@ pub trait Disk: Send + Sync {
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         let _ = bytes;
         Err(DiskError::Unsupported)
+    }
+
+    /// What the medium holds in a range of bytes, which is not empty and lies inside the capacity: for who copies it, and
+    /// wants to leave out what reads as zeroes. Returns at least one extent and at most `most` (which is at least 1); the
+    /// first begins at the range's start, each other one where the one before ends, and the last may end before the
+    /// range does. Does I/O, in proportion to the range at most: ask for gigabytes, not for all of the disk.
+    ///
+    /// An operation that had completed before the call is in the result; one that is in flight may be. What was
+    /// [`Allocation::Zero`] or [`Allocation::Hole`] read as zeroes at some moment of the call. A disk that can't tell says
+    /// that all is [`Allocation::Data`] (the default). A layer passes the call on.
+    ///
+    /// # Errors
+    /// [`DiskError::OutOfRange`], the medium is not in use ([`Disk::activate`]), or the host's error.
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
+        let _ = most;
+        Ok(vec![Extent {
+            len: range.end.saturating_sub(range.start),
+            allocation: Allocation::Data,
+        }])
     }
 
     /// Adds a listener for changes. It stays for the life of the disk; hold a `Weak` in it where that

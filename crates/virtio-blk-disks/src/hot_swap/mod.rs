@@ -17,12 +17,13 @@
 
 mod queue;
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Handover, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Extent, Handover, IoQueue};
 
 use queue::SwitchQueue;
 
@@ -305,6 +306,10 @@ impl Disk for SwitchDisk {
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         self.shared.current().0.resize(bytes)
+    }
+
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
+        self.shared.current().0.extents(range, most)
     }
 
     fn listen(&self, listener: DiskListener) {

@@ -6,9 +6,10 @@
 //! A layer says in [`Layer`] what it does to operations; [`Layered`] is the disk, which passes everything else on. A
 //! method that is added to [`Disk`] is passed on in one place.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Handover, IoQueue};
+use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Extent, Handover, IoQueue};
 
 /// What a layer does to operations. A clone is the same layer, with its state, for another view of the disk.
 pub trait Layer: Clone + Send + Sync + 'static {
@@ -110,6 +111,10 @@ impl<L: Layer, D: Disk + ?Sized> Disk for Layered<L, D> {
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         self.inner.resize(bytes)
+    }
+
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
+        self.inner.extents(range, most)
     }
 
     fn listen(&self, listener: DiskListener) {

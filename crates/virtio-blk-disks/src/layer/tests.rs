@@ -4,12 +4,13 @@
 //! Every layer, over a disk that notes what reaches it.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, ContentStamp, Disk, DiskError, DiskEvent, DiskListener, Execute, Handover,
-    IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Caps, Completion, ContentStamp, Disk, DiskError, DiskEvent, DiskListener, Execute, Extent,
+    Handover, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use crate::policy::ErrorPolicy;
@@ -25,12 +26,13 @@ use crate::{
 const ENDS: [&str; 3] = ["MemoryDisk", "NullDisk", "RawDisk"];
 
 /// The methods of the contract that no layer may answer by itself.
-const PASSED_ON: [&str; 7] = [
+const PASSED_ON: [&str; 8] = [
     "flush_error",
     "activate",
     "deactivate",
     "refresh",
     "resize",
+    "extents",
     "listen",
     "release_held",
 ];
@@ -109,6 +111,12 @@ impl Disk for Probe {
         self.note("resize");
         assert_eq!(bytes, 4096);
         Err(DiskError::Config("resize".to_owned()))
+    }
+
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
+        self.note("extents");
+        assert_eq!((range, most), (512..1024, 7));
+        Err(DiskError::Config("extents".to_owned()))
     }
 
     fn listen(&self, listener: DiskListener) {
@@ -312,6 +320,7 @@ fn the_control_side_reaches_the_disk() {
             ("deactivate", disk.deactivate()),
             ("refresh", disk.refresh()),
             ("resize", disk.resize(4096)),
+            ("extents", disk.extents(512..1024, 7).map(drop)),
         ] {
             let error = result.unwrap_err().to_string();
             assert_eq!(error, what, "{name}");

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use virtio_blk_core::disk::{DiskError, IoBuf};
+use virtio_blk_core::disk::{Allocation, DiskError, Extent, Extents, IoBuf};
 
 /// Bytes in a chunk. Large enough that looking one up costs little beside copying a page.
 pub(super) const CHUNK: usize = 64 << 10;
@@ -103,6 +103,25 @@ impl Chunks {
     /// Chunks that hold data.
     pub fn count(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    /// Which parts of a range have a chunk: at most `most` of them.
+    pub fn extents(&self, range: Range<u64>, most: usize) -> Vec<Extent> {
+        let mut extents = Extents::new(most);
+        let mut at = range.start;
+        while at < range.end {
+            let index = at / CHUNK as u64;
+            let next = (index + 1).saturating_mul(CHUNK as u64).min(range.end);
+            let allocation = match self.shard(index).read().contains_key(&index) {
+                true => Allocation::Data,
+                false => Allocation::Hole,
+            };
+            if !extents.push(next - at, allocation) {
+                break;
+            }
+            at = next;
+        }
+        extents.into_vec()
     }
 
     /// Fills `buf` from `offset` on.

@@ -5,12 +5,13 @@
 
 mod chunks;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, Execute, IoBuf,
-    IoQueue, Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait, ZeroLimits,
+    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, Execute, Extent,
+    IoBuf, IoQueue, Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait, ZeroLimits,
 };
 
 use crate::bounds::Bounds;
@@ -195,6 +196,13 @@ impl Disk for MemoryDisk {
             )));
         }
         Self::resize(self, bytes / SECTOR_SIZE)
+    }
+
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
+        if range.end > self.shared.capacity.load(Ordering::Acquire) {
+            return Err(DiskError::OutOfRange);
+        }
+        Ok(self.shared.chunks.extents(range, most))
     }
 
     fn listen(&self, listener: DiskListener) {

@@ -3,7 +3,7 @@
 
 use std::sync::Mutex;
 
-use virtio_blk_core::disk::{IoBuf, Token};
+use virtio_blk_core::disk::{Allocation, IoBuf, Token};
 use virtio_blk_core::testdisk::removable_buffer;
 
 use super::*;
@@ -288,4 +288,30 @@ fn data_that_was_taken_away_is_not_stored() {
         assert_eq!(result.is_ok(), intact, "{result:?}");
         assert_eq!(read(&mut *queue, 512, 512), [expected; 512]);
     }
+}
+
+#[test]
+fn chunks_that_are_there_are_data() {
+    let disk = MemoryDisk::new(1 << 20).unwrap();
+    let mut queue = disk.open_queue(1).unwrap();
+    let write = OpKind::Write {
+        offset: 512,
+        fua: false,
+    };
+    let wrote = queue.execute(&write, &IoBuf::zeroed(512), None);
+    assert!(matches!(wrote, Execute::Done(Ok(()))));
+    let found = disk.extents(0..1 << 20, 9).unwrap();
+    let (first, rest) = (CHUNK as u64, (1 << 20) - CHUNK as u64);
+    let lens: Vec<_> = found.iter().map(|e| (e.len, e.allocation)).collect();
+    assert_eq!(lens, [(first, Allocation::Data), (rest, Allocation::Hole)]);
+    assert_eq!(disk.extents(1024..2048, 1).unwrap(), found_data(1024));
+    let beyond = disk.extents(0..(1 << 20) + 1, 1);
+    assert!(matches!(beyond, Err(DiskError::OutOfRange)));
+}
+
+fn found_data(len: u64) -> [Extent; 1] {
+    [Extent {
+        len,
+        allocation: Allocation::Data,
+    }]
 }

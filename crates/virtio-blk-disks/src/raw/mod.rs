@@ -7,6 +7,7 @@ mod bounce;
 mod durable;
 mod engine;
 mod error;
+mod extents;
 mod host_file;
 mod job;
 mod lock;
@@ -17,10 +18,13 @@ mod probe;
 mod stamp;
 pub(crate) mod sys;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_blk_core::disk::{Caps, ContentStamp, Disk, DiskError, DiskListener, Handover, IoQueue};
+use virtio_blk_core::disk::{
+    Caps, ContentStamp, Disk, DiskError, DiskListener, Extent, Handover, IoQueue,
+};
 
 use engine::Plan;
 pub use error::OpenError;
@@ -224,6 +228,14 @@ impl Disk for RawDisk {
             return Err(self.inactive());
         }
         self.medium.resize(bytes)
+    }
+
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
+        // While others may have the file, what they write is not known to its page cache here.
+        if (self.use_lock.as_ref()).is_some_and(|use_lock| !use_lock.is_held()) {
+            return Err(self.inactive());
+        }
+        extents::extents(&self.medium, range, most)
     }
 
     fn listen(&self, listener: DiskListener) {

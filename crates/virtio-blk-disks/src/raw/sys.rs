@@ -128,6 +128,14 @@ pub(crate) fn fallocate(file: &File, mode: i32, offset: u64, len: u64) -> i32 {
     } as libc::ssize_t)
 }
 
+/// `lseek` with `SEEK_DATA` or `SEEK_HOLE`; or the `errno`. The position that it moves is nobody's: all transfers have
+/// their own.
+pub(super) fn seek(file: &File, offset: u64, whence: i32) -> Result<u64, i32> {
+    // SAFETY: the descriptor is open; no memory is involved.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
+    u64::try_from(found).map_err(|_| last_errno())
+}
+
 /// Discards a range of a block device: 0 or a negated `errno`.
 pub(super) fn erase(file: &File, how: Erase, offset: u64, len: u64) -> i32 {
     let range = [offset, len];
