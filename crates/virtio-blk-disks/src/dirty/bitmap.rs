@@ -3,6 +3,8 @@
 
 //! Which blocks were changed.
 
+mod runs;
+
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +19,8 @@ use super::persist::Persist;
 
 /// Bits in a word.
 pub(super) const BITS: u64 = u64::BITS as u64;
+pub use runs::Run;
+
 /// The largest number of blocks of one bitmap: 1 GiB of bits.
 const MAX_BLOCKS: u64 = 1 << 33;
 

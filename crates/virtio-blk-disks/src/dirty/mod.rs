@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE};
 
-pub use bitmap::DirtyBitmap;
+pub use bitmap::{DirtyBitmap, Run};
 pub use changes::{Changes, Generation, Take, TakeToken};
 use dirty_marker::{DirtyMarker, PersistentMarker};
 pub use error::BitmapError;

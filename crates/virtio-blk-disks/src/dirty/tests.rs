@@ -471,3 +471,52 @@ proptest! {
         prop_assert_eq!(found, model);
     }
 }
+
+#[test]
+fn runs_of_a_range_are_the_changes_of_the_disk() {
+    let size = (1 << 20) + 512;
+    let bitmap = DirtyBitmap::new(size, 512).unwrap();
+    for (offset, len) in [
+        (0, 1),
+        (512 * 63, 1024),
+        (512 * 200, 512 * 130),
+        (size - 512, 512),
+    ] {
+        bitmap.mark(offset, len);
+    }
+    let token = bitmap.take().token;
+    bitmap.mark(512 * 100, 512);
+    let check = |bitmap: &DirtyBitmap| {
+        let mut at = 0;
+        let mut found = Vec::new();
+        while at < bitmap.size() {
+            // A few at a time, each time from where the last ended.
+            let runs = bitmap.runs(at..bitmap.size(), 2);
+            assert!((1..=2).contains(&runs.len()));
+            for Run { len, dirty } in runs {
+                assert_ne!(len, 0);
+                if dirty {
+                    found.push((at, len));
+                }
+                at += len;
+            }
+        }
+        assert_eq!(at, bitmap.size());
+        assert_eq!(found, bitmap.changes().ranges);
+        found.len()
+    };
+    assert_eq!(check(&bitmap), 5);
+    bitmap.commit(token).unwrap();
+    assert_eq!(check(&bitmap), 1);
+    // What the disk has grown by counts as changed.
+    bitmap.resize(2 << 20);
+    assert_eq!(check(&bitmap), 2);
+    let run = |len, dirty| Run { len, dirty };
+    assert_eq!(
+        bitmap.runs(512 * 100 - 100..512 * 101 + 100, 9),
+        [run(100, false), run(512, true), run(100, false)]
+    );
+    assert_eq!(bitmap.runs(77..77, 9), []);
+    bitmap.doubt("a test").unwrap();
+    assert_eq!(bitmap.runs(512..1024, 9), [run(512, true)]);
+}

@@ -341,6 +341,15 @@ impl Stack {
         layers.find(|disk: &Arc<DirtyDisk>| disk.bitmap(name).is_some())
     }
 
+    /// The names of all dirty bitmaps, from the medium upwards.
+    pub fn dirty_names(&self) -> Vec<String> {
+        let built = self.built();
+        let layers = built.iter().filter_map(Built::of);
+        layers
+            .flat_map(|disk: Arc<DirtyDisk>| disk.names())
+            .collect()
+    }
+
     /// The layer that keeps operations that failed.
     pub fn policy(&self) -> Option<Arc<PolicyDisk>> {
         self.layer()
