@@ -110,9 +110,9 @@ impl Export {
         let name = options.name.clone();
         let medium = Medium::new(disk.clone(), move |event| match event {
             MediumEvent::Lost(error) => {
-                log::error!("{name}: what the disk kept in memory may be lost: {error}");
+                log::error!("export {name:?}: what the disk kept in memory may be lost: {error}");
             }
-            MediumEvent::Refused(error) => log::warn!("{name}: {error}"),
+            MediumEvent::Refused(error) => log::warn!("export {name:?}: {error}"),
             MediumEvent::Settled => {}
         });
         Ok(Arc::new(Self {
@@ -124,9 +124,22 @@ impl Export {
         }))
     }
 
+    /// What it is called in messages.
+    pub(crate) fn label(&self) -> String {
+        match self.name() {
+            "" => "the export without a name".to_owned(),
+            name => format!("export {name:?}"),
+        }
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.options.name
+    }
+
+    /// Bytes, as clients are told now.
+    pub fn size(&self) -> u64 {
+        self.disk.caps().capacity_bytes()
     }
 
     /// What its clients did so far.
@@ -206,7 +219,7 @@ impl Export {
     ///
     /// # Errors
     /// What it held in memory may be lost.
-    pub(crate) fn wait_left(&self, deadline: Instant) -> Option<Result<(), String>> {
+    pub fn wait_left(&self, deadline: Instant) -> Option<Result<(), String>> {
         if self.options.is_active {
             return Some(Ok(()));
         }

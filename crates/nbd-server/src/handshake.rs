@@ -230,7 +230,7 @@ impl Handshake<'_, '_> {
                 Ok(using) => Some(using),
                 Err(error) => {
                     let text = error.to_string();
-                    log::warn!("{}: a client was refused: {text}", export.name());
+                    log::warn!("{}: a client was refused: {text}", export.label());
                     self.reply(kind, OptionReplyKind::ERR_PLATFORM, text.as_bytes())?;
                     return Ok(None);
                 }

@@ -98,14 +98,6 @@ pub enum ServerError {
         "the disk has not finished what {0} connections asked for; their clients were told nothing"
     )]
     Unfinished(usize),
-    /// What a disk held in memory may be lost.
-    #[error("export {name:?}: what the disk kept in memory may be lost: {why}")]
-    Lost {
-        /// The export.
-        name: String,
-        /// The disk's words.
-        why: String,
-    },
 }
 
 struct Shared {
@@ -206,11 +198,12 @@ impl Server {
     /// Serves until [`ServerHandle::stop`]. From then on no request is taken; those that the disk has are finished and
     /// replied to. Layers let go of what they hold back. That takes [`ServerOptions::stop_time`] at most, and 200 ms more
     /// if the disk has not let go then: connections are closed then without a reply to what the disk still has, and
-    /// neither this nor the end of the process waits for it.
+    /// neither this nor the end of the process waits for it. Disks that kept something in memory may still have to write
+    /// it: [`Export::wait_left`](crate::Export::wait_left).
     ///
     /// # Errors
-    /// Clients can't be accepted any more; or [`ServerError::Unfinished`] or [`ServerError::Lost`] at the end. What goes
-    /// wrong with one client ends that client's connection.
+    /// Clients can't be accepted any more; or [`ServerError::Unfinished`]. What goes wrong with one client ends that
+    /// client's connection.
     pub fn run(&self) -> Result<(), ServerError> {
         let accepted = self.accept();
         self.handle().stop();
@@ -227,19 +220,10 @@ impl Server {
         let unfinished = *live;
         drop(live);
         accepted?;
-        if unfinished != 0 {
-            return Err(ServerError::Unfinished(unfinished));
+        match unfinished {
+            0 => Ok(()),
+            _ => Err(ServerError::Unfinished(unfinished)),
         }
-        for export in self.shared.exports.list() {
-            let why = match export.wait_left(deadline) {
-                Some(Ok(())) => continue,
-                Some(Err(why)) => why,
-                None => "it is still being written".to_owned(),
-            };
-            let name = export.name().to_owned();
-            return Err(ServerError::Lost { name, why });
-        }
-        Ok(())
     }
 
     fn accept(&self) -> Result<(), ServerError> {
@@ -306,7 +290,7 @@ fn serve(shared: &Shared, socket: OwnedFd) {
         Err(error) => return log::info!("a client's handshake failed: {error}"),
     };
     let export = agreed.using.export.clone();
-    let name = export.name();
+    let name = export.label();
     add(&export.counting.clients, 1);
     log::info!("{name}: client connected");
     let mut connection = match Connection::new(channel, agreed) {

@@ -157,22 +157,13 @@ impl Journal {
                 offset,
                 len,
                 error,
-            } => {
-                let name = request.name();
-                let place = match len {
-                    0 => name.to_owned(),
-                    _ => format!("{name} of {len} bytes at byte {offset}"),
-                };
-                self.add(
-                    log::Level::Error,
-                    Failure {
-                        operation: name,
-                        error: error_name(error),
-                        errno: error.errno(),
-                        words: format!("{place} failed (queue {queue}): {}", words(error)),
-                    },
-                );
-            }
+            } => self.note_operation(
+                request.name(),
+                offset,
+                len,
+                &format!(" (queue {queue})"),
+                error,
+            ),
             ErrorCause::Chain(_) => self.add(
                 log::Level::Warn,
                 Failure {
@@ -193,6 +184,30 @@ impl Journal {
             ),
             _ => {}
         }
+    }
+
+    /// Notes an operation that the disk failed; `place` says for whom. Does not block.
+    pub fn note_operation(
+        &self,
+        name: &str,
+        offset: u64,
+        len: u64,
+        place: &str,
+        error: &DiskError,
+    ) {
+        let what = match len {
+            0 => name.to_owned(),
+            _ => format!("{name} of {len} bytes at byte {offset}"),
+        };
+        self.add(
+            log::Level::Error,
+            Failure {
+                operation: name,
+                error: error_name(error),
+                errno: error.errno(),
+                words: format!("{what} failed{place}: {}", words(error)),
+            },
+        );
     }
 
     /// Notes that the disk's size can't be read. Does not block.

@@ -125,6 +125,7 @@ impl Rules {
         } = *request;
         let allowed = match command {
             Command::READ if self.mode != ReplyMode::Simple => CommandFlags::DF,
+            // A client must set it, but QEMU 10.0 does not.
             Command::WRITE if self.mode == ReplyMode::Extended => CommandFlags::PAYLOAD_LEN,
             Command::WRITE_ZEROES => CommandFlags::NO_HOLE | CommandFlags::FAST_ZERO,
             Command::BLOCK_STATUS => CommandFlags::REQ_ONE,
@@ -137,12 +138,6 @@ impl Rules {
         let changes = [Command::WRITE, Command::TRIM, Command::WRITE_ZEROES].contains(&command);
         match command {
             Command::FLUSH => return Ok(Task::Flush),
-            Command::WRITE
-                if self.mode == ReplyMode::Extended
-                    && !flags.contains(CommandFlags::PAYLOAD_LEN) =>
-            {
-                return invalid("a write without the flag for its payload");
-            }
             Command::READ | Command::BLOCK_STATUS => {}
             _ if changes && self.read_only => {
                 return Err(Refusal::new(Errno::PERM, "the export is read-only"));

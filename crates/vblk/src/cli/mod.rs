@@ -12,7 +12,7 @@ use vhost_user_blk::socket::{SocketAddress, group_id};
 use virtio_blk_disks::StackArg;
 
 use crate::disk_tools::{check, create, map};
-use crate::layers::{LayerArgs, ctl, layers_help, top};
+use crate::layers::{Address, LayerArgs, ctl, layers_help, top};
 use crate::source::{KINDS, Source};
 
 /// The part of `--help` about disks. Lines of at most 78 columns: longer ones are wrapped on a terminal of 80, and
@@ -68,6 +68,22 @@ Examples:
   By hand, so that the disk outlives a restart of vblk:
     vblk serve vduse --disk raw:disk.img --name disk0 & vblk vdpa add disk0
     vblk vdpa del disk0; kill %1";
+
+const NBD_HELP: &str = "\
+Examples:
+  To programs of this host:
+    vblk serve nbd --disk raw:disk.img --socket /tmp/nbd.sock
+    nbdinfo --map nbd+unix:///?socket=/tmp/nbd.sock
+    nbdcopy nbd+unix:///?socket=/tmp/nbd.sock copy.img
+  Several disks on one socket (what is in front of the first --disk is for
+  all); then nbd+unix:///a?socket=/tmp/nbd.sock is the first of them:
+    vblk serve nbd --socket /tmp/nbd.sock \\
+      --disk raw:a.img --export a --disk qcow2:b.qcow2 --export b --read-only
+  What changed since a bitmap began, as the context qemu:dirty-bitmap:backup:
+    vblk serve nbd --disk raw:disk.img,dirty=backup --socket /tmp/nbd.sock
+  To another machine, over a network that nobody else can reach:
+    vblk serve nbd --disk raw:disk.img --listen 192.168.7.1:10809 \\
+      --trusted-network";
 
 const ROOT_EXAMPLES: &str = "\
 Examples:
@@ -155,6 +171,9 @@ pub enum ServeCommand {
     /// To the kernel, as a VDUSE device: /dev/vdX on this host, or a vhost-vdpa device for VMs.
     #[command(after_help = help_on_layers(VDUSE_HELP))]
     Vduse(VduseArgs),
+    /// To programs and other machines, as a network block device (NBD): nbdcopy, qemu-img, backup tools.
+    #[command(after_help = help_on_layers(NBD_HELP))]
+    Nbd(NbdArgs),
 }
 
 impl ServeCommand {
@@ -163,6 +182,7 @@ impl ServeCommand {
         match self {
             Self::VhostUser(args) => args.socket.to_string(),
             Self::Vduse(args) => args.name.to_string(),
+            Self::Nbd(args) => args.name(),
         }
     }
 
@@ -171,6 +191,7 @@ impl ServeCommand {
         match self {
             Self::VhostUser(args) => &args.serve,
             Self::Vduse(args) => &args.serve,
+            Self::Nbd(args) => &args.serve,
         }
     }
 }
@@ -181,21 +202,26 @@ pub struct ServeArgs {
     /// The disk to serve, perhaps with layers; see below.
     #[arg(long, value_name = "DISK[,LAYER…]", value_parser = crate::disk_file::parse)]
     pub disk: StackArg<Source>,
-    /// Let the driver only read.
+    /// Let drivers and clients only read.
     #[arg(long)]
     pub read_only: bool,
+    /// What shows and changes layers.
+    #[command(flatten)]
+    pub layers: LayerArgs,
+}
+
+/// What every way to serve a driver has.
+#[derive(Debug, Args)]
+pub struct DriverArgs {
     /// Serial number that the driver sees, at most 20 bytes.
     #[arg(long, value_name = "S", default_value = "")]
     pub serial: String,
     /// Look for new requests for this many microseconds after the last, before sleeping; 0: sleep at once.
     #[arg(long, value_name = "µs", default_value_t = 20, value_parser = clap::value_parser!(u64).range(..=1_000_000))]
     pub poll: u64,
-    /// What shows and changes layers.
-    #[command(flatten)]
-    pub layers: LayerArgs,
 }
 
-impl ServeArgs {
+impl DriverArgs {
     /// The polling time.
     pub fn poll(&self) -> Duration {
         Duration::from_micros(self.poll)
@@ -208,6 +234,9 @@ pub struct VhostUserArgs {
     /// What is served.
     #[command(flatten)]
     pub serve: ServeArgs,
+    /// To a driver.
+    #[command(flatten)]
+    pub driver: DriverArgs,
     /// Unix socket to listen on, replaced if its server is dead; or fd:N, a descriptor that was passed in and
     /// listens already.
     #[arg(long, value_name = "PATH")]
@@ -225,6 +254,67 @@ pub struct VhostUserArgs {
     /// Largest size of a queue, in requests: a power of two.
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub queue_size: u16,
+}
+
+/// Options of `serve nbd`.
+#[derive(Debug, Args)]
+pub struct NbdArgs {
+    /// What is served.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+    /// The export's name, by which clients ask for it [default: the empty name; clients that ask for none get the
+    /// first].
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub export: String,
+    /// What people may read of the export.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub description: String,
+    /// Unix socket to listen on, replaced if its server is dead; or fd:N, a descriptor that was passed in and
+    /// listens already. Several disks may share it: write it in front of the first --disk.
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "listen",
+        conflicts_with = "listen"
+    )]
+    pub socket: Option<SocketAddress>,
+    /// Permissions of the socket, as three octal digits: connecting takes the right to write [default: what the
+    /// umask leaves; with --socket-group 660].
+    #[arg(long, value_name = "MODE", value_parser = socket_mode)]
+    pub socket_mode: Option<u32>,
+    /// Group of the socket, by name or number.
+    #[arg(long, value_name = "GROUP", value_parser = group_id)]
+    pub socket_group: Option<u32>,
+    /// TCP port to listen on: HOST:PORT, or :PORT for all addresses. Nothing is encrypted and anybody who can
+    /// connect can read and write the disk, so it takes --trusted-network, too.
+    #[arg(long, value_name = "ADDR", requires = "trusted_network")]
+    pub listen: Option<Address>,
+    /// Vouch that only those can reach the network of --listen who may use the disk.
+    #[arg(long, requires = "listen")]
+    pub trusted_network: bool,
+    /// Connections at a time, of all disks of the socket; more are closed at once.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_connections: u16,
+}
+
+impl NbdArgs {
+    /// Where clients connect.
+    pub fn place(&self) -> String {
+        match (&self.socket, &self.listen) {
+            (Some(socket), _) => socket.to_string(),
+            (None, Some(address)) => address.to_string(),
+            // The command line has one of them.
+            (None, None) => String::new(),
+        }
+    }
+
+    /// What the disk is called: the export's name, or where it is if it has none.
+    pub fn name(&self) -> String {
+        match self.export.as_str() {
+            "" => self.place(),
+            name => name.to_owned(),
+        }
+    }
 }
 
 /// Permission bits in octal digits.
@@ -250,6 +340,9 @@ pub struct VduseArgs {
     /// What is served.
     #[command(flatten)]
     pub serve: ServeArgs,
+    /// To a driver.
+    #[command(flatten)]
+    pub driver: DriverArgs,
     /// The device's name: /dev/vduse/NAME.
     #[arg(long, value_name = "NAME")]
     pub name: DeviceName,

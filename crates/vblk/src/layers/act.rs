@@ -80,14 +80,14 @@ pub(super) fn resume(served: &ExportedDisk) -> Answer {
 
 /// Looks at the disk's size again.
 pub(super) fn refresh(served: &ExportedDisk) -> Answer {
-    served.device.disk().refresh()?;
-    Ok(json!({"capacity": served.device.capacity() * 512}))
+    served.disk.refresh()?;
+    Ok(json!({"capacity": served.disk.caps().capacity_bytes()}))
 }
 
 /// Grows the disk, through the handle that it is open by: its name may lead elsewhere by now.
 pub(super) fn resize(served: &ExportedDisk, bytes: u64) -> Answer {
-    let disk = served.device.disk();
-    let now = served.device.capacity() * 512;
+    let disk = &served.disk;
+    let now = disk.caps().capacity_bytes();
     if bytes < now {
         return Err(format!(
             "{bytes} bytes: the disk has {now}; to lose what lies behind, truncate its file and then `refresh`"
@@ -101,5 +101,5 @@ pub(super) fn resize(served: &ExportedDisk, bytes: u64) -> Answer {
         ),
         error => error.to_string(),
     })?;
-    Ok(json!({"capacity": served.device.capacity() * 512}))
+    Ok(json!({"capacity": disk.caps().capacity_bytes()}))
 }

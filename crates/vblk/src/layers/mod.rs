@@ -30,14 +30,16 @@ use clap::Args;
 use serde::Serialize;
 use vhost_vdpa_frontend::SlowPath;
 use virtio_blk_core::device::Device;
+use virtio_blk_core::disk::Disk;
 use virtio_blk_disks::meter::MeterOptions;
 use virtio_blk_disks::stack::{self, Groups, LayerArg, LayerKinds, Stack, StackArg};
 
 use crate::cli::ServeArgs;
 use crate::journal::Journal;
 use crate::source::{Opened, Source};
+use crate::status::Totals;
 use crate::{output, report};
-use address::Address;
+pub use address::Address;
 
 /// The kinds of layers that this program links.
 pub const LAYERS: LayerKinds<'static> = LayerKinds::new(stack::OWN);
@@ -139,33 +141,54 @@ pub fn open(
     Ok((Arc::new(stack), vdpa))
 }
 
-/// What the servers of metrics and control look at.
-#[derive(Clone, Debug)]
+/// What the servers of metrics and control look at, and the ticker.
+#[derive(Clone)]
 pub struct ExportedDisk {
     /// What it is called in `ctl`, `top` and metrics.
     pub name: String,
     source: Source,
     stack: Arc<Stack>,
-    /// The device.
-    pub device: Arc<Device>,
+    /// The disk, with its layers.
+    pub disk: Arc<dyn Disk>,
+    /// What was done for its clients so far.
+    pub totals: Arc<dyn Fn() -> Totals + Send + Sync>,
     /// What failed.
     pub journal: Arc<Journal>,
 }
 
 impl ExportedDisk {
-    /// A disk of these options.
-    pub fn new(name: String, args: &ServeArgs, stack: Arc<Stack>, device: Arc<Device>) -> Self {
+    /// A disk of these options. Who serves it tells the journal what fails, and `totals` counts what it did.
+    pub fn new(
+        name: String,
+        args: &ServeArgs,
+        stack: Arc<Stack>,
+        totals: impl Fn() -> Totals + Send + Sync + 'static,
+    ) -> Self {
         let journal = Arc::new(Journal::new(name.clone()));
-        let (queues, policy) = (journal.clone(), journal.clone());
-        device.on_request_error(move |error| queues.note(error));
+        let policy = journal.clone();
         stack.listen_events(move |event| policy.note_policy(event));
         Self {
             name,
             source: args.disk.disk.clone(),
+            disk: stack.disk(),
             stack,
-            device,
+            totals: Arc::new(totals),
             journal,
         }
+    }
+
+    /// The disk of a device.
+    pub fn of_device(
+        name: String,
+        args: &ServeArgs,
+        stack: Arc<Stack>,
+        device: Arc<Device>,
+    ) -> Self {
+        let counted = device.clone();
+        let this = Self::new(name, args, stack, move || Totals::of(&counted));
+        let queues = this.journal.clone();
+        device.on_request_error(move |error| queues.note(error));
+        this
     }
 }
 

@@ -203,7 +203,7 @@ impl Stats {
         let stats = Self {
             name: served.name.clone(),
             disk: served.source.to_string(),
-            capacity: served.device.capacity() * 512,
+            capacity: served.disk.caps().capacity_bytes(),
             interval: before.map(|before| at.duration_since(before.at).as_secs_f64()),
             queues: shown.iter().map(Queue::from).collect(),
             total: meter.as_ref().map(|_| Queue::from(&total)),
@@ -214,7 +214,7 @@ impl Stats {
                 last: policy.last_held().map(|operation| operation.to_string()),
             }),
             errors: served.journal.failures(),
-            flush_error: (served.device.disk().flush_error()).map(|error| error.to_string()),
+            flush_error: (served.disk.flush_error()).map(|error| error.to_string()),
             lie: stack
                 .verify()
                 .and_then(|verify| verify.mismatch())

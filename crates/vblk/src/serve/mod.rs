@@ -6,6 +6,7 @@
 mod attach;
 mod deadline;
 mod listening;
+mod nbd;
 mod stopping;
 #[cfg(test)]
 mod tests;
@@ -25,17 +26,15 @@ use std::time::Duration;
 use vduse_backend::Linux;
 use vduse_backend::kernel::Kernel;
 use vhost_vdpa_frontend::SlowPath;
-use virtio_blk_core::device::Device;
 use virtio_blk_core::disk::Disk;
 use virtio_blk_disks::stack::{Groups, Stack};
 
 use crate::cli::{ServeArgs, ServeCommand};
 use crate::descriptors::Budget;
-use crate::journal::Journal;
 use crate::layers::{self, AdminServers, ExportedDisk, LayerArgs};
 use crate::report::describe;
 use crate::signals;
-use crate::status::{StatusLine, Totals};
+use crate::status::StatusLine;
 use deadline::Unended;
 use stopping::{Stop, Stopping};
 
@@ -69,6 +68,8 @@ struct Common {
     layers: LayerArgs,
     groups: Groups,
     descriptors: Budget,
+    /// Sockets with several exports.
+    nbd: nbd::Servers,
 }
 
 impl Common {
@@ -107,6 +108,7 @@ fn run_on(
         layers: LayerArgs::of_all(commands.iter().map(|command| &command.disk().layers))?,
         groups: Groups::default(),
         descriptors: Budget::new(),
+        nbd: nbd::Servers::default(),
     };
     find_double(commands, &common.layers)?;
     let unended = Unended::new(commands.iter().map(ServeCommand::name));
@@ -145,8 +147,7 @@ fn run_on(
     for announce in announcements {
         announce();
     }
-    let watched = |one: &ExportedDisk| (one.device.clone(), one.journal.clone());
-    let watched: Vec<Watched> = served.iter().map(watched).collect();
+    let watched = served.clone();
     let journals: Vec<_> = served.iter().map(|one| one.journal.clone()).collect();
     let is_connected = move || connected.iter().any(|is| is());
     let ticker = Ticker::start(watched, json, is_connected, (asks, asked))?;
@@ -167,7 +168,9 @@ fn run_on(
 fn patience(command: &ServeCommand) -> Duration {
     match command {
         ServeCommand::Vduse(args) if args.attach.is_some() => attach::DETACH,
-        ServeCommand::Vduse(_) | ServeCommand::VhostUser(_) => Duration::ZERO,
+        ServeCommand::Vduse(_) | ServeCommand::VhostUser(_) | ServeCommand::Nbd(_) => {
+            Duration::ZERO
+        }
     }
 }
 
@@ -186,6 +189,7 @@ fn prepare_all(
         let prepared = match command {
             ServeCommand::VhostUser(args) => vhost_user::prepare(args, common),
             ServeCommand::Vduse(args) => vduse::prepare(args, common),
+            ServeCommand::Nbd(args) => nbd::prepare(args, common),
         };
         let prepared = prepared.map_err(|error| explain(error, command.disk(), &opened));
         match prepared {
@@ -211,6 +215,11 @@ fn find_double(commands: &[ServeCommand], layers: &LayerArgs) -> Result<(), Stri
     let places = commands.iter().map(|command| match command {
         ServeCommand::VhostUser(args) => format!("--socket {}", args.socket),
         ServeCommand::Vduse(args) => format!("--name {}", args.name),
+        ServeCommand::Nbd(args) if args.export.is_empty() => {
+            format!("an --export without a name on {}", args.place())
+        }
+        // Also on two sockets: by it `ctl`, `top` and metrics know the disk.
+        ServeCommand::Nbd(args) => format!("--export {}", args.export),
     });
     let mut seen = HashSet::new();
     for place in places {
@@ -304,9 +313,6 @@ enum Tick {
     End,
 }
 
-/// What the ticker looks at.
-type Watched = (Arc<Device>, Arc<Journal>);
-
 /// The thread that looks at the disks' sizes, tells of their errors, and draws the status line, until it is dropped.
 struct Ticker {
     asks: Sender<Tick>,
@@ -316,7 +322,7 @@ struct Ticker {
 impl Ticker {
     /// `is_connected`: whether a driver uses a device. `asked`, of whom `asks` is the other end, is listened to.
     fn start(
-        watched: Vec<Watched>,
+        watched: Vec<ExportedDisk>,
         json: bool,
         is_connected: impl Fn() -> bool + Send + 'static,
         (asks, asked): (Sender<Tick>, Receiver<Tick>),
@@ -344,7 +350,7 @@ impl Drop for Ticker {
 
 fn tick(
     asked: &Receiver<Tick>,
-    watched: &[Watched],
+    watched: &[ExportedDisk],
     is_connected: impl Fn() -> bool,
     mut line: Option<StatusLine>,
 ) {
@@ -353,14 +359,14 @@ fn tick(
         if !matches!(asked, Ok(Tick::Refresh) | Err(RecvTimeoutError::Timeout)) {
             return;
         }
-        for (device, journal) in watched {
-            journal.tell(false);
-            if let Err(error) = device.disk().refresh() {
-                journal.note_size(&error);
+        for one in watched {
+            one.journal.tell(false);
+            if let Err(error) = one.disk.refresh() {
+                one.journal.note_size(&error);
             }
         }
         if let (Some(line), Err(_)) = (&mut line, asked) {
-            let all = watched.iter().map(|(device, _)| Totals::of(device));
+            let all = watched.iter().map(|one| (one.totals)());
             line.draw(is_connected(), all.sum());
         }
     }

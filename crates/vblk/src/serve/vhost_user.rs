@@ -59,13 +59,13 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
     let options = DeviceOptions {
         queues: common.descriptors.queues(args.queues, usual)?,
         queue_size: args.queue_size,
-        serial: serve.serial.clone(),
+        serial: args.driver.serial.clone(),
         read_only: serve.read_only,
         ..DeviceOptions::default()
     };
     let device = Device::new(disk, options)?;
     let options = ServerOptions {
-        poll: serve.poll(),
+        poll: args.driver.poll(),
         ..ServerOptions::default()
     };
     let socket = SocketOptions {
@@ -121,7 +121,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         }
     };
     Ok(Ready {
-        served: ExportedDisk::new(name, serve, stack, device),
+        served: ExportedDisk::of_device(name, serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, arg, &listening, json)),
         connected: Box::new(move || connected.is_connected()),
         stop: Box::new(move || stop.stop()),

@@ -87,7 +87,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
             .queues
             .unwrap_or_else(|| usual_queues(disk.as_ref(), u16::MAX)),
         queue_size: args.queue_size,
-        serial: serve.serial.clone(),
+        serial: args.driver.serial.clone(),
         read_only: serve.read_only,
         // The driver can't write the configuration space of a vDPA device.
         config_wce: false,
@@ -96,7 +96,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
     };
     let device = Device::new(disk, options)?;
     let options = ServerOptions {
-        poll: serve.poll(),
+        poll: args.driver.poll(),
         pin: !args.no_pin,
         state_dir: args.state_dir.clone(),
         bounce_size: args.bounce_size,
@@ -122,7 +122,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
     let stop = move || stop(&handle, attached.as_ref());
     let (name, counted) = (args.name.clone(), device.clone());
     Ok(Ready {
-        served: ExportedDisk::new(args.name.to_string(), serve, stack, device),
+        served: ExportedDisk::of_device(args.name.to_string(), serve, stack, device),
         announce: Box::new(move || Listening::print(at, &place, arg, &listening, json)),
         connected: Box::new(move || connected.is_live()),
         stop: Box::new(stop),
