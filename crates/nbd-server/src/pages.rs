@@ -115,7 +115,7 @@ mod tests {
         for len in [1, 512, 4096, 5000, 256 << 10, 1 << 20, 32 << 20] {
             let (buf, pages) = pool.get(len).unwrap();
             assert_eq!(buf.len(), len);
-            assert!(buf.segments()[0].iov_base as usize % PAGE == 0);
+            assert!((buf.segments()[0].iov_base as usize).is_multiple_of(PAGE));
             let base = pages.base;
             drop(buf);
             pool.put(pages);

@@ -475,13 +475,7 @@ impl Connection {
             flush: false,
             cost,
         });
-        match self.queue.execute(&kind, &buf) {
-            Some(result) => {
-                let next = self.complete(Completion { token, result, buf });
-                self.submit(next);
-            }
-            None => self.submit(Some(Op { token, kind, buf })),
-        }
+        self.submit(Some(Op { token, kind, buf }));
     }
 
     fn erase(&mut self, request: Request, mut pieces: Pieces, flush: bool) {
@@ -502,7 +496,7 @@ impl Connection {
     /// Gives an operation to the disk, and what follows it if it is done at once.
     fn submit(&mut self, mut next: Option<Op>) {
         while let Some(op) = next.take() {
-            match self.queue.submit(op) {
+            match self.queue.execute_or_submit(op) {
                 Submit::Queued => {}
                 Submit::Done(completion) => next = self.complete(completion),
                 Submit::Full(op) => self.held.push_back(op),

@@ -301,9 +301,11 @@ pub const fn request(command: Command, offset: u64, length: u64) -> Request {
     }
 }
 
-/// Data that is different everywhere.
+/// Data that is different everywhere, but repeats itself after 64 KiB and 8 bytes.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let word = |i: usize| (seed.wrapping_add(i as u64)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let words = (0..len.div_ceil(8)).flat_map(|i| word(i + 1).to_le_bytes());
-    words.take(len).collect()
+    let word = |i: u64| (seed.wrapping_add(i)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let words: Vec<u8> = (0..8193).flat_map(|i| word(i + 1).to_le_bytes()).collect();
+    let mut data = words.repeat(len.div_ceil(words.len()));
+    data.truncate(len);
+    data
 }
