@@ -3,11 +3,12 @@
 
 //! What every part of an open image needs: the medium, the sizes, the header, and whether changes are allowed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use virtio_blk_core::disk::DiskError;
 
-use crate::format::{Geometry, Header, field, put};
+use crate::bitmaps::Bitmaps;
+use crate::format::{Geometry, Header, autoclear, field, put};
 use crate::freeze::Changes;
 use crate::lane::Lane;
 use crate::listeners::Listeners;
@@ -34,6 +35,8 @@ pub struct Base {
     head: Mutex<Vec<u8>>,
     /// Held while the image is prepared for changes.
     beginning: Mutex<()>,
+    /// Persistent bitmaps, if they are kept up to date, or the image is read-only.
+    pub bitmaps: OnceLock<Bitmaps>,
     /// Autoclear bits that survive a change by us.
     autoclear: u64,
     /// Where no data may be: what was metadata when the image was opened. Sorted first clusters and their number.
@@ -57,6 +60,7 @@ impl Base {
             external: header.external,
             head: Mutex::new(head),
             beginning: Mutex::default(),
+            bitmaps: OnceLock::new(),
             autoclear: header.kept_autoclear(),
             tables,
         }
@@ -116,7 +120,8 @@ impl Base {
         }
     }
 
-    /// Prepares the image for the first change: features that the change makes stale are cleared, and stably so.
+    /// Prepares the image for the first change: features that the change makes stale are cleared, bitmaps are marked as in
+    /// use, and stably so.
     ///
     /// # Errors
     /// The image is frozen; the disk's, and nothing is changed.
@@ -126,14 +131,17 @@ impl Base {
             return Ok(());
         }
         let _alone = lock(&self.beginning);
-        let stale = {
-            let head = lock(&self.head);
-            self.version >= 3 && crate::format::be64(&head, field::AUTOCLEAR) & !self.autoclear != 0
-        };
+        let bitmaps = self.bitmaps.get();
+        let stays = self.autoclear | bitmaps.map_or(0, |_| autoclear::BITMAPS);
+        let now = crate::format::be64(&lock(&self.head), field::AUTOCLEAR);
+        let stale = self.version >= 3 && now & !stays != 0;
         if stale {
             self.update_header(lane, |head| {
-                put(head, field::AUTOCLEAR, &self.autoclear.to_be_bytes());
+                put(head, field::AUTOCLEAR, &(now & stays).to_be_bytes());
             })?;
+        }
+        let begun = bitmaps.map_or(Ok(false), |bitmaps| bitmaps.begin(lane, self))?;
+        if stale || begun {
             self.barrier(lane)?;
         }
         self.changes.allow();

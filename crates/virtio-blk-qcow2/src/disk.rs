@@ -11,6 +11,7 @@ use virtio_blk_core::disk::{
     self, Caps, Disk, DiskError, DiskEvent, DiskListener, Handover, IoQueue, SECTOR_SIZE,
 };
 
+use crate::bitmaps::MarkingQueue;
 use crate::error::OpenError;
 use crate::files::{Access, Files};
 use crate::image::Image;
@@ -234,8 +235,9 @@ impl Qcow2Disk {
         &self.shared.opening.path
     }
 
-    /// Persistent dirty bitmaps of the image that the first write makes inconsistent: nobody keeps them up to date here,
-    /// and QEMU ignores them from then on. 0 after that write, and for a read-only disk.
+    /// Persistent dirty bitmaps of the image that the first write makes inconsistent, as they can't be kept up to date: they
+    /// are of an unknown kind, or larger than 256 MiB. QEMU ignores them from then on. 0 after that write, and for a
+    /// read-only disk. See [`Qcow2Disk::bitmaps`] for those that are kept up to date.
     pub fn persistent_bitmaps(&self) -> u32 {
         self.shared.image().map_or(0, |image| image.bitmaps())
     }
@@ -322,7 +324,13 @@ impl Disk for Qcow2Disk {
         };
         *current = Arc::downgrade(&pool);
         drop(current);
-        Ok(Box::new(Qcow2Queue::new(leave, image, pool, depth)?))
+        let bitmaps = image.base.bitmaps.get();
+        let marked = bitmaps.map_or_else(Vec::new, |bitmaps| bitmaps.enabled());
+        let queue = Qcow2Queue::new(leave, image, pool, depth)?;
+        Ok(match &marked[..] {
+            [] => Box::new(queue),
+            _ => Box::new(MarkingQueue::new(queue, marked)),
+        })
     }
 
     fn flush_error(&self) -> Option<DiskError> {
@@ -416,7 +424,7 @@ impl Disk for Qcow2Disk {
         let _turn = lock(&self.shared.turn);
         let image = self.shared.image()?;
         let before = image.size();
-        image.resize(bytes)?;
+        image.resize_with_bitmaps(|| image.resize(bytes))?;
         if bytes != before {
             let capacity = bytes / SECTOR_SIZE;
             let event = DiskEvent::Resized { capacity };

@@ -54,6 +54,12 @@ impl Changes {
             (self.state).compare_exchange(UNCHANGED, CHANGED, Ordering::AcqRel, Ordering::Acquire);
     }
 
+    /// The image has to be prepared anew before the next change.
+    pub fn rest(&self) {
+        let _ =
+            (self.state).compare_exchange(CHANGED, UNCHANGED, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// Ends all changes, because `what` failed. The first reason stays, and is what is returned.
     pub fn freeze(&self, what: &'static str, error: DiskError) -> DiskError {
         let errno = error.errno().unwrap_or(0);

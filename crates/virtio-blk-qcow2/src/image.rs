@@ -50,7 +50,7 @@ pub struct Image {
     pub discard: bool,
     /// Nothing may be changed.
     pub read_only: bool,
-    /// Persistent bitmaps that are up to date.
+    /// Persistent bitmaps that are up to date, and can't be kept so.
     bitmaps: u32,
     /// What the disk can do. The capacity in it is not kept up to date.
     caps: Caps,
@@ -99,7 +99,11 @@ impl Image {
             epochs: Epochs::default(),
             desk: Desk::default(),
             compression: header.compression,
-            bitmaps: header.bitmaps(),
+            bitmaps: if base.bitmaps.get().is_some() {
+                0
+            } else {
+                header.bitmaps()
+            },
             discard,
             read_only,
             caps,
@@ -327,6 +331,7 @@ impl Image {
     /// The image is frozen; the disks'.
     pub fn close(&self) -> Result<(), DiskError> {
         self.begin();
+        self.settle_bitmaps();
         let stable = self.make_stable();
         self.end();
         stable

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod base;
+mod bitmaps;
 mod check;
 mod create;
 mod disk;
@@ -38,6 +39,7 @@ mod sync;
 mod tables;
 mod worker;
 
+pub use bitmaps::{BitmapInfo, PersistentBitmap};
 pub use check::{Checked, Repair, check};
 pub use create::{CreateOptions, Preallocation, create};
 pub use disk::Qcow2Disk;

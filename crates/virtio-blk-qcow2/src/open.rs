@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use virtio_blk_core::disk::{
-    Alignments, Caps, Disk, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits,
+    Alignments, Caps, Disk, DiskError, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits,
 };
 
 use crate::base::Base;
+use crate::bitmaps::Bitmaps;
 use crate::check::{Repair, check};
 use crate::disk::Qcow2Disk;
 use crate::error::OpenError;
@@ -19,6 +20,7 @@ use crate::files::{Access, Files};
 use crate::format::Header;
 use crate::head;
 use crate::image::Image;
+use crate::lane::Lane;
 use crate::layout::Layout;
 use crate::listeners::Listeners;
 use crate::medium::Medium;
@@ -237,6 +239,7 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
     let caps = caps(&header, data.disk(), opening)?;
     let tables = Tables::new(base.clone(), &header, &layout.l1);
     let refcounts = Refcounts::open(base.clone(), &header, &mut lane).map_err(failed)?;
+    read_bitmaps(&header, &base, &mut lane, opening).map_err(failed)?;
     drop(lane);
     let mut image = Image::new(
         base,
@@ -251,6 +254,28 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
     );
     image.named = named;
     Ok(image)
+}
+
+/// Reads persistent bitmaps. Those that can't be kept up to date are told in the log.
+fn read_bitmaps(
+    header: &Header,
+    base: &Base,
+    lane: &mut Lane,
+    opening: &Opening,
+) -> Result<(), DiskError> {
+    let writable = opening.options.is_writable();
+    match Bitmaps::read(header, base, lane, writable)? {
+        Ok(None) => {}
+        Ok(Some(bitmaps)) => {
+            // It was made for this image.
+            let _ = base.bitmaps.set(bitmaps);
+        }
+        Err(error) => log::warn!(
+            "{}: its persistent bitmaps are out of date after the first change, as they can't be used ({error})",
+            opening.path.display()
+        ),
+    }
+    Ok(())
 }
 
 /// Mends the counts of an image that was not closed.

@@ -155,6 +155,7 @@ impl Drop for Pool {
         if let Some(keeper) = self.keeper.take() {
             let _ = keeper.join();
         }
+        self.image.settle_bitmaps();
         self.image.end();
     }
 }

@@ -23,6 +23,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use common::{directory, read, wait, write};
+use fastrand::Rng;
 use files::{RawFiles, Setup, path};
 use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
 use virtio_blk_qcow2::{Access, Files, OpenError, Qcow2Disk, Repair, check};
@@ -41,19 +42,6 @@ const MOST: u64 = 3000;
 /// In a record: it completed.
 const COMPLETED: u64 = 1 << 63;
 const BLOCK_BITS: u32 = 16;
-
-/// A generator of splitmix64.
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 /// What a version of a block makes of it.
 fn kind(block: u64, version: u64) -> OpKind {
@@ -84,7 +72,7 @@ fn sector(block: u64, version: u64) -> Vec<u8> {
 
 /// What is done until the kill.
 fn work(queue: &mut dyn IoQueue, number: u64, round: u64, told: &mut File) {
-    let mut rng = Rng(round * QUEUES + number);
+    let mut rng = Rng::with_seed(round * QUEUES + number);
     let mut version = round * VERSIONS;
     let mut flight: HashMap<Token, u64> = HashMap::new();
     let mut busy = HashSet::new();
@@ -93,12 +81,12 @@ fn work(queue: &mut dyn IoQueue, number: u64, round: u64, told: &mut File) {
     loop {
         while busy.len() < DEPTH {
             // Neighbours belong to different queues. Most of it is in a part where clusters are used again.
-            let blocks = if rng.below(4) == 0 {
+            let blocks = if rng.u64(..4) == 0 {
                 BLOCKS
             } else {
                 BLOCKS / 8
             };
-            let block = rng.below(blocks / QUEUES) * QUEUES + number;
+            let block = rng.u64(..blocks / QUEUES) * QUEUES + number;
             if !busy.insert(block) {
                 continue;
             }
@@ -113,15 +101,15 @@ fn work(queue: &mut dyn IoQueue, number: u64, round: u64, told: &mut File) {
             next += 1;
             let token = Token(next);
             flight.insert(token, record);
-            match queue.submit(Op { token, kind, buf }) {
+            match queue.execute_or_submit(Op { token, kind, buf }) {
                 Submit::Done(completion) => done.push(completion),
                 Submit::Queued => {}
                 Submit::Full(_) => panic!("full"),
             }
-            if rng.below(24) == 0 {
+            if rng.u64(..24) == 0 {
                 let (token, buf) = (Token(0), IoBuf::new());
                 let kind = OpKind::Flush;
-                match queue.submit(Op { token, kind, buf }) {
+                match queue.execute_or_submit(Op { token, kind, buf }) {
                     Submit::Done(completion) => done.push(completion),
                     Submit::Queued => {}
                     // It is one more than there may be.
@@ -182,7 +170,7 @@ fn round(image: &Path, round: u64, rng: &mut Rng, allowed: &mut Allowed) -> u64 
         .spawn()
         .unwrap();
     let mut told = child.stdout.take().unwrap();
-    let (most, mut count, mut completed) = (1 + rng.below(MOST), 0, 0);
+    let (most, mut count, mut completed) = (1 + rng.u64(..MOST), 0, 0);
     let mut record = [0; 8];
     while told.read_exact(&mut record).is_ok() {
         let record = u64::from_le_bytes(record);
@@ -254,7 +242,7 @@ fn kills(setup: &str, old: u8, snapshot: bool, rounds: u64) {
         qemu::ok(&["snapshot", "-q", "-c", "before", name]);
     }
     let mut allowed = vec![vec![0]; BLOCKS as usize];
-    let mut rng = Rng(rounds);
+    let mut rng = Rng::with_seed(rounds);
     let (mut completed, mut leaks) = (0, 0);
     for number in 1..=rounds {
         completed += round(&image, number, &mut rng, &mut allowed);

@@ -76,9 +76,6 @@ fn leaks_and_lost_counts_are_found_and_mended() {
     let mut queue = disk.open_queue(1).unwrap();
     write(&mut *queue, 4096, vec![8; 32 << 10]).unwrap();
     drop((queue, disk));
-    // The bitmap is out of date now.
-    let lost = checked(&image, Repair::Leaks);
-    assert!(lost.leaks > 0 && lost.leaks_fixed == lost.leaks, "{lost:?}");
     let sound = checked(&image, Repair::Nothing);
     assert!(sound.is_sound(), "{sound:?}");
     assert_eq!((sound.allocated, sound.clusters), (16, SIZE as u64 / 4096));

@@ -40,7 +40,7 @@ const PATH: &str = "fuzzed.qcow2";
 fn execute(queue: &mut dyn IoQueue, kind: OpKind, buf: IoBuf) -> Completion {
     let token = Token(7);
     let mut done = Vec::new();
-    match queue.submit(Op { token, kind, buf }) {
+    match queue.execute_or_submit(Op { token, kind, buf }) {
         Submit::Done(completion) => done.push(completion),
         Submit::Queued => {}
         Submit::Full(_) => panic!("an empty queue is full"),

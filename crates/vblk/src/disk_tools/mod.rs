@@ -13,16 +13,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use virtio_blk_core::disk::{Disk, DiskError};
-use virtio_blk_disks::{RawDisk, RawOptions};
-use virtio_blk_qcow2::Access;
+use virtio_blk_qcow2::{Access, Files, Qcow2File};
 
 /// Opens a file that an image lies in, or that one names.
 fn open(path: &Path, access: Access) -> Result<Arc<dyn Disk>, DiskError> {
-    let options = RawOptions::new(path).extend(true);
-    let options = match access {
-        Access::Look => options.inspect(true).read_only(true),
-        Access::Read => options.read_only(true),
-        Access::Write => options,
-    };
-    Ok(Arc::new(RawDisk::open(&options)?))
+    Files::open(&Qcow2File::new(path), path, access)
 }

@@ -9,13 +9,12 @@ use virtio_blk_core::disk::DiskError;
 
 use super::Checked;
 use crate::base::Base;
-use crate::format::{COPIED, Entry, Header, OFFSET, be32, be64};
+use crate::format::{COPIED, Entry, Header, OFFSET, be32, be64, bitmap_directory};
 use crate::lane::Lane;
 use crate::refcounts::Refcounts;
 
-/// Bytes of the fixed part of a snapshot's entry, and of a bitmap's.
+/// Bytes of the fixed part of a snapshot's entry.
 const SNAPSHOT: usize = 40;
-const BITMAP: usize = 24;
 /// Most bytes of a bitmap's table, as QEMU has it, and of a snapshot's L1 table.
 const MAX_TABLE: u64 = 32 << 20;
 
@@ -199,25 +198,27 @@ impl<'a> Walk<'a> {
         };
         let mut directory = vec![0; usize::try_from(bitmaps.len).unwrap_or(0)];
         lane.read(bitmaps.offset, &mut directory)?;
-        let mut at = 0;
-        for _ in 0..bitmaps.count {
-            let Some(entry) = directory.get(at..at + BITMAP) else {
-                break;
-            };
-            let (place, len) = (be64(entry, 0), u64::from(be32(entry, 8)) * 8);
-            let first = place >> geometry.cluster_bits;
+        let entries = match bitmap_directory(&directory, bitmaps.count) {
+            Ok(entries) => entries,
+            Err(error) => {
+                if self.first {
+                    checked.corrupt(|| error.to_string());
+                }
+                return Ok(());
+            }
+        };
+        for entry in entries {
+            let len = u64::from(entry.entries) * 8;
+            let first = entry.table >> geometry.cluster_bits;
             self.refer(first, geometry.clusters(len), "a bitmap's table", checked);
             let mut table = vec![0; len.min(MAX_TABLE) as usize];
-            lane.read(place, &mut table)?;
+            lane.read(entry.table, &mut table)?;
             for index in (0..table.len()).step_by(8) {
                 let place = be64(&table, index) & OFFSET;
                 if place != 0 {
                     self.refer(place >> geometry.cluster_bits, 1, "a bitmap", checked);
                 }
             }
-            let name = (be32(entry, 16) & 0xffff) as usize;
-            let extra = be32(entry, 20) as usize;
-            at = (at + BITMAP + extra + name).next_multiple_of(8);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use super::CreateOptions;
 use super::plan::Plan;
-use crate::format::{field, incompatible, put};
+use crate::format::{autoclear, field, incompatible, put};
 
 const MAGIC: u32 = 0x5146_49fb;
 const BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -16,8 +16,6 @@ const LEN: usize = 112;
 const HEAD: usize = 8;
 /// The compatible feature that refcounts may be out of date while the image is in use.
 const LAZY_REFCOUNTS: u64 = 1;
-/// The autoclear feature that the data file is the guest's disk byte for byte.
-const DATA_FILE_RAW: u64 = 2;
 
 /// The header extensions of an image.
 fn extensions(options: &CreateOptions) -> Vec<(u32, &[u8])> {
@@ -69,7 +67,10 @@ pub(super) fn header(plan: &Plan, options: &CreateOptions) -> Vec<u8> {
         (field::REFCOUNTS, plan.at(1)),
         (field::INCOMPATIBLE, features),
         (80, when(options.lazy_refcounts, LAZY_REFCOUNTS)),
-        (field::AUTOCLEAR, when(options.data_file_raw, DATA_FILE_RAW)),
+        (
+            field::AUTOCLEAR,
+            when(options.data_file_raw, autoclear::DATA_FILE_RAW),
+        ),
     ] {
         put(&mut bytes, at, &value.to_be_bytes());
     }

@@ -45,10 +45,13 @@ pub mod incompatible {
     pub const EXTENDED_L2: u64 = 1 << 4;
 }
 
-/// The autoclear bit that says that persistent bitmaps are up to date.
-const AUTOCLEAR_BITMAPS: u64 = 1;
-/// The autoclear bit that says that the external data file is the guest's disk byte for byte.
-const AUTOCLEAR_RAW: u64 = 2;
+/// Features that a change by somebody who does not know them makes stale.
+pub mod autoclear {
+    /// Persistent bitmaps are up to date.
+    pub const BITMAPS: u64 = 1;
+    /// The external data file is the guest's disk byte for byte.
+    pub const DATA_FILE_RAW: u64 = 2;
+}
 
 /// A table in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +223,7 @@ impl Header {
             backing,
             snapshots,
             external,
-            raw_external: external && autoclear & AUTOCLEAR_RAW != 0,
+            raw_external: external && autoclear & autoclear::DATA_FILE_RAW != 0,
             compression: compression(first, features, header_len)?,
             autoclear,
             extensions,
@@ -230,14 +233,19 @@ impl Header {
 
     /// Persistent bitmaps that the image promises to be up to date.
     pub fn bitmaps(&self) -> u32 {
-        let there = self.autoclear & AUTOCLEAR_BITMAPS != 0;
+        let there = self.autoclear & autoclear::BITMAPS != 0;
         let bitmaps = self.extensions.bitmaps.as_ref().filter(|_| there);
         bitmaps.map_or(0, |bitmaps| bitmaps.count)
     }
 
     /// The autoclear features that stay true while this crate changes the image: that of raw external data.
     pub const fn kept_autoclear(&self) -> u64 {
-        self.autoclear & if self.external { AUTOCLEAR_RAW } else { 0 }
+        self.autoclear
+            & if self.external {
+                autoclear::DATA_FILE_RAW
+            } else {
+                0
+            }
     }
 }
 

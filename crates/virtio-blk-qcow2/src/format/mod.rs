@@ -6,6 +6,7 @@
 //! Source: QEMU's `docs/interop/qcow2.rst`; where a bound is not the specification's it is that of QEMU's
 //! `block/qcow2.h`, so that an image one of the two refuses is refused by the other.
 
+mod bitmap;
 mod entry;
 mod error;
 mod extension;
@@ -13,11 +14,12 @@ mod geometry;
 mod header;
 mod refcount;
 
+pub use bitmap::{ALL_ONES, BitmapEntry, bitmap_directory, bitmap_flag};
 pub use entry::{COPIED, Entry, OFFSET, Place};
 pub use error::FormatError;
 pub use extension::Extensions;
 pub use geometry::Geometry;
-pub use header::{Compression, Header, field, incompatible};
+pub use header::{Compression, Header, autoclear, field, incompatible};
 pub use refcount::Counts;
 
 /// The 4 bytes at `at`, 0 behind the end.
