@@ -4,6 +4,7 @@
 //! An export as a disk.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
@@ -13,6 +14,9 @@ use crate::options::NbdOptions;
 use crate::proto::ExportFlags;
 use crate::queue::NbdQueue;
 use crate::shared::Shared;
+
+/// How often the size is asked for at most, as that takes a connection.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// An export of an NBD server as a disk.
 ///
@@ -30,6 +34,8 @@ use crate::shared::Shared;
 pub struct NbdDisk {
     shared: Arc<Shared>,
     links: Mutex<Links>,
+    /// When the size was asked for last.
+    looked: Mutex<Instant>,
 }
 
 struct Links {
@@ -62,7 +68,20 @@ impl NbdDisk {
                     1
                 },
             }),
+            looked: Mutex::new(Instant::now()),
         })
+    }
+
+    /// Asks the server for the size, on a connection of its own: NBD has no other way. Listeners are told if it is new.
+    ///
+    /// # Errors
+    /// The server can't be reached, or has no room for another connection; what was known before stays in force.
+    pub fn read_size(&self) -> Result<(), DiskError> {
+        let shared = &self.shared;
+        let looked = dial(&shared.options, &shared.address, FURTHER_PATIENCE, true)?;
+        shared.admits(&looked.export)?;
+        shared.set_size(looked.export.size);
+        Ok(())
     }
 
     /// The connection that the next queue uses.
@@ -116,13 +135,20 @@ impl Disk for NbdDisk {
         self.shared.durability.check().err()
     }
 
-    /// Asks the server for the size, on a connection of its own.
+    /// As [`NbdDisk::read_size`], but no more than once a minute, and not if the server has room for one connection
+    /// only. A new size is also seen whenever a connection is made anew.
     fn refresh(&self) -> Result<(), DiskError> {
-        let shared = &self.shared;
-        let looked = dial(&shared.options, &shared.address, FURTHER_PATIENCE, true)?;
-        shared.admits(&looked.export)?;
-        shared.set_size(looked.export.size);
-        Ok(())
+        if !self.shared.can(ExportFlags::CAN_MULTI_CONN) {
+            return Ok(());
+        }
+        {
+            let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+            if looked.elapsed() < LOOK_EVERY {
+                return Ok(());
+            }
+            *looked = Instant::now();
+        }
+        self.read_size()
     }
 
     fn listen(&self, listener: DiskListener) {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
@@ -13,7 +13,9 @@ use rustix::event::{EventfdFlags, epoll, eventfd};
 pub(crate) struct Waiter {
     epoll: OwnedFd,
     bell: OwnedFd,
-    rung: AtomicBool,
+    rings: AtomicU64,
+    /// As many of them were there when the owner came last.
+    taken: AtomicU64,
 }
 
 impl Waiter {
@@ -25,7 +27,8 @@ impl Waiter {
         let waiter = Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            rung: AtomicBool::new(false),
+            rings: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
         };
         let data = epoll::EventData::new_u64(0);
         epoll::add(&waiter.epoll, &waiter.bell, data, epoll::EventFlags::IN)?;
@@ -38,18 +41,19 @@ impl Waiter {
     }
 
     /// Has the owner come. What it shall find is there already.
+    ///
+    /// It writes each time: to leave that out where an earlier ring was not taken yet would lose rings, as the owner
+    /// may be about to take it.
     pub(crate) fn ring(&self) {
-        if !self.rung.load(Ordering::SeqCst) {
-            // The counter can't overflow, as it is only written while nobody has taken the last ring.
-            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
-            self.rung.store(true, Ordering::SeqCst);
-        }
+        // The counter can't overflow within a process's life.
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        self.rings.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The owner comes, and looks after this.
     pub(crate) fn come(&self) {
-        if self.rung.load(Ordering::SeqCst) {
-            self.rung.store(false, Ordering::SeqCst);
+        let rings = self.rings.load(Ordering::SeqCst);
+        if self.taken.swap(rings, Ordering::SeqCst) != rings {
             let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         }
     }
@@ -82,5 +86,44 @@ impl Waiter {
     /// No longer waits on the socket.
     pub(crate) fn unwatch(&self, socket: BorrowedFd<'_>) {
         let _ = epoll::delete(&self.epoll, socket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    use super::*;
+
+    /// The owner sleeps whenever there is nothing, and several threads ring.
+    #[test]
+    fn no_ring_is_lost() {
+        const ROUNDS: u64 = 20_000;
+        const RINGERS: u64 = 3;
+        let waiter = Waiter::new().unwrap();
+        let sent = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..RINGERS {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        sent.fetch_add(1, Ordering::SeqCst);
+                        waiter.ring();
+                    }
+                });
+            }
+            let patience = Timespec {
+                tv_sec: 20,
+                tv_nsec: 0,
+            };
+            while sent.load(Ordering::SeqCst) < RINGERS * ROUNDS {
+                let mut fd = [PollFd::from_borrowed_fd(waiter.as_fd(), PollFlags::IN)];
+                assert_eq!(poll(&mut fd, Some(&patience)), Ok(1), "a ring was lost");
+                waiter.come();
+            }
+        });
+        // Nothing is left behind that would keep the owner awake.
+        waiter.come();
+        let mut fd = [PollFd::from_borrowed_fd(waiter.as_fd(), PollFlags::IN)];
+        assert_eq!(poll(&mut fd, Some(&Timespec::default())), Ok(0));
     }
 }

@@ -369,7 +369,7 @@ fn a_new_size_is_told() {
     assert_eq!(read(&mut *queue, 2_096_640, 512).unwrap(), [9; 512]);
     // and when somebody asks.
     grow(3 << 20);
-    disk.refresh().unwrap();
+    disk.read_size().unwrap();
     assert_eq!(
         *events.lock().unwrap(),
         [
