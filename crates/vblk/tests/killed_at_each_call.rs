@@ -129,7 +129,7 @@ impl Survivor {
         Ok(())
     }
 
-    /// Goes on with the next server, and looks at everything.
+    /// Continues with the next server, and looks at everything.
     fn go_on(&mut self, server: &Server) {
         let alive = AtomicBool::new(false);
         let mut client = self.attach(&server.socket()).unwrap();
@@ -142,7 +142,7 @@ impl Survivor {
     }
 }
 
-/// Kills the server of a new image at stop `at`, and goes on with another. Returns the number of stops until then; fewer
+/// Kills the server of a new image at stop `at`, and continues with another. Returns the number of stops until then; fewer
 /// if it came to its end.
 fn round(kind: &str, options: &str, at: u64) -> u64 {
     let dir = tempfile::tempdir().unwrap();
