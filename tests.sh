@@ -14,6 +14,7 @@ need cc gcc libc6-dev
 need qemu-img qemu-utils
 # What the NBD client is tested against; qemu-nbd comes with qemu-img.
 need nbdkit nbdkit
+need nbdcopy libnbd-bin
 # Certificates for its TLS.
 need openssl openssl
 need kill procps

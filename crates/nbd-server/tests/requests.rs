@@ -192,7 +192,7 @@ fn more_than_there_is_memory_for_waits() {
             client.send(&read, &[]);
         }
     });
-    let mut seen = vec![false; 300];
+    let mut seen = [false; 300];
     for _ in 0..300 {
         let (cookie, reply) = reader.reply(0);
         assert!(matches!(reply, Reply::Done(chunks) if chunks[0].1.len() == (1 << 20) + 8));
