@@ -208,8 +208,8 @@ impl Image {
     fn is_wholly_below(&self, cluster: u64, unit: u32) -> bool {
         let geometry = self.base.geometry;
         let at = (cluster << geometry.cluster_bits) + (u64::from(unit) << geometry.unit_bits());
-        // The last unit of the disk may be a part of one only, of which the guest can't reach the rest.
-        let end = (at + geometry.unit()).min(self.size());
+        // Also the last unit of the disk, which may be a part of one only: the guest reaches the rest when the disk grows.
+        let end = at + geometry.unit();
         self.backing.as_ref().is_some_and(|(_, len)| end <= *len)
     }
 
@@ -218,6 +218,7 @@ impl Image {
         let geometry = self.base.geometry;
         let first = cluster << (geometry.cluster_bits - geometry.unit_bits());
         let end = self.data.len();
+        let writable = self.own(entry).is_some();
         for unit in 0..geometry.units() {
             let place = self.place(entry, cluster, unit);
             let known = match place {
@@ -227,8 +228,7 @@ impl Image {
                 Place::Compressed => false,
             };
             if known {
-                self.map
-                    .set(first + u64::from(unit), place, entry.is_copied());
+                self.map.set(first + u64::from(unit), place, writable);
             } else {
                 self.map.clear(first + u64::from(unit));
             }
@@ -240,10 +240,8 @@ impl Image {
         let geometry = self.base.geometry;
         let units = || 0..geometry.units();
         let touched = || units().filter(|unit| mask >> unit & 1 != 0);
-        if entry.is_copied()
+        if let Some(host) = self.own(entry)
             && touched().all(|unit| matches!(self.place(entry, cluster, unit), Place::Data(_)))
-            && let Some(host) = entry.host(self.base.external)
-            && self.is_there(host)
         {
             return Way::InPlace(host);
         }
@@ -253,10 +251,12 @@ impl Image {
         if is_nowhere { Way::Fresh } else { Way::Copy }
     }
 
-    /// Whether a cluster of the file lies within it. One that does not, as the file was cut off or never written so far,
-    /// reads as zeroes and gets another place when it is written.
-    fn is_there(&self, host: u64) -> bool {
-        self.base.external || host + self.base.geometry.cluster() <= self.data.len()
+    /// The place of a cluster that may be written there, by its entry. One that does not lie within the file, as that was
+    /// cut off or never written so far, reads as zeroes and gets another place when it is written.
+    pub fn own(&self, entry: Entry) -> Option<u64> {
+        let host = (entry.host(self.base.external)).filter(|_| entry.is_copied())?;
+        let is_there = self.base.external || host + self.base.geometry.cluster() <= self.data.len();
+        is_there.then_some(host)
     }
 
     /// The units of a cluster that `len` bytes at byte `inside` of it touch.

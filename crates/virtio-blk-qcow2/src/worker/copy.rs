@@ -32,27 +32,40 @@ impl Worker {
         let inside = target.offset & (geometry.cluster() - 1);
         let len = target.len.min(geometry.cluster() - inside);
         let mask = image.units(inside, len);
-        // Subclusters can be added to a cluster that is this image's own.
-        let own = entry.host(base.external).filter(|_| entry.is_copied());
+        // Subclusters can be added to a cluster that is this image's own, if it lies within the file.
+        let own = image.own(entry);
         let by_units = geometry.extended
             && !entry.is_compressed()
             && (own.is_some() || entry.host(base.external).is_none());
         let unit = geometry.unit();
-        let range = if by_units {
-            inside - inside % unit..(inside + len).next_multiple_of(unit)
-        } else {
+        // What has its place is written there by others meanwhile, who don't ask: not a byte of it is touched but those of
+        // this write.
+        let is_placed = |at: u64| {
+            let place = image.place(entry, cluster, (at / unit) as u32);
+            own.is_some() && matches!(place, Place::Data(_))
+        };
+        let end = inside + len;
+        let range = if !by_units {
             0..geometry.cluster()
+        } else {
+            let first = if is_placed(inside) { 0 } else { inside % unit };
+            let last = if is_placed(end - 1) {
+                end
+            } else {
+                end.next_multiple_of(unit)
+            };
+            inside - first..last
         };
         let mut data = vec![0; (range.end - range.start) as usize];
         // What is left of the cluster before and behind what is written.
-        let (before, behind) = (inside - range.start, range.end - inside - len);
+        let (before, behind) = (inside - range.start, range.end - end);
         if before > 0 {
             let head = data.get_mut(..before as usize).unwrap_or_default();
             self.read_old(entry, cluster, range.start, head)?;
         }
         if behind > 0 {
             let tail = data.get_mut((before + len) as usize..);
-            self.read_old(entry, cluster, inside + len, tail.unwrap_or_default())?;
+            self.read_old(entry, cluster, end, tail.unwrap_or_default())?;
         }
         if let Source::Buffer(buf, at) = source {
             let middle = data.get_mut(before as usize..(before + len) as usize);
