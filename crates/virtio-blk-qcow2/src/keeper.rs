@@ -408,7 +408,7 @@ impl Keeper {
                 );
             }
         }
-        drop(refcounts);
+        // Still under the lock: a table may move into what is free now.
         if self.image.discard {
             let cluster = self.image.base.geometry.cluster();
             for run in freed {
