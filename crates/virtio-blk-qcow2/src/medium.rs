@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use virtio_blk_core::disk::{Disk, DiskError, IoBuf, IoQueue, OpKind};
 
 use crate::base::ENOSPC;
+use crate::format::put;
 use crate::lane::Lane;
 use crate::sync::lock;
 
@@ -140,6 +141,27 @@ impl Medium {
         let mut suspects = held.unwrap_or_else(|| lock(&self.suspects));
         self.note(&mut suspects, offset, old.len(), Some(old));
         put
+    }
+
+    /// Reads metadata that nobody changes meanwhile. What could not be written is read as it should be.
+    ///
+    /// The caller holds the lock of the table that the bytes belong to.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn read_meta(
+        &self,
+        lane: &mut Lane,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<(), DiskError> {
+        let held = self.is_suspect().then(|| lock(&self.suspects));
+        lane.read(offset, data)?;
+        let end = offset + data.len() as u64;
+        for (at, content) in held.iter().flat_map(|held| held.range(offset..end)) {
+            put(data, (at - offset) as usize, content);
+        }
+        Ok(())
     }
 
     /// Notes what should be in a range, or that it is there.

@@ -170,7 +170,8 @@ impl Tables {
             return Ok(());
         }
         let mut bytes = vec![0; geometry.slice() as usize];
-        lane.read((l1 & OFFSET) + self.offset_of(slice.number), &mut bytes)?;
+        let at = (l1 & OFFSET) + self.offset_of(slice.number);
+        self.base.medium.read_meta(lane, at, &mut bytes)?;
         state.fill(geometry, l1, Some(&bytes));
         Ok(())
     }

@@ -103,7 +103,7 @@ impl Refcounts {
                 return Err(self.base.damaged("a refcount block lies outside the file"));
             }
             let mut bytes = vec![0; cluster as usize];
-            lane.read(at, &mut bytes)?;
+            self.base.medium.read_meta(lane, at, &mut bytes)?;
             let most = ((MAX_BYTES / cluster) as usize).clamp(2, MAX_BLOCKS);
             while self.blocks.len() >= most {
                 let oldest = self.blocks.iter().min_by_key(|(_, block)| block.used);
