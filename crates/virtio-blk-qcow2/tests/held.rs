@@ -11,72 +11,16 @@ mod files;
 mod qemu;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{directory, read, run, write};
+use files::gate::{Fate, Gate};
 use files::{Setup, path};
-use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
-};
-use virtio_blk_disks::MemoryDisk;
+use virtio_blk_core::disk::{Disk, IoBuf, Op, OpKind, Submit, Token, Wait};
 
 const CLUSTER: usize = 4096;
 const SIZE: usize = 64 * CLUSTER;
 /// Bytes of the operations that are held.
 const HELD: usize = 1536;
-
-/// A disk of a fixed size that holds operations of one length while it is told to.
-struct Gate {
-    inner: MemoryDisk,
-    closed: Arc<AtomicBool>,
-}
-
-struct GateQueue {
-    inner: Box<dyn IoQueue>,
-    closed: Arc<AtomicBool>,
-    held: Vec<Op>,
-}
-
-impl Disk for Gate {
-    fn caps(&self) -> Caps {
-        self.inner.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        Ok(Box::new(GateQueue {
-            inner: self.inner.open_queue(depth)?,
-            closed: self.closed.clone(),
-            held: Vec::new(),
-        }))
-    }
-}
-
-impl IoQueue for GateQueue {
-    fn submit(&mut self, op: Op) -> Submit {
-        if op.buf.len() == HELD && self.closed.load(Ordering::SeqCst) {
-            self.held.push(op);
-            return Submit::Queued;
-        }
-        self.inner.submit(op)
-    }
-
-    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        let before = done.len();
-        if !self.closed.load(Ordering::SeqCst) {
-            for op in self.held.drain(..) {
-                let Submit::Done(completion) = self.inner.submit(op) else {
-                    panic!("memory does not wait");
-                };
-                done.push(completion);
-            }
-        }
-        Ok(done.len() - before)
-    }
-
-    fn wait(&self) -> Wait<'_> {
-        Wait::Poll
-    }
-}
 
 #[test]
 fn a_write_that_is_on_its_way_hits_nobody_else() {
@@ -86,19 +30,18 @@ fn a_write_that_is_on_its_way_hits_nobody_else() {
     let mut bytes = std::fs::read(&image).unwrap();
     // Room for a table and half of the data: what is given up has to be used again.
     bytes.resize(40 * CLUSTER, 0);
-    let inner = MemoryDisk::new(bytes.len() as u64).unwrap();
-    write(&mut *inner.open_queue(1).unwrap(), 0, bytes).unwrap();
-    let closed = Arc::new(AtomicBool::new(false));
-    let gate = Gate {
-        inner,
-        closed: closed.clone(),
-    };
-    let disk = Setup::over(Arc::new(gate), &Setup::new(&image)).unwrap();
+    let gate = Arc::new(Gate::new(bytes));
+    let disk = Setup::over(gate.clone(), &Setup::new(&image)).unwrap();
     let mut slow = disk.open_queue(4).unwrap();
     write(&mut *slow, 0, vec![1; CLUSTER]).unwrap();
     // What is below tells nobody when it is finished.
     assert!(matches!(slow.wait(), Wait::Poll));
-    closed.store(true, Ordering::SeqCst);
+    gate.close(|_, len| {
+        if len == HELD {
+            return Fate::Hold;
+        }
+        Fate::Pass
+    });
     let op = Op {
         token: Token(1),
         kind: OpKind::Write {
@@ -126,7 +69,7 @@ fn a_write_that_is_on_its_way_hits_nobody_else() {
         }
     }
     assert!((20..40).contains(&written.len()), "{}", written.len());
-    closed.store(false, Ordering::SeqCst);
+    gate.open();
     let mut done = Vec::new();
     slow.reap(&mut done).unwrap();
     assert!(done.pop().unwrap().result.is_ok());

@@ -5,6 +5,8 @@
 #![allow(dead_code)] // Each test binary uses a part of it.
 
 #[cfg(test)]
+pub mod gate;
+#[cfg(test)]
 pub mod play;
 
 use std::path::{Path, PathBuf};
