@@ -33,6 +33,8 @@ input! {
         pub preallocated: bool,
         /// Some clusters are in use.
         pub used: bool,
+        /// With a persistent dirty bitmap.
+        pub bitmap: bool,
     }
 }
 

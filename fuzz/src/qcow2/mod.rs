@@ -7,6 +7,7 @@
 //! with a result or an error; a sound image behaves as a disk does, stays sound, and loses no cluster; and the guest never
 //! gets to write the header, which would name a backing file for the next opening.
 
+mod bitmap;
 mod input;
 mod judge;
 mod model;
@@ -19,7 +20,9 @@ use virtio_blk_core::disk::{
     Completion, Disk, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 use virtio_blk_disks::MemoryDisk;
-use virtio_blk_qcow2::{Access, Qcow2Disk, Qcow2Options, Repair, Where, check, create};
+use virtio_blk_qcow2::{
+    Access, Checked, OpenError, Qcow2Disk, Qcow2Options, Repair, Where, check, create,
+};
 
 use input::GUEST;
 pub use input::{Input, Made, Patch, Step, Value};
@@ -80,6 +83,14 @@ impl Host {
                 done.result.expect("memory");
             }
         }
+        if input.made.bitmap {
+            let mut bytes = this.content();
+            bitmap::add(&mut bytes, input.made.cluster() as usize, GUEST);
+            this.0.resize(bytes.len() as u64).expect("memory");
+            this.put(&bytes);
+            this.check(Repair::Counts)
+                .expect("counts are all that is wrong");
+        }
         if !input.patches.is_empty() {
             let mut bytes = this.content();
             damage(&mut bytes, input.made.cluster(), &input.patches);
@@ -107,6 +118,10 @@ impl Host {
 
     fn content(&self) -> Vec<u8> {
         self.read(self.0.caps().capacity_bytes() as usize)
+    }
+
+    fn check(&self, repair: Repair) -> Result<Checked, OpenError> {
+        check(&self.0, Path::new(PATH), repair, &mut |_, _| {})
     }
 
     fn open(&self) -> Option<Qcow2Disk> {
@@ -138,6 +153,8 @@ struct Play {
     queue: Option<Box<dyn IoQueue>>,
     /// Nothing was damaged: this is what the guest finds.
     model: Option<Model>,
+    /// What was changed, if a bitmap has to know it.
+    changed: Option<Vec<(u64, u64)>>,
     /// Bytes that the guest can reach.
     size: u64,
 }
@@ -149,9 +166,12 @@ impl Play {
             disk: None,
             queue: None,
             model: None,
+            changed: None,
             size: GUEST,
         };
-        this.reopen(input.patches.is_empty());
+        let is_sound = input.patches.is_empty();
+        this.changed = (is_sound && input.made.bitmap).then(Vec::new);
+        this.reopen(is_sound);
         if input.patches.is_empty() {
             let read = OpKind::Read { offset: 0 };
             let queue = this.queue.as_mut().expect("it is open");
@@ -172,6 +192,15 @@ impl Play {
         let disk = self.disk.as_ref();
         assert!(disk.is_some() || !is_sound, "a sound image is refused");
         self.queue = disk.and_then(|disk| disk.open_queue(4).ok());
+        if let (Some(changed), Some(disk)) = (&self.changed, disk) {
+            let bitmap = disk.bitmap(bitmap::NAME).expect("it is active");
+            let marked = bitmap.expect("it is up to date").ranges();
+            for (offset, len) in changed {
+                let is_in =
+                    |(first, sum): &(u64, u64)| first <= offset && offset + len <= first + sum;
+                assert!(marked.iter().any(is_in), "{len} bytes from {offset} on");
+            }
+        }
     }
 
     fn range(&self, sector: u16, sectors: u8) -> (u64, u64) {
@@ -182,6 +211,11 @@ impl Play {
 
     /// Executes a request. Its data, if it succeeds.
     fn request(&mut self, kind: OpKind, buf: IoBuf) -> Option<Vec<u8>> {
+        if let (Some(changed), Some(range)) = (&mut self.changed, kind.range(buf.len() as u64))
+            && kind.is_write()
+        {
+            changed.push(range);
+        }
         let queue = self.queue.as_mut()?;
         let done = execute(&mut **queue, kind, buf);
         if self.model.is_some() {
@@ -280,14 +314,13 @@ impl Play {
             1 => Repair::Leaks,
             _ => Repair::Counts,
         };
-        let look = |repair| check(&self.host.0, Path::new(PATH), repair, &mut |_, _| {});
-        let found = look(repair);
+        let found = self.host.check(repair);
         if self.model.is_some() {
             let found = found.expect("it is sound");
             assert_eq!((found.leaks, found.corruptions), (0, 0), "{:?}", found.told);
         } else if let Ok(found) = found
             && repair != Repair::Nothing
-            && let Ok(again) = look(Repair::Nothing)
+            && let Ok(again) = self.host.check(Repair::Nothing)
         {
             // What was mended is.
             assert!(again.leaks <= found.leaks_left(), "{:?}", again.told);

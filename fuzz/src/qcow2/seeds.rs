@@ -70,6 +70,7 @@ const SMALL: Made = Made {
     refcounts: 4,
     preallocated: false,
     used: true,
+    bitmap: false,
 };
 
 fn damaged(place: u16, value: Value) -> Input {
@@ -95,6 +96,27 @@ fn used() -> (u16, u8) {
     };
     let table = place(u64::from(L1) * 8);
     ((table / 8) as u16, (place(table) / 512) as u8)
+}
+
+/// A bitmap of which the first bits are said to be there.
+fn bitmap_is(value: Value) -> Input {
+    let made = Made {
+        bitmap: true,
+        ..SMALL
+    };
+    let image = Input {
+        made: made.clone(),
+        patches: Vec::new(),
+        steps: Vec::new(),
+    };
+    // Its table is the last cluster.
+    let bytes = super::Host::new(&image).content();
+    let place = (bytes.len() / 8 - 64) as u16;
+    Input {
+        made,
+        patches: vec![Patch { place, value }],
+        steps: steps(),
+    }
 }
 
 /// All seeds.
@@ -142,6 +164,27 @@ pub fn all() -> Vec<(&'static str, Input)> {
             }),
         ),
         ("used", sound(SMALL)),
+        (
+            "bitmap",
+            sound(Made {
+                cluster: 1,
+                bitmap: true,
+                ..SMALL
+            }),
+        ),
+        (
+            "bitmap-small",
+            sound(Made {
+                bitmap: true,
+                ..SMALL
+            }),
+        ),
+        ("bitmap-is-l1", bitmap_is(Value::Bare { number: 3 })),
+        ("bitmap-is-ones", bitmap_is(Value::Any { value: 1 })),
+        (
+            "bitmap-is-nowhere",
+            bitmap_is(Value::Any { value: 1 << 40 }),
+        ),
         ("data-is-header", damaged(l2, Value::Cluster { number: 0 })),
         ("data-is-l2", damaged(l2, Value::Cluster { number: table })),
         ("data-is-new", damaged(l2, Value::Cluster { number: 90 })),
