@@ -331,7 +331,7 @@ impl Image {
     /// The image is frozen; the disks'.
     pub fn close(&self) -> Result<(), DiskError> {
         self.begin();
-        self.settle_bitmaps();
+        self.leave_bitmaps();
         let stable = self.make_stable();
         self.end();
         stable

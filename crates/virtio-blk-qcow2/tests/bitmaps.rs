@@ -449,3 +449,37 @@ fn what_fails_leaves_no_bitmap_that_lies() {
     }
     assert!(failed > 10 && vouched < failed, "{vouched} of {failed}");
 }
+
+/// What could not be stored is not stored later, when others may have the image.
+#[test]
+fn nothing_is_written_after_the_image_was_let_go_of() {
+    let directory = directory();
+    let image_path = path(&directory, "disk.qcow2");
+    image(&image_path, "cluster_size=4k", GUEST);
+    let below = memory(&bytes(&image_path));
+    let plan = FaultPlan::new(1).rule(Rule::errno(28).kind(Kind::WriteZeroes));
+    let faulty = Arc::new(FaultDisk::<dyn Disk>::new(below.clone(), plan));
+    faulty.arm(false);
+    let disk = Setup::over(faulty.clone(), &Setup::new(&image_path)).unwrap();
+    let mut queue = disk.open_queue(1).unwrap();
+    write(&mut *queue, 0, vec![7; 4096]).unwrap();
+    // No cluster can be made ready for the bits.
+    faulty.arm(true);
+    drop(queue);
+    let before = faulty.errors();
+    disk.deactivate().unwrap();
+    // Once more before the image was let go of, and not afterwards.
+    assert_eq!(faulty.errors() - before, 1);
+    faulty.arm(false);
+    let left = content(&*below);
+    drop(disk);
+    assert!(content(&*below) == left, "others may have it");
+    let found = Setup::over(memory(&left), &Setup::new(&image_path)).unwrap();
+    assert!(
+        found
+            .bitmaps()
+            .unwrap()
+            .iter()
+            .all(|info| info.inconsistent)
+    );
+}

@@ -14,6 +14,7 @@ mod bits;
 mod directory;
 mod queue;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use virtio_blk_core::disk::DiskError;
@@ -82,6 +83,8 @@ pub struct Bitmaps {
     state: Mutex<State>,
     /// Held while the image gets another size, or the bitmaps are stored.
     turn: Mutex<()>,
+    /// Others may have the image now: nothing is stored any more.
+    is_left: AtomicBool,
 }
 
 impl std::fmt::Debug for Bitmaps {
@@ -131,6 +134,7 @@ impl Bitmaps {
                 in_use: false,
             }),
             turn: Mutex::default(),
+            is_left: AtomicBool::new(false),
         })))
     }
 
@@ -162,6 +166,9 @@ impl Bitmaps {
 
     /// Whether there is something to store.
     fn is_waiting(&self) -> bool {
+        if self.is_left.load(Ordering::Acquire) {
+            return false;
+        }
         let state = lock(&self.state);
         state.in_use || state.kept.iter().any(|kept| kept.bitmap.is_changed())
     }
@@ -359,6 +366,14 @@ impl Image {
                 "the dirty bitmaps of a qcow2 image can't be stored ({error}): they are out of date from now on, and can only \
                  be removed"
             );
+        }
+    }
+
+    /// Stores the bitmaps for the last time: others may have the image afterwards.
+    pub fn leave_bitmaps(&self) {
+        self.settle_bitmaps();
+        if let Some(bitmaps) = self.base.bitmaps.get() {
+            bitmaps.is_left.store(true, Ordering::Release);
         }
     }
 
