@@ -92,7 +92,7 @@ impl Drop for Leave {
         let open = state.open.take_if(is_left);
         drop(state);
         if let Some(open) = open
-            && let Err(error) = self.0.close(&open)
+            && let Err(error) = self.0.close(open)
         {
             log::error!("a qcow2 image was let go of after its last queue: {error}");
         }
@@ -105,7 +105,7 @@ impl Shared {
     }
 
     /// Makes an image stable, and lets go of what it lies on.
-    fn close(&self, open: &Open) -> Result<(), DiskError> {
+    fn close(&self, open: Open) -> Result<(), DiskError> {
         self.state().size = open.image.size();
         let stable = open.image.close().map_err(|error| {
             let changes = &open.image.base.changes;
@@ -113,6 +113,8 @@ impl Shared {
             let _ = self.failed.set(open.image.clone());
             error
         });
+        // The files that it names come first: the next user of the image opens them at once.
+        drop(open);
         stable.and(self.disk.deactivate())
     }
 
@@ -396,7 +398,7 @@ impl Disk for Qcow2Disk {
         }
         let open = state.open.take();
         drop(state);
-        open.map_or(Ok(()), |open| shared.close(&open))
+        open.map_or(Ok(()), |open| shared.close(open))
     }
 
     fn handover(&self) -> Handover {

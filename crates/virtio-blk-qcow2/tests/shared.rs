@@ -438,3 +438,48 @@ fn an_image_with_a_data_file_never_proves_that_nobody_wrote() {
         disk.deactivate().unwrap();
     }
 }
+
+/// A disk in memory that has something done when it is let go of.
+struct LetGo(MemoryDisk, Box<dyn Fn() + Send + Sync>);
+
+impl Disk for LetGo {
+    fn caps(&self) -> Caps {
+        self.0.caps()
+    }
+
+    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
+        self.0.open_queue(depth)
+    }
+
+    fn deactivate(&self) -> Result<(), DiskError> {
+        self.1();
+        Ok(())
+    }
+}
+
+/// Who takes over the image opens its data file at once.
+#[test]
+fn a_data_file_is_let_go_of_before_its_image() {
+    let directory = directory();
+    let (image, data) = (path(&directory, "disk.qcow2"), path(&directory, "data"));
+    qemu::create(&image, &format!("data_file={}", data.display()), SIZE);
+    let mut bytes = std::fs::read(&image).unwrap();
+    bytes.resize(4 << 20, 0);
+    let memory = MemoryDisk::new(bytes.len() as u64).unwrap();
+    write(&mut *memory.open_queue(1).unwrap(), 0, bytes).unwrap();
+    let (told, results) = channel();
+    let next = move || {
+        let opened = RawDisk::open(&RawOptions::new(&data).lock(Lock::On));
+        told.send(opened.map(drop).map_err(|error| error.to_string()))
+            .unwrap();
+    };
+    let below = Arc::new(LetGo(memory, Box::new(next)));
+    let disk = Setup::over(below, &Setup::new(&image).backing(true)).unwrap();
+    disk.deactivate().unwrap();
+    assert_eq!(results.recv().unwrap(), Ok(()));
+    disk.activate().unwrap();
+    let queue = disk.open_queue(1).unwrap();
+    disk.deactivate().unwrap();
+    drop(queue);
+    assert_eq!(results.recv().unwrap(), Ok(()));
+}
