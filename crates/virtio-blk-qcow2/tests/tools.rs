@@ -134,6 +134,48 @@ fn an_image_that_was_not_closed_is_mended() {
     qemu::check(&image);
 }
 
+/// A cluster that is used twice where counts end at 1: a mended count must not be that of a free one.
+#[test]
+fn what_can_not_be_counted_is_not_mended() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    for bits in [1, 2] {
+        qemu::create(
+            &image,
+            &format!("cluster_size=4k,refcount_bits={bits}"),
+            SIZE,
+        );
+        let disk = open(&image);
+        let data = vec![1; 5 * 4096];
+        write(&mut *disk.open_queue(1).unwrap(), 0, data).unwrap();
+        drop(disk);
+        let file = std::fs::File::options().read(true).write(true).open(&image);
+        let file = file.unwrap();
+        let be64 = |at| {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, at).unwrap();
+            u64::from_be_bytes(bytes) & !(1 << 63)
+        };
+        let table = be64(be64(40));
+        let first = be64(table) | 1 << 63;
+        for entry in 1..5 {
+            file.write_all_at(&first.to_be_bytes(), table + entry * 8)
+                .unwrap();
+        }
+        let found = checked(&image, Repair::Counts);
+        assert!(
+            !found.is_sound() && found.corruptions_left() > 0,
+            "{found:?}"
+        );
+        let found = checked(&image, Repair::Nothing);
+        let zero = format!("cluster {} is used 5 times, counted 0", be64(table) / 4096);
+        assert!(
+            !found.is_sound() && !found.told.contains(&zero),
+            "{found:?}"
+        );
+    }
+}
+
 #[test]
 fn extents_say_what_is_where() {
     let directory = directory();

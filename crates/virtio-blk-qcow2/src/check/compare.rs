@@ -10,7 +10,7 @@ use crate::lane::Lane;
 use crate::refcounts::{Refcounts, Run};
 
 /// Compares the counts of the clusters from `first` on with how often they are used, and mends them. The end is told in
-/// clusters.
+/// clusters. A cluster that is used more often than can be counted is not mended.
 pub(super) fn compare(
     refcounts: &mut Refcounts,
     lane: &mut Lane,
@@ -41,17 +41,21 @@ fn compare_block(
     repair: Repair,
     checked: &mut Checked,
 ) -> Result<(), DiskError> {
-    let (mut leaks, mut lost) = (0, 0);
+    let (mut leaks, mut lost, mut stay) = (0, 0, 0);
+    let max = refcounts.max();
     for (cluster, used) in (first..).zip(used) {
         let (used, counted) = (u64::from(*used), refcounts.get(lane, cluster)?);
         if used + counted > 0 {
             checked.end = cluster + 1;
         }
-        if counted > used {
+        // Uses are not counted beyond that.
+        let many = used == u64::from(u16::MAX);
+        if counted > used && !many {
             leaks += 1;
             checked.tell(|| format!("cluster {cluster} is counted {counted} times, used {used}"));
         } else if counted < used {
             lost += 1;
+            stay += u64::from(many || used > max);
             checked.tell(|| format!("cluster {cluster} is used {used} times, counted {counted}"));
         }
     }
@@ -79,6 +83,6 @@ fn compare_block(
         used.get(index).copied().map_or(0, u64::from)
     })?;
     checked.leaks_fixed += leaks;
-    checked.corruptions_fixed += if raise { lost } else { 0 };
+    checked.corruptions_fixed += if raise { lost - stay } else { 0 };
     Ok(())
 }

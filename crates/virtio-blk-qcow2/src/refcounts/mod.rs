@@ -80,6 +80,11 @@ impl Refcounts {
         self.base.geometry.block_clusters()
     }
 
+    /// The largest count.
+    pub fn max(&self) -> u64 {
+        u64::MAX >> (64 - (1 << self.base.geometry.refcount_order))
+    }
+
     fn entry(&self, block: u64) -> u64 {
         usize::try_from(block)
             .ok()
@@ -192,9 +197,15 @@ impl Refcounts {
     ) -> Result<(), DiskError> {
         let own = self.entry(run.first / self.per_block()) >> self.base.geometry.cluster_bits;
         let first = run.first;
+        let max = self.max();
         self.change(lane, run, |index, count| {
             let used = used(index).max(u64::from(first + index as u64 == own));
-            if raise { used } else { count.min(used) }
+            match raise {
+                // What uses are counted in ends there: there may be more.
+                _ if used >= u64::from(u16::MAX) => count,
+                true => used.min(max),
+                false => count.min(used),
+            }
         })
     }
 
