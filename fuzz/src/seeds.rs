@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use crate::{Encode, device, qcow2, ring, ring_vs_queue, vhost_user};
+use crate::{Encode, device, nbd_server, qcow2, ring, ring_vs_queue, vhost_user};
 
 /// A seed: target, name and bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
@@ -19,6 +19,7 @@ pub fn all() -> Vec<Seed> {
     append(&mut list, "device", device::seeds::all());
     append(&mut list, "qcow2", qcow2::seeds::all());
     append(&mut list, "vhost_user", vhost_user::seeds::all());
+    append(&mut list, "nbd_server", nbd_server::seeds::all());
     list
 }
 
@@ -102,6 +103,11 @@ mod tests {
     }
 
     #[test]
+    fn nbd_server_seeds_mean_what_they_say_and_pass() {
+        round_trip(nbd_server::seeds::all(), nbd_server::run);
+    }
+
+    #[test]
     fn the_files_are_up_to_date() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
         let mut known = BTreeSet::new();
@@ -145,6 +151,7 @@ mod tests {
             device::run(&decode(&bytes));
             qcow2::run(&decode(&bytes));
             vhost_user::run(&decode(&bytes));
+            nbd_server::run(&decode(&bytes));
         }
     }
 }

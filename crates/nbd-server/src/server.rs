@@ -250,17 +250,31 @@ impl Server {
         Ok(())
     }
 
+    /// Counts a connection, if there may be another one.
+    fn admit(&self) -> Option<Live> {
+        let mut live = self.shared.live();
+        if *live >= self.shared.options.connections {
+            log::info!("client turned away: there are {} connections", *live);
+            return None;
+        }
+        *live += 1;
+        drop(live);
+        Some(Live(self.shared.clone()))
+    }
+
+    /// Serves one client, on a connection that was made by other means (a pair of sockets), on this thread: until it goes,
+    /// or [`ServerHandle::stop`]. It counts as one of [`ServerOptions::connections`].
+    pub fn serve(&self, socket: OwnedFd) {
+        if let Some(live) = self.admit() {
+            serve(&live.0, socket);
+        }
+    }
+
     /// Serves a client on a thread of its own.
     fn connect(&self, socket: OwnedFd) {
-        let shared = self.shared.clone();
-        {
-            let mut live = shared.live();
-            if *live >= shared.options.connections {
-                return log::info!("client turned away: there are {} connections", *live);
-            }
-            *live += 1;
-        }
-        let live = Live(shared);
+        let Some(live) = self.admit() else {
+            return;
+        };
         let thread = std::thread::Builder::new().name("nbd-client".to_owned());
         let started = thread.spawn(move || {
             let shared = &live.0;
