@@ -371,3 +371,70 @@ fn a_killed_server_has_what_it_acknowledged_and_leaves_its_socket_to_the_next() 
             .all(|byte| *byte == 9)
     );
 }
+
+#[test]
+fn a_disk_that_a_driver_writes_is_exported_beside_its_server() {
+    use vblk_testing::verify::{self, Config};
+
+    let mut server = common::Server::of("memory:64M,dirty=backup");
+    let socket = path(server.dir.path(), "nbd");
+    let exported = server.ask(&["export", "nbd", "--socket", &socket, "--export", "live"]);
+    assert_eq!(exported["read_only"], true);
+    let again = server.refused(&["export", "nbd", "--socket", &socket]);
+    assert!(again.contains("export stop"), "{again}");
+    let taken = server.ask(&["dirty", "backup", "--take"]);
+    server.ask(&[
+        "dirty",
+        "backup",
+        "--commit",
+        taken["token"].as_str().unwrap(),
+    ]);
+    // A driver at work, and a client that copies meanwhile.
+    let config = Config::new(server.socket(), 5000);
+    // The directory has a name that a URI can't hold as it is.
+    let quoted = socket
+        .replace('"', "%22")
+        .replace('\\', "%5C")
+        .replace(' ', "%20");
+    let uri = format!("nbd+unix:///live?socket={quoted}");
+    let copy = path(server.dir.path(), "copy.img");
+    std::thread::scope(|scope| {
+        let driver = scope.spawn(|| verify::run(&config).unwrap());
+        judge("nbdcopy", &[&uri, &copy]);
+        driver.join().unwrap();
+    });
+    // It is at rest now: the whole disk, and what changed of it.
+    judge("nbdcopy", &[&uri, &copy]);
+    judge(
+        "qemu-img",
+        &["compare", "-f", "raw", "-F", "raw", &uri, &copy],
+    );
+    let map = judge(
+        "nbdinfo",
+        &["--json", "--map=qemu:dirty-bitmap:backup", &uri],
+    );
+    let dirty: u64 = ranges(&map, 1).iter().map(|(_, len)| len).sum();
+    assert_eq!(json!(dirty), server.ask(&["stats"])["dirty"][0]["bytes"]);
+    assert_ne!(dirty, 0);
+    let written = run("qemu-io", &["-f", "raw", "-c", "write 0 512", &uri]);
+    assert!(!written.status.success());
+    server.ask(&["export", "stop"]);
+    assert!(!Path::new(&socket).exists());
+    assert!(server.refused(&["export", "stop"]).contains("not exported"));
+    // One that is there at the end goes with the server.
+    server.ask(&["export", "nbd", "--socket", &socket]);
+    server.signal(libc::SIGTERM);
+    let ended = server.event("ended");
+    assert!(ended["writes"].as_u64() > Some(0), "{ended}");
+    assert_eq!(server.child.wait().unwrap().code(), Some(0));
+    assert!(!Path::new(&socket).exists());
+}
+
+#[test]
+fn a_disk_that_is_handed_over_is_not_exported_beside_its_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = image(dir.path(), "disk.img");
+    let server = common::Server::of(&format!("raw:{raw},lock=handover"));
+    let said = server.refused(&["export", "nbd", "--socket", "/nonexistent/s"]);
+    assert!(said.contains("lock=handover"), "{said}");
+}

@@ -13,6 +13,7 @@ use super::ExportedDisk;
 use super::act;
 use super::edit::{self, Edit};
 use super::marks::{self, Dirty};
+use super::nbd::{self, Exporting};
 use super::stats::{Before, Stats};
 
 /// What can be asked for.
@@ -46,6 +47,8 @@ pub enum Request {
     Resume {},
     /// What is marked in a dirty bitmap.
     Dirty(Dirty),
+    /// The disk as a network block device, too.
+    Export(Exporting),
 }
 
 /// What was counted the last time on a connection, by disk.
@@ -106,5 +109,6 @@ fn execute(
         Request::Drain { hold } => act::drain(served()?, hold),
         Request::Resume {} => act::resume(served()?),
         Request::Dirty(what) => marks::dirty(served()?, &what),
+        Request::Export(what) => nbd::export(served()?, &what),
     }
 }

@@ -17,6 +17,7 @@ use super::client::Client;
 use super::control::Request;
 use super::edit::Edit;
 use super::marks::Dirty;
+use super::nbd::Exporting;
 use super::{layers_help, table};
 use crate::output;
 
@@ -44,6 +45,9 @@ Examples:
     vblk ctl /run/disk0.ctl drain --hold 10
     cp --reflink=auto disk.img copy.img
     vblk ctl /run/disk0.ctl resume
+  The disk of a running guest for a backup tool, and no more:
+    vblk ctl /run/disk0.ctl export nbd --socket /run/disk0.nbd
+    vblk ctl /run/disk0.ctl export stop
 docs/backup.md has a whole incremental backup.";
 
 /// Options of `ctl`.
@@ -86,6 +90,42 @@ enum CtlCommand {
     Resume,
     /// Show what changed, or do something to a dirty bitmap.
     Dirty(DirtyArgs),
+    /// Export the disk beside its server, for clients that read it.
+    #[command(subcommand)]
+    Export(ExportCommand),
+}
+
+/// How to export.
+#[derive(Debug, Subcommand)]
+enum ExportCommand {
+    /// As a network block device that is read-only, with the dirty bitmaps as contexts.
+    Nbd {
+        /// Unix socket to listen on.
+        #[arg(long, value_name = "PATH")]
+        socket: PathBuf,
+        /// The export's name [default: the empty name].
+        #[arg(long, value_name = "NAME", default_value = "")]
+        export: String,
+    },
+    /// No more.
+    Stop,
+}
+
+impl TryFrom<ExportCommand> for Exporting {
+    type Error = std::io::Error;
+
+    fn try_from(command: ExportCommand) -> Result<Self, std::io::Error> {
+        Ok(match command {
+            ExportCommand::Nbd { socket, export } => Self {
+                socket: Some(std::path::absolute(socket)?),
+                name: export,
+            },
+            ExportCommand::Stop => Self {
+                socket: None,
+                name: String::new(),
+            },
+        })
+    }
 }
 
 /// Options of `ctl layers`. Removed first, then set, then added.
@@ -189,6 +229,7 @@ pub fn run(args: CtlArgs, json: bool) -> Result<(), Box<dyn Error>> {
         CtlCommand::Drain { hold } => Request::Drain { hold },
         CtlCommand::Resume => Request::Resume {},
         CtlCommand::Dirty(args) => Request::Dirty(args.try_into()?),
+        CtlCommand::Export(command) => Request::Export(command.try_into()?),
     };
     let is_stats = matches!(request, Request::Stats { .. });
     let answer = Client::connect(&args.socket, PATIENCE)?.ask(args.disk.as_deref(), &request)?;

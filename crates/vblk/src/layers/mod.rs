@@ -14,6 +14,7 @@ mod edit;
 mod http;
 mod marks;
 mod metrics;
+pub mod nbd;
 mod socket;
 mod stats;
 mod table;
@@ -40,6 +41,7 @@ use crate::source::{Opened, Source};
 use crate::status::Totals;
 use crate::{output, report};
 pub use address::Address;
+use nbd::NbdExport;
 
 /// The kinds of layers that this program links.
 pub const LAYERS: LayerKinds<'static> = LayerKinds::new(stack::OWN);
@@ -154,14 +156,20 @@ pub struct ExportedDisk {
     pub totals: Arc<dyn Fn() -> Totals + Send + Sync>,
     /// What failed.
     pub journal: Arc<Journal>,
+    /// Queues of the disk that its server opens at most.
+    queues: u16,
+    /// The disk beside its server.
+    pub nbd: NbdExport,
 }
 
 impl ExportedDisk {
-    /// A disk of these options. Who serves it tells the journal what fails, and `totals` counts what it did.
+    /// A disk of these options. Who serves it opens `queues` of it at most and tells the journal what fails, and `totals`
+    /// counts what it did.
     pub fn new(
         name: String,
         args: &ServeArgs,
         stack: Arc<Stack>,
+        queues: u16,
         totals: impl Fn() -> Totals + Send + Sync + 'static,
     ) -> Self {
         let journal = Arc::new(Journal::new(name.clone()));
@@ -174,6 +182,8 @@ impl ExportedDisk {
             stack,
             totals: Arc::new(totals),
             journal,
+            queues,
+            nbd: NbdExport::default(),
         }
     }
 
@@ -185,7 +195,8 @@ impl ExportedDisk {
         device: Arc<Device>,
     ) -> Self {
         let counted = device.clone();
-        let this = Self::new(name, args, stack, move || Totals::of(&counted));
+        let queues = device.options().queues;
+        let this = Self::new(name, args, stack, queues, move || Totals::of(&counted));
         let queues = this.journal.clone();
         device.on_request_error(move |error| queues.note(error));
         this

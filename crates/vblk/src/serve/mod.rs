@@ -135,7 +135,11 @@ fn run_on(
     let (mut connected, mut runs) = (Vec::new(), Vec::new());
     for one in ready {
         announcements.push(one.announce);
-        stops.push(one.stop);
+        let export = one.served.nbd.clone();
+        stops.push(Box::new(move || {
+            export.begin_end();
+            (one.stop)();
+        }) as Stop);
         connected.push(one.connected);
         runs.push((one.served.name, one.run));
     }
@@ -152,6 +156,7 @@ fn run_on(
     let is_connected = move || connected.iter().any(|is| is());
     let ticker = Ticker::start(watched, json, is_connected, (asks, asked))?;
     let result = run_all(runs, commands.len());
+    served.iter().for_each(|one| one.nbd.end());
     drop(ticker);
     journals.iter().for_each(|journal| journal.tell(true));
     drop(windows);

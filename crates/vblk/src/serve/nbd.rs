@@ -7,24 +7,21 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::error::Error;
 use std::net::SocketAddr;
-use std::ops::Range;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use nbd_server::{
-    Bitmaps, Export, ExportOptions, Exports, Listener, Marked, OperationError, Server,
-    ServerHandle, ServerOptions,
+    Export, ExportOptions, Exports, Listener, OperationError, Server, ServerHandle, ServerOptions,
 };
 use serde::Serialize;
 use vhost_user_blk::socket::{Listener as UnixSocket, SocketOptions};
-use virtio_blk_disks::dirty::Run;
-use virtio_blk_disks::stack::Stack;
 
 use super::listening::Listening;
 use super::{Common, Failure, LONG, Ready};
 use crate::cli::NbdArgs;
 use crate::journal::Journal;
 use crate::layers::ExportedDisk;
+use crate::layers::nbd::LayerBitmaps;
 use crate::output;
 use crate::status::Totals;
 
@@ -100,24 +97,6 @@ impl Drop for TellEnd {
     fn drop(&mut self) {
         *self.0.lock() = true;
         self.0.came.notify_all();
-    }
-}
-
-/// The dirty bitmaps of a disk's layers.
-struct Layers(Weak<Stack>);
-
-impl Bitmaps for Layers {
-    fn names(&self) -> Vec<String> {
-        self.0
-            .upgrade()
-            .map_or_else(Vec::new, |stack| stack.dirty_names())
-    }
-
-    fn marks(&self, name: &str, range: Range<u64>, most: usize) -> Option<Vec<Marked>> {
-        let bitmap = self.0.upgrade()?.dirty(name)?.bitmap(name)?;
-        let runs = bitmap.runs(range, most).into_iter();
-        let marked = |Run { len, dirty }| Marked { len, dirty };
-        Some(runs.map(marked).collect())
     }
 }
 
@@ -200,7 +179,7 @@ pub(super) fn prepare(args: &NbdArgs, common: &Common) -> Result<Ready, Box<dyn 
         name: args.export.clone(),
         description: args.description.clone(),
         read_only: serve.read_only,
-        bitmaps: Some(Box::new(Layers(Arc::downgrade(&stack)))),
+        bitmaps: Some(Box::new(LayerBitmaps(Arc::downgrade(&stack)))),
         on_error: Some(Box::new(move |failed: &OperationError<'_>| {
             if let Some(journal) = journal.get() {
                 journal.note_operation(
@@ -217,7 +196,9 @@ pub(super) fn prepare(args: &NbdArgs, common: &Common) -> Result<Ready, Box<dyn 
     let export = Export::new(disk, options)?;
     place.exports.add(export.clone())?;
     let counted = export.clone();
-    let served = ExportedDisk::new(args.name(), serve, stack, move || totals(&counted));
+    let served = ExportedDisk::new(args.name(), serve, stack, args.max_connections, move || {
+        totals(&counted)
+    });
     // It is new.
     let _ = told.set(served.journal.clone());
     let at = At {
