@@ -75,11 +75,16 @@ impl Base {
             .is_some_and(|(first, count)| cluster - first < *count)
     }
 
-    /// Writes metadata, unless the image is frozen: see [`Medium::write_meta`].
+    /// Writes metadata, unless the image is frozen: see [`Medium::write_meta`]. Failures in too many places freeze it.
     pub fn write_meta(&self, io: &mut dyn MetaIo, offset: u64, new: &[u8], old: &[u8]) -> Put {
-        match self.changes.check() {
-            Ok(()) => self.medium.write_meta(io, offset, new, old),
-            Err(error) => Put::Failed(error),
+        if let Err(error) = self.changes.check() {
+            return Put::Failed(error);
+        }
+        match self.medium.write_meta(io, offset, new, old) {
+            Put::Failed(error) if self.medium.is_past_hope() => {
+                Put::Failed(self.changes.freeze("too many writes of tables", error))
+            }
+            put => put,
         }
     }
 

@@ -27,6 +27,8 @@ use crate::sync::lock;
 
 /// Retired clusters that have a barrier made for them.
 const MAX_RETIRED: u64 = 4096;
+/// Pieces of what is retired that may wait for the thread, 2 MiB in memory. Then discards wait for it.
+const MAX_PIECES: usize = 1 << 16;
 /// How often it is looked whether nobody uses retired clusters any more.
 const GLANCE: Duration = Duration::from_millis(2);
 
@@ -78,6 +80,11 @@ struct Work {
     /// What is retired may have become stable.
     look: bool,
     closed: bool,
+    /// Pieces that are retired, here and with the thread.
+    pieces: usize,
+    /// Barriers that failed, and the last error's number.
+    failures: u64,
+    errno: i32,
 }
 
 /// What the keeper is to do.
@@ -85,6 +92,8 @@ struct Work {
 pub struct Desk {
     work: Mutex<Work>,
     bell: Condvar,
+    /// There are fewer pieces, or a barrier failed.
+    fewer: Condvar,
     /// Counts what was retired.
     stamp: AtomicU64,
     /// Up to here, a flush of the guest has made it stable.
@@ -111,11 +120,49 @@ impl Desk {
         let before = work.retired.len();
         let retired = runs.into_iter().map(|run| Retired { run, stamp });
         work.retired.extend(retired);
+        work.pieces += work.retired.len() - before;
         let first = before == 0 && !work.retired.is_empty();
         drop(work);
         if first {
             self.bell.notify_one();
         }
+    }
+
+    /// Waits until not too much is retired. To be called before more of it, and by nobody whom the thread waits for: an
+    /// operation that found its places.
+    ///
+    /// # Errors
+    /// What is retired can't be made stable: why.
+    pub fn await_room(&self) -> Result<(), DiskError> {
+        let mut work = lock(&self.work);
+        let failures = work.failures;
+        while work.pieces > MAX_PIECES && !work.closed {
+            if work.failures != failures {
+                return Err(DiskError::from_errno(work.errno));
+            }
+            // After a failure nobody else would have it try again.
+            work.look = true;
+            self.bell.notify_one();
+            work = crate::sync::wait(&self.fewer, work);
+        }
+        Ok(())
+    }
+
+    /// So many pieces are not retired any more.
+    fn released(&self, pieces: usize) {
+        let mut work = lock(&self.work);
+        work.pieces = work.pieces.saturating_sub(pieces);
+        drop(work);
+        self.fewer.notify_all();
+    }
+
+    /// A barrier failed.
+    fn failed(&self, error: &DiskError) {
+        let mut work = lock(&self.work);
+        work.failures += 1;
+        work.errno = error.errno().unwrap_or(EIO);
+        drop(work);
+        self.fewer.notify_all();
     }
 
     /// To be called before a flush of the guest begins; its success is told with what is returned.
@@ -135,13 +182,17 @@ impl Desk {
 
     /// Opens the desk anew.
     pub fn open(&self) {
-        lock(&self.work).closed = false;
+        let mut work = lock(&self.work);
+        work.closed = false;
+        // What the thread before could not release stays counted.
+        work.pieces = work.retired.len();
     }
 
     /// Ends the keeper when it has done everything.
     pub fn close(&self) {
         lock(&self.work).closed = true;
         self.bell.notify_one();
+        self.fewer.notify_all();
     }
 
     /// Takes what there is to do; waits for something, but not longer than a glance if `soon`.
@@ -158,9 +209,15 @@ impl Desk {
             }
             work = crate::sync::wait(&self.bell, work);
         }
-        let closed = work.closed;
-        let taken = std::mem::take(&mut *work);
-        work.closed = closed;
+        let kept = Work {
+            closed: work.closed,
+            pieces: work.pieces,
+            failures: work.failures,
+            errno: work.errno,
+            ..Work::default()
+        };
+        let taken = std::mem::replace(&mut *work, kept);
+        drop(work);
         taken
     }
 }
@@ -309,6 +366,7 @@ impl Keeper {
                 true
             }
             Err(error) => {
+                image.desk.failed(&error);
                 for commit in commits {
                     self.abandon(commit, &error);
                 }
@@ -390,7 +448,11 @@ impl Keeper {
             runs.push(retired.run);
             self.idle.pop_front();
         }
-        self.release(runs);
+        let pieces = runs.len();
+        if pieces > 0 {
+            self.release(runs);
+            self.image.desk.released(pieces);
+        }
     }
 
     fn release(&mut self, runs: Vec<Run>) {
@@ -442,5 +504,44 @@ pub fn again(error: &DiskError) -> DiskError {
             None => std::io::Error::from(inner.kind()).into(),
         },
         other => DiskError::Config(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_retires_more_waits_while_there_is_too_much() {
+        let desk = Desk::default();
+        let pieces = |count: usize| (0..count as u64).map(|first| Run { first, count: 1 });
+        desk.retire(pieces(MAX_PIECES));
+        desk.await_room().unwrap();
+        desk.retire(pieces(1));
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| desk.await_room());
+            // The thread is told that somebody waits.
+            while !lock(&desk.work).look {
+                std::thread::yield_now();
+            }
+            assert!(!waiter.is_finished());
+            assert_eq!(desk.take(false).retired.len(), MAX_PIECES + 1);
+            desk.released(1);
+            waiter.join().unwrap().unwrap();
+        });
+        desk.retire(pieces(1));
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| desk.await_room());
+            while !lock(&desk.work).look {
+                std::thread::yield_now();
+            }
+            desk.failed(&DiskError::from_errno(EIO));
+            let error = waiter.join().unwrap().unwrap_err();
+            assert_eq!(error.errno(), Some(EIO));
+        });
+        desk.close();
+        desk.await_room().unwrap();
+        desk.open();
+        assert_eq!(lock(&desk.work).pieces, 1, "what nobody took");
     }
 }

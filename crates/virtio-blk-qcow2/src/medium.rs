@@ -21,6 +21,9 @@ use crate::sync::lock;
 /// and what it left is not known. The value is what should be there.
 type Suspects = BTreeMap<u64, Vec<u8>>;
 
+/// Most blocks and smaller pieces of metadata that are kept to be written again.
+const MAX_SUSPECT: usize = 4096;
+
 /// What an image lies on.
 pub struct Medium {
     disk: Arc<dyn Disk>,
@@ -185,6 +188,11 @@ impl Medium {
         self.suspect.load(Ordering::Acquire) != 0
     }
 
+    /// Whether so many writes of metadata have failed that no more can be kept in memory.
+    pub fn is_past_hope(&self) -> bool {
+        self.suspect.load(Ordering::Acquire) > MAX_SUSPECT
+    }
+
     /// Writes again what could not be written: afterwards the file has what it should have.
     ///
     /// # Errors
@@ -238,5 +246,45 @@ impl MetaIo for Inline<'_> {
 
     fn may_wait(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use virtio_blk_disks::MemoryDisk;
+
+    use super::*;
+
+    /// A way on which nothing succeeds.
+    struct Broken;
+
+    impl MetaIo for Broken {
+        fn put(&mut self, _: u64, _: &[u8]) -> Option<Result<(), DiskError>> {
+            Some(Err(DiskError::Unsupported))
+        }
+
+        fn may_wait(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn failed_writes_are_kept_up_to_a_bound() {
+        let medium = Arc::new(Medium::new(Arc::new(MemoryDisk::new(4 << 20).unwrap())).unwrap());
+        let block = medium.block();
+        for number in 0..=MAX_SUSPECT {
+            assert!(medium.is_suspect() == (number > 0) && !medium.is_past_hope());
+            let offset = (number * block) as u64;
+            let (new, old) = (vec![1; block], vec![2; block]);
+            let put = medium.write_meta(&mut Broken, offset, &new, &old);
+            assert!(matches!(put, Put::Failed(_)));
+        }
+        assert!(medium.is_past_hope());
+        let mut lane = medium.lane().unwrap();
+        medium.settle(&mut lane).unwrap();
+        assert!(!medium.is_suspect());
+        let mut found = vec![0; block];
+        lane.read((MAX_SUSPECT * block) as u64, &mut found).unwrap();
+        assert!(found.iter().all(|byte| *byte == 2));
     }
 }

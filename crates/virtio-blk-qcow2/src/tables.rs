@@ -19,6 +19,8 @@ use crate::sync::{lock, try_lock};
 
 /// Most bytes of slices in memory.
 const MAX_BYTES: u64 = 32 << 20;
+/// Bytes that a slice takes besides its entries.
+const OVERHEAD: u64 = 256;
 /// Parts of the cache, each with a lock of its own.
 const SHARDS: usize = 16;
 
@@ -62,7 +64,7 @@ impl Tables {
             }),
             growing: Mutex::default(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            most: ((MAX_BYTES / base.geometry.slice()) as usize / SHARDS).max(4),
+            most: ((MAX_BYTES / (base.geometry.slice() + OVERHEAD)) as usize / SHARDS).max(4),
             base,
         }
     }

@@ -57,6 +57,9 @@ impl Worker {
             if job.is_unwanted() {
                 return Err((job, DiskError::Cancelled));
             }
+            if let Err(error) = self.image.desk.await_room() {
+                return Err((job, error));
+            }
             match self.erase_some(offset + job.done, len - job.done, how, updates) {
                 Ok(Progress::Wrote(len)) => job.done += len,
                 Ok(Progress::Transit(slice, index)) => {
