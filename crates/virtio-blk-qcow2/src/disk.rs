@@ -420,8 +420,7 @@ impl Disk for Qcow2Disk {
         Ok(())
     }
 
-    /// Refused, too, for a size that the image can't have; an image of clusters of 512 bytes can't grow beyond some 500
-    /// MiB while it is in use.
+    /// Refused, too, for a size that the image can't have.
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         let _turn = lock(&self.shared.turn);
         let image = self.shared.image()?;

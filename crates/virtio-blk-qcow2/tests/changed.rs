@@ -182,6 +182,33 @@ fn an_image_grows_while_it_is_in_use() {
     assert!(matches!(disk.resize(1 << 40), Err(DiskError::ReadOnly)));
 }
 
+/// The smallest clusters: tables that are much larger than what one refcount block counts.
+#[test]
+fn a_small_image_becomes_a_large_one() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=512", SIZE);
+    let disk = open(&image);
+    let mut queue = disk.open_queue(4).unwrap();
+    write(&mut *queue, 0, vec![1; 4096]).unwrap();
+    let mut last = 0;
+    for size in [600 << 20, 601 << 20, 100 << 30] {
+        disk.resize(size).unwrap();
+        last = size - 4096;
+        assert!(read(&mut *queue, last, 4096).unwrap() == [0; 4096]);
+        write(&mut *queue, last, vec![2; 4096]).unwrap();
+    }
+    let error = disk.resize(1 << 40).unwrap_err().to_string();
+    assert!(error.contains("512 bytes"), "{error}");
+    drop((queue, disk));
+    qemu::check(&image);
+    let disk = open(&image);
+    let mut queue = disk.open_queue(4).unwrap();
+    for (at, value) in [(0, 1), ((600 << 20) - 4096, 2), (last, 2)] {
+        assert!(read(&mut *queue, at, 4096).unwrap() == [value; 4096]);
+    }
+}
+
 /// What a backing file holds behind the image's end would show.
 #[test]
 fn an_image_over_a_larger_one_does_not_grow() {

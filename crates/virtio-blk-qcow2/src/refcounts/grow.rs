@@ -3,9 +3,11 @@
 
 //! More counts: refcount blocks, and a larger table of them.
 
+use std::ops::Range;
+
 use virtio_blk_core::disk::DiskError;
 
-use super::{Block, Refcounts};
+use super::{Block, Refcounts, Run};
 use crate::base::{ENOSPC, window};
 use crate::format::{Counts, field, put};
 use crate::lane::Lane;
@@ -13,6 +15,21 @@ use crate::medium::Put;
 
 /// Most bytes of the refcount table, as QEMU has it.
 const MAX_TABLE: u64 = 8 << 20;
+
+/// Clusters that were not counted, and the blocks that count them, in the first of them.
+struct Region {
+    /// The blocks' numbers.
+    blocks: Range<u64>,
+    /// All clusters.
+    used: Range<u64>,
+}
+
+impl Region {
+    /// The first cluster behind the blocks.
+    const fn rest(&self) -> u64 {
+        self.used.start + (self.blocks.end - self.blocks.start)
+    }
+}
 
 impl Refcounts {
     /// Adds a refcount block, in one of the clusters that it counts. All of them are free.
@@ -87,6 +104,68 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Counts `count` clusters in one piece once, behind everything that is counted, with the blocks that count them.
+    ///
+    /// # Errors
+    /// Out of space; the disk's. Then they, or some of the blocks, may be counted and used by nobody.
+    pub(super) fn reserve_behind(&mut self, lane: &mut Lane, count: u64) -> Result<Run, DiskError> {
+        let base = self.base.clone();
+        let region = loop {
+            let last = self.table.iter().rposition(|place| *place != 0);
+            let region = self.uncounted(last.map_or(0, |last| last as u64 + 1), count);
+            if region.blocks.end <= self.table.len() as u64 {
+                break region;
+            }
+            self.grow_table(lane)?;
+        };
+        let placed = self.write_blocks(lane, &region)?;
+        // The table never refers to what is not there.
+        base.barrier(lane)?;
+        for (number, place) in placed {
+            self.set_entry(lane, number, place)?;
+        }
+        self.top = self.top.max(region.used.end);
+        let first = region.rest();
+        Ok(Run { first, count })
+    }
+
+    /// Clusters that nothing counts, from the refcount block with the number `block` on: `count` in one piece, and before
+    /// them one for each block that counts them all.
+    fn uncounted(&self, block: u64, count: u64) -> Region {
+        let per_block = self.per_block();
+        let mut start = block * per_block;
+        loop {
+            let first = start / per_block;
+            let mut blocks = first..first + 1;
+            while blocks.end * per_block < start + (blocks.end - first) + count {
+                blocks.end += 1;
+            }
+            let used = start..start + (blocks.end - first) + count;
+            match used.clone().find(|cluster| self.base.is_table(*cluster)) {
+                Some(taken) => start = taken + 1,
+                None => return Region { blocks, used },
+            }
+        }
+    }
+
+    /// Writes the blocks of a region, which count it. Their numbers and places.
+    fn write_blocks(&self, lane: &mut Lane, region: &Region) -> Result<Vec<(u64, u64)>, DiskError> {
+        let (base, geometry) = (&self.base, self.base.geometry);
+        let (cluster, per_block) = (geometry.cluster(), self.per_block());
+        base.medium.ensure(region.used.end * cluster)?;
+        let mut placed = Vec::new();
+        for (number, place) in region.blocks.clone().zip(region.used.clone()) {
+            let mut counts = Counts::new(vec![0; cluster as usize], geometry.refcount_order);
+            let range = number * per_block..(number + 1) * per_block;
+            for cluster in region.used.start.max(range.start)..region.used.end.min(range.end) {
+                counts.set((cluster - range.start) as usize, 1);
+            }
+            lane.write(place * cluster, counts.bytes())?;
+            placed.push((number, place * cluster));
+        }
+        Ok(placed)
+    }
+
     /// Makes the refcount table larger. The new one lies behind everything that the old one counts, with the refcount
     /// blocks that count itself.
     ///
@@ -95,8 +174,7 @@ impl Refcounts {
     /// the image.
     pub(super) fn grow_table(&mut self, lane: &mut Lane) -> Result<(), DiskError> {
         let base = self.base.clone();
-        let (geometry, cluster) = (base.geometry, base.geometry.cluster());
-        let per_block = geometry.block_clusters();
+        let cluster = base.geometry.cluster();
         let old_len = self.table.len() as u64 * 8;
         // Half as much again, and one cluster at least.
         let len = (old_len + old_len / 2).max(old_len + cluster);
@@ -104,43 +182,19 @@ impl Refcounts {
         if len <= old_len {
             return Err(DiskError::from_errno(ENOSPC));
         }
-        let mut start = self.table.len() as u64 * per_block;
         let table_clusters = len / cluster;
-        let (first_block, blocks, used) = loop {
-            // The new blocks count from the first cluster that has no count.
-            let first_block = start / per_block;
-            let mut blocks = 1;
-            while first_block * per_block + blocks * per_block < start + blocks + table_clusters {
-                blocks += 1;
-            }
-            let used = start..start + blocks + table_clusters;
-            match used.clone().find(|cluster| base.is_table(*cluster)) {
-                Some(taken) => start = taken + 1,
-                None => break (first_block, blocks, used),
-            }
-        };
-        if (first_block + blocks) * 8 > len {
+        let region = self.uncounted(self.table.len() as u64, table_clusters);
+        if region.blocks.end * 8 > len {
             return Err(DiskError::from_errno(ENOSPC));
         }
-        base.medium.ensure(used.end * cluster)?;
         let mut table = self.table.clone();
         table.resize((len / 8) as usize, 0);
-        let mut added = Vec::new();
-        for index in 0..blocks {
-            let number = first_block + index;
-            let mut counts = Counts::new(vec![0; cluster as usize], geometry.refcount_order);
-            let range = number * per_block..(number + 1) * per_block;
-            for cluster in used.start.max(range.start)..used.end.min(range.end) {
-                counts.set((cluster - range.start) as usize, 1);
-            }
-            let place = (start + index) * cluster;
-            lane.write(place, counts.bytes())?;
+        for (number, place) in self.write_blocks(lane, &region)? {
             if let Some(entry) = table.get_mut(number as usize) {
                 *entry = place;
             }
-            added.push((number, counts));
         }
-        let table_at = (start + blocks) * cluster;
+        let table_at = region.rest() * cluster;
         let bytes: Vec<u8> = table.iter().flat_map(|entry| entry.to_be_bytes()).collect();
         lane.write(table_at, &bytes)?;
         base.barrier(lane)?;
@@ -149,18 +203,13 @@ impl Refcounts {
             let clusters = u32::try_from(table_clusters).unwrap_or(0);
             put(head, field::REFCOUNTS + 8, &clusters.to_be_bytes());
         })?;
-        let old = super::Run {
+        let old = Run {
             first: self.table_at / cluster,
             count: old_len / cluster,
         };
         self.table = table;
         self.table_at = table_at;
-        self.top = self.top.max(used.end);
-        for (number, counts) in added {
-            self.clock += 1;
-            let used = self.clock;
-            self.blocks.insert(number, Block { counts, used });
-        }
+        self.top = self.top.max(region.used.end);
         // Only when nothing refers to it any more, not even after a power cut.
         base.barrier(lane)?;
         self.release(lane, old, &mut Vec::new())

@@ -242,12 +242,12 @@ impl Refcounts {
     /// Counts exactly `count` free clusters once, in one piece, as [`Refcounts::reserve`] does.
     ///
     /// # Errors
-    /// Out of space, also if a refcount block does not count as many; the disk's. Then nothing is counted.
+    /// Out of space; the disk's. Then nothing refers to what was counted, if anything was.
     pub fn reserve_all(&mut self, lane: &mut Lane, count: u64) -> Result<Run, DiskError> {
         let base = self.base.clone();
         // A new block is in the first of the clusters that it counts.
         if count >= self.per_block() {
-            return Err(DiskError::from_errno(ENOSPC));
+            return self.reserve_behind(lane, count);
         }
         let run = self.find(lane, count, count)?;
         let end = run.first + run.count;
