@@ -35,6 +35,8 @@ const MAX_CHAIN: usize = 64;
 const MAX_ERASE_SEGMENTS: u32 = 32;
 /// Most sectors in one segment: 2 GiB.
 const MAX_ERASE_SECTORS: u32 = 1 << 22;
+/// Most bytes of L2 tables that are looked through while an image is opened.
+const MAX_MENDED: u64 = 1 << 30;
 /// Bytes that the host transfers best.
 const PHYSICAL: u32 = 4096;
 
@@ -114,7 +116,7 @@ pub fn header(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<(Header, Vec<u8
     if header.dirty && !opening.options.inspect && !mends {
         return Err(OpenError::Marked {
             path: path.to_owned(),
-            mark: "dirty: it was not closed, and its refcounts may be out of date",
+            mark: "dirty: it was not closed, and its refcounts may be out of date (repair=on mends them)",
         });
     }
     if let Some(backing) = &header.backing
@@ -197,7 +199,7 @@ pub fn image(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<Image, OpenError
     let failed = |error| OpenError::file(path, error);
     let (mut header, mut head) = header(disk, opening)?;
     if header.dirty && options.is_writable() {
-        mend(disk, path)?;
+        mend(disk, &header, path)?;
         (header, head) = self::header(disk, opening)?;
     }
     let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
@@ -278,11 +280,28 @@ fn read_bitmaps(
     Ok(())
 }
 
-/// Mends the counts of an image that was not closed.
-fn mend(disk: &Arc<dyn Disk>, path: &Path) -> Result<(), OpenError> {
+/// Mends the counts of an image that was not closed, unless that takes long.
+fn mend(disk: &Arc<dyn Disk>, header: &Header, path: &Path) -> Result<(), OpenError> {
+    let failed = |error| OpenError::file(path, error);
+    let medium = Arc::new(Medium::new(disk.clone()).map_err(failed)?);
+    let mut lane = medium.lane().map_err(failed)?;
+    let layout = Layout::read(header, medium.len(), &mut lane).map_err(|error| error.of(path))?;
+    drop(lane);
+    let tables = layout
+        .l1
+        .chunks(8)
+        .filter(|entry| entry.iter().any(|byte| *byte != 0));
+    let bytes = tables.count() as u64 * header.geometry.cluster();
+    if bytes > MAX_MENDED {
+        return Err(OpenError::Marked {
+            path: path.to_owned(),
+            mark: "dirty, and has more than 1 GiB of tables, which are not looked through while it is opened",
+        });
+    }
     log::warn!(
-        "{} was not closed: its counts are mended, which reads all its tables",
-        path.display()
+        "{} was not closed: its counts are mended, which reads all its tables ({} MiB)",
+        path.display(),
+        bytes.div_ceil(1 << 20)
     );
     let found = check(disk, path, Repair::Counts, &mut |done, all| {
         log::info!("{}: {done} of {all} clusters", path.display());

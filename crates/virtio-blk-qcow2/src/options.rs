@@ -76,7 +76,8 @@ impl Qcow2Options {
     }
 
     /// Whether an image that is marked as not closed (dirty: it had lazy refcounts when its last user was killed) has its
-    /// counts mended when it is opened for writing (default: no, it is refused). That reads all of its tables.
+    /// counts mended when it is opened for writing (default: no, it is refused). That reads all of its tables, 1 GiB of them
+    /// at most, and says in the log how far it is; an image with more of them is refused.
     #[must_use]
     pub const fn repair(mut self, yes: bool) -> Self {
         self.repair = yes;

@@ -120,6 +120,33 @@ fn what_qemu_makes_but_we_do_not_read_is_named() {
     assert!(message.contains("encryption"), "{message}");
 }
 
+/// Whoever wrote the image does not decide how long opening it takes.
+#[test]
+fn counts_of_too_many_tables_are_not_mended() {
+    const CLUSTER: u64 = 2 << 20;
+    let directory = directory();
+    let path = directory.path().join("disk.qcow2");
+    // 512 GiB for each table.
+    qemu::create(&path, "cluster_size=2M", 300 << 40);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let l1 = u64::from_be_bytes(bytes[40..48].try_into().unwrap());
+    bytes[79] |= 1;
+    for number in 0..600 {
+        let entry = (((1000 + number) * CLUSTER) | (1 << 63)).to_be_bytes();
+        bytes[(l1 + 8 * number) as usize..][..8].copy_from_slice(&entry);
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(1600 * CLUSTER).unwrap();
+    for (repair, part) in [(false, "repair=on"), (true, "more than 1 GiB of tables")] {
+        let message = refusal(&Setup::new(&path).repair(repair));
+        assert!(
+            message.contains(part) && message.contains("qemu-img check"),
+            "{message}"
+        );
+    }
+}
+
 #[test]
 fn tables_must_not_share_clusters() {
     let directory = directory();

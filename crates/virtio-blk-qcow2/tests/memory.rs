@@ -28,8 +28,8 @@ const QUEUE: u64 = MIB;
 fn own() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("RssAnon:"));
-    let words = line.unwrap().split_whitespace();
-    words.skip(1).next().unwrap().parse::<u64>().unwrap() << 10
+    let mut words = line.unwrap().split_whitespace();
+    words.nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
 /// Uses an image of `size` bytes, each of whose slices of tables holds `reach` bytes of the guest.

@@ -40,6 +40,10 @@ impl Worker {
     pub(super) fn write(&mut self, mut job: Job, offset: u64, updates: &mut Updates) -> Step {
         let total = job.op().buf.len() as u64;
         while job.done < total {
+            // Copies give places up.
+            if let Err(error) = self.image.desk.await_room() {
+                return Err((job, error));
+            }
             let rest = source(job.op()).from(job.done as usize);
             match self.write_some(rest, offset + job.done, total - job.done, updates) {
                 Ok(Progress::Wrote(len)) => job.done += len,
