@@ -90,7 +90,7 @@ impl Subject for Image {
 
 fn fails(name: &str, setup: &'static str, how: How, engine: Engine, seed: u64) {
     // All of them take minutes.
-    let step = if files::long() { 1 } else { 4 };
+    let step = if files::long() { 1 } else { 9 };
     let runs = fail_each_call(&Image { setup, how, engine }, name, seed, step);
     println!("{name}: {runs} runs");
 }
