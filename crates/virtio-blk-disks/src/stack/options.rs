@@ -42,8 +42,8 @@ pub struct Parts {
     pub order: &'static str,
 }
 
-/// A kind of layer: the type of its options. A layer that implements it and is listed in a table ([`LayerKinds`]) can
-/// be named, in text and in files; its crate may lie above this one.
+/// A kind of layer: the type of its options. A layer that implements it and is listed in a table
+/// ([`LayerKinds`](super::LayerKinds)) can be named, in text and in files; its crate may lie above this one.
 ///
 /// A layer is written `NAME=TARGET/OPTION:VALUE…`, of which its [`Shape`] says what there is. The options are read by
 /// serde into the type, as for [`DiskOptions`](crate::disk_arg::DiskOptions).
