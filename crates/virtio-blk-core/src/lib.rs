@@ -12,7 +12,6 @@ pub mod request;
 mod request;
 pub mod ring;
 pub mod runner;
-mod shared;
 pub mod spec;
 #[cfg(feature = "test-util")]
 pub mod testdisk;

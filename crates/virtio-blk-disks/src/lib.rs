@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #![doc = include_str!("../README.md")]
 
-mod bounds;
 pub mod dirty;
 pub mod disk_arg;
 pub mod fault;

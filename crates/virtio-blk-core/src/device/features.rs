@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Device, DeviceOptions, lock};
 use crate::disk::Caps;
-use crate::shared::WriteCache;
+use crate::request::WriteCache;
 use crate::spec::feature::{self, *};
 
 /// Why the driver's features are refused: FEATURES_OK must not be set.

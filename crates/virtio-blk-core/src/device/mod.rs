@@ -43,8 +43,8 @@ pub use virtio_device::{DriveError, DriverInterrupt, QueueResources, StartedQueu
 pub use crate::guest_abi::{AbiError, GuestAbi, MAX_SEG_MAX};
 
 use crate::disk::{Caps, Disk, DiskEvent};
+use crate::request::SharedConfig;
 use crate::runner::{Counters, ErrorListeners, RequestError};
-use crate::shared::SharedConfig;
 
 /// Called after each change of the configuration space that the driver did not make.
 type ConfigListener = Box<dyn Fn() + Send + Sync>;

@@ -6,9 +6,9 @@
 use super::Device;
 use crate::disk::DiskError;
 use crate::memory::DeviceMemory;
-use crate::request::RequestLimits;
+use crate::request::{DeviceView, RequestLimits};
 use crate::ring::{QueueState, RingError};
-use crate::runner::{DeviceView, QueueParts, QueueRunner, QueueSetup, Reports};
+use crate::runner::{QueueParts, QueueRunner, QueueSetup, Reports};
 use crate::spec::feature;
 
 /// Why a queue could not be started.

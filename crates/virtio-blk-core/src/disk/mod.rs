@@ -28,7 +28,7 @@ pub use caps::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits}
 pub use error::DiskError;
 pub use extent::{Allocation, Extent, Extents};
 pub use handover::{ContentStamp, Handover};
-pub use op::{Completion, Lifetime, Op, OpKind, Token};
+pub use op::{Bounds, Completion, Lifetime, Op, OpKind, Token};
 
 pub use crate::memory::KeepAlive;
 

@@ -85,6 +85,40 @@ impl OpKind {
     }
 }
 
+/// What operations are checked against, by every disk before it touches its medium: see [`Bounds::check`].
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of the medium, as of now.
+    pub capacity: u64,
+    /// Bytes of the guest block, a power of two.
+    pub block: u32,
+    /// Nothing may change the medium.
+    pub read_only: bool,
+}
+
+impl Bounds {
+    /// Checks an operation whose buffer holds `data_len` bytes.
+    ///
+    /// # Errors
+    /// [`DiskError::ReadOnly`], [`DiskError::OutOfRange`] or [`DiskError::Misaligned`], in this order.
+    #[inline]
+    pub fn check(self, kind: &OpKind, data_len: usize) -> Result<(), DiskError> {
+        if self.read_only && kind.is_write() {
+            return Err(DiskError::ReadOnly);
+        }
+        let Some((offset, len)) = kind.range(data_len as u64) else {
+            return Ok(());
+        };
+        if offset > self.capacity || len > self.capacity - offset {
+            return Err(DiskError::OutOfRange);
+        }
+        if (offset | len) & (u64::from(self.block) - 1) != 0 {
+            return Err(DiskError::Misaligned);
+        }
+        Ok(())
+    }
+}
+
 /// One operation, owning all it needs: memory it refers to stays mapped while it lives.
 #[derive(Debug)]
 pub struct Op {

@@ -171,3 +171,43 @@ fn op_ranges() {
     assert!(!OpKind::Flush.is_write());
     assert!(OpKind::SecureErase { offset: 0, len: 1 }.is_write());
 }
+
+#[test]
+fn each_check_has_its_error() {
+    let bounds = Bounds {
+        capacity: 8192,
+        block: 4096,
+        read_only: false,
+    };
+    let read = |offset| OpKind::Read { offset };
+    assert!(bounds.check(&read(4096), 4096).is_ok());
+    assert!(bounds.check(&read(8192), 0).is_ok());
+    for (offset, len) in [(4096, 8192), (u64::MAX, 4096), (8192, 1), (u64::MAX, 0)] {
+        let got = bounds.check(&read(offset), len);
+        assert!(matches!(got, Err(DiskError::OutOfRange)), "{got:?}");
+    }
+    for (offset, len) in [(512, 4096), (0, 512)] {
+        let got = bounds.check(&read(offset), len);
+        assert!(matches!(got, Err(DiskError::Misaligned)), "{got:?}");
+    }
+    assert!(bounds.check(&OpKind::Flush, 0).is_ok());
+}
+
+#[test]
+fn read_only_refuses_changes_and_nothing_else() {
+    let bounds = Bounds {
+        capacity: 4096,
+        block: 512,
+        read_only: true,
+    };
+    assert!(bounds.check(&OpKind::Read { offset: 0 }, 512).is_ok());
+    assert!(bounds.check(&OpKind::Flush, 0).is_ok());
+    let write = OpKind::Write {
+        offset: 0,
+        fua: false,
+    };
+    assert!(matches!(
+        bounds.check(&write, 512),
+        Err(DiskError::ReadOnly)
+    ));
+}

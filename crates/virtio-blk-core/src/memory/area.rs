@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 
 use vm_memory::Permissions;
 
-use super::{DeviceMemory, GuestMap, Unmapped};
+use super::{DeviceMemory, GuestMap, Unmapped, read_16};
 
 /// A piece of an area that is not contiguous in host memory.
 struct Piece {
@@ -151,20 +151,4 @@ impl RingArea {
         // SAFETY: `ptr` is mapped for 16 bytes.
         Some(unsafe { read_16(ptr) })
     }
-}
-
-/// Copies 16 bytes from `ptr`, of any alignment, each byte read exactly once, as two little-endian
-/// numbers.
-///
-/// # Safety
-/// `ptr` must be valid for reads of 16 bytes. Other writers are allowed: any mix of old and new bytes
-/// may result.
-#[inline]
-pub(crate) unsafe fn read_16(ptr: *const u8) -> [u64; 2] {
-    #[derive(Clone, Copy)]
-    #[repr(C, packed)]
-    struct Words([u64; 2]);
-    // SAFETY: valid for 16 bytes by contract; `Words` has alignment 1. A volatile read is never repeated.
-    let Words(words) = unsafe { ptr.cast::<Words>().read_volatile() };
-    words.map(u64::from_le)
 }

@@ -17,7 +17,7 @@ use vm_memory::{
     MemoryRegionAddress, Permissions,
 };
 
-use super::{DeviceMemory, IotlbTable, KeepAlive, Unmapped, read_16};
+use super::{DeviceMemory, IotlbTable, KeepAlive, Unmapped};
 
 /// One contiguous piece of guest memory. `last` is inclusive so that a region may end at 2^64.
 #[derive(Clone, Copy)]
@@ -346,4 +346,20 @@ impl<M: GuestAddressSpace> fmt::Debug for GuestMap<M> {
             .field("generation", &self.generation)
             .finish()
     }
+}
+
+/// Copies 16 bytes from `ptr`, of any alignment, each byte read exactly once, as two little-endian
+/// numbers.
+///
+/// # Safety
+/// `ptr` must be valid for reads of 16 bytes. Other writers are allowed: any mix of old and new bytes
+/// may result.
+#[inline]
+pub(crate) unsafe fn read_16(ptr: *const u8) -> [u64; 2] {
+    #[derive(Clone, Copy)]
+    #[repr(C, packed)]
+    struct Words([u64; 2]);
+    // SAFETY: valid for 16 bytes by contract; `Words` has alignment 1. A volatile read is never repeated.
+    let Words(words) = unsafe { ptr.cast::<Words>().read_volatile() };
+    words.map(u64::from_le)
 }

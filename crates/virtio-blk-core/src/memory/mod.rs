@@ -17,13 +17,14 @@ use std::any::Any;
 
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
-pub(crate) use area::{RingArea, read_16};
+pub(crate) use area::RingArea;
 pub use host::HostMemory;
 pub use iotlb::{Iotlb, IotlbError, IotlbMapping, IotlbTable, NoRegion};
 #[cfg(feature = "internals")]
 pub use map::GuestMap;
 #[cfg(not(feature = "internals"))]
 pub(crate) use map::GuestMap;
+pub(crate) use map::read_16;
 pub use vm_memory::Permissions;
 
 /// Guest memory that a device can use: an address space whose guard keeps the memory mapped and can

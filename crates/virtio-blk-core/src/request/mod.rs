@@ -10,10 +10,13 @@
 
 mod range;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
 pub use range::{ByteRange, RangeKind, parse_ranges};
 
 use crate::disk::{Caps, EraseLimits, Lifetime, SECTOR_SIZE, ZeroLimits};
-use crate::spec::{RequestHeader, RequestStatus, RequestType, SEGMENT_SIZE, feature};
+use crate::spec::{RequestHeader, RequestStatus, RequestType, SEGMENT_SIZE, SERIAL_SIZE, feature};
 
 /// Most segments of one discard, write-zeroes or secure-erase request, whatever the disk allows: they
 /// are copied to private memory.
@@ -69,6 +72,82 @@ impl RequestLimits {
             Err(RequestStatus::IoErr)
         }
     }
+}
+
+/// What requests of a queue are executed with: the device's side of it.
+pub(crate) struct DeviceView {
+    pub(crate) limits: RequestLimits,
+    pub(crate) shared: Arc<SharedConfig>,
+    pub(crate) serial: [u8; SERIAL_SIZE],
+    pub(crate) write_cache: WriteCache,
+}
+
+impl DeviceView {
+    /// Takes the present capacity over.
+    #[inline(always)]
+    pub(crate) fn renew_capacity(&mut self) {
+        self.limits.capacity = self.shared.capacity();
+    }
+
+    /// Whether a write must be stable before it completes, now.
+    #[inline]
+    pub(crate) fn write_through(&self) -> bool {
+        match self.write_cache {
+            WriteCache::Back => false,
+            WriteCache::Through => true,
+            WriteCache::Switchable => !self.shared.writeback(),
+        }
+    }
+}
+
+/// What changes while queues run; read by each of them for each request.
+#[derive(Debug)]
+pub(crate) struct SharedConfig {
+    capacity: AtomicU64,
+    writeback: AtomicBool,
+}
+
+impl SharedConfig {
+    /// With a capacity in sectors, and write-back.
+    pub(crate) const fn new(capacity: u64) -> Self {
+        Self {
+            capacity: AtomicU64::new(capacity),
+            writeback: AtomicBool::new(true),
+        }
+    }
+
+    /// Capacity in sectors.
+    #[inline]
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Sets the capacity in sectors. Returns whether it was another.
+    pub(crate) fn set_capacity(&self, capacity: u64) -> bool {
+        self.capacity.swap(capacity, Ordering::Relaxed) != capacity
+    }
+
+    /// The driver's cache mode.
+    #[inline]
+    pub(crate) fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
+    /// Sets the driver's cache mode.
+    pub(crate) fn set_writeback(&self, writeback: bool) {
+        self.writeback.store(writeback, Ordering::Relaxed);
+    }
+}
+
+/// How writes become stable (virtio 1.4, 5.2.5.2 and 5.2.6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteCache {
+    /// No volatile cache below, or the driver flushes: writes need nothing.
+    Back,
+    /// FLUSH was offered and the driver can't flush: each write is stable before it completes.
+    Through,
+    /// The driver switches with `writeback`.
+    Switchable,
 }
 
 /// A request that can be executed.
@@ -129,7 +208,7 @@ pub fn parse(
         }),
         RequestType::Flush => Ok(Request::Flush),
         RequestType::GetId => Ok(Request::GetId {
-            len: writable.min(crate::spec::SERIAL_SIZE as u32),
+            len: writable.min(SERIAL_SIZE as u32),
         }),
         RequestType::GetLifetime if !limits.lifetime => Err(RequestStatus::Unsupp),
         RequestType::GetLifetime if writable < Lifetime::SIZE as u32 => Err(RequestStatus::IoErr),

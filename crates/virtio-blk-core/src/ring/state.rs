@@ -3,6 +3,9 @@
 
 //! Where a virtqueue lies and how far it was worked on, as plain data.
 
+/// The largest queue size the specification allows, in descriptors.
+pub const MAX_QUEUE_SIZE: u16 = 32768;
+
 /// What the addresses of a queue's structures are addresses of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -122,4 +125,11 @@ impl From<&virtio_queue::QueueState> for QueueState {
     fn from(state: &virtio_queue::QueueState) -> Self {
         Self::from(*state)
     }
+}
+
+/// Whether `heads` are different heads of a queue of `size`.
+pub(crate) fn are_distinct(heads: &[u16], size: u16) -> bool {
+    let mut heads = heads.to_vec();
+    heads.sort_unstable();
+    heads.is_sorted_by(|a, b| a < b) && heads.last().is_none_or(|&head| head < size)
 }

@@ -4,16 +4,19 @@
 //! What completes: status bytes, used entries, the in-flight log, notifications and counters.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::log::InFlightLog;
-use super::report::Reports;
-use super::setup::Notify;
-use super::slab::StatusByte;
-use super::{Counters, ErrorCause};
-use crate::disk::DiskError;
+use super::outstanding::Outstanding;
+use super::report::{ErrorCause, Reports};
+use super::slot::{RequestKind, Slot, StatusByte};
+use crate::disk::{Completion, DiskError, IoBuf, Lifetime, Op};
 use crate::memory::{DeviceMemory, GuestMap};
 use crate::ring::{ChainError, Ring, RingError, Segment};
 use crate::spec::{RequestStatus, RequestType};
+
+/// Called when the driver wants to know of used buffers.
+pub(super) type Notify = Box<dyn Fn() + Send>;
 
 /// Used entries are published at the latest after this many, so that the driver has work while the rest
 /// of a batch is executed.
@@ -135,6 +138,90 @@ impl Completer {
         self.add_used(ring, request.head, len);
     }
 
+    /// Takes a completion of the disk: finishes the request, or returns its next operation.
+    #[inline(always)]
+    #[must_use]
+    pub(super) fn complete<M: DeviceMemory>(
+        &mut self,
+        outstanding: &mut Outstanding,
+        ring: &mut impl Ring,
+        map: &GuestMap<M>,
+        completion: Completion,
+    ) -> Option<Op> {
+        let Completion { token, result, buf } = completion;
+        let Some(slot) = outstanding.get(token) else {
+            self.counters.spurious_completions.add(1);
+            return None;
+        };
+        let mut status = match &result {
+            Ok(()) => RequestStatus::Ok,
+            Err(error) => {
+                self.reports.request(slot.kind, slot.place(), error);
+                status_of(error)
+            }
+        };
+        match slot.kind {
+            RequestKind::Read | RequestKind::Write | RequestKind::Flush => slot.put_back(buf),
+            RequestKind::Lifetime => {
+                if status == RequestStatus::Ok {
+                    status = copy_lifetime(&buf, &slot.buf);
+                }
+            }
+            RequestKind::Ranges { kind, fua } => {
+                if status == RequestStatus::Ok
+                    && let Some(next) = slot.ranges.pop()
+                {
+                    slot.at(&next);
+                    return Some(Op {
+                        // Of its own, so that a completion that is repeated is not taken for the next.
+                        token: slot.renew(token),
+                        kind: next.op(kind, fua),
+                        buf,
+                    });
+                }
+            }
+        }
+        self.finish_slot(ring, map, slot, status);
+        outstanding.release(token);
+        None
+    }
+
+    /// Finishes the request in `slot` with `result`; the slot is to be released then.
+    #[inline(always)]
+    pub(super) fn finish_slot<M: DeviceMemory>(
+        &mut self,
+        ring: &mut impl Ring,
+        map: &GuestMap<M>,
+        slot: &mut Slot,
+        result: RequestStatus,
+    ) {
+        let ok = result == RequestStatus::Ok;
+        let written = match slot.kind {
+            RequestKind::Read if ok => slot.data_len,
+            // Whatever a failed read left behind must not reach the guest as data.
+            RequestKind::Read => slot.buf.fill(0, slot.data_len as usize, 0) as u32,
+            RequestKind::Lifetime if ok => Lifetime::SIZE as u32,
+            RequestKind::Ranges { .. } => {
+                slot.ranges.clear();
+                0
+            }
+            RequestKind::Lifetime | RequestKind::Write | RequestKind::Flush => 0,
+        };
+        let request = Finished {
+            head: slot.head,
+            status: slot.status,
+            result,
+            counted: Some(slot.kind.wire()),
+            data_len: slot.data_len,
+            written,
+            writable_len: slot.writable_len,
+            writable: &slot.dirty,
+        };
+        self.finish(ring, map, request);
+        // Memory of an earlier map must not stay mapped for the next request of the slot.
+        slot.release_other(map);
+    }
+
     #[inline(always)]
     fn count(&self, request: &Finished<'_>) {
         let c = &*self.counters;
@@ -209,5 +296,81 @@ impl Completer {
     pub(super) fn notify(&self) {
         self.counters.interrupts.add(1);
         (self.notify)();
+    }
+}
+
+/// Copies lifetime information to the guest unless it holds reserved values (virtio 1.4, 5.2.6).
+fn copy_lifetime(from: &IoBuf, to: &IoBuf) -> RequestStatus {
+    let mut bytes = [0; Lifetime::SIZE];
+    let whole = from.copy_out(0, &mut bytes) == bytes.len();
+    match Lifetime::from_bytes(bytes) {
+        Some(_) if whole && to.copy_in(0, &bytes) == bytes.len() => RequestStatus::Ok,
+        _ => RequestStatus::IoErr,
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one queue. One writer (the runner), any number of readers; each value is exact,
+        /// but they are not read at one instant.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// All counters by name, in a fixed order.
+            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Reads completed, well or badly.
+    reads,
+    /// Bytes read by successful reads.
+    read_bytes,
+    /// Writes completed.
+    writes,
+    /// Bytes written by successful writes.
+    written_bytes,
+    /// Flushes completed.
+    flushes,
+    /// Discard, write-zeroes and secure-erase requests completed.
+    erases,
+    /// Other requests completed (serial number, lifetime, unknown types).
+    others,
+    /// Requests answered with a status other than OK.
+    errors,
+    /// Chains that could not be taken because they were malformed. Those that were answered all the same
+    /// count as errors too.
+    malformed,
+    /// Notifications of the driver.
+    interrupts,
+    /// Calls of `service` that found at least one request.
+    batches,
+    /// Completions that a disk invented or repeated; each is a bug in the disk.
+    spurious_completions,
+}
+
+/// One counter: wraps after 2^64.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Adds `n`. There is one writer, so no locked instruction is needed.
+    #[inline]
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
     }
 }

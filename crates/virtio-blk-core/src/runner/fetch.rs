@@ -1,15 +1,14 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What fetches: the ring, the memory that it lies in, and the chain at hand.
+//! What fetches: the ring, the memory that it lies in, and the chain at hand, with its header and status.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::memory::{DeviceMemory, GuestMap};
-use crate::ring::{
-    Chain, ChainError, Popped, QueueState, Ring, RingError, SimpleChain, SplitRing, are_distinct,
-};
+use super::slot::StatusByte;
+use crate::memory::{DeviceMemory, GuestMap, Permissions};
+use crate::ring::{Chain, Popped, QueueState, Ring, RingError, SplitRing, are_distinct};
 use crate::spec::HEADER_SIZE;
 
 /// Bytes of the first segment of a simple chain: the header.
@@ -26,9 +25,10 @@ pub(super) struct Fetch<M: DeviceMemory> {
     pub(super) ring: SplitRing,
     /// The chain at hand, unless it is a simple one; reused from one to the next.
     pub(super) chain: Chain,
-    replay: std::vec::IntoIter<u16>,
+    /// Heads that an earlier owner left, and that are not taken over yet.
+    pub(super) replay: std::vec::IntoIter<u16>,
     /// Whether new chains are taken.
-    open: bool,
+    pub(super) open: bool,
 }
 
 impl<M: DeviceMemory> Fetch<M> {
@@ -60,25 +60,6 @@ impl<M: DeviceMemory> Fetch<M> {
         })
     }
 
-    /// Takes the next available chain. `None`: there is none.
-    #[inline(always)]
-    pub(super) fn next(&mut self) -> Result<Option<u16>, RingError> {
-        self.ring.next()
-    }
-
-    /// The chain that was taken, if it is a simple one.
-    #[inline(always)]
-    pub(super) fn read_simple(&self, found: u16) -> Option<SimpleChain> {
-        self.ring
-            .read_simple::<HEADER_LEN, STATUS_LEN, M>(&self.map, found)
-    }
-
-    /// Reads the chain that was taken into `chain`.
-    #[inline(always)]
-    pub(super) fn read(&mut self, found: u16) -> Result<(), ChainError> {
-        self.ring.read(&self.map, found, &mut self.chain)
-    }
-
     /// Takes over the next chain that an earlier owner left. `None`: there is none any more.
     #[cold]
     pub(super) fn next_replayed(&mut self) -> Result<Option<Popped>, RingError> {
@@ -94,41 +75,9 @@ impl<M: DeviceMemory> Fetch<M> {
         (self.ring.steps() / STEPS_OF_A_REQUEST) as usize
     }
 
-    /// Whether chains of an earlier owner are still to be executed.
-    #[inline]
-    pub(super) fn is_replaying(&self) -> bool {
-        self.replay.len() != 0
-    }
-
     /// The heads that were not taken over yet.
     pub(super) fn unreplayed(&mut self) -> impl Iterator<Item = u16> {
         self.replay.by_ref()
-    }
-
-    #[inline]
-    pub(super) const fn is_open(&self) -> bool {
-        self.open
-    }
-
-    /// Opens or closes the intake of new chains.
-    pub(super) const fn set_open(&mut self, open: bool) {
-        self.open = open;
-    }
-
-    /// Asks the driver to kick for the next buffer, unless the intake is closed. Returns whether there is one
-    /// already.
-    #[inline]
-    pub(super) fn enable_kicks(&mut self) -> Result<bool, RingError> {
-        if self.open {
-            return self.ring.enable_kicks(&self.map);
-        }
-        Ok(false)
-    }
-
-    /// Tells the driver that kicks are not needed for now.
-    #[inline]
-    pub(super) fn disable_kicks(&mut self) {
-        self.ring.disable_kicks(&self.map);
     }
 
     /// Leaves the ring as its next owner needs it.
@@ -141,4 +90,62 @@ impl<M: DeviceMemory> Fetch<M> {
         self.map.renew();
         self.ring.remap(&self.map)
     }
+
+    /// Takes the last writable byte off the chain.
+    #[inline(always)]
+    pub(super) fn cut_status(&mut self) -> Option<StatusByte> {
+        let guest = self.chain.cut_last_writable()?;
+        self.status_at(guest)
+    }
+
+    /// The status byte at `guest`. `None`: not mapped.
+    #[inline(always)]
+    pub(super) fn status_at(&self, guest: u64) -> Option<StatusByte> {
+        let host = match self.map.host(guest, 1) {
+            Some(host) => host,
+            None => {
+                let mut host = std::ptr::null_mut();
+                self.map
+                    .translate(guest, 1, Permissions::Write, |base, _| host = base)
+                    .ok()?;
+                host
+            }
+        };
+        Some(StatusByte { host, guest })
+    }
+
+    /// Takes the first 16 readable bytes off the chain, read once, as two little-endian numbers. `None`: they
+    /// are not there.
+    #[inline(always)]
+    pub(super) fn cut_header(&mut self) -> Option<[u64; 2]> {
+        if let Some(guest) = self.chain.cut_first_readable(HEADER_SIZE as u32) {
+            return match self.map.read_16(guest) {
+                Some(halves) => Some(halves),
+                None => self.read_header(guest),
+            };
+        }
+        self.gather_header()
+    }
+
+    #[cold]
+    fn read_header(&self, guest: u64) -> Option<[u64; 2]> {
+        Some(halves(self.map.read_array(guest).ok()?))
+    }
+
+    /// A header that is spread over several segments.
+    #[cold]
+    fn gather_header(&mut self) -> Option<[u64; 2]> {
+        let mut bytes = [0; HEADER_SIZE];
+        for byte in &mut bytes {
+            let guest = self.chain.cut_first_readable(1)?;
+            [*byte] = self.map.read_array(guest).ok()?;
+        }
+        Some(halves(bytes))
+    }
+}
+
+/// Sixteen bytes as two little-endian numbers.
+fn halves(bytes: [u8; HEADER_SIZE]) -> [u64; 2] {
+    let number = u128::from_le_bytes(bytes);
+    [number as u64, (number >> 64) as u64]
 }

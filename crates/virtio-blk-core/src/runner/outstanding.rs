@@ -3,15 +3,25 @@
 
 //! What is in flight: the requests that the disk works on, or has no room for yet, and the way to the disk.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::pace::Pace;
-use super::slab::{RequestKind, Slab, Slot, StatusByte};
+use super::slot::{RequestKind, Slot, StatusByte, index};
 use crate::disk::{
     Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 use crate::memory::{DeviceMemory, GuestMap};
-use crate::ring::Chain;
+use crate::ring::Segment;
+
+/// What a disk finished inside the call is shown at the latest after this time.
+const PUBLISH_AFTER: Duration = Duration::from_micros(100);
+
+/// A request with more segments of data than this is long. Drivers make up to about 1,000.
+const LONG: usize = 1024;
+
+/// Long requests in flight together have at most about this many segments: while there are as many, no request
+/// is taken. A chain may have 32,768 segments, in a table that many chains share, so that a driver could make
+/// this side keep half a megabyte for each descriptor of its ring.
+const MAX_LONG_SEGMENTS: usize = 64 * 1024;
 
 /// What became of an operation that was given to [`Outstanding::submit`].
 pub(super) enum Submitted {
@@ -23,34 +33,17 @@ pub(super) enum Submitted {
     Stalled,
 }
 
-/// In the place of a disk's queue that was given up.
-struct Closed;
-
-impl IoQueue for Closed {
-    fn submit(&mut self, op: Op) -> Submit {
-        Submit::Done(op.complete(Err(DiskError::Cancelled)))
-    }
-
-    fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        Ok(0)
-    }
-
-    fn wait(&self) -> Wait<'_> {
-        Wait::Inline
-    }
-}
-
 /// Requests in flight, each with one operation that the disk has or that waits.
 pub(super) struct Outstanding {
-    io: Box<dyn IoQueue>,
+    pub(super) io: Box<dyn IoQueue>,
     slab: Slab,
     /// Operations that the disk had no room for, or the pass no work left, in reverse order of submission.
-    stalled: Vec<Op>,
+    pub(super) stalled: Vec<Op>,
     pace: Pace,
     /// The disk finishes everything inside `submit`: there is nothing to reap.
     inline: bool,
     /// Operations were submitted since the last `flush_batch`.
-    unflushed: bool,
+    pub(super) unflushed: bool,
     /// Reused from call to call.
     done: Vec<Completion>,
 }
@@ -144,25 +137,26 @@ impl Outstanding {
         self.unflushed = true;
     }
 
-    /// Reserves a slot for the request in `chain`. `None` if there are more in flight than the queue has
+    /// Reserves a slot for a request, with the segments and the bytes that are writable without the status. `None` if there are more in flight than the queue has
     /// descriptors, which the ring rules out.
     #[inline(always)]
     pub(super) fn reserve<M: DeviceMemory>(
         &mut self,
         map: &GuestMap<M>,
-        chain: &Chain,
+        head: u16,
+        writable: (&[Segment], u32),
         status: StatusByte,
         kind: RequestKind,
     ) -> Option<(Token, &mut Slot)> {
         let (token, slot) = self.slab.reserve()?;
-        slot.head = chain.head();
+        slot.head = head;
         slot.kind = kind;
         slot.status = status;
-        slot.writable_len = chain.writable_len();
+        slot.writable_len = writable.1;
         slot.hold(map);
         if map.tracks_dirty() {
             slot.dirty.clear();
-            slot.dirty.extend_from_slice(chain.writable());
+            slot.dirty.extend_from_slice(writable.0);
         }
         Some((token, slot))
     }
@@ -250,6 +244,11 @@ impl Outstanding {
         self.done = done;
     }
 
+    /// The tokens of all requests in flight, in the order in which they were taken.
+    pub(super) fn tokens(&self) -> Vec<Token> {
+        self.slab.busy()
+    }
+
     /// Lets go of memory that ended requests keep mapped.
     pub(super) fn release_memory(&mut self) {
         self.slab.release_memory();
@@ -260,69 +259,204 @@ impl Outstanding {
         self.io.release_held();
     }
 
-    /// Has the disk finish early what it has. What it was not given yet is not given to it any more.
-    pub(super) fn cancel(&mut self) {
-        self.stalled.clear();
-        for token in self.slab.busy() {
-            self.io.cancel(token);
-        }
-    }
-
-    /// Gives up the disk's queue. Blocks until no buffer is used any more.
-    pub(super) fn close(&mut self) {
-        self.io = Box::new(Closed);
-        self.unflushed = false;
-        self.stalled.clear();
-    }
-
-    /// The tokens of all requests in flight, in the order in which they were taken.
-    pub(super) fn tokens(&self) -> Vec<Token> {
-        self.slab.busy()
-    }
-
-    /// The heads of all requests in flight, in the order in which they were taken.
-    pub(super) fn heads(&mut self) -> Vec<u16> {
-        let tokens = self.slab.busy().into_iter();
-        tokens
-            .filter_map(|token| self.slab.get(token).map(|slot| slot.head))
-            .collect()
-    }
-
-    /// Of a broken ring, to which nothing is returned any more: has the disk finish early what it has, and
-    /// forgets what it was not given yet.
-    #[cold]
-    pub(super) fn give_up(&mut self) {
-        for op in std::mem::take(&mut self.stalled) {
-            self.slab.release(op.token);
-        }
-        self.cancel();
-        self.release_held();
-        self.collect();
-    }
-
-    /// Of a broken ring: collects what the disk has finished, so that a reset finds the queue at rest.
-    #[cold]
-    pub(super) fn collect(&mut self) {
-        let started = self.flush_batch();
-        let (mut done, reaped) = self.reap();
-        for completion in done.drain(..) {
-            if self.slab.get(completion.token).is_some() {
-                self.slab.release(completion.token);
-            }
-        }
-        self.recycle(done);
-        self.slab.release_memory();
-        if started.is_err() || reaped.is_err() {
-            self.close();
-            for token in self.slab.busy() {
-                self.slab.release(token);
-            }
-        }
-    }
-
     /// Whether the requests in flight need so much memory that no more are taken.
     #[cfg(test)]
     pub(super) fn is_crowded(&self) -> bool {
         self.slab.is_crowded()
+    }
+}
+
+/// Slots, with a list of the free ones. As many as the queue has descriptors: a queue can't have more
+/// chains in flight than that.
+struct Slab {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    /// The token of the next request, while a slot is free.
+    next: Token,
+    sequence: u64,
+    /// Sum of all [`Slot::long`].
+    long: usize,
+}
+
+impl Slab {
+    fn new(size: u16) -> Self {
+        let mut slab = Self {
+            slots: (0..size).map(|_| Slot::new()).collect(),
+            free: (0..u32::from(size)).rev().collect(),
+            next: Token(0),
+            sequence: 0,
+            long: 0,
+        };
+        slab.find_next();
+        slab
+    }
+
+    /// The token that [`Slab::reserve`] gives out next, while a slot is free: one is for each chain that was taken.
+    #[inline(always)]
+    const fn next(&self) -> Token {
+        self.next
+    }
+
+    /// Makes `next` fit the list of free slots.
+    fn find_next(&mut self) {
+        if let Some(&index) = self.free.last()
+            && let Some(slot) = self.slots.get(index as usize)
+        {
+            self.next = slot.next_token(index);
+        }
+    }
+
+    /// Notes that the request of `slot` has `segments` segments of data.
+    #[inline(always)]
+    fn note_segments(&mut self, token: Token, segments: usize) {
+        if segments > LONG {
+            self.note_long(token, segments);
+        }
+    }
+
+    #[cold]
+    fn note_long(&mut self, token: Token, segments: usize) {
+        if let Some(slot) = self.get(token) {
+            slot.long = segments;
+            self.long += segments;
+        }
+    }
+
+    /// Whether requests in flight have so many segments that no more requests are to be taken.
+    #[inline(always)]
+    fn is_crowded(&self) -> bool {
+        self.long >= MAX_LONG_SEGMENTS
+    }
+
+    /// Frees the lists of a request with many segments.
+    #[cold]
+    fn release_long(&mut self, index: usize) {
+        if let Some(slot) = self.slots.get_mut(index) {
+            self.long -= std::mem::take(&mut slot.long);
+            slot.release_memory();
+            slot.dirty = Vec::new();
+        }
+    }
+
+    /// Reserves a slot. `None` only if more chains are in flight than the queue holds, which the ring
+    /// rules out.
+    #[inline(always)]
+    fn reserve(&mut self) -> Option<(Token, &mut Slot)> {
+        self.free.pop()?;
+        let token = self.next;
+        self.find_next();
+        let slot = self.slots.get_mut(index(token))?;
+        slot.busy = true;
+        slot.generation = (token.0 >> 32) as u32;
+        slot.sequence = self.sequence;
+        self.sequence += 1;
+        Some((token, slot))
+    }
+
+    /// The busy slot of a token; `None` for a token that was never given out or is done.
+    #[inline(always)]
+    fn get(&mut self, token: Token) -> Option<&mut Slot> {
+        let slot = self.slots.get_mut(index(token))?;
+        (slot.busy && u64::from(slot.generation) == token.0 >> 32).then_some(slot)
+    }
+
+    /// Frees a busy slot.
+    #[inline(always)]
+    fn release(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(index(token)) {
+            slot.busy = false;
+            self.next = slot.next_token(index(token) as u32);
+            self.free.push(index(token) as u32);
+            if slot.long != 0 {
+                self.release_long(index(token));
+            }
+        }
+    }
+
+    /// How many slots are busy.
+    #[inline]
+    fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// The tokens of all busy slots, in the order in which they were taken.
+    fn busy(&self) -> Vec<Token> {
+        let mut busy: Vec<(u64, Token)> = self
+            .slots
+            .iter()
+            .zip(0u64..)
+            .filter(|(slot, _)| slot.busy)
+            .map(|(slot, index)| {
+                (
+                    slot.sequence,
+                    Token(u64::from(slot.generation) << 32 | index),
+                )
+            })
+            .collect();
+        busy.sort_unstable_by_key(|(sequence, _)| *sequence);
+        busy.into_iter().map(|(_, token)| token).collect()
+    }
+
+    /// Lets go of memory that idle slots keep mapped.
+    fn release_memory(&mut self) {
+        for slot in self.slots.iter_mut().filter(|s| !s.busy) {
+            slot.release_memory();
+        }
+    }
+}
+
+/// The state of a pass. Only looked at for ranges, and for operations that took the long way.
+#[derive(Debug, Default)]
+struct Pace {
+    /// What may still be done for ranges.
+    left: usize,
+    /// Something waits for the next pass.
+    held: bool,
+    /// When something was last shown in this pass, as far as that was looked at.
+    shown: Option<Instant>,
+}
+
+impl Pace {
+    /// A new pass.
+    #[inline(always)]
+    fn begin(&mut self, budget: usize) {
+        self.left = budget;
+        self.shown = None;
+    }
+
+    /// Whether an operation on `len` bytes of the medium may be begun in this pass; then it counts. At least
+    /// one may.
+    fn spend(&mut self, len: u64) -> bool {
+        if self.left == 0 {
+            self.held = true;
+            return false;
+        }
+        let weight = 1 + usize::try_from(len >> 16).unwrap_or(usize::MAX - 1);
+        self.left = self.left.saturating_sub(weight);
+        true
+    }
+
+    /// Whether something waits for the next pass alone.
+    const fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// As `is_held`; it waits no longer.
+    fn take_held(&mut self) -> bool {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Whether what was finished is due, after an operation that may have taken long.
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = match self.shown {
+            // How long the first took is not known.
+            None => true,
+            Some(at) => now.saturating_duration_since(at) >= PUBLISH_AFTER,
+        };
+        if due {
+            self.shown = Some(now);
+        }
+        due
     }
 }

@@ -4,8 +4,9 @@
 //! Chains that can't be taken. None of them may look like a success: a driver does not clear the status
 //! byte, so that one which comes back without a status is taken for done.
 
+use super::QueueError;
 use super::completion::Finished;
-use super::{QueueError, QueueRunner};
+use super::queue_runner::QueueRunner;
 use crate::memory::DeviceMemory;
 use crate::ring::{ChainError, LastWritable, Ring};
 use crate::spec::RequestStatus;
@@ -66,14 +67,5 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let _ = self.publish();
         let head = self.fetch.chain.head();
         self.fetch.ring.break_off(head, error);
-    }
-
-    /// Whether the ring still works.
-    #[inline]
-    pub(super) fn check_ring(&self) -> Result<(), QueueError> {
-        match self.fetch.ring.latched() {
-            None => Ok(()),
-            Some(error) => Err(QueueError::Ring(error)),
-        }
     }
 }

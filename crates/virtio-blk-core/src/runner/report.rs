@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::QueueError;
-use super::slab::RequestKind;
+use super::slot::RequestKind;
 use crate::disk::{DiskError, OpKind};
 use crate::ring::ChainError;
 use crate::spec::RequestType;

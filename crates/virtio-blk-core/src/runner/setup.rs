@@ -8,15 +8,12 @@ use std::sync::atomic::AtomicBool;
 
 #[cfg(doc)]
 use super::Stopped;
+use super::completion::{Counters, Notify};
 use super::report::Reports;
-use super::{Counters, InFlightArea, InFlightError, InFlightLog};
+use super::{InFlightArea, InFlightError, InFlightLog};
 use crate::memory::{DeviceMemory, GuestMap};
-use crate::request::RequestLimits;
+use crate::request::DeviceView;
 use crate::ring::{QueueState, RingError, SplitRing};
-use crate::shared::{SharedConfig, WriteCache};
-
-/// Called when the driver wants to know of used buffers.
-pub(super) type Notify = Box<dyn Fn() + Send>;
 
 /// What an embedder gives to [`crate::device::Device::start_queue`].
 pub struct QueueSetup<M: DeviceMemory> {
@@ -76,32 +73,6 @@ impl<M: DeviceMemory> QueueSetup<M> {
         self.log = Some(Box::new(log));
         self.replay = replay;
         Ok(count)
-    }
-}
-
-/// What requests of a queue are executed with: the device's side of it.
-pub(crate) struct DeviceView {
-    pub(crate) limits: RequestLimits,
-    pub(crate) shared: Arc<SharedConfig>,
-    pub(crate) serial: [u8; crate::spec::SERIAL_SIZE],
-    pub(crate) write_cache: WriteCache,
-}
-
-impl DeviceView {
-    /// Takes the present capacity over.
-    #[inline(always)]
-    pub(super) fn renew_capacity(&mut self) {
-        self.limits.capacity = self.shared.capacity();
-    }
-
-    /// Whether a write must be stable before it completes, now.
-    #[inline]
-    pub(super) fn write_through(&self) -> bool {
-        match self.write_cache {
-            WriteCache::Back => false,
-            WriteCache::Through => true,
-            WriteCache::Switchable => !self.shared.writeback(),
-        }
     }
 }
 

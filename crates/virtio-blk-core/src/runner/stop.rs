@@ -5,8 +5,10 @@
 
 use std::time::Instant;
 
-use super::{QueueError, QueueRunner, Service, wait};
-use crate::disk::Wait;
+use super::outstanding::Outstanding;
+use super::queue_runner::{QueueRunner, Service};
+use super::{QueueError, wait};
+use crate::disk::{Completion, DiskError, IoQueue, Op, Submit, Wait};
 use crate::memory::DeviceMemory;
 use crate::ring::QueueState;
 
@@ -52,7 +54,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// As [`Stop::HandOver`], without a write to the ring.
     pub(super) fn abandon(mut self) -> Stopped {
-        self.fetch.set_open(false);
+        self.fetch.open = false;
         self.outstanding.cancel();
         // Waits until no buffer is used any more.
         self.outstanding.close();
@@ -67,13 +69,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Takes nothing new from now on, and has the disk let go of what it holds back.
     pub(super) fn begin_drain(&mut self) {
-        self.fetch.set_open(false);
+        self.fetch.open = false;
         self.outstanding.release_held();
     }
 
     /// Whether every request taken, or to be taken again, was returned.
     pub(super) fn is_drained(&self) -> bool {
-        self.in_flight() == 0 && !self.fetch.is_replaying()
+        self.in_flight() == 0 && self.fetch.replay.as_slice().is_empty()
     }
 
     fn drain(&mut self) {
@@ -96,5 +98,79 @@ impl<M: DeviceMemory> QueueRunner<M> {
             Wait::Fd(fd) => wait::readable(fd, deadline),
             Wait::Poll | Wait::Inline => std::thread::yield_now(),
         }
+    }
+}
+
+impl Outstanding {
+    /// Has the disk finish early what it has. What it was not given yet is not given to it any more.
+    pub(super) fn cancel(&mut self) {
+        self.stalled.clear();
+        for token in self.tokens() {
+            self.io.cancel(token);
+        }
+    }
+
+    /// Gives up the disk's queue. Blocks until no buffer is used any more.
+    pub(super) fn close(&mut self) {
+        self.io = Box::new(Closed);
+        self.unflushed = false;
+        self.stalled.clear();
+    }
+
+    /// The heads of all requests in flight, in the order in which they were taken.
+    pub(super) fn heads(&mut self) -> Vec<u16> {
+        let tokens = self.tokens().into_iter();
+        tokens
+            .filter_map(|token| self.get(token).map(|slot| slot.head))
+            .collect()
+    }
+
+    /// Of a broken ring, to which nothing is returned any more: has the disk finish early what it has, and
+    /// forgets what it was not given yet.
+    #[cold]
+    pub(super) fn give_up(&mut self) {
+        for op in std::mem::take(&mut self.stalled) {
+            self.release(op.token);
+        }
+        self.cancel();
+        self.release_held();
+        self.collect();
+    }
+
+    /// Of a broken ring: collects what the disk has finished, so that a reset finds the queue at rest.
+    #[cold]
+    pub(super) fn collect(&mut self) {
+        let started = self.flush_batch();
+        let (mut done, reaped) = self.reap();
+        for completion in done.drain(..) {
+            if self.get(completion.token).is_some() {
+                self.release(completion.token);
+            }
+        }
+        self.recycle(done);
+        self.release_memory();
+        if started.is_err() || reaped.is_err() {
+            self.close();
+            for token in self.tokens() {
+                self.release(token);
+            }
+        }
+    }
+}
+
+/// In the place of a disk's queue that was given up.
+struct Closed;
+
+impl IoQueue for Closed {
+    fn submit(&mut self, op: Op) -> Submit {
+        Submit::Done(op.complete(Err(DiskError::Cancelled)))
+    }
+
+    fn reap(&mut self, _done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        Ok(0)
+    }
+
+    fn wait(&self) -> Wait<'_> {
+        Wait::Inline
     }
 }

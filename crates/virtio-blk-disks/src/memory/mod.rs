@@ -10,11 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, Execute, Extent,
-    IoBuf, IoQueue, Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait, ZeroLimits,
+    Bounds, Caps, Completion, Disk, DiskError, DiskEvent, DiskListener, EraseLimits, Execute,
+    Extent, IoBuf, IoQueue, Lifetime, Op, OpKind, SECTOR_SIZE, Submit, Token, Wait, ZeroLimits,
 };
 
-use crate::bounds::Bounds;
 use crate::listeners::Listeners;
 use chunks::{CHUNK, Chunks};
 

@@ -4,11 +4,9 @@
 //! A disk that keeps nothing: what is left of a benchmark is the path to the disk.
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, EraseLimits, Execute, IoBuf, IoQueue, Op, OpKind,
+    Bounds, Caps, Completion, Disk, DiskError, EraseLimits, Execute, IoBuf, IoQueue, Op, OpKind,
     SECTOR_SIZE, Submit, Token, Wait, ZeroLimits,
 };
-
-use crate::bounds::Bounds;
 
 /// Most sectors in one segment of an erasing request: 8 GiB.
 const MAX_ERASE_SECTORS: u32 = 1 << 24;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use virtio_blk_core::disk::{Caps, DiskError, DiskEvent, OpKind, SECTOR_SIZE};
+use virtio_blk_core::disk::{Bounds, Caps, DiskError, DiskEvent, OpKind, SECTOR_SIZE};
 
 use super::bounce::Chunk;
 use super::durable::Durability;
@@ -15,7 +15,6 @@ use super::error::OpenError;
 use super::host_file::HostFile;
 use super::probe;
 use super::sys;
-use crate::bounds::Bounds;
 use crate::listeners::Listeners;
 
 /// Something that works until it is found not to.

@@ -13,7 +13,7 @@ mod job;
 mod lock;
 mod medium;
 mod options;
-mod page_cache_map;
+mod page_cache;
 mod probe;
 mod stamp;
 pub(crate) mod sys;

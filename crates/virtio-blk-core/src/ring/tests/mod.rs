@@ -15,7 +15,7 @@ use virtio_blk_driver::ring::{Chain as Offer, RingConfig, SplitDriver};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
-use crate::memory::{DeviceMemory, GuestMap};
+use crate::memory::{DeviceMemory, GuestMap, Unmapped};
 use crate::spec::feature::{RING_EVENT_IDX, RING_INDIRECT_DESC};
 
 type Memory = Arc<GuestMemoryMmap<()>>;

@@ -31,7 +31,8 @@ use vm_memory::{GuestMemory, GuestMemoryMmap};
 
 use super::*;
 use crate::device::{Device, DeviceOptions};
-use crate::disk::{Caps, DiskError, EraseLimits, OpKind, ZeroLimits};
+use crate::disk::{Caps, DiskError, EraseLimits, IoBuf, OpKind, Wait, ZeroLimits};
+use crate::ring::{QueueState, RingError};
 use crate::spec::feature;
 use crate::testdisk::{Mode, TestDisk, WaitKind};
 

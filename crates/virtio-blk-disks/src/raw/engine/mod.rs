@@ -3,7 +3,6 @@
 
 //! Ways to make a job's system calls. Each is an `IoQueue` around the same [`super::job::Job`].
 
-mod inline;
 mod sync;
 #[cfg(feature = "io-uring")]
 mod uring;

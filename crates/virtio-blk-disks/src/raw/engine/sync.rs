@@ -9,11 +9,11 @@ use virtio_blk_core::disk::{
     Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
-use super::inline::Inline;
 use crate::raw::bounce::Pool;
 use crate::raw::host_file::HostFile;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
+use crate::raw::page_cache::Inline;
 
 /// A data path of plain system calls.
 pub(super) struct SyncQueue {

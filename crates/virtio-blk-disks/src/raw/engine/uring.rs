@@ -18,12 +18,12 @@ use virtio_blk_core::disk::{
     Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
-use super::inline::Inline;
 use super::sync;
 use crate::raw::bounce::Pool;
 use crate::raw::host_file::HostFile;
 use crate::raw::job::{Call, Job, Step};
 use crate::raw::medium::Medium;
+use crate::raw::page_cache::Inline;
 
 /// Most aligned chunks of one queue: 2 MiB as a rule.
 const CHUNKS: usize = 8;

@@ -165,7 +165,7 @@ pub(super) struct Job {
 unsafe impl Send for Job {}
 
 impl Job {
-    /// A job for an operation that was admitted by [`Medium::admit`].
+    /// A job for an operation that was allowed by [`Medium::check_bounds`].
     pub fn new(op: Op, medium: &Medium) -> Self {
         let (offset, len) = op.kind.range(op.buf.len() as u64).unwrap_or((0, 0));
         let (stage, fua) = match op.kind {
@@ -190,10 +190,12 @@ impl Job {
             stage => stage,
         };
         // After a failed flush nothing can be promised to be stable any more.
-        let stage = match medium.durability.check() {
-            Err(lost) if fua && !matches!(stage, Stage::Done(_)) => Stage::Done(Err(lost)),
-            _ => stage,
+        let lost = match stage {
+            Stage::Done(_) => None,
+            _ if fua => medium.durability.check().err(),
+            _ => None,
         };
+        let stage = lost.map_or(stage, |lost| Stage::Done(Err(lost)));
         Self {
             op,
             cancelled: false,

@@ -1,16 +1,19 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reads from the page cache, or writes to it, without a system call: the image is mapped, and what is known to
-//! be in memory is copied from or to there.
+//! Reads and writes that are executed inside the call, because the page cache has what they need.
+//!
+//! Without a system call, where that is possible: the image is mapped, and what is known to be in memory is copied
+//! from or to there.
 //!
 //! Known means that a system call found it there, or put it there, earlier. It may have been evicted since:
 //! the copy then waits for the device, which the owner of a queue should not have to do often. So those
 //! waits are counted (they are major page faults), and when there are any, everything known is forgotten.
 
 use guarded_mmap::{Mapping, Protection};
-use virtio_blk_core::disk::{DiskError, IoBuf};
+use virtio_blk_core::disk::{DiskError, Execute, IoBuf, OpKind};
 
+use super::job::fits_one_call;
 use super::medium::Medium;
 use super::sys;
 
@@ -29,6 +32,77 @@ const MIN_PAUSE: u32 = 1 << 10;
 /// The longest such pause.
 const MAX_PAUSE: u32 = 1 << 20;
 
+/// What a queue tries before it makes a [`Job`](super::job::Job) of an operation: what one system call finishes, or none.
+pub(super) struct Inline {
+    map: PageCacheMap,
+    /// Whether a read may wait for the device.
+    wait: bool,
+}
+
+impl Inline {
+    pub const fn new(wait: bool) -> Self {
+        Self {
+            map: PageCacheMap::new(),
+            wait,
+        }
+    }
+
+    /// Executes an operation whose bounds were checked, or declines it: it takes more than a call, or the call did
+    /// not do it, for a reason that shows when it is made again.
+    pub fn execute(&mut self, medium: &Medium, kind: &OpKind, buf: &IoBuf) -> Execute {
+        let done = match *kind {
+            OpKind::Read { offset } => self.map.read(offset, buf) || self.read(medium, offset, buf),
+            OpKind::Write { offset, fua: false } => match self.map.write(medium, offset, buf) {
+                Some(Ok(())) => true,
+                Some(lost) => return Execute::Done(lost),
+                None => self.write(medium, offset, buf),
+            },
+            _ => return Execute::Declined,
+        };
+        match done {
+            true => Execute::Done(Ok(())),
+            false => Execute::Declined,
+        }
+    }
+
+    fn read(&mut self, medium: &Medium, offset: u64, buf: &IoBuf) -> bool {
+        if !fits_one_call(medium, buf) {
+            return false;
+        }
+        let flags = match self.wait {
+            true => 0,
+            #[cfg(feature = "io-uring")]
+            false if medium.can.nowait.get() => libc::RWF_NOWAIT,
+            false => return false,
+        };
+        // SAFETY: the buffer's segments are valid while it is borrowed.
+        let outcome = unsafe { medium.file.preadv2(buf.segments(), offset, flags) };
+        #[cfg(feature = "io-uring")]
+        if flags != 0 && outcome == -libc::EOPNOTSUPP {
+            medium.can.nowait.disable();
+        }
+        let done = usize::try_from(outcome) == Ok(buf.len());
+        // Where nothing was written there may be a hole, which takes memory when it is touched.
+        if done && !medium.in_memory {
+            self.map.note(medium, offset, buf.len());
+        }
+        done
+    }
+
+    fn write(&mut self, medium: &Medium, offset: u64, buf: &IoBuf) -> bool {
+        if !fits_one_call(medium, buf) {
+            return false;
+        }
+        // SAFETY: as above.
+        let outcome = unsafe { medium.file.pwritev2(buf.segments(), offset, 0) };
+        let done = usize::try_from(outcome) == Ok(buf.len());
+        if done {
+            self.map.note(medium, offset, buf.len());
+        }
+        done
+    }
+}
+
 /// A mapped part of the image.
 struct Window {
     /// Which part, in units of `WINDOW`.
@@ -45,7 +119,7 @@ fn bits(offset: u64, len: usize) -> impl Iterator<Item = (usize, u64)> {
 }
 
 /// One queue's way to the page cache.
-pub(super) struct PageCacheMap {
+struct PageCacheMap {
     windows: Vec<Window>,
     /// Copies since the last sample.
     copies: u32,
@@ -180,7 +254,7 @@ impl PageCacheMap {
         }
     }
 
-    /// Maps another window. Answers where it is.
+    /// Maps another window. Returns where it is.
     #[cold]
     fn open(&mut self, medium: &Medium, number: u64) -> Option<usize> {
         if !medium.can.map.get() || self.windows.len() == MAX_WINDOWS {

@@ -1,28 +1,208 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From a chain to an operation on the disk.
+//! A request, from its chain to the disk, and to its end if the disk executes it inside the call.
+//!
+//! Nearly every request is a read or write in a simple chain: `begin_simple` has a way of its own for those.
+//! Whatever else shows on that way continues as any chain does, in `begin`.
 
-use super::QueueRunner;
 use super::completion::{Finished, status_of};
-use super::fetch::Fetch;
-use super::outstanding::Submitted;
-use super::slab::{RequestKind, Slot, StatusByte};
+use super::fetch::{Fetch, HEADER_LEN, STATUS_LEN};
+use super::outstanding::{Outstanding, Submitted};
+use super::queue_runner::QueueRunner;
+use super::slot::{RequestKind, Slot, StatusByte};
 use crate::disk::{Execute, IoBuf, Lifetime, Op, OpKind, Token};
-use crate::memory::{DeviceMemory, GuestMap, Permissions, Unmapped};
-use crate::request::{ByteRange, RangeKind, Request, parse, parse_ranges};
-use crate::ring::{Chain, ChainError, Segment};
-use crate::spec::{RequestHeader, RequestStatus, RequestType};
+use crate::memory::{DeviceMemory, GuestMap, Permissions, Unmapped, read_16};
+use crate::request::{Request, parse};
+use crate::ring::{Chain, ChainError, Segment, SimpleChain};
+use crate::spec::{HEADER_SIZE, RequestHeader, RequestStatus, RequestType};
 
 /// Most host segments of one request. Only memory fragmented below an IOMMU comes near; the list of a
 /// request stays below 256 KiB.
 const MAX_HOST_SEGMENTS: usize = 16 * 1024;
 
 /// The wire values of reads and writes.
-pub(super) const IN: u32 = RequestType::In.to_wire();
-pub(super) const OUT: u32 = RequestType::Out.to_wire();
+const IN: u32 = RequestType::In.to_wire();
+const OUT: u32 = RequestType::Out.to_wire();
+
+/// A request that is one operation, and did not end inside the call.
+struct Unfinished<'a> {
+    head: u16,
+    status: StatusByte,
+    request: RequestKind,
+    kind: OpKind,
+    /// Bytes of data.
+    data_len: u32,
+    /// The writable data, without the status, and its bytes.
+    writable: &'a [Segment],
+    writable_len: u32,
+}
+
+/// Puts a request in flight, together with its data. `None`: there is no room, which the ring rules out.
+fn put_in_flight<'o, M: DeviceMemory>(
+    outstanding: &'o mut Outstanding,
+    map: &GuestMap<M>,
+    data: &mut IoBuf,
+    of: &Unfinished<'_>,
+) -> Option<(Token, &'o mut Slot)> {
+    let writable = (of.writable, of.writable_len);
+    let (token, slot) = outstanding.reserve(map, of.head, writable, of.status, of.request)?;
+    slot.offset = match of.kind {
+        OpKind::Read { offset } | OpKind::Write { offset, .. } => offset,
+        _ => 0,
+    };
+    slot.data_len = of.data_len;
+    std::mem::swap(&mut slot.buf, data);
+    // The host's segments may be merged, those of the guest that are kept for the dirty log are not.
+    let segments = slot.buf.segments().len().max(slot.dirty.len());
+    outstanding.note_segments(token, segments);
+    Some((token, outstanding.get(token)?))
+}
 
 impl<M: DeviceMemory> QueueRunner<M> {
+    /// Executes or refuses the request in a simple chain, or puts it in flight. Returns whether it has certainly
+    /// ended, so that nothing else changed.
+    #[inline(always)]
+    pub(super) fn begin_simple(&mut self, simple: SimpleChain) -> bool {
+        let len = simple.data.len;
+        let map = &self.fetch.map;
+        let (Some(host), Some(header), Some(data)) = (
+            map.host(simple.last, 1),
+            map.host(simple.first, HEADER_SIZE),
+            map.host(simple.data.addr, len as usize),
+        ) else {
+            self.begin_as_chain(simple);
+            return false;
+        };
+        let guest = simple.last;
+        let status = StatusByte { host, guest };
+        // SAFETY: mapped for 16 bytes. Nothing was read from there before, nor is it afterwards.
+        let halves = unsafe { read_16(header) };
+        // SAFETY: mapped for `len` bytes while `keep` lives, which the buffer owns.
+        unsafe { self.data.set_one(map.keep(), data, len as usize) };
+        match (halves[0] as u32, simple.writable) {
+            (IN, true) => self.execute_simple(simple, status, halves, RequestType::In),
+            (OUT, false) => self.execute_simple(simple, status, halves, RequestType::Out),
+            _ => {
+                self.begin_with_header(simple, status, halves);
+                false
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn execute_simple(
+        &mut self,
+        simple: SimpleChain,
+        status: StatusByte,
+        halves: [u64; 2],
+        wire: RequestType,
+    ) -> bool {
+        let len = simple.data.len;
+        let header = RequestHeader {
+            kind: wire,
+            sector: halves[1],
+        };
+        let (request, kind) = match parse(&header, len, len, &self.device.limits) {
+            Ok(Request::Read { offset, .. }) => (RequestKind::Read, OpKind::Read { offset }),
+            Ok(Request::Write { offset, .. }) => {
+                let fua = self.device.write_through();
+                (RequestKind::Write, OpKind::Write { offset, fua })
+            }
+            _ => {
+                self.begin_with_header(simple, status, halves);
+                return false;
+            }
+        };
+        let result = self.outstanding.execute(&kind, &self.data);
+        if !matches!(result, Execute::Done(Ok(()))) {
+            self.not_done(simple, status, request, kind, result);
+            return false;
+        }
+        let read_len = if request == RequestKind::Read { len } else { 0 };
+        let finished = Finished {
+            head: simple.head,
+            status,
+            result: RequestStatus::Ok,
+            counted: Some(wire),
+            data_len: len,
+            written: read_len,
+            writable_len: read_len,
+            writable: std::slice::from_ref(&simple.data),
+        };
+        let Fetch { ring, map, .. } = &mut self.fetch;
+        self.completer.finish(ring, map, finished);
+        true
+    }
+
+    /// The disk did not execute a simple read or write with success.
+    #[inline(never)]
+    fn not_done(
+        &mut self,
+        simple: SimpleChain,
+        status: StatusByte,
+        request: RequestKind,
+        kind: OpKind,
+        result: Execute,
+    ) {
+        if let Execute::Done(_) = result {
+            self.cut(simple);
+            return self.executed(status, request, kind, result);
+        }
+        let data = std::slice::from_ref(&simple.data);
+        let unfinished = Unfinished {
+            head: simple.head,
+            status,
+            request,
+            kind,
+            data_len: simple.data.len,
+            writable: if simple.writable { data } else { &[] },
+            writable_len: if simple.writable { simple.data.len } else { 0 },
+        };
+        let Self {
+            outstanding, data, ..
+        } = self;
+        match (
+            put_in_flight(outstanding, &self.fetch.map, data, &unfinished),
+            result,
+        ) {
+            (Some((token, slot)), Execute::Declined) => {
+                let buf = std::mem::take(&mut slot.buf);
+                self.submit(Op { token, kind, buf });
+            }
+            (Some(_), _) => self.outstanding.note_taken(),
+            (None, _) => self
+                .completer
+                .add_used(&mut self.fetch.ring, simple.head, 0),
+        }
+    }
+
+    /// The memory is not where it nearly always is.
+    #[cold]
+    fn begin_as_chain(&mut self, simple: SimpleChain) {
+        self.fetch
+            .chain
+            .set_simple::<HEADER_LEN, STATUS_LEN>(&simple);
+        self.begin();
+    }
+
+    /// Not a plain read or write, or one to be refused.
+    #[cold]
+    fn begin_with_header(&mut self, simple: SimpleChain, status: StatusByte, halves: [u64; 2]) {
+        self.cut(simple);
+        self.execute_other(status, RequestHeader::from_halves(halves));
+    }
+
+    /// Makes `chain` what is left of the chain without header and status.
+    #[cold]
+    fn cut(&mut self, simple: SimpleChain) {
+        let chain = &mut self.fetch.chain;
+        chain.set_simple::<HEADER_LEN, STATUS_LEN>(&simple);
+        // Both are whole segments.
+        let _ = chain.cut_last_writable();
+        let _ = chain.cut_first_readable(HEADER_SIZE as u32);
+    }
+
     /// Executes or refuses the request in the chain at hand, or puts it in flight.
     ///
     /// Header and status are cut off first, wherever they lie; what remains of the chain is the data, as
@@ -115,8 +295,8 @@ impl<M: DeviceMemory> QueueRunner<M> {
     ) {
         let len = self.data.len() as u32;
         let (result, written) = match (request, result) {
-            (_, Execute::Declined) => return self.transfer(status, request, kind),
-            (_, Execute::Taken) => return self.taken(status, request, kind),
+            (_, Execute::Declined) => return self.transfer(status, request, kind, false),
+            (_, Execute::Taken) => return self.transfer(status, request, kind, true),
             (RequestKind::Read, Execute::Done(Ok(()))) => (RequestStatus::Ok, len),
             (_, Execute::Done(Ok(()))) => (RequestStatus::Ok, 0),
             (_, Execute::Done(Err(error))) => {
@@ -133,101 +313,35 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.finish_chain(status, request.wire(), result, len, written);
     }
 
-    /// Submits a request that is one operation on the chain's data, which `data` holds.
-    fn transfer(&mut self, status: StatusByte, request: RequestKind, kind: OpKind) {
-        let Some((token, slot)) = self.put_in_flight(status, request, kind) else {
+    /// Puts a request in flight that is one operation on the chain's data, which `data` holds: one that the disk has
+    /// taken, or else is given now.
+    fn transfer(&mut self, status: StatusByte, request: RequestKind, kind: OpKind, is_taken: bool) {
+        let Fetch { chain, map, .. } = &self.fetch;
+        let unfinished = Unfinished {
+            head: chain.head(),
+            status,
+            request,
+            kind,
+            data_len: match request {
+                RequestKind::Write => chain.readable_len(),
+                _ => chain.writable_len(),
+            },
+            writable: chain.writable(),
+            writable_len: chain.writable_len(),
+        };
+        let reserved = put_in_flight(&mut self.outstanding, map, &mut self.data, &unfinished);
+        let Some((token, slot)) = reserved else {
             return self.return_chain();
         };
+        if is_taken {
+            return self.outstanding.note_taken();
+        }
         let buf = match request {
             // Checked before the guest sees it, so read into private memory first.
             RequestKind::Lifetime => IoBuf::zeroed(Lifetime::SIZE),
             _ => std::mem::take(&mut slot.buf),
         };
         self.submit(Op { token, kind, buf });
-    }
-
-    /// Notes a request that the disk has taken without its data, which `data` holds.
-    fn taken(&mut self, status: StatusByte, request: RequestKind, kind: OpKind) {
-        match self.put_in_flight(status, request, kind) {
-            Some(_) => self.outstanding.note_taken(),
-            None => self.return_chain(),
-        }
-    }
-
-    /// Puts the request in the chain at hand in flight, together with its data. `None`: there is no room, which the
-    /// ring rules out.
-    fn put_in_flight(
-        &mut self,
-        status: StatusByte,
-        request: RequestKind,
-        kind: OpKind,
-    ) -> Option<(Token, &mut Slot)> {
-        let Fetch { chain, map, .. } = &self.fetch;
-        let (token, slot) = self.outstanding.reserve(map, chain, status, request)?;
-        slot.offset = match kind {
-            OpKind::Read { offset } | OpKind::Write { offset, .. } => offset,
-            _ => 0,
-        };
-        slot.data_len = match request {
-            RequestKind::Write => chain.readable_len(),
-            _ => chain.writable_len(),
-        };
-        std::mem::swap(&mut slot.buf, &mut self.data);
-        // The host's segments may be merged, those of the guest that are kept for the dirty log are not.
-        let segments = slot.buf.segments().len().max(slot.dirty.len());
-        self.outstanding.note_segments(token, segments);
-        Some((token, self.outstanding.get(token)?))
-    }
-
-    /// Starts a discard, write-zeroes or secure-erase request: one operation a range, one after another.
-    fn ranges(&mut self, status: StatusByte, wire: RequestType, kind: RangeKind, len: u32) {
-        let mut buf = IoBuf::new();
-        let Fetch { chain, map, .. } = &self.fetch;
-        if fill(&mut buf, map, chain.readable(), Permissions::Read).is_err() {
-            return self.refuse(status, wire, RequestStatus::IoErr);
-        }
-        self.scratch.clear();
-        self.scratch.resize(len as usize, 0);
-        buf.copy_out(0, &mut self.scratch);
-        let mut ranges = std::mem::take(&mut self.spare_ranges);
-        ranges.clear();
-        let parsed = parse_ranges(kind, &self.scratch, &self.device.limits, &mut ranges);
-        // A range of nothing needs no operation.
-        ranges.retain(|range| range.len != 0);
-        ranges.reverse();
-        let fua = self.device.write_through();
-        match (parsed, ranges.pop()) {
-            (Err(refused), _) => self.refuse(status, wire, refused),
-            (Ok(()), None) => self.finish_chain(status, wire, RequestStatus::Ok, 0, 0),
-            (Ok(()), Some(first)) => self.first_range(status, kind, fua, first, ranges),
-        }
-    }
-
-    fn first_range(
-        &mut self,
-        status: StatusByte,
-        kind: RangeKind,
-        fua: bool,
-        first: ByteRange,
-        rest: Vec<ByteRange>,
-    ) {
-        let request = RequestKind::Ranges { kind, fua };
-        let Fetch { chain, map, .. } = &self.fetch;
-        let Some((token, slot)) = self.outstanding.reserve(map, chain, status, request) else {
-            return self.return_chain();
-        };
-        slot.data_len = 0;
-        slot.at(&first);
-        slot.buf.clear();
-        self.spare_ranges = std::mem::replace(&mut slot.ranges, rest);
-        let op = Op {
-            token,
-            kind: first.op(kind, fua),
-            buf: IoBuf::new(),
-        };
-        if let Some(op) = self.outstanding.paced(op) {
-            self.submit(op);
-        }
     }
 
     /// Gives an operation to the disk, and what follows from it. Returns `false` if there was no room: it waits
@@ -265,7 +379,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// Finishes a request with a status other than OK before it reached the disk. Data the driver expects to be
     /// written reads as zeroes, so that the status lies inside the used length.
     #[cold]
-    fn refuse(&mut self, status: StatusByte, wire: RequestType, refused: RequestStatus) {
+    pub(super) fn refuse(&mut self, status: StatusByte, wire: RequestType, refused: RequestStatus) {
         let mut written = 0;
         if wire == RequestType::In
             && let Ok(buf) = self.writable_data()
@@ -287,7 +401,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// Finishes the request in the chain at hand, after `written` bytes of data from the first writable byte on.
     /// A successful one counts with `data_len` bytes.
     #[inline(always)]
-    fn finish_chain(
+    pub(super) fn finish_chain(
         &mut self,
         status: StatusByte,
         wire: RequestType,
@@ -313,7 +427,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Returns the chain at hand unfinished: the ring rules out that this is needed.
     #[cold]
-    fn return_chain(&mut self) {
+    pub(super) fn return_chain(&mut self) {
         let Fetch { chain, ring, .. } = &mut self.fetch;
         self.completer.add_used(ring, chain.head(), 0);
     }
@@ -335,7 +449,7 @@ fn fill_data<M: DeviceMemory>(
 
 /// Translates segments into `buf`, together with the owner of the memory.
 #[inline(always)]
-fn fill<M: DeviceMemory>(
+pub(super) fn fill<M: DeviceMemory>(
     buf: &mut IoBuf,
     map: &GuestMap<M>,
     segments: &[Segment],

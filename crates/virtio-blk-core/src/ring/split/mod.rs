@@ -3,55 +3,41 @@
 
 //! The split virtqueue (virtio 1.4, 2.7).
 
-mod simple;
+mod areas;
+mod walk;
 
 use std::num::Wrapping;
-use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use super::chain::Parts;
+use areas::{Areas, DESC_SIZE, ENTRIES, FLAGS, IDX, check, check_form, used_len};
+
 use super::{
-    AddressKind, Chain, ChainError, LastWritable, Popped, QueueState, Ring, RingError, Segment,
-    SimpleChain,
+    Chain, ChainError, LastWritable, Popped, QueueState, Ring, RingError, Segment, SimpleChain,
 };
-use crate::memory::{DeviceMemory, GuestMap, KeepAlive, Permissions, RingArea, read_16};
+use crate::memory::{DeviceMemory, GuestMap, read_16};
 use crate::spec::feature;
 
-/// The largest queue size the specification allows, in descriptors.
-pub const MAX_QUEUE_SIZE: u16 = 32768;
-
-/// Most descriptors of a chain that is taken, those of its indirect table included. A bound on what a driver
-/// can make the device do for one chain, and no more than that: the specification forbids chains longer than
-/// the queue, but drivers fill indirect tables up to `seg_max`, or beyond it.
-pub const MAX_CHAIN: u32 = 32768;
-
-pub(super) const DESC_F_NEXT: u16 = 1;
+const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
-pub(super) const DESC_F_INDIRECT: u16 = 4;
-pub(super) const DESC_SIZE: usize = 16;
+const DESC_F_INDIRECT: u16 = 4;
+
+/// Descriptors of a simple chain.
+const DESCRIPTORS: u16 = 3;
 
 const AVAIL_F_NO_INTERRUPT: u16 = 1;
 const USED_F_NO_NOTIFY: u16 = 1;
-/// Offset of `flags`, `idx` and the first entry, in the available and in the used ring.
-const FLAGS: usize = 0;
-const IDX: usize = 2;
-const ENTRIES: usize = 4;
-
-/// Bytes of an indirect table that can be addressed: a `next` field has 16 bits.
-const MAX_TABLE: usize = (u16::MAX as usize + 1) * DESC_SIZE;
-
 /// A descriptor, in private memory.
-pub(super) struct Descriptor {
+struct Descriptor {
     addr: u64,
     len: u32,
-    pub(super) flags: u16,
-    pub(super) next: u16,
+    flags: u16,
+    next: u16,
 }
 
 impl Descriptor {
     /// From the two little-endian halves of a descriptor.
     #[inline]
-    pub(super) fn new([addr, rest]: [u64; 2]) -> Self {
+    fn new([addr, rest]: [u64; 2]) -> Self {
         Self {
             addr,
             len: rest as u32,
@@ -61,7 +47,7 @@ impl Descriptor {
     }
 
     #[inline(always)]
-    pub(super) const fn segment(&self) -> Segment {
+    const fn segment(&self) -> Segment {
         Segment {
             addr: self.addr,
             len: self.len,
@@ -69,18 +55,9 @@ impl Descriptor {
     }
 
     #[inline(always)]
-    pub(super) const fn is_writable(&self) -> bool {
+    const fn is_writable(&self) -> bool {
         self.flags & DESC_F_WRITE != 0
     }
-}
-
-/// The three structures in host memory.
-struct Areas {
-    desc: RingArea,
-    avail: RingArea,
-    used: RingArea,
-    /// Keeps the areas mapped.
-    _keep: Arc<dyn KeepAlive>,
 }
 
 /// The device side of a split virtqueue.
@@ -88,7 +65,7 @@ pub struct SplitRing {
     areas: Areas,
     /// Addresses and maximum, as given at the start.
     origin: QueueState,
-    pub(super) size: u16,
+    size: u16,
     event_idx: bool,
     indirect: bool,
     /// The next available entry to take.
@@ -104,9 +81,9 @@ pub struct SplitRing {
     busy: Vec<bool>,
     in_flight: u16,
     /// Pieces of the indirect table being walked.
-    pub(super) table: Vec<(*mut u8, usize)>,
+    table: Vec<(*mut u8, usize)>,
     /// Descriptors that were read of the chain at hand.
-    pub(super) steps: u32,
+    steps: u32,
     latched: Option<RingError>,
 }
 
@@ -176,7 +153,7 @@ impl SplitRing {
     }
 
     #[cold]
-    pub(super) fn latch(&mut self, error: RingError) -> RingError {
+    fn latch(&mut self, error: RingError) -> RingError {
         *self.latched.get_or_insert(error)
     }
 
@@ -243,120 +220,33 @@ impl SplitRing {
         usize::from(index.0 & (self.size - 1))
     }
 
-    /// Reads the chain from `head` on, which was checked, into `chain`, each descriptor once.
+    /// See [`Ring::read_simple`](crate::ring::Ring::read_simple): `read` reads anew what is not simple.
     #[inline(always)]
-    fn walk<M: DeviceMemory>(
-        &mut self,
+    fn simple<const FIRST: u32, const LAST: u32, M: DeviceMemory>(
+        &self,
         map: &GuestMap<M>,
         head: u16,
-        chain: &mut Chain,
-    ) -> Result<(), ChainError> {
-        let mut steps = 0;
-        let result = self.walk_counted(map, head, chain, &mut steps);
-        self.steps = steps;
-        result
-    }
-
-    #[inline(always)]
-    fn walk_counted<M: DeviceMemory>(
-        &mut self,
-        map: &GuestMap<M>,
-        head: u16,
-        chain: &mut Chain,
-        steps: &mut u32,
-    ) -> Result<(), ChainError> {
-        let segments = chain.clear(head);
-        let mut parts = Parts::default();
-        let mut index = head;
-        for direct in 0..self.size {
-            let desc = self.direct(index).ok_or(ChainError::NextIndex)?;
-            *steps += 1;
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                let limit = MAX_CHAIN - u32::from(direct);
-                self.walk_table(map, &desc, limit, segments, &mut parts, steps)?;
-                return chain.set(parts);
-            }
-            parts.append(segments, desc.segment(), desc.is_writable())?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return chain.set(parts);
-            }
-            index = desc.next;
-            if index >= self.size {
-                return Err(ChainError::NextIndex);
-            }
+    ) -> Option<SimpleChain> {
+        const TABLE: usize = DESCRIPTORS as usize * DESC_SIZE;
+        // Smaller queues may not have chains of that length. The limit for tables is not below the size.
+        if self.size < DESCRIPTORS {
+            return None;
         }
-        Err(ChainError::TooLong)
-    }
-
-    /// A descriptor of the queue's own table.
-    #[inline(always)]
-    pub(super) fn direct(&self, index: u16) -> Option<Descriptor> {
-        let halves = self.areas.desc.read_16(usize::from(index) * DESC_SIZE);
-        halves.map(Descriptor::new)
-    }
-
-    fn walk_table<M: DeviceMemory>(
-        &mut self,
-        map: &GuestMap<M>,
-        table: &Descriptor,
-        limit: u32,
-        segments: &mut Vec<Segment>,
-        parts: &mut Parts,
-        steps: &mut u32,
-    ) -> Result<(), ChainError> {
-        let count = self.open_table(map, table)?;
-        let pieces = &self.table;
-        // An entry is looked for piece by piece. There are at most 2^8 + 1 of 4096 bytes in a table.
-        let step = pieces.len() as u32;
-        let mut index = 0u16;
-        for _ in 0..limit {
-            if usize::from(index) >= count {
-                return Err(ChainError::NextIndex);
-            }
-            let desc = Descriptor::new(read_entry(pieces, usize::from(index) * DESC_SIZE));
-            *steps = steps.saturating_add(step);
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                return Err(ChainError::IndirectMisplaced);
-            }
-            parts.append(segments, desc.segment(), desc.is_writable())?;
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            index = desc.next;
+        let direct = |index| self.areas.desc.read_16(usize::from(index) * DESC_SIZE);
+        let first = Descriptor::new(direct(head)?);
+        if first.flags & DESC_F_INDIRECT == 0 {
+            return shape::<FIRST, LAST>(head, &first, self.size, direct);
         }
-        Err(ChainError::TooLong)
-    }
-
-    /// Looks an indirect table up. Returns how many descriptors it has that can be named.
-    #[inline(always)]
-    pub(super) fn open_table<M: DeviceMemory>(
-        &mut self,
-        map: &GuestMap<M>,
-        table: &Descriptor,
-    ) -> Result<usize, ChainError> {
-        // The device ignores the WRITE flag here (virtio 1.4, 2.7.5.3.2).
-        if !self.indirect {
-            return Err(ChainError::IndirectNotNegotiated);
+        if !self.indirect || first.flags & DESC_F_NEXT != 0 || first.len as usize != TABLE {
+            return None;
         }
-        if table.flags & DESC_F_NEXT != 0 {
-            return Err(ChainError::IndirectMisplaced);
-        }
-        let len = table.len as usize;
-        if len == 0 || !len.is_multiple_of(DESC_SIZE) {
-            return Err(ChainError::IndirectLength(table.len));
-        }
-        let count = (len / DESC_SIZE).min(MAX_TABLE / DESC_SIZE);
-        let pieces = &mut self.table;
-        pieces.clear();
-        map.translate(
-            table.addr,
-            count * DESC_SIZE,
-            Permissions::Read,
-            |base, len| {
-                pieces.push((base, len));
-            },
-        )?;
-        Ok(count)
+        let table = map.host(first.addr, TABLE)?;
+        let indirect = |index| {
+            // SAFETY: the table is mapped, and has as many entries as `shape` is told.
+            Some(unsafe { read_16(table.wrapping_add(usize::from(index) * DESC_SIZE)) })
+        };
+        let first = Descriptor::new(indirect(0)?);
+        shape::<FIRST, LAST>(head, &first, DESCRIPTORS, indirect)
     }
 
     /// Tells a driver with EVENT_IDX that a kick is wanted for the next buffer.
@@ -389,113 +279,40 @@ impl SplitRing {
     }
 }
 
-/// Reads the 16 bytes at `offset` of a table in pieces. The table covers them (checked by the caller).
-#[inline]
-pub(super) fn read_entry(pieces: &[(*mut u8, usize)], mut offset: usize) -> [u64; 2] {
-    let mut entry = [0; DESC_SIZE];
-    let mut done = 0;
-    for &(base, len) in pieces {
-        if offset >= len {
-            offset -= len;
-            continue;
-        }
-        if done == 0 && len - offset >= DESC_SIZE {
-            // SAFETY: `base` is mapped for `len` bytes.
-            return unsafe { read_16(base.wrapping_add(offset)) };
-        }
-        let part = (len - offset).min(DESC_SIZE - done);
-        if let Some(target) = entry.get_mut(done..done + part) {
-            // SAFETY: `base` is mapped for `len` bytes; `target` is private.
-            unsafe {
-                std::ptr::copy_nonoverlapping(base.wrapping_add(offset), target.as_mut_ptr(), part)
-            };
-        }
-        done += part;
-        offset = 0;
-        if done == DESC_SIZE {
-            break;
-        }
+/// Looks at a chain that begins with `first`, in a table of `size` descriptors, each of which is read once.
+/// A flag without a meaning makes it another chain.
+#[inline(always)]
+fn shape<const FIRST: u32, const LAST: u32>(
+    head: u16,
+    first: &Descriptor,
+    size: u16,
+    read: impl Fn(u16) -> Option<[u64; 2]>,
+) -> Option<SimpleChain> {
+    if first.flags != DESC_F_NEXT || first.len != FIRST {
+        return None;
     }
-    let (low, high) = entry.split_at(8);
-    let half = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-    [half(low), half(high)]
-}
-
-/// Checks what a state says of the ring, apart from where it lies.
-fn check(state: &QueueState) -> Result<(), RingError> {
-    check_form(state)?;
-    if !state.ready {
-        return Err(RingError::NotReady);
+    if first.next >= size {
+        return None;
     }
-    let (size, max) = (state.size, state.max_size.min(MAX_QUEUE_SIZE));
-    if !size.is_power_of_two() || size > max {
-        return Err(RingError::Size { size, max });
+    let data = Descriptor::new(read(first.next)?);
+    if data.flags & !DESC_F_WRITE != DESC_F_NEXT || data.next >= size {
+        return None;
     }
-    Ok(())
-}
-
-/// Checks that a state says what this code understands.
-fn check_form(state: &QueueState) -> Result<(), RingError> {
-    let (found, known) = (state.version, QueueState::VERSION);
-    if found > known {
-        return Err(RingError::Version { found, known });
+    // The most that fits a used length with the rest.
+    if data.len == 0 || data.len > u32::MAX - FIRST - LAST {
+        return None;
     }
-    match state.addresses {
-        AddressKind::Guest => Ok(()),
-        other => Err(RingError::Addresses(other)),
+    let last = Descriptor::new(read(data.next)?);
+    if last.flags != DESC_F_WRITE || last.len != LAST {
+        return None;
     }
-}
-
-/// Bytes of the used ring.
-fn used_len(size: u16, event_idx: bool) -> usize {
-    ENTRIES + 8 * usize::from(size) + if event_idx { 2 } else { 0 }
-}
-
-impl Areas {
-    fn resolve<M: DeviceMemory>(
-        map: &GuestMap<M>,
-        state: &QueueState,
-        event_idx: bool,
-    ) -> Result<Self, RingError> {
-        let size = usize::from(state.size);
-        let event = if event_idx { 2 } else { 0 };
-        let used = used_len(state.size, event_idx);
-        let area = |what, addr: u64, len, access, align: usize| {
-            if !addr.is_multiple_of(align as u64) {
-                return Err(RingError::Misaligned {
-                    what,
-                    addr,
-                    align: align as u64,
-                });
-            }
-            RingArea::resolve(map, addr, len, access, align)
-                .map_err(|source| RingError::NotMapped { what, source })
-        };
-        Ok(Self {
-            desc: area(
-                "descriptor table",
-                state.desc_table,
-                size * DESC_SIZE,
-                Permissions::Read,
-                DESC_SIZE,
-            )?,
-            avail: area(
-                "available ring",
-                state.avail_ring,
-                ENTRIES + 2 * size + event,
-                Permissions::Read,
-                2,
-            )?,
-            used: area(
-                "used ring",
-                state.used_ring,
-                used,
-                Permissions::ReadWrite,
-                4,
-            )?,
-            _keep: map.keep().clone(),
-        })
-    }
+    Some(SimpleChain {
+        head,
+        first: first.addr,
+        data: data.segment(),
+        writable: data.is_writable(),
+        last: last.addr,
+    })
 }
 
 impl Ring for SplitRing {
