@@ -487,6 +487,58 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_a_driver_makes_is_read_as_it_was_made(
+        readable in prop::collection::vec(1..5000u32, 0..6),
+        writable in prop::collection::vec(1..5000u32, 0..6),
+        usual: bool,
+        indirect: bool,
+    ) {
+        prop_assume!(usual || !readable.is_empty() || !writable.is_empty());
+        on_each_layout!(L => {
+            let mut rig = Rig::<L>::new(true, 0);
+            let pieces = |lens: &[u32], at: u64| -> Vec<Piece> {
+                let at = (0..).map(|n| GuestAddress(at + n * 0x2000));
+                at.zip(lens).map(|(at, &len)| Piece::new(at, len)).collect()
+            };
+            let (readable, writable) = match usual {
+                // A header, data and a status: what a simple chain has.
+                true => (vec![16], vec![writable.first().copied().unwrap_or(512), 1]),
+                false => (readable.clone(), writable.clone()),
+            };
+            let (readable, writable) = (pieces(&readable, 0x1000), pieces(&writable, 0x10_0000));
+            let table = rig.space.take(16 * 16, 16).unwrap();
+            let head = rig.offer_chain(&Offer {
+                readable: &readable,
+                writable: &writable,
+                indirect: indirect.then_some(table),
+            });
+            let found = rig.ring.next().unwrap().expect("nothing there");
+            let simple = rig.ring.read_simple::<16, 1, _>(&rig.map, found);
+            prop_assert_eq!(simple.is_some(), usual);
+            let mut chain = Chain::new();
+            if let Some(simple) = simple {
+                chain.set_simple::<16, 1>(&simple);
+            }
+            prop_assert_eq!(rig.ring.read(&rig.map, found, &mut rig.chain), Ok(()));
+            prop_assert_eq!(rig.chain.head(), head);
+            let same = |found: &[Segment], made: &[Piece]| {
+                let found = found.iter().map(|s| (s.addr, s.len));
+                found.eq(made.iter().map(|s| (s.addr.0, s.len)))
+            };
+            for chain in usual.then_some(&chain).into_iter().chain([&rig.chain]) {
+                prop_assert!(same(chain.readable(), &readable), "{chain:?}");
+                prop_assert!(same(chain.writable(), &writable), "{chain:?}");
+            }
+            rig.use_up(head, 0);
+            prop_assert_eq!(rig.used(), Some((head, 0)));
+        });
+    }
+}
+
 #[test]
 fn usual_chains_are_known_by_their_shape() {
     let header = r(16).then(1);

@@ -23,46 +23,51 @@ fn used_ring(rig: &Rig) -> Vec<u8> {
 
 #[test]
 fn used_entries_show_only_when_they_are_published() {
-    let mut rig = rig(true, 65_534);
-    for round in 0..5u32 {
-        let heads: Vec<_> = (0..3).map(|_| rig.offer()).collect();
-        for &head in &heads {
-            assert_eq!(rig.take(), head);
+    on_each_layout!(L => {
+        let mut rig = Rig::<L>::new(true, 65_534);
+        for round in 0..5u32 {
+            let heads: Vec<_> = (0..3).map(|_| rig.offer()).collect();
+            for &head in &heads {
+                assert_eq!(rig.take(), head);
+            }
+            assert_eq!(rig.pop(), Ok(Popped::Empty));
+            // In another order than they came.
+            for &head in heads.iter().rev() {
+                rig.ring.add_used(head, round);
+            }
+            assert_eq!(rig.used(), None);
+            rig.ring.publish(&rig.map).unwrap();
+            for &head in heads.iter().rev() {
+                assert_eq!(rig.used(), Some((head, round)));
+            }
+            assert_eq!(rig.used(), None);
         }
-        assert_eq!(rig.pop(), Ok(Popped::Empty));
-        // In another order than they came.
-        for &head in heads.iter().rev() {
-            rig.ring.add_used(head, round);
-        }
-        assert_eq!(rig.used(), None);
-        rig.ring.publish(&rig.map).unwrap();
-        for &head in heads.iter().rev() {
-            assert_eq!(rig.used(), Some((head, round)));
-        }
-        assert_eq!(rig.used(), None);
-    }
-    assert_eq!(rig.ring.in_flight(), 0);
-    let state = rig.ring.state();
-    assert_eq!((state.next_avail, state.next_used), (13, 13));
+        assert_eq!(rig.ring.in_flight(), 0);
+        let state = rig.ring.state();
+        let end = L::advance(65_534, 15);
+        assert_eq!((state.next_avail, state.next_used), (end, end));
+    });
 }
 
 #[test]
 fn the_driver_s_part_of_the_ring_is_left_alone() {
-    for event_idx in [false, true] {
-        let mut rig = rig(event_idx, 65_000);
-        for n in 0..1000 {
-            rig.offer();
-            rig.offer();
-            rig.ring.disable_kicks(&rig.map);
-            let first = rig.take();
-            rig.use_up(first, n % 8);
-            rig.ring.enable_kicks(&rig.map).unwrap();
-            let second = rig.take();
-            rig.use_up(second, 0);
-            rig.audit();
-            assert!(rig.used().is_some() && rig.used().is_some());
+    on_each_layout!(L => {
+        for event_idx in [false, true] {
+            let mut rig = Rig::<L>::new(event_idx, 65_000);
+            for n in 0..1000 {
+                rig.offer();
+                rig.offer();
+                rig.ring.disable_kicks(&rig.map);
+                let first = rig.take();
+                rig.use_up(first, n % 8);
+                rig.ring.enable_kicks(&rig.map).unwrap();
+                let second = rig.take();
+                rig.use_up(second, 0);
+                rig.audit();
+                assert!(rig.used().is_some() && rig.used().is_some());
+            }
         }
-    }
+    });
 }
 
 #[test]
@@ -106,15 +111,17 @@ fn an_index_that_jumps_stops_the_ring_for_good() {
 
 #[test]
 fn a_full_ring_is_no_jump() {
-    let mut rig = rig(true, 65_530);
-    for _ in 0..SIZE {
-        rig.offer();
-    }
-    for _ in 0..SIZE {
-        rig.take();
-    }
-    assert_eq!(rig.pop(), Ok(Popped::Empty));
-    assert_eq!(rig.ring.in_flight(), usize::from(SIZE));
+    on_each_layout!(L => {
+        let mut rig = Rig::<L>::new(true, 65_530);
+        for _ in 0..SIZE {
+            rig.offer();
+        }
+        for _ in 0..SIZE {
+            rig.take();
+        }
+        assert_eq!(rig.pop(), Ok(Popped::Empty));
+        assert_eq!(rig.ring.in_flight(), usize::from(SIZE));
+    });
 }
 
 #[test]
@@ -145,52 +152,56 @@ fn a_head_in_flight_must_not_come_again() {
 
 #[test]
 fn heads_that_were_not_taken_can_not_be_handed_back() {
-    let mut rig = rig(true, 0);
-    let head = rig.offer();
-    for other in [head, SIZE, 64, 65535] {
-        rig.ring.add_used(other, 1);
-    }
-    assert_eq!(rig.ring.publish(&rig.map), Ok(false));
-    rig.take();
-    rig.ring.add_used(head, 1);
-    rig.ring.add_used(head, 1);
-    rig.ring.publish(&rig.map).unwrap();
-    assert_eq!(rig.used(), Some((head, 1)));
-    assert_eq!(rig.used(), None);
+    on_each_layout!(L => {
+        let mut rig = Rig::<L>::new(true, 0);
+        let head = rig.offer();
+        for other in [head, SIZE, 64, 65535] {
+            rig.ring.add_used(other, 1);
+        }
+        assert_eq!(rig.ring.publish(&rig.map), Ok(false));
+        rig.take();
+        rig.ring.add_used(head, 1);
+        rig.ring.add_used(head, 1);
+        rig.ring.publish(&rig.map).unwrap();
+        assert_eq!(rig.used(), Some((head, 1)));
+        assert_eq!(rig.used(), None);
+    });
 }
 
 #[test]
 fn resumed_heads_are_in_flight_like_any_other() {
-    let mut rig = rig(true, 0);
-    let heads = [rig.offer(), rig.offer()];
-    rig.take();
-    rig.take();
-    let state = rig.ring.state();
-    assert_eq!((state.next_avail, state.next_used), (2, 0));
-    // Another device on the same ring.
-    rig.ring = SplitRing::new(&rig.map, state, features(true)).unwrap();
-    for head in heads {
-        let popped = rig.ring.resume(&rig.map, head, &mut rig.chain);
-        assert_eq!((popped, rig.chain.head()), (Ok(Popped::Chain), head));
-        assert_eq!(rig.chain.writable_len(), 8);
-    }
-    assert_eq!(rig.ring.in_flight(), 2);
-    assert_eq!(rig.pop(), Ok(Popped::Empty));
-    rig.use_up(heads[1], 8);
-    rig.use_up(heads[0], 7);
-    assert_eq!(rig.used(), Some((heads[1], 8)));
-    assert_eq!(rig.used(), Some((heads[0], 7)));
-    // Twice, or out of range.
-    let state = QueueState {
-        next_avail: 4,
-        ..rig.ring.state()
-    };
-    for bad in [heads[0], SIZE] {
-        let mut ring = SplitRing::new(&rig.map, state, 0).unwrap();
-        assert!(ring.resume(&rig.map, heads[0], &mut rig.chain).is_ok());
-        let refused = ring.resume(&rig.map, bad, &mut rig.chain);
-        assert!(refused.is_err() && ring.latched() == refused.err());
-    }
+    on_each_layout!(L => {
+        let mut rig = Rig::<L>::new(true, 0);
+        let heads = [rig.offer(), rig.offer()];
+        rig.take();
+        rig.take();
+        let state = rig.ring.state();
+        assert_eq!((state.next_avail, state.next_used), (L::advance(0, 2), 0));
+        // Another device on the same ring.
+        rig.ring = L::ring(&rig.map, &state, features(true)).unwrap();
+        for head in heads {
+            let popped = rig.ring.resume(&rig.map, head, &mut rig.chain);
+            assert_eq!((popped, rig.chain.head()), (Ok(Popped::Chain), head));
+            assert_eq!(rig.chain.writable_len(), 8);
+        }
+        assert_eq!(rig.ring.in_flight(), 2);
+        assert_eq!(rig.pop(), Ok(Popped::Empty));
+        rig.use_up(heads[1], 8);
+        rig.use_up(heads[0], 7);
+        assert_eq!(rig.used(), Some((heads[1], 8)));
+        assert_eq!(rig.used(), Some((heads[0], 7)));
+        // Twice, or out of range.
+        let state = QueueState {
+            next_avail: L::advance(0, 4),
+            ..rig.ring.state()
+        };
+        for bad in [heads[0], SIZE] {
+            let mut ring = L::ring(&rig.map, &state, 0).unwrap();
+            assert!(ring.resume(&rig.map, heads[0], &mut rig.chain).is_ok());
+            let refused = ring.resume(&rig.map, bad, &mut rig.chain);
+            assert!(refused.is_err() && ring.latched() == refused.err());
+        }
+    });
 }
 
 #[test]

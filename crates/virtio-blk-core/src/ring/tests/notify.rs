@@ -66,14 +66,16 @@ fn with_event_idx_the_index_decides() {
 
 #[test]
 fn nothing_published_is_nothing_to_tell() {
-    for event_idx in [false, true] {
-        let mut rig = rig(event_idx, 0);
-        assert_eq!(rig.ring.publish(&rig.map), Ok(false));
-        let head = rig.offer();
-        rig.take();
-        assert!(rig.use_up(head, 0));
-        assert_eq!(rig.ring.publish(&rig.map), Ok(false));
-    }
+    on_each_layout!(L => {
+        for event_idx in [false, true] {
+            let mut rig = Rig::<L>::new(event_idx, 0);
+            assert_eq!(rig.ring.publish(&rig.map), Ok(false));
+            let head = rig.offer();
+            rig.take();
+            assert!(rig.use_up(head, 0));
+            assert_eq!(rig.ring.publish(&rig.map), Ok(false));
+        }
+    });
 }
 
 #[test]
@@ -102,26 +104,28 @@ fn a_flag_that_an_earlier_device_left_is_cleared() {
 
 #[test]
 fn kicks_are_asked_for_and_looked_for_once_more() {
-    for event_idx in [false, true] {
-        let mut rig = rig(event_idx, 65_535);
-        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
-        rig.offer();
-        assert!(rig.driver.needs_kick(&*rig.mem).unwrap());
-        // It came before it was asked for.
-        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(true));
-        let head = rig.take();
-        rig.ring.disable_kicks(&rig.map);
-        rig.use_up(head, 0);
-        rig.offer();
-        assert!(!rig.driver.needs_kick(&*rig.mem).unwrap());
-        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(true));
-        rig.take();
-        // A kick for nothing.
-        assert_eq!(rig.pop(), Ok(Popped::Empty));
-        assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
-        rig.offer();
-        assert!(rig.driver.needs_kick(&*rig.mem).unwrap());
-    }
+    on_each_layout!(L => {
+        for event_idx in [false, true] {
+            let mut rig = Rig::<L>::new(event_idx, 65_535);
+            assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
+            rig.offer();
+            assert!(DriverHalf::needs_kick(&mut rig.driver, &rig.mem));
+            // It came before it was asked for.
+            assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(true));
+            let head = rig.take();
+            rig.ring.disable_kicks(&rig.map);
+            rig.use_up(head, 0);
+            rig.offer();
+            assert!(!DriverHalf::needs_kick(&mut rig.driver, &rig.mem));
+            assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(true));
+            rig.take();
+            // A kick for nothing.
+            assert_eq!(rig.pop(), Ok(Popped::Empty));
+            assert_eq!(rig.ring.enable_kicks(&rig.map), Ok(false));
+            rig.offer();
+            assert!(DriverHalf::needs_kick(&mut rig.driver, &rig.mem));
+        }
+    });
 }
 
 proptest! {
@@ -131,9 +135,10 @@ proptest! {
         start: u16,
         rounds in prop::collection::vec((1..=8u16, 0..6u16, any::<bool>()), 1..40),
     ) {
-        let mut rig = rig(true, start);
-        for (count, after, at_once) in rounds {
-            rig.driver.interrupt_after(&*rig.mem, after).unwrap();
+        on_each_layout!(L => {
+        let mut rig = Rig::<L>::new(true, start);
+        for &(count, after, at_once) in &rounds {
+            DriverHalf::interrupt_after(&mut rig.driver, &rig.mem, after);
             for _ in 0..count {
                 rig.offer();
             }
@@ -146,9 +151,10 @@ proptest! {
                 }
             }
             told |= rig.ring.publish(&rig.map).unwrap();
-            let due = rig.driver.interrupt_due(&*rig.mem).unwrap();
+            let due = DriverHalf::interrupt_due(&mut rig.driver, &rig.mem);
             prop_assert_eq!(told, due, "no more and no less");
             while rig.used().is_some() {}
         }
+        });
     }
 }
