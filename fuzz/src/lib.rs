@@ -8,6 +8,7 @@
 mod codec;
 pub mod device;
 mod image;
+pub mod nbd_client;
 pub mod nbd_server;
 pub mod qcow2;
 pub mod ring;

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::{fs, io};
 
-use crate::{Encode, device, nbd_server, qcow2, ring, ring_vs_queue, vhost_user};
+use crate::{Encode, device, nbd_client, nbd_server, qcow2, ring, ring_vs_queue, vhost_user};
 
 /// A seed: target, name and bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
@@ -17,6 +17,7 @@ pub fn all() -> Vec<Seed> {
     append(&mut list, "ring", ring::seeds::all());
     append(&mut list, "ring_vs_queue", ring_vs_queue::seeds::all());
     append(&mut list, "device", device::seeds::all());
+    append(&mut list, "nbd_client", nbd_client::seeds::all());
     append(&mut list, "qcow2", qcow2::seeds::all());
     append(&mut list, "vhost_user", vhost_user::seeds::all());
     append(&mut list, "nbd_server", nbd_server::seeds::all());
@@ -86,6 +87,11 @@ mod tests {
     }
 
     #[test]
+    fn nbd_client_seeds_mean_what_they_say_and_pass() {
+        round_trip(nbd_client::seeds::all(), nbd_client::run);
+    }
+
+    #[test]
     fn qcow2_seeds_mean_what_they_say_and_pass() {
         round_trip(qcow2::seeds::all(), qcow2::run);
     }
@@ -149,6 +155,7 @@ mod tests {
             ring::run(&decode(&bytes));
             ring_vs_queue::run(&decode(&bytes));
             device::run(&decode(&bytes));
+            nbd_client::run(&decode(&bytes));
             qcow2::run(&decode(&bytes));
             vhost_user::run(&decode(&bytes));
             nbd_server::run(&decode(&bytes));

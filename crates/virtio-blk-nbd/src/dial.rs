@@ -3,6 +3,8 @@
 
 //! From an address to a connection that can be used.
 
+use std::os::fd::OwnedFd;
+
 use crate::handshake::{self, Export, Wanted};
 use crate::options::NbdOptions;
 use crate::socket::{Peer, connect_to};
@@ -32,11 +34,29 @@ pub(crate) fn dial(
     seconds: u64,
     look: bool,
 ) -> Result<Connected, NbdError> {
-    let tls = options
+    // Before anything is sent.
+    options
         .tls_options()
         .map_err(|what| NbdError::Tls(what.to_owned()))?;
     let deadline = Deadline::after(seconds);
     let socket = connect_to(address, deadline)?;
+    agree(options, address, socket, deadline, look)
+}
+
+/// Agrees upon the export over a socket that is connected.
+///
+/// # Errors
+/// The server can't be used.
+pub(crate) fn agree(
+    options: &NbdOptions,
+    address: &Address,
+    socket: OwnedFd,
+    deadline: Deadline,
+    look: bool,
+) -> Result<Connected, NbdError> {
+    let tls = options
+        .tls_options()
+        .map_err(|what| NbdError::Tls(what.to_owned()))?;
     let peer = match address {
         Address::Unix(_) => Peer::of(&socket),
         Address::Tcp { .. } => None,

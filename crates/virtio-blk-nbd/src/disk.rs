@@ -3,17 +3,22 @@
 
 //! An export as a disk.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::io::ioctl_fionbio;
 use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
 
-use crate::dial::{FURTHER_PATIENCE, PATIENCE, dial};
+use crate::dial::{Connected, FURTHER_PATIENCE, PATIENCE, agree, dial};
 use crate::link::Link;
 use crate::options::NbdOptions;
 use crate::proto::ExportFlags;
 use crate::queue::NbdQueue;
 use crate::shared::Shared;
+use crate::stream::Deadline;
+use crate::{Address, NbdError};
 
 /// How often the size is asked for at most, as that takes a connection.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
@@ -54,8 +59,30 @@ impl NbdDisk {
             return Err(DiskError::Config("nbd: there is no address".to_owned()));
         };
         let connected = dial(options, &address, PATIENCE, false)?;
-        let multiple = connected.export.can(ExportFlags::CAN_MULTI_CONN);
-        let shared = Shared::new(options.clone(), address, connected.export)?;
+        Ok(Self::new(options, address, connected, true)?)
+    }
+
+    /// Agrees upon the export over a stream socket that is connected to the server, and that somebody passed in.
+    /// It is the only connection, and is not made anew: once it is lost, every operation fails.
+    ///
+    /// # Errors
+    /// As for [`NbdDisk::open`].
+    pub fn over(options: &NbdOptions, socket: OwnedFd) -> Result<Self, DiskError> {
+        let address = Address::Unix("(a socket that was passed in)".into());
+        ioctl_fionbio(&socket, true).map_err(io::Error::from)?;
+        let connected = agree(options, &address, socket, Deadline::after(PATIENCE), false)?;
+        let options = options.clone().connections(1).reconnect(0);
+        Ok(Self::new(&options, address, connected, false)?)
+    }
+
+    fn new(
+        options: &NbdOptions,
+        address: Address,
+        connected: Connected,
+        redials: bool,
+    ) -> Result<Self, NbdError> {
+        let multiple = redials && connected.export.can(ExportFlags::CAN_MULTI_CONN);
+        let shared = Shared::new(options.clone(), address, connected.export, redials)?;
         let shared = Arc::new(shared);
         let link = Link::new(shared.clone(), connected);
         Ok(Self {
@@ -90,7 +117,12 @@ impl NbdDisk {
         let (fewest, link) = (links.all.iter())
             .map(|link| (link.member_count(), link))
             .min_by_key(|(count, _)| *count)?;
-        if fewest == 0 || links.all.len() >= links.most {
+        if fewest == 0 {
+            // Nobody has looked at it since its last queue.
+            link.revive();
+            return Some(link.clone());
+        }
+        if links.all.len() >= links.most {
             return Some(link.clone());
         }
         let shared = &self.shared;
@@ -138,7 +170,7 @@ impl Disk for NbdDisk {
     /// As [`NbdDisk::read_size`], but no more than once a minute, and not if the server has room for one connection
     /// only. A new size is also seen whenever a connection is made anew.
     fn refresh(&self) -> Result<(), DiskError> {
-        if !self.shared.can(ExportFlags::CAN_MULTI_CONN) {
+        if !self.shared.redials || !self.shared.can(ExportFlags::CAN_MULTI_CONN) {
             return Ok(());
         }
         {

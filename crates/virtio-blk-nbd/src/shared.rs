@@ -33,6 +33,8 @@ const LASTING: [(ExportFlags, &str); 5] = [
 pub(crate) struct Shared {
     pub options: NbdOptions,
     pub address: Address,
+    /// Lost connections are made anew.
+    pub redials: bool,
     /// What the first connection agreed upon; the size is not kept up to date.
     first: Export,
     /// As at first; the capacity is not kept up to date.
@@ -53,6 +55,7 @@ impl Shared {
         options: NbdOptions,
         address: Address,
         export: Export,
+        redials: bool,
     ) -> Result<Self, NbdError> {
         let caps = caps_of(&export, options.is_read_only());
         caps.validate()
@@ -67,6 +70,7 @@ impl Shared {
         Ok(Self {
             options,
             address,
+            redials,
             first: export,
             caps,
             capacity: AtomicU64::new(caps.capacity),

@@ -461,3 +461,29 @@ fn what_the_server_fails_fails_here_and_nothing_else() {
         }
     }
 }
+
+#[test]
+fn a_connection_that_was_lost_while_nobody_used_it_fails_nothing() {
+    let mut server = Server::qemu_nbd(1 << 20, &["--shared=1"]);
+    let disk = NbdDisk::open(&server.options()).unwrap();
+    for round in 0..3 {
+        let mut queue = disk.open_queue(4).unwrap();
+        write(&mut *queue, 0, vec![round; 512]).unwrap();
+        flush(&mut *queue).unwrap();
+        drop(queue);
+        server.kill();
+        server.run();
+    }
+    // What was flushed is not missed, and what was not is.
+    let mut queue = disk.open_queue(4).unwrap();
+    flush(&mut *queue).unwrap();
+    write(&mut *queue, 0, vec![9; 512]).unwrap();
+    drop(queue);
+    server.kill();
+    server.run();
+    let mut queue = disk.open_queue(4).unwrap();
+    assert!(matches!(
+        flush(&mut *queue),
+        Err(DiskError::FlushLost { .. })
+    ));
+}

@@ -10,7 +10,7 @@ use virtio_blk_core::disk::DiskError;
 
 use super::{Down, Link, Phase, State};
 use crate::NbdError;
-use crate::dial::{Connected, PATIENCE, dial};
+use crate::dial::{Connected, FURTHER_PATIENCE, PATIENCE, dial};
 use crate::flight::Stage;
 use crate::session::Session;
 use crate::shared::Shared;
@@ -120,7 +120,7 @@ impl Link {
 
     /// Has a thread look for a new connection, if none does.
     pub(super) fn redial(&self, state: &mut State) {
-        if state.dialing {
+        if state.dialing || !self.shared.redials {
             return;
         }
         let (me, shared, pause) = (self.me.clone(), self.shared.clone(), state.pause);
@@ -135,13 +135,30 @@ impl Link {
         }
     }
 
+    /// Makes the connection anew if it was lost while nobody used it. Waits for the server for a moment; if that is in
+    /// vain, operations wait or fail as ever.
+    pub(crate) fn revive(&self) {
+        let mut state = self.lock_as(None);
+        self.pump(&mut state);
+        if matches!(state.phase, Phase::Up(_)) || !self.shared.redials {
+            return;
+        }
+        drop(state);
+        let shared = &self.shared;
+        let dialed = dial(&shared.options, &shared.address, FURTHER_PATIENCE, false);
+        if let Ok(connected) = dialed
+            && shared.admits(&connected.export).is_ok()
+        {
+            self.install(connected);
+        }
+    }
+
     /// Takes a new connection into use.
     fn install(&self, connected: Connected) {
         let shared = &*self.shared;
         // Before anything that was sent again completes, and without the lock.
         shared.set_size(connected.export.size);
         let mut state = self.lock_as(None);
-        state.dialing = false;
         let Phase::Down(down) = &state.phase else {
             return;
         };
@@ -194,6 +211,7 @@ fn look_for(link: &Weak<Link>, shared: &Arc<Shared>, first: Duration) {
         match dialed {
             Ok(connected) => {
                 if let Some(link) = link.upgrade() {
+                    link.lock().dialing = false;
                     link.install(connected);
                 }
                 return;
