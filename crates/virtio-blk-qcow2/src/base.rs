@@ -3,6 +3,7 @@
 
 //! What every part of an open image needs: the medium, the sizes, the header, and whether changes are allowed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use virtio_blk_core::disk::DiskError;
@@ -17,6 +18,8 @@ use crate::sync::lock;
 
 /// Bytes of the file's beginning in which all fields are that ever change.
 pub const HEAD: usize = 512;
+/// Most faults of an image that are told in the log.
+const MAX_TOLD: u64 = 10;
 
 /// What every part of an open image needs.
 #[derive(Debug)]
@@ -39,6 +42,8 @@ pub struct Base {
     pub bitmaps: OnceLock<Bitmaps>,
     /// Autoclear bits that survive a change by us.
     autoclear: u64,
+    /// Faults that were found.
+    told: AtomicU64,
     /// Where no data may be: what was metadata when the image was opened. Sorted first clusters and their number.
     tables: Vec<(u64, u64)>,
 }
@@ -62,6 +67,7 @@ impl Base {
             beginning: Mutex::default(),
             bitmaps: OnceLock::new(),
             autoclear: header.kept_autoclear(),
+            told: AtomicU64::new(0),
             tables,
         }
     }
@@ -153,9 +159,13 @@ impl Base {
         Ok(())
     }
 
-    /// The error of an entry of a table that is not possible.
+    /// The error of an entry of a table that is not possible. The first few are told in the log: a guest can meet them as
+    /// often as it likes.
     pub fn damaged(&self, what: &str) -> DiskError {
-        log::error!("a qcow2 image is damaged: {what}. `qemu-img check` says more");
+        let told = self.told.fetch_add(1, Ordering::Relaxed);
+        if told < MAX_TOLD {
+            log::error!("a qcow2 image is damaged: {what}. `qemu-img check` says more");
+        }
         DiskError::from_errno(EIO)
     }
 }
