@@ -109,19 +109,17 @@ impl Worker {
         let in_slice = geometry.slice_entries() - index as u64;
         let count = whole.min(in_slice);
         let slice = image.tables.slice(number);
-        loop {
-            let turn = image.epochs.enter(&self.path);
-            let erased = self.erase_clusters(&slice, index, first, count, how);
-            self.path.leave(turn);
-            match erased? {
-                Erased::Clusters(count) => {
-                    return Ok(Progress::Wrote((count * cluster).min(left)));
-                }
-                Erased::Transit => return Ok(Progress::Transit(slice, index)),
-                Erased::Shared => self.unshare(number)?,
-                Erased::Want => image.await_clusters(1)?,
-            }
+        let turn = image.epochs.enter(&self.path);
+        let erased = self.erase_clusters(&slice, index, first, count, how);
+        self.path.leave(turn);
+        // What takes a while comes before another look: the last cluster may be no more the last one then.
+        match erased? {
+            Erased::Clusters(count) => return Ok(Progress::Wrote((count * cluster).min(left))),
+            Erased::Transit => return Ok(Progress::Transit(slice, index)),
+            Erased::Shared => self.unshare(number)?,
+            Erased::Want => image.await_clusters(1)?,
         }
+        Ok(Progress::Wrote(0))
     }
 
     /// Makes a part of a cluster zero.
