@@ -134,6 +134,38 @@ fn an_image_that_was_not_closed_is_mended() {
     qemu::check(&image);
 }
 
+/// The counts of much are missing: new ones must not lie on what they are to count.
+#[test]
+fn new_counts_are_not_put_where_data_is() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    let data: Vec<u8> = (0..12 << 20).map(|at| (at / 512) as u8 | 1).collect();
+    qemu::create(&image, "cluster_size=512", data.len());
+    let disk = open(&image);
+    write(&mut *disk.open_queue(1).unwrap(), 0, data.clone()).unwrap();
+    drop(disk);
+    // Of a refcount table that counts more than it says.
+    let short = std::fs::File::options().write(true).open(&image).unwrap();
+    short.write_all_at(&1_u32.to_be_bytes(), 56).unwrap();
+    let found = check(
+        &file(&image, Access::Write),
+        &image,
+        Repair::Counts,
+        &mut |_, _| {},
+    );
+    let disk = open(&image);
+    let found_data = common::read(&mut *disk.open_queue(1).unwrap(), 0, data.len()).unwrap();
+    let wrong = found_data.iter().zip(&data).position(|(a, b)| a != b);
+    assert_eq!(wrong, None, "{found:?}");
+    drop(disk);
+    assert!(
+        !found.unwrap().is_sound()
+            || qemu::run(&["check", image.to_str().unwrap()])
+                .status
+                .success()
+    );
+}
+
 /// A cluster that is used twice where counts end at 1: a mended count must not be that of a free one.
 #[test]
 fn what_can_not_be_counted_is_not_mended() {

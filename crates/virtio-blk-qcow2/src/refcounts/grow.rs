@@ -46,7 +46,7 @@ impl Refcounts {
     }
 
     /// Adds a refcount block for the cluster `first` and its neighbours, in the cluster `place`, which it counts and which
-    /// nothing uses.
+    /// nothing uses. The table is large enough.
     ///
     /// # Errors
     /// The disk's.
@@ -57,9 +57,6 @@ impl Refcounts {
         place: u64,
     ) -> Result<(), DiskError> {
         let number = first / self.per_block();
-        while number >= self.table.len() as u64 {
-            self.grow_table(lane)?;
-        }
         self.put_block(lane, number, place)
     }
 

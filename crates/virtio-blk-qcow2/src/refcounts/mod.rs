@@ -178,6 +178,11 @@ impl Refcounts {
         Ok(())
     }
 
+    /// Whether the table is large enough for a cluster.
+    pub fn reaches(&self, cluster: u64) -> bool {
+        cluster / self.per_block() < self.table.len() as u64
+    }
+
     /// Whether there is a refcount block for a cluster.
     pub fn has_block(&self, cluster: u64) -> bool {
         self.entry(cluster / self.per_block()) != 0
