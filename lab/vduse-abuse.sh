@@ -37,7 +37,7 @@ peer() {
 
 # A file system that can be frozen: writes to the image hang then.
 truncate -s 128M /tmp/fs.img
-mkfs.ext4 -q /tmp/fs.img
+mkfs.ext4 -q -I 256 /tmp/fs.img
 losetup /dev/loop0 /tmp/fs.img
 mount -t ext4 /dev/loop0 /mnt
 step "what is changed right after a hand-over"

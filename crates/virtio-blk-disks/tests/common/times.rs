@@ -44,7 +44,9 @@ impl TimedDirectory {
         File::create(&image).ok()?.set_len(32 << 20).ok()?;
         std::fs::create_dir(&at).ok()?;
         let run = |command: &mut Command| command.output().is_ok_and(|done| done.status.success());
-        let made = run(Command::new("mkfs.ext4").arg("-q").arg(&image))
+        let made = run(Command::new("mkfs.ext4")
+            .args(["-q", "-I", "256"])
+            .arg(&image))
             && run(Command::new("mount")
                 .args(["-o", "loop"])
                 .args([&image, &at]));

@@ -393,8 +393,10 @@ impl Persist {
 
 impl Drop for Persist {
     fn drop(&mut self) {
-        // If that fails the file says that it is in use, as after a kill: it has all marks, and perhaps more.
-        let _ = self.close();
+        // Then the file says that it is in use, as after a kill: it has all marks, and perhaps more.
+        if let Err(error) = self.close() {
+            log::warn!("{}: it can't be closed: {error}", self.path.display());
+        }
     }
 }
 
