@@ -11,6 +11,7 @@ mod common;
 mod trace;
 
 use std::collections::HashMap;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -62,7 +63,7 @@ impl Survivor {
     }
 
     fn attach(&self, socket: &Path) -> Outcome<Client> {
-        let mut client = Client::connect(socket)?;
+        let mut client = Client::over(UnixStream::connect(socket)?)?;
         client.set_in_flight(&self.area)?;
         client.set_memory(&self.guest)?;
         client.start(0, &self.queue, 0)?;

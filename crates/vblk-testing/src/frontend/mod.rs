@@ -85,10 +85,21 @@ impl Client {
     /// # Errors
     /// The server refuses a step.
     pub fn connect_with(socket: &Path, wanted: VhostUserProtocolFeatures) -> Result<Self> {
-        let mut client = Self::greet(socket, wanted)?;
-        let bits = client.offered & !LOG_ALL;
-        client.set_features(bits)?;
-        Ok(client)
+        Self::greet(socket, wanted)?.negotiated()
+    }
+
+    /// As [`Client::connect`], over a connection that is there: does not wait for a server that is gone.
+    ///
+    /// # Errors
+    /// The server refuses a step.
+    pub fn over(stream: UnixStream) -> Result<Self> {
+        Self::greet_over(stream, WANTED)?.negotiated()
+    }
+
+    fn negotiated(mut self) -> Result<Self> {
+        let bits = self.offered & !LOG_ALL;
+        self.set_features(bits)?;
+        Ok(self)
     }
 
     /// Connects and negotiates the protocol's features, but not the device's.
@@ -96,7 +107,10 @@ impl Client {
     /// # Errors
     /// The server refuses a step.
     pub fn greet(socket: &Path, wanted: VhostUserProtocolFeatures) -> Result<Self> {
-        let stream = connect(socket)?;
+        Self::greet_over(connect(socket)?, wanted)
+    }
+
+    fn greet_over(stream: UnixStream, wanted: VhostUserProtocolFeatures) -> Result<Self> {
         let mut frontend = Frontend::from_stream(stream.try_clone()?, 1);
         frontend.set_owner()?;
         let offered = frontend.get_features()?;
