@@ -9,7 +9,7 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Server, completion};
+use common::{Server, completion, guest};
 use vblk_testing::client_disk::ClientDisk;
 use vblk_testing::verify::{self, Config};
 use virtio_blk_core::disk::{Disk, IoBuf, IoQueue, Op, OpKind, Submit, Token};
@@ -181,4 +181,32 @@ fn a_server_ends_under_a_throttle_and_under_a_hold() {
         while !hold && served.ask(&["stats"])["throttles"][0]["waiting"] == 0 {}
         ends_at_once(served);
     }
+}
+
+/// What is drained is the disk, and that may be at work elsewhere.
+#[test]
+fn a_disk_that_another_server_may_have_is_not_drained() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    std::fs::write(&path, vec![0; 1 << 20]).unwrap();
+    let served = Server::of(&format!("raw:{},lock=handover", path.display()));
+    let mut client = served.connect();
+    let used = |is_used: bool| {
+        for command in [&["drain"][..], &["resize", "2M"]] {
+            let output = served.ctl(command);
+            assert_eq!(output.status.success(), is_used, "{command:?}: {output:?}");
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(
+                said.contains("another server may have it"),
+                !is_used,
+                "{said}"
+            );
+        }
+    };
+    used(false);
+    let driver = guest(&mut client);
+    used(true);
+    client.stop(0).unwrap();
+    used(false);
+    drop(driver);
 }

@@ -120,7 +120,8 @@ impl Shared {
 
     fn inactive(&self) -> DiskError {
         DiskError::Config(format!(
-            "{} is not in use: it must be activated before its first queue starts",
+            "{} is not in use: with lock=handover another server may have it, and it must be activated before its first queue \
+             starts",
             self.opening.path.display()
         ))
     }

@@ -135,7 +135,8 @@ impl RawDisk {
 
     fn inactive(&self) -> DiskError {
         DiskError::Config(format!(
-            "{} is not in use: with lock=handover a disk must be activated before its first queue starts",
+            "{} is not in use: with lock=handover another server may have it, and it must be activated before its first queue \
+             starts",
             self.medium.path.display()
         ))
     }
