@@ -240,7 +240,7 @@ fn an_image_that_is_in_use_is_not_replaced() {
     let server = Server::of(&place.disk("raw:@/disk.img"));
     let said = place.refused(&["disk", "create", "--force", "raw:@/disk.img,size=2M"], 1);
     assert!(
-        said.contains("can't be replaced") && said.contains("use"),
+        said.contains("can't be replaced") && said.contains("is locked"),
         "{said}"
     );
     assert_eq!(fs::metadata(place.path("disk.img")).unwrap().len(), 1 << 20);
@@ -413,7 +413,7 @@ fn checks_end_as_those_of_qemu() {
     // It is nobody's to mend while it is in use.
     let server = Server::of(&place.disk(disk));
     let said = place.refused(&["disk", "check", "--repair", disk], 1);
-    assert!(said.contains("use"), "{said}");
+    assert!(said.contains("is locked"), "{said}");
     drop(server);
     // Nothing can be said of an image whose tables lie outside of it.
     let file = File::options().write(true).open(&image).unwrap();

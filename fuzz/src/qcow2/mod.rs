@@ -160,9 +160,9 @@ struct Play {
 }
 
 impl Play {
-    fn new(input: &Input) -> Self {
+    fn new(host: Host, input: &Input) -> Self {
         let mut this = Self {
-            host: Host::new(input),
+            host,
             disk: None,
             queue: None,
             model: None,
@@ -338,8 +338,9 @@ pub fn run(input: &Input) {
 }
 
 fn play(input: &Input) -> Host {
-    let mut play = Play::new(input);
-    let before = Host::new(input).read(HEAD);
+    let host = Host::new(input);
+    let before = host.read(HEAD);
+    let mut play = Play::new(host, input);
     for step in input.steps.iter().take(MAX_STEPS) {
         if play.disk.is_none() {
             break;

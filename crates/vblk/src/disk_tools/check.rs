@@ -10,7 +10,7 @@ use serde::Serialize;
 use virtio_blk_qcow2::{Access, Checked, OpenError, Repair, check};
 
 use super::arg::{Format, Image};
-use super::open;
+use super::open_named;
 use crate::output;
 use crate::progress::Progress;
 
@@ -123,10 +123,7 @@ pub fn run(args: &CheckArgs, json: bool) -> Result<u8, Box<dyn Error>> {
         Repair::Nothing => Access::Read,
         _ => Access::Write,
     };
-    let file = open(path, access).map_err(|error| Unusable {
-        path: path.display().to_string(),
-        source: error,
-    })?;
+    let file = open_named(path, access)?;
     let mut progress = Progress::new("checking", json);
     let found = check(&file, path, repair, &mut |done, all| {
         progress.tell(done, all);
@@ -148,14 +145,6 @@ pub fn run(args: &CheckArgs, json: bool) -> Result<u8, Box<dyn Error>> {
     };
     print(&found, json)?;
     Ok(status)
-}
-
-/// An image can't be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}")]
-struct Unusable {
-    path: String,
-    source: virtio_blk_core::disk::DiskError,
 }
 
 /// With the faults on lines of their own, where people read them.

@@ -17,8 +17,8 @@ use virtio_blk_core::disk::{Disk, DiskError, SECTOR_SIZE};
 use virtio_blk_qcow2::{Access, CreateOptions, Preallocation, Qcow2Disk, Qcow2Options, create};
 
 use super::arg::{Backing, Format, NewImage};
-use super::open;
 use super::unfinished::Unfinished;
+use super::{open, open_named};
 use crate::output;
 use crate::progress::Progress;
 
@@ -198,12 +198,12 @@ fn create_qcow2(
             options = options.data_file(name, new.data_file_raw);
             data_file = Some(name.to_owned());
             let temporary = unfinished.add(&full, force)?;
-            Some(open(&temporary, Access::Write)?)
+            Some(open_named(&temporary, Access::Write)?)
         }
         None => None,
     };
     let path = unfinished.add(&new.path, force)?;
-    let disk = open(&path, Access::Write)?;
+    let disk = open_named(&path, Access::Write)?;
     create(&disk, data.as_ref(), &options, tell)?;
     // Its name is not to belong to somebody who still has it locked.
     drop((disk, data));
@@ -226,7 +226,7 @@ fn size_of(backing: &Backing, image: &Path) -> Result<u64, Box<dyn Error>> {
     let directory = image.parent().unwrap_or(Path::new(""));
     let path = directory.join(&backing.name);
     let disk: Arc<dyn Disk> = match backing.format {
-        Format::Raw => open(&path, Access::Look)?,
+        Format::Raw => open_named(&path, Access::Look)?,
         Format::Qcow2 => {
             let look = Qcow2Options::new().inspect(true).backing(true);
             Arc::new(Qcow2Disk::open(path, Arc::new(open), look)?)
