@@ -15,7 +15,7 @@ use crate::format::FormatError;
 #[non_exhaustive]
 pub enum OpenError {
     /// A system call on the file failed.
-    #[error("can't use {path}: {source}", path = path.display())]
+    #[error("{}", told(path, source, source.get_ref().is_some()))]
     Io {
         /// The file.
         path: PathBuf,
@@ -23,7 +23,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// The file could not be opened, read or locked.
-    #[error("{}", told(path, source))]
+    #[error("{}", told(path, source, matches!(source, DiskError::Config(_))))]
     File {
         /// The file.
         path: PathBuf,
@@ -94,12 +94,12 @@ pub enum OpenError {
     },
 }
 
-/// What is wrong with a file. Settings that it can't have are told with its name.
-fn told(path: &Path, source: &DiskError) -> String {
-    match source {
-        DiskError::Config(text) => text.clone(),
-        error => format!("can't use {}: {error}", path.display()),
+/// What is wrong with a file, unless the text names it already.
+fn told(path: &Path, source: &dyn std::error::Error, named: bool) -> String {
+    if named {
+        return source.to_string();
     }
+    format!("can't use {}: {source}", path.display())
 }
 
 impl OpenError {

@@ -3,6 +3,7 @@
 
 //! Images in files of the host, by name: `qcow2:PATH`.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -182,9 +183,11 @@ impl Files for Qcow2File {
             .extend(true);
         match RawDisk::open(&options) {
             Ok(disk) => Ok(Arc::new(disk)),
-            // Its number says what can be done.
-            Err(raw::OpenError::Io { source, .. }) => Err(source.into()),
-            Err(error) => Err(error.into()),
+            // The system's number stays behind the text, where who reports it finds it.
+            Err(error) => Err(match &error {
+                raw::OpenError::Io { source, .. } => io::Error::new(source.kind(), error).into(),
+                _ => error.into(),
+            }),
         }
     }
 }

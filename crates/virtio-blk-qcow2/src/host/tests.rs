@@ -72,3 +72,22 @@ fn help_names_each_option() {
     let page = include_str!("../../README.md").replace("\\|", "|");
     assert!(page.contains(&format!("`{}`", Qcow2File::HELP)));
 }
+
+#[test]
+fn a_file_that_is_not_there_is_named_once() {
+    let image = Qcow2File::new("/nonexistent/i");
+    let error = image.open().unwrap_err();
+    assert_eq!(error.to_string().matches("/nonexistent/i").count(), 1);
+    let mut cause: Option<&dyn std::error::Error> = Some(&error);
+    let mut number = None;
+    while let Some(error) = cause {
+        let found = error.downcast_ref::<io::Error>();
+        number = number.or(found.and_then(io::Error::raw_os_error));
+        cause = error.source();
+    }
+    assert_eq!(number, Some(2));
+    let files: &dyn Files = &image;
+    let error = files.open(Path::new("/nonexistent/base"), Access::Read);
+    let error = error.err().unwrap().to_string();
+    assert!(error.contains("/nonexistent/base"), "{error}");
+}
