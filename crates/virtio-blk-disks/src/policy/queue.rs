@@ -133,6 +133,7 @@ impl Failures {
 }
 
 impl Holder for Failures {
+    #[inline]
     fn submit(&mut self, lower: &mut Lower, op: Op) -> Submit {
         if self.kept.len() >= self.limit {
             return Submit::Full(op);
@@ -141,6 +142,7 @@ impl Holder for Failures {
         self.give(lower, self.places, op).unwrap_or(Submit::Queued)
     }
 
+    #[inline]
     fn execute(
         &mut self,
         lower: &mut Lower,
@@ -155,10 +157,12 @@ impl Holder for Failures {
         }
     }
 
+    #[inline]
     fn is_empty(&self) -> bool {
         self.kept.is_empty()
     }
 
+    #[inline]
     fn collect(&mut self, lower: &mut Lower, _: &mut Vec<Completion>) -> Result<(), DiskError> {
         let mut scratch = std::mem::take(&mut self.scratch);
         let result = lower.queue.reap(&mut scratch);

@@ -95,6 +95,7 @@ impl Turns {
 }
 
 impl Holder for Turns {
+    #[inline]
     fn execute(
         &mut self,
         lower: &mut Lower,
@@ -111,6 +112,7 @@ impl Holder for Turns {
         lower.queue.execute(kind, buf, token)
     }
 
+    #[inline]
     fn submit(&mut self, lower: &mut Lower, op: Op) -> Submit {
         if self.held.is_empty() && !self.is_limited() {
             return lower.queue.submit(op);
@@ -142,10 +144,12 @@ impl Holder for Turns {
         Submit::Queued
     }
 
+    #[inline]
     fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
+    #[inline]
     fn collect(&mut self, lower: &mut Lower, done: &mut Vec<Completion>) -> Result<(), DiskError> {
         lower.queue.reap(done).map(|_| ())
     }
