@@ -9,9 +9,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::Instant;
 
-/// A socket that is neither waited for nor a source of signals. Descriptors that a client sends along are not received.
+/// A socket that is neither waited for nor a source of signals, plain or under TLS. Descriptors that a client sends along
+/// are not received.
 pub(crate) struct Channel {
     socket: OwnedFd,
+    #[cfg(feature = "tls")]
+    tls: Option<Box<crate::tls::Session>>,
 }
 
 /// What a transfer came to.
@@ -66,7 +69,53 @@ pub(crate) fn segment_of_mut(bytes: &mut [u8]) -> libc::iovec {
 
 impl Channel {
     pub(crate) const fn new(socket: OwnedFd) -> Self {
-        Self { socket }
+        Self {
+            socket,
+            #[cfg(feature = "tls")]
+            tls: None,
+        }
+    }
+
+    /// Whether the bytes are under TLS.
+    pub(crate) const fn is_secret(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// From here on everything is under TLS.
+    #[cfg(feature = "tls")]
+    pub(crate) fn secure(&mut self, session: Box<crate::tls::Session>) {
+        self.tls = Some(session);
+    }
+
+    /// Whether there may be something to receive although the socket says nothing of it.
+    pub(crate) fn has_more(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.as_ref().is_some_and(|tls| tls.has_more());
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// Whether something was taken to be sent that the socket had no room for.
+    pub(crate) fn has_unsent(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.as_ref().is_some_and(|tls| tls.has_unsent());
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// Sends what was taken, as far as there is room.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            tls.flush(self.socket.as_fd())?;
+        }
+        Ok(())
     }
 
     /// Receives what is there.
@@ -74,6 +123,11 @@ impl Channel {
     /// # Safety
     /// The segments must be valid for writes for the length of the call.
     pub(crate) unsafe fn receive(&mut self, segments: &[libc::iovec]) -> io::Result<Moved> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            // SAFETY: by the caller's word.
+            return unsafe { tls.receive(self.socket.as_fd(), segments) };
+        }
         let mut message = message(segments);
         // SAFETY: the descriptor is open, the message refers to segments that are valid by the caller's word.
         outcome(unsafe {
@@ -90,6 +144,11 @@ impl Channel {
     /// # Safety
     /// The segments must be valid for reads for the length of the call.
     pub(crate) unsafe fn send(&mut self, segments: &[libc::iovec]) -> io::Result<Moved> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            // SAFETY: by the caller's word.
+            return unsafe { tls.send(self.socket.as_fd(), segments) };
+        }
         let message = message(segments);
         // SAFETY: the descriptor is open, the message refers to segments that are valid by the caller's word.
         outcome(unsafe {
@@ -99,6 +158,15 @@ impl Channel {
                 libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
             )
         })
+    }
+}
+
+#[cfg(feature = "tls")]
+impl Drop for Channel {
+    fn drop(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.close(self.socket.as_fd());
+        }
     }
 }
 
@@ -135,7 +203,7 @@ pub(crate) struct Talk<'a> {
 }
 
 impl Talk<'_> {
-    fn wait(&self, flags: PollFlags) -> io::Result<()> {
+    pub(crate) fn wait(&self, flags: PollFlags) -> io::Result<()> {
         let mut fds = [
             PollFd::new(self.channel, flags),
             PollFd::from_borrowed_fd(self.stop, PollFlags::IN),
@@ -158,11 +226,13 @@ impl Talk<'_> {
     /// [`io::ErrorKind::UnexpectedEof`] if the client goes, `TimedOut`, `ConnectionAborted` at a stop, or the socket's.
     pub(crate) fn read(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            self.wait(PollFlags::IN)?;
+            if Instant::now() >= self.deadline {
+                self.wait(PollFlags::empty())?;
+            }
             // SAFETY: a segment of a slice that is ours.
             match unsafe { self.channel.receive(&[segment_of_mut(bytes)]) }? {
                 Moved::Bytes(n) => bytes = bytes.get_mut(n..).unwrap_or_default(),
-                Moved::WouldBlock => {}
+                Moved::WouldBlock => self.wait(PollFlags::IN)?,
                 Moved::End => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
@@ -195,6 +265,11 @@ impl Talk<'_> {
                 Moved::WouldBlock => self.wait(PollFlags::OUT)?,
                 Moved::End => return Err(io::ErrorKind::WriteZero.into()),
             }
+        }
+        self.channel.flush()?;
+        while self.channel.has_unsent() {
+            self.wait(PollFlags::OUT)?;
+            self.channel.flush()?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::channel::Talk;
 use crate::context::Context;
 use crate::export::{Export, Use};
 use crate::exports::Exports;
+use crate::server::Security;
 
 /// Options that a client may send.
 const MAX_OPTIONS: usize = 1024;
@@ -55,13 +56,18 @@ struct Handshake<'a, 'b> {
     /// Chosen for the export of this name.
     contexts: Option<(String, Vec<Context>)>,
     no_zeroes: bool,
+    security: &'b Security,
 }
 
 /// Talks with a client until it begins to use an export.
 ///
 /// # Errors
 /// [`HandshakeError`]: the connection is to be closed.
-pub(crate) fn shake_hands(mut talk: Talk<'_>, exports: &Exports) -> Result<Agreed, HandshakeError> {
+pub(crate) fn shake_hands(
+    mut talk: Talk<'_>,
+    exports: &Exports,
+    security: &Security,
+) -> Result<Agreed, HandshakeError> {
     let greeting = Greeting {
         flags: HandshakeFlags::FIXED_NEWSTYLE | HandshakeFlags::NO_ZEROES,
     };
@@ -83,6 +89,7 @@ pub(crate) fn shake_hands(mut talk: Talk<'_>, exports: &Exports) -> Result<Agree
         mode: ReplyMode::Simple,
         contexts: None,
         no_zeroes: flags.contains(ClientFlags::NO_ZEROES),
+        security,
     };
     for _ in 0..MAX_OPTIONS {
         if let Some(agreed) = handshake.option()? {
@@ -116,9 +123,21 @@ impl Handshake<'_, '_> {
         }
         let mut payload = vec![0; len];
         self.talk.read(&mut payload)?;
+        let needs_tls = self.security.is_required() && !self.talk.channel.is_secret();
+        if needs_tls && ![OptionKind::STARTTLS, OptionKind::ABORT].contains(&kind) {
+            if kind == OptionKind::EXPORT_NAME {
+                return Err(HandshakeError::Refused("it does not use TLS".to_owned()));
+            }
+            let text = b"this server wants TLS";
+            self.reply(kind, OptionReplyKind::ERR_TLS_REQD, text)?;
+            return Ok(None);
+        }
         let is_plain = matches!(
             kind,
-            OptionKind::LIST | OptionKind::STRUCTURED_REPLY | OptionKind::EXTENDED_HEADERS
+            OptionKind::LIST
+                | OptionKind::STARTTLS
+                | OptionKind::STRUCTURED_REPLY
+                | OptionKind::EXTENDED_HEADERS
         );
         if is_plain && !payload.is_empty() {
             self.reply(
@@ -135,6 +154,8 @@ impl Handshake<'_, '_> {
                 let _ = self.reply(kind, OptionReplyKind::ACK, &[]);
                 return Err(HandshakeError::Aborted);
             }
+            #[cfg(feature = "tls")]
+            OptionKind::STARTTLS if self.security.is_required() => self.start_tls()?,
             OptionKind::LIST => self.list()?,
             OptionKind::INFO | OptionKind::GO => return self.info(kind, &payload),
             OptionKind::STRUCTURED_REPLY if self.mode == ReplyMode::Extended => {
@@ -155,6 +176,26 @@ impl Handshake<'_, '_> {
             _ => self.reply(kind, OptionReplyKind::ERR_UNSUP, &[])?,
         }
         Ok(None)
+    }
+
+    /// Everything is under TLS from here on, and what was said before is forgotten.
+    #[cfg(feature = "tls")]
+    fn start_tls(&mut self) -> io::Result<()> {
+        let kind = OptionKind::STARTTLS;
+        let Some(identity) = self
+            .security
+            .identity()
+            .filter(|_| !self.talk.channel.is_secret())
+        else {
+            let text = b"TLS was begun already";
+            return self.reply(kind, OptionReplyKind::ERR_INVALID, text);
+        };
+        self.reply(kind, OptionReplyKind::ACK, &[])?;
+        let session = identity.shake_hands(&mut self.talk)?;
+        self.talk.channel.secure(session);
+        self.mode = ReplyMode::Simple;
+        self.contexts = None;
+        Ok(())
     }
 
     fn list(&mut self) -> io::Result<()> {

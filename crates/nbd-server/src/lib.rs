@@ -11,9 +11,13 @@ mod exports;
 mod handshake;
 mod pages;
 mod server;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use context::{Bitmaps, Marked};
 pub use counters::Counters;
 pub use export::{ErrorListener, Export, ExportError, ExportOptions, OperationError};
 pub use exports::Exports;
-pub use server::{Listener, Server, ServerError, ServerHandle, ServerOptions};
+pub use server::{Listener, Security, Server, ServerError, ServerHandle, ServerOptions};
+#[cfg(feature = "tls")]
+pub use tls::{TlsError, TlsFiles, TlsIdentity};

@@ -30,8 +30,8 @@ const LET_GO: Duration = Duration::from_millis(200);
 pub enum Listener {
     /// A unix socket.
     Unix(UnixListener),
-    /// A TCP port. Who can reach it can use every export, and who is in between can read and change all data: it is for
-    /// networks that are trusted.
+    /// A TCP port. Without TLS who can reach it can use every export, and who is in between can read and change all data:
+    /// that is for networks that are trusted.
     Tcp(TcpListener),
 }
 
@@ -70,6 +70,33 @@ pub struct ServerOptions {
     /// How long the disk may take to finish what it was given when the server ends, and the clients to receive the
     /// replies.
     pub stop_time: Duration,
+    /// Without it, nothing is encrypted.
+    pub security: Security,
+}
+
+/// Whether connections are under TLS.
+#[derive(Clone, Debug, Default)]
+pub enum Security {
+    /// Never.
+    #[default]
+    Plain,
+    /// Always: a client that does not begin it is refused.
+    #[cfg(feature = "tls")]
+    Tls(crate::TlsIdentity),
+}
+
+impl Security {
+    pub(crate) const fn is_required(&self) -> bool {
+        !matches!(self, Self::Plain)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) const fn identity(&self) -> Option<&crate::TlsIdentity> {
+        match self {
+            Self::Plain => None,
+            Self::Tls(identity) => Some(identity),
+        }
+    }
 }
 
 impl Default for ServerOptions {
@@ -79,6 +106,7 @@ impl Default for ServerOptions {
             connections: 32,
             handshake_time: Duration::from_secs(10),
             stop_time: Duration::from_secs(5),
+            security: Security::Plain,
         }
     }
 }
@@ -298,7 +326,7 @@ fn serve(shared: &Shared, socket: OwnedFd) {
         stop: shared.stop_fd(),
         deadline: Instant::now() + shared.options.handshake_time,
     };
-    let agreed = match shake_hands(talk, &shared.exports) {
+    let agreed = match shake_hands(talk, &shared.exports, &shared.options.security) {
         Ok(agreed) => agreed,
         Err(HandshakeError::Aborted) => return,
         Err(error) => return log::info!("a client's handshake failed: {error}"),

@@ -13,7 +13,7 @@
 mod common;
 
 use std::fs::{File, read};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -437,4 +437,126 @@ fn a_disk_that_is_handed_over_is_not_exported_beside_its_server() {
     let server = common::Server::of(&format!("raw:{raw},lock=handover"));
     let said = server.refused(&["export", "nbd", "--socket", "/nonexistent/s"]);
     assert!(said.contains("lock=handover"), "{said}");
+}
+
+/// A directory with certificates, named as libnbd and QEMU want them: of an authority, a server and a client.
+fn certificates() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let openssl = |line: &str| {
+        let mut command = Command::new("openssl");
+        let command = command.args(line.split(' ')).current_dir(dir.path());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "openssl {line}: {output:?}");
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&format!(
+        "req -x509 {key} -keyout ca-key.pem -out ca-cert.pem -days 2 -subj /CN=authority"
+    ));
+    let names = "subjectAltName=DNS:localhost,IP:127.0.0.1";
+    std::fs::write(dir.path().join("names"), names).unwrap();
+    for who in ["server", "client"] {
+        openssl(&format!(
+            "req {key} -keyout {who}-key.pem -out {who}.csr -subj /CN={who}"
+        ));
+        openssl(&format!(
+            "x509 -req -in {who}.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -out {who}-cert.pem -days 2 \
+             -extfile names"
+        ));
+    }
+    dir
+}
+
+#[test]
+fn with_tls_nothing_is_told_in_the_clear() {
+    let (ours, others) = (certificates(), certificates());
+    let dir = tempfile::tempdir().unwrap();
+    let raw = image(dir.path(), "disk.img");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vblk"))
+        .args(["--json", "serve", "nbd", "--listen", "127.0.0.1:0"])
+        .args([
+            "--disk",
+            &format!("raw:{raw}"),
+            "--tls-verify-peer",
+            "--tls",
+        ])
+        .arg(ours.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    let listening: Value = serde_json::from_str(&line).unwrap();
+    let port = listening["address"]
+        .as_str()
+        .unwrap()
+        .rsplit(':')
+        .next()
+        .unwrap();
+    let with = |dir: &tempfile::TempDir| {
+        let certificates = dir.path().display();
+        format!("nbds://localhost:{port}/?tls-certificates={certificates}")
+    };
+    let (uri, copy) = (with(&ours), path(dir.path(), "copy.img"));
+    judge("nbdcopy", &[&uri, &copy]);
+    assert!(read(&copy).unwrap() == read(&raw).unwrap());
+    let data: Vec<u8> = (0..64 * MIB).map(|i| (i % 253) as u8).collect();
+    std::fs::write(&copy, &data).unwrap();
+    judge("nbdcopy", &[&copy, &uri]);
+    assert!(read(&raw).unwrap() == data);
+    let info = judge("nbdinfo", &["--json", "--map", &uri]);
+    assert_eq!(ranges(&info, 0), [(0, 64 * MIB)]);
+    // Without TLS, with a certificate of others, and without any.
+    let plain = format!("nbd://localhost:{port}");
+    for uri in [plain, with(&others)] {
+        let refused = run("nbdinfo", &[&uri]);
+        assert!(!refused.status.success(), "{uri}: {refused:?}");
+    }
+    // What is not TLS where TLS has to come, options before it, and the old way to an export.
+    let option = |kind: u32, payload: &[u8]| {
+        let len = payload.len() as u32;
+        [
+            &b"IHAVEOPT"[..],
+            &kind.to_be_bytes(),
+            &len.to_be_bytes(),
+            payload,
+        ]
+        .concat()
+    };
+    for (sent, wanted) in [
+        ([option(5, &[]), vec![0x16; 40_000]].concat(), 1),
+        ([option(3, &[]), option(2, &[])].concat(), 0x8000_0005),
+        (option(1, &[]), 0),
+    ] {
+        let mut client = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        client
+            .write_all(&[&[0, 0, 0, 3], &sent[..]].concat())
+            .unwrap();
+        let _ = client.shutdown(std::net::Shutdown::Write);
+        let mut got = Vec::new();
+        // It may be reset, as not all that was sent is read.
+        let _ = client.read_to_end(&mut got);
+        let reply = got.get(18 + 12..18 + 16).unwrap_or(&[0; 4]);
+        assert_eq!(reply, u32::to_be_bytes(wanted), "{got:?}");
+    }
+    judge("nbdinfo", &[&uri]);
+    std::fs::remove_file(ours.path().join("client-cert.pem")).unwrap();
+    let refused = run("nbdinfo", &[&uri]);
+    assert!(!refused.status.success(), "{refused:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let missing = [
+        "serve",
+        "nbd",
+        "--disk",
+        "memory:1M",
+        "--listen",
+        "127.0.0.1:0",
+        "--tls",
+    ];
+    let missing = vblk(&[&missing[..], &["/nonexistent"]].concat());
+    assert_eq!(missing.status.code(), Some(1));
+    let said = String::from_utf8(missing.stderr).unwrap();
+    assert!(said.contains("/nonexistent/server-cert.pem"), "{said}");
 }

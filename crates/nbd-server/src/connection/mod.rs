@@ -181,9 +181,10 @@ impl Connection {
             };
             self.queue.flush_batch()?;
             self.reap()?;
+            self.channel.flush()?;
             self.memory -= self.output.send(&mut self.channel, &mut self.pool)?;
             if let Some(ending) = self.ending {
-                if self.in_flight() == 0 && self.output.is_empty() {
+                if self.in_flight() == 0 && self.output.is_empty() && !self.channel.has_unsent() {
                     return Ok(());
                 }
                 if let Ending::Stop(deadline) = ending
@@ -217,11 +218,12 @@ impl Connection {
         self.ending.is_none()
             && match self.state {
                 State::Header => {
-                    self.has_room() && self.input.available().len() >= Request::len(self.rules.mode)
+                    let is_there = self.input.available().len() >= Request::len(self.rules.mode);
+                    self.has_room() && (is_there || self.channel.has_more())
                 }
                 State::Waiting(_, needs) => self.has_memory(needs),
-                // All of it was used.
-                State::Payload { .. } | State::Skip { .. } => false,
+                // All that was received was used.
+                State::Payload { .. } | State::Skip { .. } => self.channel.has_more(),
             }
     }
 
@@ -256,7 +258,8 @@ impl Connection {
         };
         let mut flags = PollFlags::empty();
         flags.set(PollFlags::IN, self.wants_input());
-        flags.set(PollFlags::OUT, !self.output.is_empty());
+        let unsent = !self.output.is_empty() || self.channel.has_unsent();
+        flags.set(PollFlags::OUT, unsent);
         let mut fds = Vec::with_capacity(3);
         fds.push(PollFd::new(&self.channel, flags));
         if let Some(disk) = disk {

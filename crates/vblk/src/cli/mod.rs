@@ -81,8 +81,11 @@ Examples:
       --disk raw:a.img --export a --disk qcow2:b.qcow2 --export b --read-only
   What changed since a bitmap began, as the context qemu:dirty-bitmap:backup:
     vblk serve nbd --disk raw:disk.img,dirty=backup --socket /tmp/nbd.sock
+  To other machines that have a certificate (named as for nbdkit and QEMU):
+    vblk serve nbd --disk raw:disk.img --listen 127.0.0.1:10809 \\
+      --tls /etc/pki/vblk --tls-verify-peer
   To another machine, over a network that nobody else can reach:
-    vblk serve nbd --disk raw:disk.img --listen 192.168.7.1:10809 \\
+    vblk serve nbd --disk raw:disk.img --listen 127.0.0.1:10809 \\
       --trusted-network";
 
 const ROOT_EXAMPLES: &str = "\
@@ -285,12 +288,17 @@ pub struct NbdArgs {
     /// Group of the socket, by name or number.
     #[arg(long, value_name = "GROUP", value_parser = group_id)]
     pub socket_group: Option<u32>,
-    /// TCP port to listen on: HOST:PORT, or :PORT for all addresses. Nothing is encrypted and anybody who can
-    /// connect can read and write the disk, so it takes --trusted-network, too.
-    #[arg(long, value_name = "ADDR", requires = "trusted_network")]
+    /// TCP port to listen on: HOST:PORT, or :PORT for all addresses. It takes --tls or --trusted-network, too.
+    #[arg(long, value_name = "ADDR", requires = "is_safe")]
     pub listen: Option<Address>,
-    /// Vouch that only those can reach the network of --listen who may use the disk.
-    #[arg(long, requires = "listen")]
+    /// Encrypt all connections, with the server-cert.pem and server-key.pem of this directory.
+    #[arg(long, value_name = "DIR", group = "is_safe")]
+    pub tls: Option<PathBuf>,
+    /// Serve only clients with a certificate that was signed by one in the ca-cert.pem of --tls.
+    #[arg(long, requires = "tls")]
+    pub tls_verify_peer: bool,
+    /// Vouch that only those can reach the network of --listen who may use the disk: nothing is encrypted.
+    #[arg(long, requires = "listen", group = "is_safe")]
     pub trusted_network: bool,
     /// Connections at a time, of all disks of the socket; more are closed at once.
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]

@@ -7,11 +7,13 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::error::Error;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use nbd_server::{
-    Export, ExportOptions, Exports, Listener, OperationError, Server, ServerHandle, ServerOptions,
+    Export, ExportOptions, Exports, Listener, OperationError, Security, Server, ServerHandle,
+    ServerOptions, TlsFiles, TlsIdentity,
 };
 use serde::Serialize;
 use vhost_user_blk::socket::{Listener as UnixSocket, SocketOptions};
@@ -57,8 +59,26 @@ struct Place {
     handle: ServerHandle,
     /// The TCP address, with the port that it got.
     address: Option<SocketAddr>,
-    max_connections: u16,
+    shared: SocketArgs,
     ended: Arc<End>,
+}
+
+/// What all exports of a socket share.
+#[derive(Clone, PartialEq, Eq)]
+struct SocketArgs {
+    max_connections: u16,
+    tls: Option<PathBuf>,
+    tls_verify_peer: bool,
+}
+
+impl SocketArgs {
+    fn of(args: &NbdArgs) -> Self {
+        Self {
+            max_connections: args.max_connections,
+            tls: args.tls.clone(),
+            tls_verify_peer: args.tls_verify_peer,
+        }
+    }
 }
 
 /// A server, and its socket's file.
@@ -120,8 +140,12 @@ impl Servers {
         let mut places = self.0.borrow_mut();
         let name = args.place();
         if let Some(place) = places.get(&name) {
-            if place.max_connections != args.max_connections {
-                return Err("--max-connections is for all disks of a socket: give it once".into());
+            if place.shared != SocketArgs::of(args) {
+                return Err(
+                    "--max-connections, --tls and --tls-verify-peer are for all disks of a socket: write them in front of \
+                     the first --disk"
+                        .into(),
+                );
             }
             return Ok((place.clone(), None));
         }
@@ -145,6 +169,7 @@ impl Servers {
         };
         let exports = Exports::default();
         let options = ServerOptions {
+            security: security(args)?,
             connections: args.max_connections.into(),
             ..ServerOptions::default()
         };
@@ -153,7 +178,7 @@ impl Servers {
             exports,
             handle: server.handle(),
             address,
-            max_connections: args.max_connections,
+            shared: SocketArgs::of(args),
             ended: Arc::default(),
         };
         places.insert(name, place.clone());
@@ -165,6 +190,20 @@ impl Servers {
             }),
         ))
     }
+}
+
+/// What the connections of a place are under.
+fn security(args: &NbdArgs) -> Result<Security, Box<dyn Error>> {
+    let Some(directory) = &args.tls else {
+        return Ok(Security::Plain);
+    };
+    let authority = directory.join("ca-cert.pem");
+    let files = TlsFiles {
+        certificate: directory.join("server-cert.pem"),
+        key: directory.join("server-key.pem"),
+        client_ca: args.tls_verify_peer.then_some(authority),
+    };
+    Ok(Security::Tls(TlsIdentity::load(&files)?))
 }
 
 /// Opens the disk, and the socket if no disk before has.
