@@ -24,6 +24,8 @@ pub struct Lane {
     medium: Arc<Medium>,
     queue: Box<dyn IoQueue>,
     done: Vec<Completion>,
+    /// The last operation's token.
+    token: u64,
     /// Nothing is held back below any more.
     stopped: bool,
 }
@@ -36,6 +38,7 @@ impl Lane {
             queue: medium.disk().open_queue(1)?,
             medium,
             done: Vec::new(),
+            token: 0,
             stopped: false,
         })
     }
@@ -48,16 +51,20 @@ impl Lane {
         if let Some(result) = self.queue.execute(&kind, &buf, None).done() {
             return result.map(|()| buf);
         }
-        let token = Token(0);
+        self.token += 1;
+        let token = Token(self.token);
         match self.queue.submit(Op { token, kind, buf }) {
             Submit::Done(completion) => self.done.push(completion),
             Submit::Queued => self.queue.flush_batch()?,
             Submit::Full(_) => return Err(io::Error::from(io::ErrorKind::ResourceBusy).into()),
         }
         loop {
-            if let Some(completion) = self.done.pop() {
-                completion.result?;
-                return Ok(completion.buf);
+            // If the wait for an operation failed, it may come back beside a later one.
+            for completion in self.done.drain(..) {
+                if completion.token == token {
+                    completion.result?;
+                    return Ok(completion.buf);
+                }
             }
             let stop = (!self.stopped).then_some(&self.medium.stop);
             if wait(&*self.queue, stop)? {

@@ -12,6 +12,7 @@ mod qemu;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
@@ -222,4 +223,62 @@ fn nothing_is_written_behind_the_end_of_a_device() {
         Err(error) => assert!(error.is_no_space(), "{error}"),
     }
     drop((queue, disk, gate));
+}
+
+/// What comes back late of an operation that was given up is not taken for the next one.
+#[test]
+fn what_was_given_up_is_not_taken_for_another() {
+    const TABLE: u64 = 64 << 9;
+    const TABLES: u64 = 24;
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=512", 1 << 20);
+    let disk = open(&image);
+    let mut queue = disk.open_queue(1).unwrap();
+    for number in 0..TABLES {
+        write(&mut *queue, number * TABLE, vec![number as u8 + 1; 512]).unwrap();
+    }
+    drop((queue, disk));
+    let (gate, disk) = in_memory(&image, 4 << 20);
+    let mut queue = disk.open_queue(1).unwrap();
+    // More often than there are threads.
+    for number in 0..TABLES {
+        // The first read, that of a table, is held.
+        let is_held = Arc::new(AtomicBool::new(false));
+        let told = is_held.clone();
+        gate.close(move |kind, _| {
+            if matches!(kind, OpKind::Read { .. }) && !told.swap(true, Ordering::SeqCst) {
+                return Fate::Hold;
+            }
+            Fate::Pass
+        });
+        let op = Op {
+            token: Token(number),
+            kind: OpKind::Read {
+                offset: number * TABLE,
+            },
+            buf: IoBuf::zeroed(512),
+        };
+        assert!(matches!(queue.submit(op), Submit::Queued));
+        while !is_held.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        if number == 0 {
+            gate.fail_reap();
+        } else {
+            gate.open();
+        }
+        let mut done = Vec::new();
+        while queue.reap(&mut done).unwrap() == 0 {
+            std::thread::yield_now();
+        }
+        let completion = done.pop().unwrap();
+        assert_eq!(completion.result.is_err(), number == 0);
+        if number > 0 {
+            assert!(
+                completion.buf.to_vec() == [number as u8 + 1; 512],
+                "{number}"
+            );
+        }
+    }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use virtio_blk_core::disk::{Caps, Completion, Disk, DiskError, IoQueue, Op, OpKind, Submit, Wait};
 use virtio_blk_disks::MemoryDisk;
@@ -26,6 +26,7 @@ type Judge = Box<dyn FnMut(&OpKind, usize) -> Fate + Send>;
 struct State {
     judge: Mutex<Option<Judge>>,
     held: AtomicUsize,
+    fail_reap: AtomicBool,
 }
 
 impl State {
@@ -67,6 +68,11 @@ impl Gate {
         while self.state.held.load(Ordering::SeqCst) == 0 {
             std::thread::yield_now();
         }
+    }
+
+    /// Has the next look for finished operations fail.
+    pub fn fail_reap(&self) {
+        self.state.fail_reap.store(true, Ordering::SeqCst);
     }
 
     /// What is in it.
@@ -124,6 +130,9 @@ impl IoQueue for GateQueue {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
+        if self.state.fail_reap.swap(false, Ordering::SeqCst) {
+            return Err(DiskError::from_errno(libc::EIO));
+        }
         let before = done.len();
         if self.state.judge.lock().unwrap().is_none() {
             for op in std::mem::take(&mut self.held) {
