@@ -228,7 +228,7 @@ fn twenty_clients_are_killed_under_load() {
                 client.send(&request(Command::READ, i << 16, 64 << 10), &[]);
             }
         }
-        // In the midst of their replies.
+        // While their replies are sent.
         drop(clients);
         serving.wait_connections(0);
         let mut client = serving.client(ReplyMode::Structured);

@@ -308,7 +308,7 @@ impl Connection {
                 Moved::Bytes(_) => {}
                 Moved::WouldBlock => return Ok(false),
                 Moved::End => {
-                    // Whoever goes without a word may still read replies.
+                    // A client that leaves without NBD_CMD_DISC may still read replies.
                     self.ending = Some(Ending::Client);
                 }
             }

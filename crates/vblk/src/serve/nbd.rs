@@ -289,7 +289,7 @@ fn run(
     place.exports.remove(&at.export);
     let left = match export.connections() {
         0 => loop {
-            // Whoever set a limit to the end ends the process.
+            // The deadline of the stop ends the process, if one was set.
             if let Some(left) = export.wait_left(Instant::now() + LONG) {
                 break left;
             }
