@@ -29,10 +29,12 @@ pub fn judge<'a>(inputs: impl IntoIterator<Item = &'a Input>) -> usize {
     let path = std::env::temp_dir().join(format!("vblk-fuzz-{}.qcow2", std::process::id()));
     let mut judged = 0;
     for input in inputs {
-        if status(&path, &Host::new(input).content()) != Some(0) {
+        let (mut before, after) = (Host::new(input).content(), play(input).content());
+        // Counts of clusters behind the end are lost ones, too, as soon as the file is that long.
+        before.resize(before.len().max(after.len()), 0);
+        if status(&path, &before) != Some(0) {
             continue;
         }
-        let after = play(input).content();
         let status = status(&path, &after);
         assert_eq!(status, Some(0), "{input:?}, in {}", path.display());
         judged += 1;
