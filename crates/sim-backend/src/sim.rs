@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState};
-use virtio_blk_core::disk::{Disk, KeepAlive, SECTOR_SIZE};
+use virtio_blk_core::disk::{Disk, SECTOR_SIZE};
+use virtio_blk_core::memory::KeepAlive;
 use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_disks::MemoryDisk;
 use virtio_blk_disks::fault::FaultDisk;

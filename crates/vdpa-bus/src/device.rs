@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use virtio_blk_core::disk::KeepAlive;
+use virtio_blk_core::memory::KeepAlive;
 use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use vmm_sys_util::eventfd::EventFd;
 

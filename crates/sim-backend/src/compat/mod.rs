@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
-use virtio_blk_core::disk::KeepAlive;
+use virtio_blk_core::memory::KeepAlive;
 use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::config::Config;
 use virtio_blk_core::spec::{self, feature, status};

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use vdpa_bus::{VdpaError, VqAddress};
 use virtio_blk_core::device::StartError;
-use virtio_blk_core::disk::{KeepAlive, Wait};
+use virtio_blk_core::disk::Wait;
+use virtio_blk_core::memory::KeepAlive;
 use virtio_blk_core::ring::QueueState;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Stop};
 

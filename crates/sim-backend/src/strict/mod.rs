@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use vdpa_bus::{Callback, VdpaDevice, VdpaError, VqAddress, VqState, backend_feature};
 use virtio_blk_core::device::{Device, StatusChange, StatusRegister};
-use virtio_blk_core::disk::KeepAlive;
+use virtio_blk_core::memory::KeepAlive;
 use virtio_blk_core::memory::{IotlbMapping, IotlbTable};
 use virtio_blk_core::spec::{self, feature, status};
 use vmm_sys_util::eventfd::EventFd;

@@ -3,16 +3,21 @@
 
 //! The data of one operation: host memory segments and what keeps them mapped.
 
+#[cfg(feature = "iotlb")]
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::fmt;
 use std::sync::Arc;
 
+#[cfg(feature = "iotlb")]
 use vm_memory::atomic::GuestMemoryLoadGuard;
 
-use crate::memory::{IotlbTable, KeepAlive};
+#[cfg(feature = "iotlb")]
+use crate::memory::IotlbTable;
+use crate::memory::KeepAlive;
 
 /// What holds the memory of a queue over an I/O TLB.
+#[cfg(feature = "iotlb")]
 type Translated = GuestMemoryLoadGuard<IotlbTable>;
 
 /// An ordered list of host memory segments, together with an owner of that memory.
@@ -224,6 +229,16 @@ impl IoBuf {
     /// requests that do not end, and then zeroes are found there. A disk that copies data itself asks after the
     /// copy (and before, if it copies to where the data stays), and fails a write with `EFAULT` whose data is lost.
     pub fn is_intact(&self) -> bool {
+        self.memory_is_there()
+    }
+
+    #[cfg(not(feature = "iotlb"))]
+    const fn memory_is_there(&self) -> bool {
+        true
+    }
+
+    #[cfg(feature = "iotlb")]
+    fn memory_is_there(&self) -> bool {
         let keep = self.0.as_ref().and_then(|inner| inner.keep.as_ref());
         let translated = keep.and_then(|keep| {
             let keep: &dyn Any = &**keep;

@@ -30,8 +30,6 @@ pub use extent::{Allocation, Extent, Extents};
 pub use handover::{ContentStamp, Handover};
 pub use op::{Bounds, Completion, Lifetime, Op, OpKind, Token};
 
-pub use crate::memory::KeepAlive;
-
 /// Something that changed on a disk while it was in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -3,6 +3,7 @@
 
 //! Translation of guest ranges to host memory.
 
+#[cfg(feature = "iotlb")]
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
@@ -17,7 +18,9 @@ use vm_memory::{
     MemoryRegionAddress, Permissions,
 };
 
-use super::{DeviceMemory, IotlbTable, KeepAlive, Unmapped};
+#[cfg(feature = "iotlb")]
+use super::IotlbTable;
+use super::{DeviceMemory, KeepAlive, Unmapped};
 
 /// One contiguous piece of guest memory. `last` is inclusive so that a region may end at 2^64.
 #[derive(Clone, Copy)]
@@ -115,6 +118,7 @@ impl<M: DeviceMemory> GuestMap<M> {
         self.hint.set(Hint::NONE);
         self.translated = false;
         let memory: &M::M = self.guard.deref().deref();
+        #[cfg(feature = "iotlb")]
         if let Some(table) = (memory as &dyn Any).downcast_ref::<IotlbTable>() {
             self.regions
                 .extend(table.mappings().iter().map(|mapping| Region {

@@ -4,12 +4,13 @@
 //! Guest memory resolved to host addresses, once per memory map instead of once per field.
 //!
 //! [`GuestMap`] translates ranges over any [`vm_memory::GuestMemory`]: a plain memory map through a table
-//! of its regions, I/O virtual memory ([`Iotlb`]) through a table of its mappings, any other translated one
+//! of its regions, I/O virtual memory (`Iotlb`, feature `iotlb`) through a table of its mappings, any other translated one
 //! (vm-memory's `IommuMemory`) through its own lookup, behind checks that keep addresses from wrapping.
 //! `RingArea` is a ring structure resolved for repeated access.
 
 mod area;
 mod host;
+#[cfg(feature = "iotlb")]
 mod iotlb;
 mod map;
 
@@ -19,13 +20,17 @@ use vm_memory::{GuestAddressSpace, GuestMemory};
 
 pub(crate) use area::RingArea;
 pub use host::HostMemory;
+#[cfg(feature = "iotlb")]
 pub use iotlb::{Iotlb, IotlbError, IotlbMapping, IotlbTable, NoRegion};
 #[cfg(feature = "internals")]
 pub use map::GuestMap;
 #[cfg(not(feature = "internals"))]
 pub(crate) use map::GuestMap;
 pub(crate) use map::read_16;
+#[cfg(feature = "iotlb")]
 pub use vm_memory::Permissions;
+#[cfg(not(feature = "iotlb"))]
+pub(crate) use vm_memory::Permissions;
 
 /// Guest memory that a device can use: an address space whose guard keeps the memory mapped and can
 /// travel with an operation to other threads.
