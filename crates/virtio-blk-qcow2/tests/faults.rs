@@ -275,10 +275,15 @@ impl Disk for Recorder {
 
 impl IoQueue for RecorderQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if let OpKind::Write { offset, .. } = op.kind {
-            let mut writes = self.writes.lock().unwrap();
-            writes.push((offset, op.buf.to_vec()));
+        let mut writes = self.writes.lock().unwrap();
+        match op.kind {
+            OpKind::Write { offset, .. } => writes.push((offset, op.buf.to_vec())),
+            OpKind::WriteZeroes { offset, len, .. } => {
+                writes.push((offset, vec![0; len as usize]));
+            }
+            _ => {}
         }
+        drop(writes);
         self.inner.submit(op)
     }
 
