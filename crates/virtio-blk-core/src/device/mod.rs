@@ -134,7 +134,7 @@ impl Device {
         self.shared.capacity()
     }
 
-    /// The counters of a queue; they go on over restarts of the queue. `None` beyond the last queue.
+    /// The counters of a queue; they continue over restarts of the queue. `None` beyond the last queue.
     pub fn counters(&self, queue: u16) -> Option<&Arc<Counters>> {
         self.counters.get(usize::from(queue))
     }
@@ -196,7 +196,7 @@ impl Device {
     }
 }
 
-/// Locks; whoever panicked with it left the content whole.
+/// Locks. The content is whole also after a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

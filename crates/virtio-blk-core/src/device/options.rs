@@ -36,7 +36,7 @@ pub struct DeviceOptions {
     /// Let the driver switch the cache mode (CONFIG_WCE). Off for transports that can't write the
     /// configuration space.
     pub config_wce: bool,
-    /// Bits the transport adds to the offer (ACCESS_PLATFORM, RING_RESET, …). It answers for them.
+    /// Bits the transport adds to the offer (ACCESS_PLATFORM, RING_RESET, …). It is responsible for them.
     pub transport_features: u64,
     /// Bits never to offer.
     pub masked_features: u64,

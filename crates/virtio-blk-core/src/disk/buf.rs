@@ -128,7 +128,7 @@ impl IoBuf {
         }
     }
 
-    /// Empties the buffer, makes `keep` the owner of what is pushed next, and answers where to push.
+    /// Empties the buffer, makes `keep` the owner of what is pushed next, and returns where to push.
     /// Costs no atomic operation when `keep` is the owner already.
     #[inline(always)]
     pub(crate) fn refill(&mut self, keep: &Arc<dyn KeepAlive>) -> &mut Inner {
@@ -340,7 +340,7 @@ impl IoBuf {
     }
 
     /// Calls `f` with each contiguous piece of `[offset, offset + len)` clipped to the buffer, until it
-    /// answers `false`.
+    /// returns `false`.
     #[inline]
     fn visit(&self, offset: usize, len: usize, mut f: impl FnMut(*mut u8, usize) -> bool) {
         let (mut skip, mut left) = (offset, len);

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Validation of requests: from a header and lengths in private memory to something that can be
-//! executed, or the status to answer. Pure functions: nothing here touches guest memory or a disk.
+//! executed, or the status to return. Pure functions: nothing here touches guest memory or a disk.
 //!
 //! The specification (virtio 1.4, 5.2.6.2) names the status of each fault, but not which counts where a
 //! request has several. The order here: framing, read-only device, unknown or not negotiated type, lengths,
@@ -188,7 +188,7 @@ pub enum Request {
 /// Checks a request: `header`, the bytes `readable` behind it and the bytes `writable` before the status.
 ///
 /// # Errors
-/// The status to answer.
+/// The status to return.
 #[inline(always)]
 pub fn parse(
     header: &RequestHeader,

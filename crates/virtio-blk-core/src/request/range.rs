@@ -69,7 +69,7 @@ impl ByteRange {
 /// length that [`super::parse`] allowed.
 ///
 /// # Errors
-/// The status to answer; `out` is then to be ignored.
+/// The status to return; `out` is then to be ignored.
 pub fn parse_ranges(
     kind: RangeKind,
     bytes: &[u8],

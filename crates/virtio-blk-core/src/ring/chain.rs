@@ -141,7 +141,7 @@ impl Chain {
         self.parts.writable_len as u32
     }
 
-    /// Takes the last writable byte off the chain and answers its guest address. `None` if there is none,
+    /// Takes the last writable byte off the chain and returns its guest address. `None` if there is none,
     /// or its segment wraps around the address space.
     #[inline(always)]
     pub(crate) fn cut_last_writable(&mut self) -> Option<u64> {
@@ -162,7 +162,7 @@ impl Chain {
     }
 
     /// Takes `len` readable bytes off the front of the chain, if the first segment has that many, and
-    /// answers their guest address.
+    /// returns their guest address.
     #[inline(always)]
     pub(crate) fn cut_first_readable(&mut self, len: u32) -> Option<u64> {
         if self.start == self.parts.split {
@@ -180,7 +180,7 @@ impl Chain {
         Some(addr)
     }
 
-    /// Empties the chain, and answers where to put the segments of the next.
+    /// Empties the chain, and returns where to put the segments of the next.
     #[inline(always)]
     pub(super) fn clear(&mut self, head: u16) -> &mut Vec<Segment> {
         self.head = head;

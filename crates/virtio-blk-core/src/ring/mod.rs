@@ -6,10 +6,10 @@
 //! [`Ring`] is what a queue runner needs of any layout; [`SplitRing`] is the split layout. A ring resolves
 //! its structures once into host memory, reads every descriptor exactly once into private memory, takes
 //! chains of up to [`MAX_CHAIN`] descriptors whatever the queue's size, publishes used entries in batches with one index store, and **latches** the first fatal error: from
-//! then on every call answers it and nothing is read or written any more.
+//! then on every call returns it and nothing is read or written any more.
 //!
 //! What a driver can do wrong falls in two kinds. A [`ChainError`] concerns one chain: its head is
-//! known, so it is handed back, with IOERR in its last writable byte, and the queue goes on. (Handed back
+//! known, so it is handed back, with IOERR in its last writable byte, and the queue continues. (Handed back
 //! without a status it would look like success: drivers don't clear that byte.) Only a chain that was read
 //! to its end and has nothing writable goes back without. A [`RingError`] means that ring and driver
 //! disagree about the ring itself, or that there is no way to tell the driver of a chain's failure: the

@@ -319,7 +319,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
 
     /// Takes over a changed memory map or translation. Requests in flight keep the memory they have.
     /// [`QueueRunner::service`] does this by itself when the address space hands out another map; the
-    /// owner of a translation (an IOMMU, an IOTLB) calls it after every change, before it answers the
+    /// owner of a translation (an IOMMU, an IOTLB) calls it after every change, before it replies to the
     /// one who asked for the change.
     ///
     /// # Errors

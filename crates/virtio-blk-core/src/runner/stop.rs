@@ -25,7 +25,7 @@ pub enum Stop {
 /// What is left of a queue.
 #[derive(Debug)]
 pub struct Stopped {
-    /// Where to go on. Counts the heads in `in_flight` as taken. Of no use after a broken ring.
+    /// Where to continue. Counts the heads in `in_flight` as taken. Of no use after a broken ring.
     pub state: QueueState,
     /// Heads taken and not returned, in the order in which they were taken. Empty after a drain of a
     /// sound queue; of a broken one, those that the disk still had.
@@ -36,7 +36,7 @@ pub struct Stopped {
 
 impl<M: DeviceMemory> QueueRunner<M> {
     /// Ends the queue's work. No guest memory is touched after it returns. The ring of a sound queue is left
-    /// so that the driver kicks for the next buffer, whoever serves it then. Blocks until the disk is done
+    /// so that the driver kicks for the next buffer, also where its next owner is another. Blocks until the disk is done
     /// with every buffer (`Drain`: with every request).
     pub fn stop(mut self, mode: Stop) -> Stopped {
         if mode == Stop::Drain {

@@ -84,7 +84,7 @@ pub struct QueueThread<M: DeviceMemory> {
 
 impl<M: DeviceMemory> QueueThread<M> {
     /// Serves `runner` on a new thread: at once, then whenever `kick` or the disk fires. Kicks are noticed
-    /// as they are written; the counter of `kick` is never read, so that whoever shares it can't make
+    /// as they are written; the counter of `kick` is never read, so that those who share it can't make
     /// the thread wait for it.
     ///
     /// # Errors
@@ -253,7 +253,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Dropped when the thread ends, also by a panic: whoever waits for a call learns that it won't happen.
+/// Dropped when the thread ends, also by a panic: a caller that waits for a call learns that it won't happen.
 struct Leaving<M: DeviceMemory>(Arc<Control<M>>);
 
 impl<M: DeviceMemory> Drop for Leaving<M> {
@@ -402,7 +402,7 @@ impl<M: DeviceMemory> Worker<M> {
         let _ = (self.epoll).ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 
-    /// Looks for new work for a while, counted from the last time there was any. Answers whether to go on
+    /// Looks for new work for a while, counted from the last time there was any. Returns whether to continue
     /// without sleeping.
     fn busy_poll(&mut self, until: Option<Instant>) -> bool {
         let activity = (

@@ -229,7 +229,7 @@ impl Shared {
             }
             OpKind::Write { offset, .. } => {
                 // Zeroes in place of data that is gone must not be stored; nor may that go unnoticed where it
-                // went in the midst.
+                // went meanwhile.
                 let lost = || (!buf.is_intact()).then(|| DiskError::from_errno(libc::EFAULT));
                 lost().map_or(Ok(()), Err)?;
                 self.chunks.write(offset, buf, &self.capacity)?;

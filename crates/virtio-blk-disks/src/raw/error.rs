@@ -22,7 +22,7 @@ pub enum OpenError {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// Neither a regular file nor a block device.
@@ -64,7 +64,7 @@ pub enum OpenError {
     NoLocks {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// No direct I/O on this file.

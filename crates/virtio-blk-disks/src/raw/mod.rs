@@ -223,7 +223,7 @@ impl Disk for RawDisk {
     }
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
-        // Whoever has the lock may change the size meanwhile. It is not let go of before the end.
+        // The owner of the lock may change the size meanwhile. It is not let go of before the end.
         let _turn = self.use_lock.as_ref().map(UseLock::turn);
         if (self.use_lock.as_ref()).is_some_and(|use_lock| !use_lock.is_held()) {
             return Err(self.inactive());

@@ -123,7 +123,7 @@ impl RawOptions {
         self
     }
 
-    /// Whether reads that the page cache can answer may be copied from a mapping of the file, without a
+    /// Whether reads of what the page cache has may be copied from a mapping of the file, without a
     /// system call, and writes to a file in memory (tmpfs) to one (default: yes). Only done through the page
     /// cache of a local file system or block device, and not by [`Engine::IoUring`]. The process then handles
     /// `SIGBUS`, see the `guarded-mmap` crate, and what is mapped counts as the process's memory (`RssFile`),

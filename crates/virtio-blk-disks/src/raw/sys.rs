@@ -353,7 +353,7 @@ pub(super) fn lock_bytes(
     Ok(lock.l_type)
 }
 
-/// Takes `O_NONBLOCK` off again: io_uring would answer `EAGAIN` instead of waiting.
+/// Takes `O_NONBLOCK` off again: io_uring would return `EAGAIN` instead of waiting.
 pub(super) fn make_blocking(file: &File) -> io::Result<()> {
     // SAFETY: the descriptor is open.
     let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };

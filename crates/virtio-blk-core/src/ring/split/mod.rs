@@ -127,7 +127,7 @@ impl SplitRing {
         })
     }
 
-    /// The used index in guest memory: what a device that only knows the addresses goes on from.
+    /// The used index in guest memory: where a device continues that only knows the addresses.
     ///
     /// # Errors
     /// [`RingError::Misaligned`], [`RingError::NotMapped`], [`RingError::Version`], [`RingError::Addresses`].

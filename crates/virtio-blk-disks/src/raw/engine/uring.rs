@@ -422,7 +422,7 @@ impl RingQueue {
         }
     }
 
-    /// Lets jobs that have more to do go on.
+    /// Continues the jobs that have more to do.
     fn go_on(&mut self, done: &mut Vec<Completion>) -> Result<(), DiskError> {
         while !(self.ready.is_empty() && self.waiting.is_empty()) && self.room()? {
             let (number, waited) = match self.ready.pop_front() {

@@ -4,7 +4,7 @@
 //! One operation as a series of system calls.
 //!
 //! The state machine both engines share: [`Job::step`] says which call comes next, the engine makes it
-//! and tells the outcome to [`Job::apply`], until `step` answers [`Step::Done`]. Short transfers,
+//! and tells the outcome to [`Job::apply`], until `step` returns [`Step::Done`]. Short transfers,
 //! `EINTR`, fall-backs and copies for alignment are all decided here, so that they can be tested
 //! without a kernel and are the same on every engine.
 
@@ -22,7 +22,7 @@ const MAX_SEGMENTS: usize = 1024;
 const MAX_CALL: usize = 1 << 30;
 /// Segments of one call that writes zeroes, all over the same chunk.
 const ZERO_SEGMENTS: usize = 16;
-/// How often in a row a call may answer "try again" before the operation fails.
+/// How often in a row a call may return "try again" before the operation fails.
 const MAX_RETRIES: u32 = 128;
 /// After how many of these the call is to be made by the engine's thread itself.
 #[cfg(feature = "io-uring")]
@@ -392,7 +392,7 @@ impl Job {
     }
 
     /// Whether the call is to be made by the engine's own thread, because nobody else makes it: a kernel without
-    /// threads for io_uring (`pids.max`, `RLIMIT_NPROC`) answers `EAGAIN` or `ECANCELED` each time.
+    /// threads for io_uring (`pids.max`, `RLIMIT_NPROC`) returns `EAGAIN` or `ECANCELED` each time.
     #[cfg(feature = "io-uring")]
     pub const fn is_urgent(&self) -> bool {
         self.retries >= MAX_TRIES_ELSEWHERE
@@ -427,7 +427,7 @@ impl Job {
             return self.pad(count);
         }
         let rest = self.len - self.done;
-        // A direct transfer goes on at an aligned offset; what lies beyond is moved again. The end of a
+        // A direct transfer continues at an aligned offset; what lies beyond is moved again. The end of a
         // file that shrank shows as no progress.
         let progress = if count as u64 == rest {
             rest

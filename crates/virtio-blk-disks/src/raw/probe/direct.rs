@@ -63,7 +63,7 @@ fn sane(memory: u32, offset: u32) -> Align {
 }
 
 /// Finds the alignments by reading: `read(n)` reads `n` bytes at offset `n` into memory at an odd
-/// multiple of `n`, and answers whether the kernel took that and there were bytes.
+/// multiple of `n`, and returns whether the kernel took that and there were bytes.
 fn by_trial(read: impl Fn(u32) -> bool) -> Align {
     let found = [512, 1024, 2048].into_iter().find(|align| read(*align));
     let align = found.unwrap_or(SAFE);
