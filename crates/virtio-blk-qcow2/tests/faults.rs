@@ -242,9 +242,12 @@ fn bitmaps_are_given_up_before_the_first_data() {
     assert!(write(&mut *queue, 0, vec![6; 8192]).is_err());
     assert!(write(&mut *queue, 4096, vec![6; 512]).is_err());
     drop((queue, disk));
-    bytes[88..96].fill(0);
     let left = read(&mut *below.open_queue(1).unwrap(), 0, HOST).unwrap();
-    assert!(left == bytes, "no more than the bits");
+    // No more than the bitmap's mark: somebody uses it.
+    let differs = |at: &usize| left[*at] != bytes[*at];
+    let changed: Vec<_> = (0..HOST).filter(differs).collect();
+    assert_eq!(changed.len(), 1, "{changed:x?}");
+    assert_eq!(left[changed[0]], bytes[changed[0]] | 1);
 }
 
 type Writes = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
