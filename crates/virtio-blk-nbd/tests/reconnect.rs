@@ -206,7 +206,7 @@ fn a_flush_does_not_hide_what_another_server_may_have_lost() {
         };
         let stable = run(&mut *queue, kind, IoBuf::zeroed(512)).result;
         assert_eq!(stable.is_ok(), good, "{case}");
-        // The rest goes on.
+        // The rest continues.
         write(&mut *queue, 0, vec![2; 512]).unwrap();
     }
 }

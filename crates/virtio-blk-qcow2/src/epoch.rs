@@ -76,7 +76,7 @@ impl Epochs {
     /// Whether a counter is at zero on every path.
     fn is_empty(&self, odd: bool) -> bool {
         let mut paths = lock(&self.paths);
-        // Whoever dropped its path has let go of everything before.
+        // A queue that dropped its path has released everything before.
         paths.retain(|path| Arc::strong_count(path) > 1);
         paths
             .iter()

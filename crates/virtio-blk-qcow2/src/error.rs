@@ -72,7 +72,7 @@ pub enum OpenError {
     },
     /// The image has a backing file, which was not allowed.
     #[error(
-        "{path} has a backing file ({backing}): with backing=allow it is opened, too. Whoever wrote the \
+        "{path} has a backing file ({backing}): with backing=allow it is opened, too. The author of the \
          image chose that file, and a guest can read it; check it before",
         path = path.display()
     )]

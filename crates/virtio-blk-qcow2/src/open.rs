@@ -403,7 +403,7 @@ fn data_file(
     };
     if !opening.options.backing {
         return Err(named(
-            "with backing=allow it is opened, too. Whoever wrote the image chose that file, and a guest can read and write \
+            "with backing=allow it is opened, too. The image's author chose that file, and a guest can read and write \
              it; check it before"
                 .into(),
         ));

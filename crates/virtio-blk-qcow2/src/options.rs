@@ -40,7 +40,7 @@ impl Qcow2Options {
         self
     }
 
-    /// Whether the image may name a backing file (default: no). Whoever wrote the image chooses that file, and its
+    /// Whether the image may name a backing file (default: no). The image's author chooses that file, and its
     /// content becomes the guest's to read: say yes only for images you trust.
     #[must_use]
     pub const fn backing(mut self, yes: bool) -> Self {

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Clusters that are ready for use: they are counted, their counts are stable, nothing refers to them, and they read as
-//! zeroes, stably so. Whoever takes one may let a table refer to it at once.
+//! zeroes, stably so. A table may refer to one as soon as it is taken.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};

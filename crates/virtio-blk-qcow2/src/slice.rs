@@ -105,7 +105,7 @@ impl State {
         });
     }
 
-    /// Has `job` wait for the end of a copy; handed back if there is none.
+    /// Has `job` wait for the end of a copy; returned if there is none.
     pub fn park(&mut self, index: usize, job: Job) -> Option<Job> {
         match (self.transits.iter_mut()).find(|transit| transit.index == index) {
             Some(transit) => {

@@ -230,7 +230,7 @@ impl Tables {
     }
 
     /// Gives a slice without a table one: a cluster that is counted, stably so, and reads as zeroes. Whether the cluster
-    /// was used is handed back; somebody else may have been quicker. `None`: somebody else changes the L1 table, and the
+    /// was used is returned; somebody else may have been quicker. `None`: somebody else changes the L1 table, and the
     /// caller can't wait.
     pub fn add_table(&self, io: &mut dyn MetaIo, slice: u64, host: u64) -> Option<(Put, bool)> {
         let _alone = if io.may_wait() {

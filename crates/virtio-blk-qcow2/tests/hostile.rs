@@ -120,7 +120,7 @@ fn what_qemu_makes_but_we_do_not_read_is_named() {
     assert!(message.contains("encryption"), "{message}");
 }
 
-/// Whoever wrote the image does not decide how long opening it takes.
+/// The image's author does not decide how long opening it takes.
 #[test]
 fn counts_of_too_many_tables_are_not_mended() {
     const CLUSTER: u64 = 2 << 20;

@@ -54,7 +54,7 @@ fn locks_are_those_of_qemu() {
     let disk = alone.open().unwrap();
     refused();
     drop(disk);
-    // Whoever reads shares it: on both sides, directly and as a backing file.
+    // A reader shares it: on both sides, directly and as a backing file.
     let reader = alone.clone().read_only(true).open().unwrap();
     let above = Qcow2File::new(&over).backing(true).open().unwrap();
     qemu::ok(&["info", name]);

@@ -67,7 +67,7 @@ pub struct Device {
     shown: Mutex<Shown>,
     accepted: AtomicU64,
     shared: Arc<SharedConfig>,
-    /// Counts changes of the configuration space. Locked while one happens: whoever read the old value
+    /// Counts changes of the configuration space. Locked while one happens: a reader of the old value
     /// before a change reads the new one after it.
     generation: Mutex<u32>,
     listeners: Mutex<Vec<ConfigListener>>,

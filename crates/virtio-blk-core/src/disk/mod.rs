@@ -167,7 +167,7 @@ pub enum Submit {
     Queued,
     /// Finished already, well or badly. It will not come out of [`IoQueue::reap`].
     Done(Completion),
-    /// No room: nothing happened, the operation is handed back untouched. There is room again after
+    /// No room: nothing happened, the operation is returned untouched. There is room again after
     /// some completion was reaped.
     Full(Op),
 }

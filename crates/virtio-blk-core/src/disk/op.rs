@@ -148,7 +148,7 @@ pub struct Completion {
     pub token: Token,
     /// `Ok`: done, the whole of it.
     pub result: Result<(), DiskError>,
-    /// The operation's buffer, handed back; empty for an operation that was taken without it.
+    /// The operation's buffer, returned; empty for an operation that was taken without it.
     pub buf: IoBuf,
 }
 

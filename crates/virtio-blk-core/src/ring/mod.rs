@@ -9,7 +9,7 @@
 //! then on every call returns it and nothing is read or written any more.
 //!
 //! What a driver can do wrong falls in two kinds. A [`ChainError`] concerns one chain: its head is
-//! known, so it is handed back, with IOERR in its last writable byte, and the queue continues. (Handed back
+//! known, so it is returned to the driver, with IOERR in its last writable byte, and the queue continues. (Returned
 //! without a status it would look like success: drivers don't clear that byte.) Only a chain that was read
 //! to its end and has nothing writable goes back without. A [`RingError`] means that ring and driver
 //! disagree about the ring itself, or that there is no way to tell the driver of a chain's failure: the

@@ -8,7 +8,7 @@
 //! queue's state back. [`QueueThread`] (feature `thread`) and [`QueueSubscriber`] (feature
 //! `event-manager`) are ready-made callers; a [`QueueSet`] (feature `thread`) has the threads of a device's queues.
 //!
-//! Whatever the driver does, each chain taken is handed back exactly once, or named in
+//! Whatever the driver does, each chain taken is added to the used ring exactly once, or named in
 //! [`Stopped::in_flight`]. The exception is a ring that breaks: nothing is written to it any more, so
 //! requests that were finished in the same pass and not yet published are lost with it.
 

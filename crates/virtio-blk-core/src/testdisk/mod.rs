@@ -73,7 +73,7 @@ pub enum Event {
         /// Bytes in its buffer.
         len: usize,
     },
-    /// An operation was handed back for want of room.
+    /// An operation was returned for want of room.
     Refused,
     /// `flush_batch` was called.
     Flushed,

@@ -137,7 +137,7 @@ impl Chunks {
 
     /// Stores `buf` from `offset` on, as long as it lies within `capacity` bytes.
     ///
-    /// The capacity is looked at under each lock. Whoever shrinks the disk stores the capacity first
+    /// The capacity is looked at under each lock. A call that shrinks the disk stores the capacity first
     /// and clears what is beyond under the same locks afterwards: either we see the new capacity here,
     /// or what we write is cleared.
     ///

@@ -3,7 +3,7 @@
 
 //! A connection for as long as the disk is open: it is made anew when it is lost.
 //!
-//! One or several queues are its members. Whoever of them calls does what there is to do for all, under one lock: sends
+//! One or several queues are its members. The one that calls does what there is to do for all, under one lock: sends
 //! what is queued, receives what is there, and leaves the others their completions with a ring of their bell. With
 //! one member, which is usual, the lock is free and no bell is needed.
 

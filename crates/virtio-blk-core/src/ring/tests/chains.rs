@@ -36,7 +36,7 @@ fn found(
         let popped = ring.pop(&map, &mut chain).unwrap();
         assert_eq!((chain.head(), ring.in_flight()), (0, 1));
         same_by_shape(&map, &state, features, popped, &chain);
-        // Whatever it was, it is handed back and the queue goes on.
+        // Whatever it was, it is added to the used ring and the queue continues.
         ring.add_used(0, 0);
         assert_eq!(ring.in_flight(), 0);
         ring.publish(&map).unwrap();

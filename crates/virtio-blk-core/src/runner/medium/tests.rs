@@ -181,7 +181,7 @@ fn a_queue_that_was_left_behind_keeps_the_disk() {
     assert!(events.recv().is_err(), "nothing is left");
 }
 
-/// Whoever asks is told, however often, and however often the disk is not wanted.
+/// Each caller that asks is told, however often, and however often the disk is not wanted.
 #[test]
 fn what_is_lost_is_told_until_the_disk_is_in_use_again() {
     let (medium, asks, script) = medium();

@@ -380,7 +380,7 @@ fn counters_count() {
         let found = counters.iter().find(|(n, _)| *n == name).unwrap().1;
         assert_eq!(found, value, "{name}");
     }
-    // The device has the same ones, and they go on over a restart.
+    // The device has the same ones, and they continue over a restart.
     let device = rig.device.clone();
     assert_eq!(device.counters(0).unwrap().reads.get(), 2);
     let state = rig.runner.stop(Stop::Drain).state;

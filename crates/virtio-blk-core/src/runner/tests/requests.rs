@@ -195,7 +195,7 @@ fn failed_writes_and_erasures(mode: Mode, wait: WaitKind) {
                 rig.disk.take_log();
                 let done = rig.ask(&request);
                 assert_eq!((done.status, done.len), (status, 1), "{request:?}");
-                // Nothing goes on after the first failed range.
+                // Nothing is done after the first failed range.
                 assert_eq!(rig.disk.take_ops().len(), 1);
             }
         }

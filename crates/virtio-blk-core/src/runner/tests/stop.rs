@@ -409,7 +409,7 @@ fn used_entries_become_visible_in_pieces_of_a_long_batch() {
     assert_eq!(rig.answers().len(), 16);
 }
 
-/// An owner that goes on without ever saying whether it wants kicks, as some devices do: what the one before
+/// An owner that continues without ever saying whether it wants kicks, as some devices do: what the one before
 /// left in the ring must not keep the driver from kicking.
 #[test]
 fn a_stopped_queue_leaves_a_ring_whose_driver_kicks() {
@@ -421,7 +421,7 @@ fn a_stopped_queue_leaves_a_ring_whose_driver_kicks() {
             for sector in 0..8 {
                 rig.queue(&Request::read(sector, 512));
             }
-            // In the midst of a batch, when no kick is wanted.
+            // Within a batch, when no kick is wanted.
             assert_eq!(rig.runner.service(4), Service::More);
             let flags = vm_memory::GuestAddress(rig.driver.state().used_ring);
             let flags = || vm_memory::Bytes::read_obj::<u16>(&*rig.mem, flags).unwrap();

@@ -106,7 +106,7 @@ fn a_broken_ring_is_told() {
     ));
 }
 
-/// A panic is a bug in a disk; whoever waits for the thread must not wait for ever.
+/// A panic is a bug in a disk; a caller that waits for the thread must not wait for ever.
 #[test]
 fn a_thread_that_panicked_is_gone() {
     let (mut apart, thread, told) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);

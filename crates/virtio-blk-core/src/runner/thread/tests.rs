@@ -53,7 +53,7 @@ fn a_wake_that_comes_late_does_not_keep_the_thread_awake() {
     assert!(comes_to_rest(&disk), "the thread spins");
 }
 
-/// Whoever shares the kick's eventfd may make it block its readers: that must not stop the thread.
+/// Others who share the kick's eventfd may make it block its readers: that must not stop the thread.
 #[test]
 fn the_kick_is_never_read() {
     let (mut apart, thread) = spawn(Mode::Inline, WaitKind::Inline, Duration::ZERO);

@@ -574,7 +574,7 @@ impl Drop for RingQueue {
             }
             self.pending -= self.ring.completion().count();
         }
-        // Closing a ring lets go of its files some time later only. Whoever opens the image next would
+        // Closing a ring lets go of its files some time later only. The next to open the image would
         // find it locked until then.
         let _ = self.ring.submitter().unregister_files();
     }

@@ -136,7 +136,7 @@ pub(super) fn fits_one_call(medium: &Medium, buf: &IoBuf) -> bool {
 /// One operation on its way.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The operation, handed back when the job is over.
+    /// The operation, returned when the job is over.
     pub op: Op,
     /// The owner no longer wants it.
     pub cancelled: bool,

@@ -6,7 +6,7 @@
 //! QEMU says by shared locks on single bytes what it does with an image, and what it does not let others do; and
 //! looks whether anybody holds a byte that stands against it (`raw_apply_lock_bytes` and `raw_check_lock_bytes` in
 //! its `block/file-posix.c`). The bytes from 100 on are permissions in use, those from 200 on permissions that are
-//! not shared. We do the same, so that two writers exclude each other whoever they are, and readers that allow for
+//! not shared. We do the same, so that two writers exclude each other, QEMU's and ours alike, and readers that allow for
 //! a writer (`qemu-img -U`) work beside us as they do beside QEMU.
 //!
 //! Locks belong to the open file description (`F_OFD_SETLK`): they end when its last descriptor is closed, and two

@@ -135,7 +135,7 @@ impl IotlbTable {
     }
 
     /// Says how to ask whether the memory at these host addresses is still there, where it can be taken away under
-    /// whoever uses it: [`crate::disk::IoBuf::is_intact`] does. A buffer may keep memory mapped that it does not use;
+    /// its user: [`crate::disk::IoBuf::is_intact`] does. A buffer may keep memory mapped that it does not use;
     /// only its own segments are asked about. `intact` is called often, on any thread.
     pub fn ask_intact(&mut self, intact: impl Fn(&[libc::iovec]) -> bool + Send + Sync + 'static) {
         self.intact = Some(Intact(Arc::new(intact)));
@@ -197,7 +197,7 @@ impl IotlbTable {
     pub fn publish(self, iotlb: &Iotlb) {
         match iotlb.lock() {
             Ok(guard) => guard.replace(self),
-            // Whoever panicked with the lock had not exchanged anything yet, or had done so.
+            // A thread that panicked with the lock had not exchanged anything yet, or had done so.
             Err(poisoned) => poisoned.into_inner().replace(self),
         }
     }
