@@ -10,6 +10,7 @@ mod files;
 #[path = "../../virtio-blk-disks/tests/common/qemu.rs"]
 mod qemu;
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -44,16 +45,26 @@ fn checked(path: &Path, repair: Repair) -> Checked {
     found.unwrap()
 }
 
+fn to_change(image: &Path) -> File {
+    let file = File::options().read(true).write(true).open(image);
+    file.unwrap()
+}
+
+fn be64(file: &File, at: u64) -> u64 {
+    let mut bytes = [0; 8];
+    file.read_exact_at(&mut bytes, at).unwrap();
+    u64::from_be_bytes(bytes)
+}
+
+/// Where the first L2 table is.
+fn first_l2(file: &File) -> u64 {
+    be64(file, be64(file, 40)) & !(1 << 63)
+}
+
 /// Puts a refcount of 16 bits in the first block.
 fn set_count(image: &Path, cluster: u64, count: u16) {
-    let file = std::fs::File::options().read(true).write(true).open(image);
-    let file = file.unwrap();
-    let be64 = |at| {
-        let mut bytes = [0; 8];
-        file.read_exact_at(&mut bytes, at).unwrap();
-        u64::from_be_bytes(bytes)
-    };
-    let block = be64(be64(48));
+    let file = to_change(image);
+    let block = be64(&file, be64(&file, 48));
     file.write_all_at(&count.to_be_bytes(), block + cluster * 2)
         .unwrap();
 }
@@ -145,7 +156,7 @@ fn new_counts_are_not_put_where_data_is() {
     write(&mut *disk.open_queue(1).unwrap(), 0, data.clone()).unwrap();
     drop(disk);
     // Of a refcount table that counts more than it says.
-    let short = std::fs::File::options().write(true).open(&image).unwrap();
+    let short = File::options().write(true).open(&image).unwrap();
     short.write_all_at(&1_u32.to_be_bytes(), 56).unwrap();
     let found = check(
         &file(&image, Access::Write),
@@ -181,15 +192,9 @@ fn what_can_not_be_counted_is_not_mended() {
         let data = vec![1; 5 * 4096];
         write(&mut *disk.open_queue(1).unwrap(), 0, data).unwrap();
         drop(disk);
-        let file = std::fs::File::options().read(true).write(true).open(&image);
-        let file = file.unwrap();
-        let be64 = |at| {
-            let mut bytes = [0; 8];
-            file.read_exact_at(&mut bytes, at).unwrap();
-            u64::from_be_bytes(bytes) & !(1 << 63)
-        };
-        let table = be64(be64(40));
-        let first = be64(table) | 1 << 63;
+        let file = to_change(&image);
+        let table = first_l2(&file);
+        let first = be64(&file, table);
         for entry in 1..5 {
             file.write_all_at(&first.to_be_bytes(), table + entry * 8)
                 .unwrap();
@@ -200,12 +205,36 @@ fn what_can_not_be_counted_is_not_mended() {
             "{found:?}"
         );
         let found = checked(&image, Repair::Nothing);
-        let zero = format!("cluster {} is used 5 times, counted 0", be64(table) / 4096);
+        let zero = format!(
+            "cluster {} is used 5 times, counted 0",
+            (first & !(1 << 63)) / 4096
+        );
         assert!(
             !found.is_sound() && !found.told.contains(&zero),
             "{found:?}"
         );
     }
+}
+
+/// An entry that can't be right may still refer to data: to free lost space leaves that alone.
+#[test]
+fn a_faulty_entry_keeps_its_clusters() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    qemu::create(&image, "cluster_size=64k,extended_l2=on", SIZE);
+    let disk = open(&image);
+    write(&mut *disk.open_queue(1).unwrap(), 0, vec![1; 64 << 10]).unwrap();
+    drop(disk);
+    let file = to_change(&image);
+    let bits = first_l2(&file) + 8;
+    let right = be64(&file, bits);
+    // The first subcluster is data and zero.
+    let wrong = right | 1 << 32;
+    file.write_all_at(&wrong.to_be_bytes(), bits).unwrap();
+    let found = checked(&image, Repair::Leaks);
+    assert_eq!((found.leaks, found.corruptions), (0, 1), "{found:?}");
+    file.write_all_at(&right.to_be_bytes(), bits).unwrap();
+    qemu::check(&image);
 }
 
 #[test]

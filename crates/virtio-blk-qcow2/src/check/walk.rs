@@ -147,6 +147,10 @@ impl<'a> Walk<'a> {
                         format!("entry {index} of the L2 table at {place:#x}: {fault}")
                     });
                 }
+                // Its clusters stay in use: what is wrong may be the entry, and not that its data is there.
+                if let Some((first, count)) = entry.clusters(geometry, self.header.external) {
+                    self.refer(first, count, "data", checked);
+                }
                 continue;
             }
             if let Some((first, count)) = entry.clusters(geometry, self.header.external) {

@@ -197,7 +197,12 @@ impl Entry {
             return None;
         }
         match self.host(false) {
-            Some(host) => Some((host >> geometry.cluster_bits, 1)),
+            Some(host) => {
+                let first = host >> geometry.cluster_bits;
+                // One, unless the place is not aligned, which is a fault.
+                let last = (host + geometry.cluster() - 1) >> geometry.cluster_bits;
+                Some((first, last - first + 1))
+            }
             None => None,
         }
     }
