@@ -9,14 +9,11 @@ pub mod feature;
 mod request;
 pub mod status;
 
-#[cfg(feature = "internals")]
-pub use request::RequestHeader;
+pub use request::{HEADER_SIZE, RequestType, SEGMENT_FLAG_UNMAP, SEGMENT_SIZE, SERIAL_SIZE};
 #[cfg(not(feature = "internals"))]
-pub(crate) use request::RequestHeader;
-pub use request::{
-    HEADER_SIZE, RangeSegment, RequestStatus, RequestType, SEGMENT_FLAG_UNMAP, SEGMENT_SIZE,
-    SERIAL_SIZE,
-};
+pub(crate) use request::{RangeSegment, RequestHeader, RequestStatus};
+#[cfg(feature = "internals")]
+pub use request::{RangeSegment, RequestHeader, RequestStatus};
 
 /// The virtio device id of a block device (virtio 1.4, 5.2.1).
 pub const DEVICE_ID: u32 = 2;

@@ -142,6 +142,7 @@ impl RangeSegment {
     }
 
     /// The wire form.
+    #[cfg(any(test, feature = "internals"))]
     pub fn to_bytes(self) -> [u8; SEGMENT_SIZE] {
         let mut bytes = [0; SEGMENT_SIZE];
         bytes[..8].copy_from_slice(&self.sector.to_le_bytes());
