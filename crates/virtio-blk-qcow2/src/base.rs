@@ -30,6 +30,8 @@ pub struct Base {
     pub geometry: Geometry,
     /// 2 or 3.
     pub version: u32,
+    /// Internal snapshots.
+    pub snapshots: u32,
     /// Whether changes are allowed.
     pub changes: Changes,
     /// Guest data is in another file.
@@ -61,6 +63,7 @@ impl Base {
             medium,
             geometry: header.geometry,
             version: header.version,
+            snapshots: header.snapshots.0,
             changes: Changes::new(listeners),
             external: header.external,
             head: Mutex::new(head),

@@ -41,6 +41,14 @@ impl Image {
                     .into(),
             );
         }
+        if self.base.version < 3 && self.base.snapshots > 0 && bytes > now {
+            // They don't say how large the disk was.
+            return refuse(
+                "it has snapshots, and is of version 2, which does not keep their size: stop, and use `qemu-img amend -o \
+                 compat=v3`"
+                    .into(),
+            );
+        }
         let entries = bytes.div_ceil(geometry.table_reach());
         if entries * 8 > MAX_L1 {
             return refuse(format!(

@@ -182,6 +182,24 @@ fn an_image_grows_while_it_is_in_use() {
     assert!(matches!(disk.resize(1 << 40), Err(DiskError::ReadOnly)));
 }
 
+/// Its snapshots would be of an unknown size: QEMU refuses that, too.
+#[test]
+fn version_2_does_not_grow_with_snapshots() {
+    let directory = directory();
+    let image = path(&directory, "disk.qcow2");
+    let name = image.to_str().unwrap();
+    qemu::create(&image, "compat=0.10", SIZE);
+    qemu::ok(&["snapshot", "-q", "-c", "before", name]);
+    let disk = open(&image);
+    let error = disk.resize(2 * SIZE as u64).unwrap_err().to_string();
+    assert!(error.contains("qemu-img amend"), "{error}");
+    assert_eq!(disk.caps().capacity_bytes(), SIZE as u64);
+    drop(disk);
+    qemu::ok(&["amend", "-f", "qcow2", "-o", "compat=v3", name]);
+    open(&image).resize(2 * SIZE as u64).unwrap();
+    qemu::check(&image);
+}
+
 /// The smallest clusters: tables that are much larger than what one refcount block counts.
 #[test]
 fn a_small_image_becomes_a_large_one() {
