@@ -401,4 +401,7 @@ fn only_known_bugs_of_qemus_earn_another_try() {
     for words in ["reboot: Power down", "Kernel panic - not syncing: x"] {
         assert!(!again(ended, "", &format!("[    1.0] {words}\n")));
     }
+    let trace = "[   60.884092] Kernel panic - not syncing: corrupted stack end detected inside scheduler\n\
+                 [   60.889848]  shutdown_interception+0x34/0x50 [kvm_amd]\n";
+    assert!(again(ended, "", trace));
 }

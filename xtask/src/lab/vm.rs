@@ -30,6 +30,10 @@ const QEMU_BUG: &str = "msix_table_mmio_write: Assertion";
 /// Without one of these the kernel neither ends nor dies: the machine was reset below it.
 const LAST_WORDS: [&str; 5] = ["reboot: ", "sysrq: ", "Kernel panic", "Oops", "BUG: "];
 
+/// In the trace of the kernel's panic, where it ran a nested guest that shut down: QEMU forgot that the guest has nested
+/// paging, and the guest's writes went to the kernel's own memory. No process of the machine's could do that.
+const NESTED_SHUTDOWN: [&str; 2] = ["Kernel panic", "shutdown_interception+"];
+
 /// With this status (`EX_TEMPFAIL`) a script says that what failed was the emulator, as far as can be told.
 const EMULATOR_FAILED: u8 = 75;
 
@@ -332,7 +336,8 @@ pub fn early_end(status: ExitStatus, said: &str, console: &str) -> Error {
     let what = format!("ended ({status}) before the script did{said}");
     // Seen once, with a guest in the guest.
     let reset = status.success() && !LAST_WORDS.iter().any(|words| console.contains(words));
-    if said.contains(QEMU_BUG) || reset {
+    let overwritten = NESTED_SHUTDOWN.iter().all(|words| console.contains(words));
+    if said.contains(QEMU_BUG) || reset || overwritten {
         Error::Emulator { what }
     } else {
         Error::Vm { what }
