@@ -26,8 +26,16 @@ impl Directory {
         Self { at, bytes }
     }
 
-    /// Changes it in the file, and then in memory.
-    fn write(&mut self, lane: &mut Lane, base: &Base, new: Vec<u8>) -> Result<(), DiskError> {
+    /// Changes the entries of these bitmaps in the file, and then in memory.
+    fn update<'a>(
+        &mut self,
+        lane: &mut Lane,
+        base: &Base,
+        entries: impl Iterator<Item = &'a BitmapEntry>,
+        change: impl Fn(&mut [u8], &BitmapEntry),
+    ) -> Result<(), DiskError> {
+        let mut new = self.bytes.clone();
+        entries.for_each(|entry| change(&mut new, entry));
         if new == self.bytes {
             return Ok(());
         }
@@ -48,11 +56,9 @@ impl Directory {
         base: &Base,
         entries: impl Iterator<Item = &'a BitmapEntry>,
     ) -> Result<(), DiskError> {
-        let mut new = self.bytes.clone();
-        for entry in entries {
-            put_size(&mut new, entry, entry.flags | bitmap_flag::IN_USE);
-        }
-        self.write(lane, base, new)
+        self.update(lane, base, entries, |bytes, entry| {
+            put_size(bytes, entry, entry.flags | bitmap_flag::IN_USE);
+        })
     }
 
     /// Says where the tables are now, of bitmaps that are in use. Each table has at least as many entries as before, so
@@ -63,11 +69,9 @@ impl Directory {
         base: &Base,
         entries: impl Iterator<Item = &'a BitmapEntry>,
     ) -> Result<(), DiskError> {
-        let mut new = self.bytes.clone();
-        for entry in entries {
-            put(&mut new, entry.at, &entry.table.to_be_bytes());
-        }
-        self.write(lane, base, new)
+        self.update(lane, base, entries, |bytes, entry| {
+            put(bytes, entry.at, &entry.table.to_be_bytes());
+        })
     }
 
     /// Says how large the tables are, and that the bitmaps are not in use any more.
@@ -77,11 +81,9 @@ impl Directory {
         base: &Base,
         entries: impl Iterator<Item = &'a BitmapEntry>,
     ) -> Result<(), DiskError> {
-        let mut new = self.bytes.clone();
-        for entry in entries {
-            put_size(&mut new, entry, entry.flags);
-        }
-        self.write(lane, base, new)
+        self.update(lane, base, entries, |bytes, entry| {
+            put_size(bytes, entry, entry.flags);
+        })
     }
 }
 

@@ -141,25 +141,19 @@ impl<'a> Walk<'a> {
             if entry == Entry::BELOW {
                 continue;
             }
-            if let Some(fault) = entry.fault(geometry, self.header.version) {
-                if self.first {
-                    checked.corrupt(|| {
-                        format!("entry {index} of the L2 table at {place:#x}: {fault}")
-                    });
-                }
-                // Its clusters stay in use: what is wrong may be the entry, and not that its data is there.
-                if let Some((first, count)) = entry.clusters(geometry, self.header.external) {
-                    self.refer(first, count, "data", checked);
-                }
-                continue;
+            let fault = entry.fault(geometry, self.header.version);
+            if let Some(fault) = fault.filter(|_| self.first) {
+                checked.corrupt(|| format!("entry {index} of the L2 table at {place:#x}: {fault}"));
             }
+            // Of a faulty entry, too: what is wrong may be the entry, and not that its data is there.
             if let Some((first, count)) = entry.clusters(geometry, self.header.external) {
-                if self.first && !entry.is_compressed() && self.base.is_table(first) {
+                let is_whole = fault.is_none() && !entry.is_compressed();
+                if self.first && is_whole && self.base.is_table(first) {
                     checked.corrupt(|| format!("data lies in a table, at cluster {first}"));
                 }
                 self.refer(first, count, "data", checked);
             }
-            if self.first {
+            if self.first && fault.is_none() {
                 each(index as u64, entry, checked);
             }
         }
