@@ -85,7 +85,7 @@ impl Survivor {
         self.busy.insert(token, Some(block));
     }
 
-    /// Gives the device what was asked for, and waits for all answers; in vain if the server is dead.
+    /// Gives the device what was asked for, and waits for all completions; none come if the server is dead.
     fn finish(&mut self, dead: &AtomicBool) -> Outcome<()> {
         self.queue.publish()?;
         while !self.busy.is_empty() {
@@ -117,7 +117,7 @@ impl Survivor {
         let mut client = self.attach(socket)?;
         (0..BLOCKS).for_each(|block| self.write(block));
         self.finish(dead)?;
-        // Answers come out of order here: a read is quicker.
+        // Completions come out of order here: a read is quicker.
         self.write(0);
         self.read(1);
         self.write(2);
