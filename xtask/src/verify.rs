@@ -10,18 +10,21 @@ use crate::command::{Error, command, run as execute, target_dir};
 /// Options of `cargo xtask verify`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// A quarter of the requests of each run
+    #[arg(long, conflicts_with = "client")]
+    quick: bool,
     /// For the client instead of the usual runs: see `cargo xtask verify -- --help`
     #[arg(last = true)]
     client: Vec<String>,
 }
 
-/// What is run without further options. An image on a tmpfs takes most of the requests: a real disk's
+/// What is run without further options, and with how many requests each. An image on a tmpfs takes most of the requests: a real disk's
 /// flushes would take most of the time.
-const RUNS: &[&[&str]] = &[
-    &["--disk=raw", "--dir=/dev/shm", "--ops=2000000", "--seed=1"],
-    &["--disk=raw", "--ops=250000", "--seed=2"],
-    &["--disk=raw", "--engine=sync", "--ops=250000", "--seed=3"],
-    &["--disk=memory", "--ops=1000000", "--seed=4"],
+const RUNS: &[(u32, &[&str])] = &[
+    (2_000_000, &["--disk=raw", "--dir=/dev/shm", "--seed=1"]),
+    (250_000, &["--disk=raw", "--seed=2"]),
+    (250_000, &["--disk=raw", "--engine=sync", "--seed=3"]),
+    (1_000_000, &["--disk=memory", "--seed=4"]),
 ];
 
 /// Builds client and server for speed, and runs the one against the other.
@@ -42,9 +45,12 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         )
     };
     if args.client.is_empty() {
-        for run in RUNS {
+        for (requests, run) in RUNS {
+            let requests = if args.quick { requests / 4 } else { *requests };
+            let ops = format!("--ops={requests}");
+            let run = [run, &[ops.as_str()][..]].concat();
             println!("vblk-testing verify {}", run.join(" "));
-            client(run)?;
+            client(&run)?;
         }
     } else {
         let args: Vec<&str> = args.client.iter().map(String::as_str).collect();
