@@ -16,7 +16,7 @@ use virtio_blk_disks::disk_arg::tree::{Entry, FromTree, Key, Tree, TreeError, Va
 use virtio_blk_disks::stack::LayerArg;
 
 use crate::layers::LAYERS;
-use crate::source::Source;
+use crate::source::{KINDS, Source};
 
 /// The largest file that is read.
 const MAX_BYTES: u64 = 1 << 20;
@@ -170,6 +170,28 @@ fn layer(table: &Spanned<DeValue<'_>>) -> Result<LayerArg, Wrong> {
     Ok(LAYERS.read(&tree)?)
 }
 
+/// Takes what a command line has after the colon: the size of a disk that is nothing else, of others the path.
+fn target(kind: &Entry, options: &mut Vec<Entry>) -> Result<Option<Entry>, Wrong> {
+    let Some(known) = KINDS.iter().find(|known| known.name == kind.word()) else {
+        // That is what is wrong, and said by who reads it.
+        return Ok(take(options, &["path", "size"]));
+    };
+    let (name, other) = match known.target {
+        "SIZE" => ("size", "path"),
+        _ => ("path", "size"),
+    };
+    if let Some(target) = take(options, &[name]) {
+        return Ok(Some(target));
+    }
+    match take(options, &[other]) {
+        None => Ok(None),
+        Some(entry) => {
+            let why = format!("{} is described by its `{name}` instead", known.name);
+            Err(Wrong::about(&entry.key, why))
+        }
+    }
+}
+
 /// The disk and the layers that a file describes.
 fn stack(content: &str) -> Result<StackArg<Source>, Wrong> {
     let table = DeTable::parse(content).map_err(|error| {
@@ -181,7 +203,7 @@ fn stack(content: &str) -> Result<StackArg<Source>, Wrong> {
     let mut options = entries(&table)?;
     let lacks = |what: &str| Wrong::new(0, format!("the file lacks {what}"));
     let kind = take(&mut options, &["format"]).ok_or_else(|| lacks("`format`"))?;
-    let target = take(&mut options, &["path", "size"])
+    let target = target(&kind, &mut options)?
         .ok_or_else(|| lacks("`path`, or `size` for a disk without a file"))?;
     let tree = Tree {
         kind,

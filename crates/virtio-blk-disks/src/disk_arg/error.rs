@@ -14,8 +14,8 @@ use crate::throttle::LimitError;
 pub enum ArgError {
     /// No format before a colon.
     #[error(
-        "`{text}` names no format: write raw:{text} for a raw image or a block device, qcow2:{text} for a \
-         qcow2 image, memory:SIZE or null:SIZE. The format is never guessed from the content, because a guest could then choose it"
+        "`{text}` names no format: write raw:{text} for a raw image or a block device, or the word of another format \
+         and a colon in front of it. The format is never guessed from the content, because a guest could then choose it"
     )]
     NoFormat {
         /// The whole text.
@@ -95,6 +95,14 @@ pub enum ArgError {
         /// The part.
         part: &'static str,
     },
+    /// Something else about an option, or about the whole disk or layer.
+    #[error("{option}: {why}")]
+    Other {
+        /// The option, or the format.
+        option: String,
+        /// What is wrong.
+        why: String,
+    },
     /// A layer that says nothing.
     #[error("`{layer}` lacks its value: write for example {example}")]
     NoValue {
@@ -111,6 +119,14 @@ pub enum ArgError {
     SameLayer {
         /// The layer as it was written.
         layer: String,
+    },
+    /// More layers than a disk can have.
+    #[error("{given} layers are more than the {most} that a disk can have")]
+    Layers {
+        /// How many there are.
+        given: usize,
+        /// How many there may be.
+        most: usize,
     },
     /// A throttle that joins a group with other limits than the group has.
     #[error(
@@ -133,7 +149,8 @@ impl ArgError {
         match self {
             Self::Option { option, .. }
             | Self::Twice { option }
-            | Self::MissingPart { option, .. } => Some(option),
+            | Self::MissingPart { option, .. }
+            | Self::Other { option, .. } => Some(option),
             Self::Value { option, .. } => Some(option),
             Self::NoValue { layer, .. } => Some(layer),
             Self::Limits(error) => Some(error.limit()),

@@ -121,6 +121,8 @@ impl<O: DiskOptions> AnyOptions for O {
 pub struct DiskKind {
     /// The word before the colon.
     pub name: &'static str,
+    /// What follows it, in capitals: `PATH`, `SIZE`.
+    pub target: &'static str,
     /// The whole syntax in one line.
     pub help: &'static str,
     /// Its part of a help text.
@@ -134,6 +136,7 @@ impl DiskKind {
     pub const fn of<O: DiskOptions>() -> Self {
         Self {
             name: O::NAME,
+            target: O::TARGET,
             help: O::HELP,
             manual: O::MANUAL,
             read: read::<O>,
@@ -156,7 +159,7 @@ fn read<O: DiskOptions>(tree: &Tree) -> Result<DiskArg, TreeError> {
     }
     // What is wrong with the first word comes first.
     O::default().set_target(target.to_owned()).map_err(wrong)?;
-    let mut options: O = text::read(O::NAME, &tree.options)?;
+    let mut options: O = text::read(O::NAME, &tree.kind.key, &tree.options)?;
     options.set_target(target.to_owned()).map_err(wrong)?;
     Ok(DiskArg::new(options))
 }

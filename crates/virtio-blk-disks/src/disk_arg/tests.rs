@@ -319,3 +319,131 @@ fn help_names_each_option() {
         assert!(page.contains(&format!("`{}`", kind.help)), "{}", kind.help);
     }
 }
+
+/// A kind with numbers of every width, an option that has to be there, and two that do not go together.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, try_from = "DrumWords")]
+struct Drum(DrumWords);
+
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DrumWords {
+    #[serde(skip)]
+    target: String,
+    tracks: u8,
+    #[serde(default)]
+    heads: u32,
+    #[serde(default)]
+    offset: i16,
+    #[serde(default)]
+    speed: f64,
+    #[serde(default)]
+    label: Option<String>,
+    #[serde(default, rename = "gap")]
+    _gap: Option<Gap>,
+}
+
+#[derive(Clone, Debug, serde::Deserialize)]
+struct Gap {
+    #[serde(rename = "len")]
+    _len: u64,
+}
+
+impl TryFrom<DrumWords> for Drum {
+    type Error = &'static str;
+
+    fn try_from(words: DrumWords) -> Result<Self, &'static str> {
+        if words.heads > words.tracks.into() {
+            return Err("it has more heads than tracks");
+        }
+        Ok(Self(words))
+    }
+}
+
+impl DiskOptions for Drum {
+    const NAME: &'static str = "drum";
+    const TARGET: &'static str = "PATH";
+    const HELP: &'static str = "";
+    const MANUAL: &'static str = "";
+
+    fn set_target(&mut self, target: String) -> Result<(), ArgError> {
+        self.0.target = target;
+        Ok(())
+    }
+
+    fn target(&self) -> String {
+        self.0.target.clone()
+    }
+
+    fn changed(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+
+    fn open(&self, _: bool) -> Result<Arc<dyn Disk>, DiskError> {
+        Err(DiskError::Unsupported)
+    }
+}
+
+#[test]
+fn numbers_of_every_width_are_read_and_errors_say_their_range() {
+    let table = [DiskKind::of::<Drum>()];
+    let kinds = DiskKinds::new(&table);
+    let text = "drum:x,tracks=255,heads=3,offset=-32768,speed=-0.5,label=,,";
+    let arg = kinds.parse(text).unwrap();
+    let drum: &Drum = arg.options().unwrap();
+    assert_eq!(
+        (drum.0.tracks, drum.0.heads, drum.0.offset, drum.0.speed),
+        (255, 3, -32768, -0.5)
+    );
+    assert_eq!(drum.0.label.as_deref(), Some(","));
+    for (text, wanted) in [
+        (
+            "tracks=256",
+            "`256` is no value for tracks: use a number from 0 to 255",
+        ),
+        (
+            "tracks=-1",
+            "`-1` is no value for tracks: use a number from 0 to 255",
+        ),
+        (
+            "tracks=1,heads=4294967296",
+            "`4294967296` is no value for heads: use a number from 0 to 4294967295",
+        ),
+        (
+            "tracks=1,offset=32768",
+            "`32768` is no value for offset: use a number from -32768 to 32767",
+        ),
+        (
+            "tracks=1,speed=nan",
+            "`nan` is no value for speed: use a number, such as",
+        ),
+        (
+            "tracks=1,speed=inf",
+            "`inf` is no value for speed: use a number, such as",
+        ),
+        ("tracks=", "`` is no value for tracks: use a number"),
+        ("tracks", "`` is no value for tracks: use a number"),
+        ("tracks=1,gap=5", "`5` is no value for gap: use struct Gap"),
+        // What is not about one option names the kind.
+        ("heads=1", "`drum` lacks `tracks`"),
+        ("tracks=1,heads=2", "drum: it has more heads than tracks"),
+    ] {
+        let error = kinds
+            .parse(&format!("drum:x,{text}"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(wanted), "{text}: {error}");
+    }
+    let mut tree = Tree::disk("drum:x,tracks=1,heads=2").unwrap();
+    tree.kind.key.at = 7;
+    assert_eq!(kinds.read(&tree).unwrap_err().key.at, 7);
+}
+
+/// The message for a text without a format names no kind but those that are always there.
+#[test]
+fn a_text_without_a_format_is_told_of_raw_alone() {
+    let message = refusal("disk.img");
+    for foreign in ["qcow2", "nbd"] {
+        assert!(!message.contains(foreign), "{message}");
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::de::value::{StrDeserializer, StringDeserializer};
@@ -71,9 +72,10 @@ where
     from.deserialize_str(Parsed(parse))
 }
 
-/// Reads the options of the kind `format`.
+/// Reads the options of the kind `format`, whose name stands at `kind`.
 pub(crate) fn read<O: DeserializeOwned>(
     format: &'static str,
+    kind: &Key,
     options: &[Entry],
 ) -> Result<O, TreeError> {
     let mut known = HashSet::new();
@@ -88,8 +90,9 @@ pub(crate) fn read<O: DeserializeOwned>(
         }
     }
     O::deserialize(Given::new(options)).map_err(|Wrong { key, what }| {
-        let key = key.unwrap_or_default();
-        let option = key.name.clone();
+        // What concerns no single option concerns the whole.
+        let option = key.as_ref().map_or(format, |key| &key.name).to_owned();
+        let key = key.unwrap_or_else(|| kind.clone());
         let error = match what {
             What::Option(known) => ArgError::Option {
                 option,
@@ -101,6 +104,7 @@ pub(crate) fn read<O: DeserializeOwned>(
             },
             What::Missing(part) => ArgError::MissingPart { option, part },
             What::Value(error) => error.about(option),
+            What::Other(why) => ArgError::Other { option, why },
         };
         TreeError { key, error }
     })
@@ -177,6 +181,8 @@ enum What {
     /// A part that can't be left out.
     Missing(&'static str),
     Value(ValueError),
+    /// What a type says of itself.
+    Other(String),
 }
 
 impl Wrong {
@@ -202,6 +208,7 @@ impl fmt::Display for Wrong {
             What::Option(_) => f.write_str("unknown option"),
             What::Missing(part) => write!(f, "`{part}` is missing"),
             What::Value(error) => write!(f, "`{}`: use {}", error.value, error.allowed),
+            What::Other(why) => f.write_str(why),
         }
     }
 }
@@ -210,7 +217,10 @@ impl std::error::Error for Wrong {}
 
 impl de::Error for Wrong {
     fn custom<T: fmt::Display>(message: T) -> Self {
-        Self::value(ValueError::new("", message.to_string()))
+        Self {
+            key: None,
+            what: What::Other(message.to_string()),
+        }
     }
 
     fn unknown_field(_: &str, known: &'static [&'static str]) -> Self {
@@ -234,13 +244,14 @@ impl de::Error for Wrong {
     fn invalid_value(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         let value = match found {
             Unexpected::Str(text) => text.to_owned(),
+            Unexpected::Map => "{…}".to_owned(),
             other => other.to_string(),
         };
         Self::value(ValueError::new(value, expected.to_string()))
     }
 
-    fn invalid_type(_: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::value(ValueError::new("{…}", expected.to_string()))
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::invalid_value(found, expected)
     }
 }
 
@@ -309,11 +320,30 @@ impl GivenValue<'_> {
         }
     }
 
-    fn number(&self) -> Result<u64, Wrong> {
-        let text = self.text("a number")?;
+    /// A whole number between these, which are the last that its type has.
+    fn integer<T: FromStr + fmt::Display>(&self, least: T, most: T) -> Result<T, Wrong> {
+        let allowed = format!("a number from {least} to {most}");
+        let text = self.text(&allowed)?;
         let number = text.parse().ok();
-        number.ok_or_else(|| Wrong::value(ValueError::new(text, "a number")))
+        number.ok_or_else(|| Wrong::value(ValueError::new(text, allowed)))
     }
+
+    /// A number with a fraction, if it is one; neither infinite nor none at all.
+    fn float(&self) -> Result<f64, Wrong> {
+        let allowed = "a number, such as 1 or 0.5";
+        let text = self.text(allowed)?;
+        let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+        number.ok_or_else(|| Wrong::value(ValueError::new(text, allowed)))
+    }
+}
+
+/// Methods that read whole numbers, each of its type.
+macro_rules! integers {
+    ($($method:ident $visit:ident $type:ident),+) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+            visitor.$visit(self.integer($type::MIN, $type::MAX)?)
+        })+
+    };
 }
 
 impl<'de> de::Deserializer<'de> for GivenValue<'_> {
@@ -330,16 +360,18 @@ impl<'de> de::Deserializer<'de> for GivenValue<'_> {
         visitor.visit_bool(on_or_off(self.text("on or off")?).map_err(Wrong::value)?)
     }
 
-    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        visitor.visit_u64(self.number()?)
+    integers! {
+        deserialize_i8 visit_i8 i8, deserialize_i16 visit_i16 i16, deserialize_i32 visit_i32 i32,
+        deserialize_i64 visit_i64 i64, deserialize_u8 visit_u8 u8, deserialize_u16 visit_u16 u16,
+        deserialize_u32 visit_u32 u32, deserialize_u64 visit_u64 u64
     }
 
-    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        visitor.visit_u64(self.number()?)
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+        visitor.visit_f64(self.float()?)
     }
 
-    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
-        visitor.visit_u64(self.number()?)
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
+        visitor.visit_f64(self.float()?)
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Wrong> {
@@ -366,8 +398,8 @@ impl<'de> de::Deserializer<'de> for GivenValue<'_> {
     }
 
     forward_to_deserialize_any! {
-        i8 i16 i32 i64 i128 u8 u128 f32 f64 char str string bytes byte_buf unit unit_struct
-        seq tuple tuple_struct map struct identifier ignored_any
+        i128 u128 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map struct identifier
+        ignored_any
     }
 }
 

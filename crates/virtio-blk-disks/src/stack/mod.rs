@@ -97,6 +97,9 @@ pub struct Stack {
 /// Called with whether some layer needs to see requests.
 type Listener = Arc<dyn Fn(bool) + Send + Sync>;
 
+/// Layers that a disk can have. Each takes a part of the stack of the thread that serves a queue.
+const MAX_LAYERS: usize = 64;
+
 /// Makes layers over a disk.
 fn build(
     base: &Arc<dyn Disk>,
@@ -104,6 +107,10 @@ fn build(
     before: &[Built],
     context: &LayerContext<'_>,
 ) -> Result<Vec<Built>, StackError> {
+    if layers.len() > MAX_LAYERS {
+        let (given, most) = (layers.len(), MAX_LAYERS);
+        return Err(ArgError::Layers { given, most }.into());
+    }
     let layers = merge(layers);
     if let Some(double) = find_double(&layers) {
         let layer = double.to_string();

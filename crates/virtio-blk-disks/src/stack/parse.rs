@@ -140,8 +140,21 @@ pub(super) fn options<O: LayerOptions>(tree: &Tree) -> Result<LayerArg, TreeErro
     let wrong = |key: Key, error| TreeError { key, error };
     let word = tree.kind.word();
     let target = tree.target.as_ref();
-    let is_short = O::SHORT.contains(&word);
+    let short = O::SHORT.iter().copied().find(|short| *short == word);
+    let is_short = short.is_some();
     let mut entries = tree.options.clone();
+    // The word is the only option then.
+    let is_other = |entry: &&Entry| short.is_some_and(|short| entry.key.name != short);
+    if let (Some(format), Some(other)) = (short, entries.iter().find(is_other)) {
+        let option = other.key.name.clone();
+        let allowed = format!("it is {format} alone; {} has more", O::NAME).into();
+        let error = ArgError::Option {
+            option,
+            format,
+            allowed,
+        };
+        return Err(wrong(other.key.clone(), error));
+    }
     match (O::SHAPE, target) {
         _ if is_short => entries.extend(target.map(|target| Entry {
             key: Key {
@@ -173,8 +186,8 @@ pub(super) fn options<O: LayerOptions>(tree: &Tree) -> Result<LayerArg, TreeErro
         }
         _ => {}
     }
-    let mut read: O =
-        disk_arg::read(O::NAME, &entries).map_err(|wrong| with_parts(wrong, O::PARTS))?;
+    let mut read: O = disk_arg::read(O::NAME, &tree.kind.key, &entries)
+        .map_err(|wrong| with_parts(wrong, O::PARTS))?;
     if let Some(target) = named.target() {
         (read.set_target(&target)).map_err(|error| wrong(place.key.clone(), error))?;
     }

@@ -53,6 +53,32 @@ fn write(queue: &mut dyn IoQueue, token: u64) {
     done.result.unwrap();
 }
 
+/// Queues lie in each other as layers do: so many that a thread's stack holds them.
+#[test]
+fn there_is_room_for_64_layers() {
+    let text = |count: usize| {
+        let layers = (0..count).map(|at| format!(",dirty=a{at}"));
+        format!("memory:1M{}", layers.collect::<String>())
+    };
+    let stack = live(&text(64));
+    write(&mut *stack.disk().open_queue(4).unwrap(), 0);
+    assert_eq!(stack.dirty_names().len(), 64);
+    let lowest = stack.dirty("a0").unwrap().bitmap("a0").unwrap();
+    assert_ne!(lowest.dirty_bytes(), 0);
+    let many = parse(&text(65));
+    let error = many
+        .open(false, &Groups::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("65 layers") && error.contains("64"),
+        "{error}"
+    );
+    let error = stack.change(&many.layers).unwrap_err().to_string();
+    assert!(error.contains("65 layers"), "{error}");
+    assert_eq!(stack.layers().len(), 64);
+}
+
 #[test]
 fn the_same_layer_twice_is_refused() {
     for text in [

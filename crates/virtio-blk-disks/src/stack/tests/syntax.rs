@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::dirty::{DirtyOptions, PersistOptions};
+use crate::disk_arg::Tree;
 use crate::fault::FaultOptions;
 use crate::policy::ErrorsOptions;
 use crate::verify::VerifyOptions;
@@ -148,6 +149,29 @@ fn errors_point_at_the_word() {
             assert!(message.contains(word), "{text}: {message}");
         }
     }
+}
+
+/// A word that stands for a layer with one option takes that option and no other, also in files.
+#[test]
+fn a_short_word_is_one_option() {
+    use crate::disk_arg::tree::Entry;
+    let tree = |options: &[(&str, &str)]| Tree {
+        kind: Entry::text("type", "rerror"),
+        target: None,
+        options: options.iter().map(|(a, b)| Entry::text(*a, *b)).collect(),
+    };
+    let kinds = LayerKinds::default();
+    let read = |options| {
+        kinds
+            .read(&tree(options))
+            .map_err(|wrong| wrong.error.to_string())
+    };
+    assert_eq!(read(&[("rerror", "stop")]), Ok(layer("rerror=stop")));
+    let error = read(&[("werror", "stop")]).unwrap_err();
+    assert!(error.contains("`werror` for rerror"), "{error}");
+    let error = read(&[("rerror", "stop"), ("werror", "stop")]).unwrap_err();
+    assert!(error.contains("`werror` for rerror"), "{error}");
+    assert!(read(&[]).unwrap_err().contains("errors=rerror:stop"));
 }
 
 fn rate(least: u64) -> impl Strategy<Value = Option<Rate>> {
