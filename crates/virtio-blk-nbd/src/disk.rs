@@ -4,6 +4,7 @@
 //! An export as a disk.
 
 use std::io;
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -36,6 +37,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(60);
 ///
 /// **Stops.** Dropping a queue waits at most a second for replies to changes that the server has. Reads and flushes can
 /// be cancelled at once, changes as long as the server does not have them.
+///
+/// **Requests without a reply** wait for as long as their connection lasts, unless [`NbdOptions::timeout`] says how long a
+/// server may take.
 pub struct NbdDisk {
     shared: Arc<Shared>,
     links: Mutex<Links>,
@@ -71,7 +75,7 @@ impl NbdDisk {
         let address = Address::Unix("(a socket that was passed in)".into());
         ioctl_fionbio(&socket, true).map_err(io::Error::from)?;
         let connected = agree(options, &address, socket, Deadline::after(PATIENCE), false)?;
-        let options = options.clone().connections(1).reconnect(0);
+        let options = options.clone().connections(NonZeroU16::MIN).reconnect(0);
         Ok(Self::new(&options, address, connected, false)?)
     }
 
@@ -133,6 +137,12 @@ impl NbdDisk {
         });
         match dialed {
             Ok(connected) => {
+                let epoch = shared.durability.epoch();
+                let known = |link: &Arc<Link>| link.leads_to(connected.peer);
+                if !links.all.iter().all(known) {
+                    // A flush on this one is not for what the others' server had.
+                    shared.replaced(epoch);
+                }
                 let link = Link::new(shared.clone(), connected);
                 links.all.push(link.clone());
                 Some(link)

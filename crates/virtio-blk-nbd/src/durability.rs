@@ -47,8 +47,8 @@ impl Durability {
     }
 
     /// A connection of the epoch `before` was made anew, and what is at its other end may not be the same server.
-    /// Returns whether completed writes may be lost, the first time.
-    pub(crate) fn replaced(&self, before: u64) -> bool {
+    /// Returns whether completed writes may be lost, the first time. `trusted`: no server loses any.
+    pub(crate) fn replaced(&self, before: u64, trusted: bool) -> bool {
         let next = before + 1;
         if self
             .epoch
@@ -59,7 +59,7 @@ impl Durability {
             return false;
         }
         let unflushed = self.mark() > self.flushed.load(Ordering::SeqCst);
-        unflushed && self.lost.set(libc::ECONNRESET).is_ok()
+        unflushed && !trusted && self.lost.set(libc::ECONNRESET).is_ok()
     }
 
     /// # Errors
@@ -79,16 +79,16 @@ mod tests {
     #[test]
     fn writes_without_a_flush_are_missed() {
         let durability = Durability::default();
-        assert!(!durability.replaced(0), "nothing was written");
+        assert!(!durability.replaced(0, false), "nothing was written");
         durability.completed();
         let mark = durability.mark();
         durability.completed();
         durability.flushed(mark);
         assert!(durability.check().is_ok());
         // Of before: this connection follows the other.
-        assert!(!durability.replaced(0));
+        assert!(!durability.replaced(0, false));
         assert!(
-            durability.replaced(1),
+            durability.replaced(1, false),
             "the second write was after the flush"
         );
         assert!(matches!(
@@ -101,11 +101,20 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_trusted_is_another_one_all_the_same() {
+        let durability = Durability::default();
+        durability.completed();
+        assert!(!durability.replaced(0, true));
+        assert!(durability.check().is_ok());
+        assert_eq!(durability.epoch(), 1);
+    }
+
+    #[test]
     fn flushed_writes_are_not_missed() {
         let durability = Durability::default();
         durability.completed();
         durability.flushed(durability.mark());
-        assert!(!durability.replaced(0));
+        assert!(!durability.replaced(0, false));
         assert!(durability.check().is_ok());
         assert_eq!(durability.epoch(), 1);
     }

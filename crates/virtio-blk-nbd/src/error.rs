@@ -36,6 +36,14 @@ pub enum NbdError {
         /// How long.
         seconds: u64,
     },
+    /// The server has a request and does not reply to it.
+    #[error(
+        "the server has not replied to a request for {seconds} s: it hangs, or timeout= is too short for its storage"
+    )]
+    Unanswered {
+        /// How long.
+        seconds: u64,
+    },
     /// The server said what the protocol does not allow.
     #[error("the server broke the protocol: {0}")]
     Protocol(#[from] ProtoError),
@@ -74,7 +82,7 @@ impl NbdError {
         match self {
             Self::Connect { source, .. } => source.raw_os_error().unwrap_or(libc::EHOSTUNREACH),
             Self::Io(error) => error.raw_os_error().unwrap_or(libc::EIO),
-            Self::Silent { .. } => libc::ETIMEDOUT,
+            Self::Silent { .. } | Self::Unanswered { .. } => libc::ETIMEDOUT,
             Self::Protocol(_) | Self::Reply(_) => libc::EPROTO,
             Self::Refused { .. } | Self::Export(_) | Self::Tls(_) => libc::ECONNREFUSED,
             Self::Closed | Self::Replaced => libc::ECONNRESET,
@@ -88,7 +96,7 @@ impl From<NbdError> for DiskError {
     fn from(error: NbdError) -> Self {
         let kind = match &error {
             NbdError::Connect { source, .. } => source.kind(),
-            NbdError::Silent { .. } => io::ErrorKind::TimedOut,
+            NbdError::Silent { .. } | NbdError::Unanswered { .. } => io::ErrorKind::TimedOut,
             NbdError::Io(_) | NbdError::Closed | NbdError::ShuttingDown => io::ErrorKind::Other,
             _ => return Self::Config(error.to_string()),
         };

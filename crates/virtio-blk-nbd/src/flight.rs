@@ -51,6 +51,9 @@ pub(crate) struct Flight {
     pub covered: Coverage,
     /// Why it fails, once the reply is whole.
     pub error: Option<DiskError>,
+    /// When the server was first seen to have no more of the present request done than now: see
+    /// [`Watch`](crate::link::Watch).
+    pub seen: Option<Instant>,
     /// When its request was first lost with a connection.
     pub lost_at: Option<Instant>,
     /// It may have been executed on a connection that was lost.
@@ -146,6 +149,7 @@ impl Flight {
         self.header = self.request.encode(export.mode)?;
         self.covered.clear();
         self.error = None;
+        self.seen = None;
         self.stage = Stage::Queued;
         Ok(())
     }
@@ -156,7 +160,8 @@ impl Flight {
             return false;
         }
         self.at += self.request.length;
-        self.at < self.total() || self.flushes
+        // What nobody waits for ends with the request that the server has.
+        self.owner.is_some() && (self.at < self.total() || self.flushes)
     }
 
     /// Nobody waits for it any more. Returns the operation. The server still replies, and the rest of a payload that
@@ -210,6 +215,7 @@ impl Flights {
             stage: Stage::Waiting,
             covered: Coverage::default(),
             error: None,
+            seen: None,
             lost_at: None,
             fence: None,
             flushes,
@@ -270,6 +276,11 @@ impl Flights {
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut Flight)> {
         let slots = self.slots.iter_mut().enumerate();
         slots.filter_map(|(place, slot)| Some((place, slot.as_mut()?)))
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.slots.len() == self.free.len()
     }
 
     /// All operations.

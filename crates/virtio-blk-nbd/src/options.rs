@@ -3,6 +3,7 @@
 
 //! What a disk is called on command lines.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,10 +34,14 @@ pub struct NbdOptions {
     export: String,
     read_only: bool,
     reconnect: u32,
-    connections: u16,
+    timeout: u32,
+    connections: NonZeroU16,
     unflushed: Unflushed,
     tls: Tls,
 }
+
+/// Connections at most, unless something else is said.
+const CONNECTIONS: NonZeroU16 = NonZeroU16::MIN.saturating_add(7);
 
 impl Default for NbdOptions {
     fn default() -> Self {
@@ -45,7 +50,8 @@ impl Default for NbdOptions {
             export: String::new(),
             read_only: false,
             reconnect: 0,
-            connections: 8,
+            timeout: 0,
+            connections: CONNECTIONS,
             unflushed: Unflushed::Fail,
             tls: Tls::default(),
         }
@@ -69,7 +75,8 @@ struct Words {
     export: String,
     readonly: bool,
     reconnect: u32,
-    connections: u16,
+    timeout: u32,
+    connections: NonZeroU16,
     unflushed: Unflushed,
     tls: bool,
     tls_ca: Option<PathBuf>,
@@ -85,6 +92,7 @@ impl Default for Words {
             export: usual.export,
             readonly: usual.read_only,
             reconnect: usual.reconnect,
+            timeout: usual.timeout,
             connections: usual.connections,
             unflushed: usual.unflushed,
             tls: false,
@@ -103,6 +111,7 @@ impl From<Words> for NbdOptions {
             export: words.export,
             read_only: words.readonly,
             reconnect: words.reconnect,
+            timeout: words.timeout,
             connections: words.connections,
             unflushed: words.unflushed,
             tls: Tls {
@@ -147,10 +156,22 @@ impl NbdOptions {
         self
     }
 
-    /// The most connections that are made to a server that allows for several (default: 8): one for each queue, and
-    /// queues beyond share them. At least 1.
+    /// Seconds that the server may be without any progress of a request that it has (default: 0, without end). The
+    /// connection is given up then, after at most half as long again, and as after any other loss its operations wait for
+    /// [`NbdOptions::reconnect`], or fail. Without an end, a warning says after 30 seconds that a request waits.
+    ///
+    /// A server that is only slow may be given up as well, and writes are executed again: choose more than the worst that
+    /// its storage takes.
     #[must_use]
-    pub const fn connections(mut self, most: u16) -> Self {
+    pub const fn timeout(mut self, seconds: u32) -> Self {
+        self.timeout = seconds;
+        self
+    }
+
+    /// The most connections that are made to a server that allows for several (default: 8): one for each queue, and
+    /// queues beyond share them.
+    #[must_use]
+    pub const fn connections(mut self, most: NonZeroU16) -> Self {
         self.connections = most;
         self
     }
@@ -227,8 +248,12 @@ impl NbdOptions {
         Duration::from_secs(self.reconnect.into())
     }
 
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        (self.timeout != 0).then(|| Duration::from_secs(self.timeout.into()))
+    }
+
     pub(crate) fn most_connections(&self) -> usize {
-        usize::from(self.connections).max(1)
+        usize::from(self.connections.get())
     }
 
     pub(crate) fn trusts(&self) -> bool {
@@ -240,7 +265,7 @@ impl DiskOptions for NbdOptions {
     const NAME: &'static str = "nbd";
     const TARGET: &'static str = "ADDRESS";
     const HELP: &'static str = "nbd:unix:PATH|tcp:HOST:PORT[,export=NAME][,readonly=on|off][,reconnect=SECONDS]\
-                                [,connections=N][,unflushed=fail|trust]\
+                                [,timeout=SECONDS][,connections=N][,unflushed=fail|trust]\
                                 [,tls=on,tls_ca=FILE[,tls_cert=FILE,tls_key=FILE][,tls_name=NAME]]";
     const MANUAL: &'static str = "  \
   nbd:unix:PATH[,OPTION…]
@@ -251,6 +276,8 @@ impl DiskOptions for NbdOptions {
       readonly=on|off     read-only in any case (off)
       reconnect=SECONDS   how long operations wait when the connection is
                           lost, before they fail (0)
+      timeout=SECONDS     how long a request may be without a reply before
+                          the connection is given up (0: no end)
       connections=N       at most so many, where the server allows for
                           several: one for each queue (8)
       unflushed=fail|trust
@@ -302,6 +329,9 @@ impl DiskOptions for NbdOptions {
         if self.reconnect != usual.reconnect {
             changed.push(("reconnect", self.reconnect.to_string()));
         }
+        if self.timeout != usual.timeout {
+            changed.push(("timeout", self.timeout.to_string()));
+        }
         if self.connections != usual.connections {
             changed.push(("connections", self.connections.to_string()));
         }
@@ -348,7 +378,7 @@ mod tests {
     fn every_option_is_read_and_shown() {
         for text in [
             "nbd:unix:/run/n.sock",
-            "nbd:tcp:host:1,export=a,,b,readonly=on,reconnect=30,connections=2,unflushed=trust",
+            "nbd:tcp:host:1,export=a,,b,readonly=on,reconnect=30,timeout=60,connections=2,unflushed=trust",
             "nbd:tcp:[::1]:1,tls=on,tls_ca=/ca,tls_cert=/cert,tls_key=/key,tls_name=name",
         ] {
             assert_eq!(parse(text).unwrap().to_string(), text);
@@ -371,6 +401,8 @@ mod tests {
             ("nbd:unix:/n,unflushed=maybe", "fail or trust"),
             ("nbd:unix:/n,reconnect=soon", "a number"),
             ("nbd:unix:/n,reconnet=1", "reconnect"),
+            ("nbd:unix:/n,connections=0", "nonzero"),
+            ("nbd:unix:/n,timeout=-1", "a number"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");

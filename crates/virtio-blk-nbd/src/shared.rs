@@ -116,6 +116,18 @@ impl Shared {
         Ok(())
     }
 
+    /// A connection of the epoch `before` has a successor that may lead to another server.
+    pub(crate) fn replaced(&self, before: u64) {
+        if self.durability.replaced(before, self.options.trusts()) {
+            log::error!(
+                "nbd:{}: writes had completed that no flush covers, and this may be another server: they may be \
+                 lost. Every flush fails from now on: stop the disk, check its content and open it again. With \
+                 unflushed=trust the server is trusted to keep them",
+                self.address
+            );
+        }
+    }
+
     pub(crate) fn listen(&self, listener: DiskListener) {
         self.listeners
             .lock()

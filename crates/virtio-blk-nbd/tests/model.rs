@@ -145,7 +145,7 @@ fn queues_have_a_connection_each_or_share_one() {
     drop(queues);
     let _queues: Vec<_> = (0..4).map(|_| disk.open_queue(1).unwrap()).collect();
     assert_eq!(multiple.connections(), before + 3);
-    let disk = NbdDisk::open(&multiple.options().connections(2)).unwrap();
+    let disk = NbdDisk::open(&multiple.options().connections(2.try_into().unwrap())).unwrap();
     at_once(&disk);
     assert_eq!(multiple.connections(), before + 5);
 

@@ -487,3 +487,183 @@ fn a_connection_that_was_lost_while_nobody_used_it_fails_nothing() {
         Err(DiskError::FlushLost { .. })
     ));
 }
+
+/// The end of one server and the next one, between two queues: what the first had is missed on the second, too, though
+/// nobody has looked at the first connection since.
+#[test]
+fn a_queue_that_is_opened_later_finds_another_server() {
+    let mut server = Server::qemu_nbd(1 << 20, &["--shared=4"]);
+    let options = server.options().reconnect(20);
+    let disk = NbdDisk::open(&options).unwrap();
+    let mut one = disk.open_queue(4).unwrap();
+    write(&mut *one, 0, vec![1; 512]).unwrap();
+    let mut two = disk.open_queue(4).unwrap();
+    flush(&mut *two).unwrap();
+    write(&mut *one, 0, vec![2; 512]).unwrap();
+    server.kill();
+    server.run();
+    let mut three = disk.open_queue(4).unwrap();
+    let result = flush(&mut *three);
+    assert!(
+        matches!(result, Err(DiskError::FlushLost { .. })),
+        "{result:?}"
+    );
+    drop(disk);
+    // With trust it is another one, and no loss.
+    let disk = NbdDisk::open(&options.unflushed(Unflushed::Trust)).unwrap();
+    let mut one = disk.open_queue(4).unwrap();
+    write(&mut *one, 0, vec![3; 512]).unwrap();
+    server.kill();
+    server.run();
+    let mut two = disk.open_queue(4).unwrap();
+    flush(&mut *two).unwrap();
+    flush(&mut *one).unwrap();
+}
+
+/// One connection was made anew: what the other one's server says after that may be of before.
+#[test]
+fn nothing_is_believed_that_another_server_may_have_overtaken() {
+    let gate = Arc::new(Gate::default());
+    let shut = gate.clone();
+    let fake = Fake::start(Config {
+        tcp: true,
+        hook: Box::new(move |number, request, _| match (number, request.offset) {
+            (0, 8192) => Act::Close,
+            (1, 0) => Act::Wait(shut.clone()),
+            _ => Act::Serve,
+        }),
+        ..Config::default()
+    });
+    let disk = NbdDisk::open(&fake.options().reconnect(20)).unwrap();
+    let mut one = disk.open_queue(4).unwrap();
+    let mut two = disk.open_queue(4).unwrap();
+    // Its server has read it, and says so late.
+    submit(
+        &mut *two,
+        1,
+        OpKind::Read { offset: 0 },
+        IoBuf::zeroed(512),
+    );
+    fake.wait_for(1, |number, _| number == 1);
+    // The first connection gets a successor, on which something new is written.
+    read(&mut *one, 8192, 512).unwrap();
+    write(&mut *one, 0, vec![0x77; 512]).unwrap();
+    gate.open();
+    let done = collect(&mut *two, 1).pop().unwrap();
+    done.result.unwrap();
+    assert_eq!(done.buf.to_vec(), [0x77; 512]);
+}
+
+/// An operation that waits for a write on another connection fails when its own window is over.
+#[test]
+fn what_is_held_does_not_wait_beyond_the_window() {
+    let fake = Fake::start(Config {
+        hook: Box::new(|number, request, _| match (number, request.command) {
+            // The write gets no reply, also when it is sent again.
+            (0, Command::WRITE) => Act::Close,
+            (_, Command::WRITE) => Act::Swallow,
+            (1, Command::READ) => Act::Close,
+            _ => Act::Serve,
+        }),
+        ..Config::default()
+    });
+    let disk = NbdDisk::open(&fake.options().reconnect(1)).unwrap();
+    let mut one = disk.open_queue(4).unwrap();
+    let mut two = disk.open_queue(4).unwrap();
+    submit_write(&mut *one, 1, 0, 1);
+    fake.wait_for(1, |_, request| request.command == Command::WRITE);
+    let mut done = Vec::new();
+    let sent_again = |fake: &Fake| {
+        let log = fake.shared.log.lock().unwrap();
+        log.iter()
+            .any(|(number, request)| *number == 2 && request.command == Command::WRITE)
+    };
+    while !sent_again(&fake) {
+        assert_eq!(one.reap(&mut done).unwrap(), 0);
+    }
+    fake.shared.refuses.store(true, Ordering::SeqCst);
+    submit_write(&mut *two, 2, 0, 2);
+    submit(
+        &mut *two,
+        3,
+        OpKind::Read { offset: 4096 },
+        IoBuf::zeroed(512),
+    );
+    let since = Instant::now();
+    for completion in collect(&mut *two, 2) {
+        completion.result.unwrap_err();
+    }
+    assert!(
+        since.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        since.elapsed()
+    );
+}
+
+#[test]
+fn a_connection_whose_server_does_not_reply_is_given_up_in_time() {
+    for (window, good) in [(20, true), (0, false)] {
+        let fake = Fake::start(Config {
+            hook: Box::new(|number, request, _| match (number, request.offset) {
+                (0, 512) => Act::Swallow,
+                _ => Act::Serve,
+            }),
+            ..Config::default()
+        });
+        let disk = NbdDisk::open(&fake.options().reconnect(window).timeout(1)).unwrap();
+        let mut queue = disk.open_queue(4).unwrap();
+        submit_write(&mut *queue, 1, 512, 7);
+        fake.wait_for(1, |_, _| true);
+        // Others have their replies meanwhile, which does not help this one.
+        let since = Instant::now();
+        let mut done = Vec::new();
+        while done.is_empty() {
+            assert!(since.elapsed() < Duration::from_secs(20));
+            if since.elapsed() < Duration::from_millis(500) {
+                submit(
+                    &mut *queue,
+                    2,
+                    OpKind::Read { offset: 0 },
+                    IoBuf::zeroed(512),
+                );
+                let read = collect(&mut *queue, 1).pop().unwrap();
+                assert_eq!(read.token, Token(2));
+            }
+            if queue.reap(&mut done).unwrap() == 0 {
+                wait(&*queue);
+            }
+        }
+        assert_eq!(done[0].token, Token(1));
+        assert_eq!(done[0].result.is_ok(), good, "{:?}", done[0].result);
+        if !good {
+            let error = done[0].result.as_ref().unwrap_err();
+            assert_eq!(error.errno(), Some(libc::ETIMEDOUT));
+        }
+        let took = since.elapsed();
+        assert!(took >= Duration::from_millis(900), "{took:?}");
+        assert_eq!(queue.deadline(), None, "nothing is in flight");
+    }
+}
+
+/// A long transfer that makes progress is no request without a reply.
+#[test]
+fn a_slow_reply_is_a_reply() {
+    let fake = Fake::start(Config {
+        size: 4 << 20,
+        hook: Box::new(|_, request, mode| match request.length {
+            2_097_152 => {
+                let reply = fake::data(request, mode, true, request.offset, &[6; 2 << 20]);
+                Act::Dribble(reply, 30, Duration::from_millis(100))
+            }
+            _ => Act::Serve,
+        }),
+        ..Config::default()
+    });
+    let disk = NbdDisk::open(&fake.options().timeout(1)).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    assert_eq!(
+        read(&mut *queue, 0, 2 << 20).unwrap(),
+        vec![6; 2 << 20].as_slice()
+    );
+    assert_eq!(fake.connections(), 1);
+}

@@ -13,12 +13,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use common::{read, wait, write};
-use fake::{Act, Config, Fake, Gate};
+use fake::{Act, Config, Fake, Gate, chunk};
 use virtio_blk_core::disk::{
     Completion, Disk, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token,
 };
 use virtio_blk_nbd::NbdDisk;
-use virtio_blk_nbd::proto::{Command, ExportFlags};
+use virtio_blk_nbd::proto::{ChunkKind, Command, ExportFlags};
 
 fn submit(queue: &mut dyn IoQueue, token: u64, kind: OpKind, buf: IoBuf) {
     let token = Token(token);
@@ -314,4 +314,104 @@ fn a_write_that_was_sent_in_part_does_not_disturb_who_shares_the_connection() {
         [0xAB; 512]
     );
     assert_eq!(fake.connections(), 1);
+}
+
+/// The connection of a queue that has gone is received on all the same: others wait for what it still has.
+#[test]
+fn what_a_queue_left_with_the_server_is_waited_for_on_other_connections_until_it_is_over() {
+    let gate = Arc::new(Gate::default());
+    let shut = gate.clone();
+    let fake = Fake::start(Config {
+        hook: Box::new(
+            move |_, request, _| match (request.command, request.length) {
+                (Command::WRITE, 1024) => Act::Wait(shut.clone()),
+                _ => Act::Serve,
+            },
+        ),
+        ..Config::default()
+    });
+    let disk = NbdDisk::open(&fake.options()).unwrap();
+    let mut one = disk.open_queue(4).unwrap();
+    let mut two = disk.open_queue(4).unwrap();
+    let kind = OpKind::Write {
+        offset: 512,
+        fua: false,
+    };
+    submit(&mut *one, 1, kind, IoBuf::zeroed(1024));
+    fake.wait_for(1, |_, request| request.command == Command::WRITE);
+    drop(one);
+    submit(
+        &mut *two,
+        2,
+        OpKind::Read { offset: 512 },
+        IoBuf::zeroed(512),
+    );
+    assert_eq!(read(&mut *two, 4096, 512).unwrap(), [8; 512]);
+    gate.open();
+    let completion = next(&mut *two);
+    assert_eq!(completion.token, Token(2));
+    completion.result.unwrap();
+    assert_eq!(fake.connections(), 2, "none was lost");
+}
+
+/// The same, if the connection itself goes with the disk.
+#[test]
+fn what_a_queue_left_with_the_server_is_not_waited_for_when_its_connection_is_gone() {
+    let fake = silent();
+    let disk = NbdDisk::open(&fake.options()).unwrap();
+    let mut one = disk.open_queue(4).unwrap();
+    let mut two = disk.open_queue(4).unwrap();
+    drop(disk);
+    let kind = OpKind::Write {
+        offset: 512,
+        fua: false,
+    };
+    submit(&mut *one, 1, kind, IoBuf::zeroed(512));
+    fake.wait_for(1, |_, request| request.command == Command::WRITE);
+    drop(one);
+    submit(
+        &mut *two,
+        2,
+        OpKind::Read { offset: 512 },
+        IoBuf::zeroed(512),
+    );
+    next(&mut *two).result.unwrap();
+}
+
+/// What is left of a long operation is not begun when its queue has gone.
+#[test]
+fn an_operation_of_several_requests_ends_with_the_one_that_the_server_has() {
+    let gate = Arc::new(Gate::default());
+    let shut = gate.clone();
+    let fake = Fake::start(Config {
+        hook: Box::new(move |_, request, mode| match request.command {
+            Command::WRITE_ZEROES if request.offset == 0 => {
+                shut.wait();
+                Act::Say(chunk(request, mode, ChunkKind::NONE, true, &[]))
+            }
+            Command::WRITE_ZEROES => Act::Say(chunk(request, mode, ChunkKind::NONE, true, &[])),
+            _ => Act::Serve,
+        }),
+        ..Config::default()
+    });
+    // It is not of that size, which nobody looks at.
+    fake.set(|config| config.size = 4 << 30);
+    let disk = NbdDisk::open(&fake.options()).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    let kind = OpKind::WriteZeroes {
+        offset: 0,
+        len: 2 << 30,
+        unmap: true,
+        fua: false,
+    };
+    submit(&mut *queue, 1, kind, IoBuf::new());
+    drop(queue);
+    gate.open();
+    let mut queue = disk.open_queue(4).unwrap();
+    // It waits for the range, and so for the reply.
+    read(&mut *queue, 4096, 512).unwrap();
+    let zeroes = (fake.commands().into_iter())
+        .filter(|command| *command == Command::WRITE_ZEROES)
+        .count();
+    assert_eq!(zeroes, 1);
 }

@@ -125,6 +125,7 @@ impl Link {
                 member.waiter.ring();
             }
         }
+        self.mind_orphans(&mut state);
     }
 
     /// Drops the member's operations of which the server has nothing.

@@ -14,6 +14,7 @@ use crate::dial::{Connected, FURTHER_PATIENCE, PATIENCE, dial};
 use crate::flight::Stage;
 use crate::session::Session;
 use crate::shared::Shared;
+use crate::socket::Peer;
 
 /// Between two attempts to connect: doubled from the one to the other.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -95,7 +96,7 @@ impl Link {
             let released = flight.owner.is_some_and(
                 |who| matches!(members.get(who), Some(Some(member)) if member.released),
             );
-            flight.stage == Stage::Waiting
+            matches!(flight.stage, Stage::Waiting | Stage::Held)
                 && (released || flight.lost_at.unwrap_or(since).elapsed() >= window)
         });
         for place in over {
@@ -103,11 +104,11 @@ impl Link {
         }
     }
 
-    /// When something of the member's has waited for too long.
+    /// When something of the member's has waited for too long, or is to be looked at again.
     pub(crate) fn deadline(&self, who: usize) -> Option<Instant> {
         let state = self.lock();
         let Phase::Down(down) = &state.phase else {
-            return None;
+            return state.watch.next(&state.flights);
         };
         let window = self.shared.options.window();
         let mine = state
@@ -132,6 +133,21 @@ impl Link {
                 "nbd:{}: no thread to connect again: {error}",
                 self.shared.address
             ),
+        }
+    }
+
+    /// Whether a connection that was made just now, to this peer, leads to the server that this one leads to, as far as
+    /// that can be told: what was lost long ago says nothing.
+    pub(crate) fn leads_to(&self, peer: Option<Peer>) -> bool {
+        let mut state = self.lock_as(None);
+        // The end of a server is there before the next one listens.
+        self.pump(&mut state);
+        match &state.phase {
+            Phase::Up(session) => peer.is_none() || session.peer == peer,
+            Phase::Down(down) => {
+                down.epoch != self.shared.durability.epoch()
+                    || peer.is_some() && down.peer == peer
+            }
         }
     }
 
@@ -163,13 +179,8 @@ impl Link {
             return;
         };
         let same = down.peer.is_some() && down.peer == connected.peer;
-        if !same && !shared.options.trusts() && shared.durability.replaced(down.epoch) {
-            log::error!(
-                "nbd:{}: writes had completed that no flush covers, and this may be another server: they may be \
-                 lost. Every flush fails from now on: stop the disk, check its content and open it again. With \
-                 unflushed=trust the server is trusted to keep them",
-                shared.address
-            );
+        if !same {
+            shared.replaced(down.epoch);
         }
         log::info!(
             "nbd:{}: connected again after {:.1?}",

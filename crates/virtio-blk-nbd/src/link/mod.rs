@@ -10,6 +10,8 @@
 mod leave;
 mod lost;
 mod member;
+mod orphans;
+mod watch;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,6 +28,8 @@ use crate::session::Session;
 use crate::shared::Shared;
 use crate::socket::Peer;
 use crate::waiter::Waiter;
+
+pub(crate) use watch::Watch;
 
 /// How often one call receives at most, so that a server that sends and sends does not keep it.
 const ROUNDS: usize = 16;
@@ -49,8 +53,12 @@ struct State {
     members: Vec<Option<Member>>,
     /// The member that makes the call, which needs no bell.
     caller: Option<usize>,
+    /// Whether replies come.
+    watch: Watch,
     /// A thread looks for a new connection.
     dialing: bool,
+    /// A thread receives what no member waits for any more.
+    minding: bool,
     /// How long it waits before it does: longer each time a connection is lost as soon as it is there.
     pause: Duration,
 }
@@ -86,7 +94,9 @@ impl Link {
                 held: 0,
                 members: Vec::new(),
                 caller: None,
+                watch: Watch::new(),
                 dialing: false,
+                minding: false,
                 pause: Duration::ZERO,
             }),
         })
@@ -253,6 +263,7 @@ impl Link {
                 Err(error) => self.lose(state, error),
             }
         }
+        self.watch(state);
         self.expire(state);
     }
 
@@ -279,6 +290,10 @@ impl Link {
             Phase::Up(session) => session.epoch,
             Phase::Down(_) => return Ok(()),
         };
+        if epoch != durability.epoch() {
+            // Also what was read: the server that has taken its place may have newer data.
+            return Err(NbdError::Replaced);
+        }
         let Some(flight) = state.flights.get_mut(place) else {
             return Ok(());
         };
@@ -288,9 +303,6 @@ impl Link {
         }
         let stable = flight.request.flags.contains(CommandFlags::FUA);
         if flight.is_change() && !stable && self.shared.can(ExportFlags::SEND_FLUSH) {
-            if epoch != durability.epoch() {
-                return Err(NbdError::Replaced);
-            }
             durability.completed();
         }
         let mut result = Ok(());
@@ -420,6 +432,12 @@ impl Drop for Link {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         if let Phase::Up(session) = &mut state.phase {
             session.disconnect();
+        }
+        // Queues of other connections may wait for them.
+        for flight in state.flights.iter() {
+            if let Some(fence) = flight.fence {
+                self.shared.fence.release(fence);
+            }
         }
     }
 }

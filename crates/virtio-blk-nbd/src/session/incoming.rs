@@ -158,6 +158,7 @@ impl Incoming {
                 let Some(flight) = flights.get_mut(place) else {
                     return Err(NbdError::Reply("a request got lost here"));
                 };
+                flight.seen = None;
                 let here = self.received();
                 let taken = here.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                 if flight.owner.is_some() {

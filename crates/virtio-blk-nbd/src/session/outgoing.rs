@@ -107,6 +107,7 @@ impl Outgoing {
     ) {
         self.sent += sent;
         while let Some(flight) = backlog.front().and_then(|place| flights.get_mut(*place)) {
+            flight.seen = None;
             let whole = Request::len(mode) + flight.payload();
             if self.sent < whole {
                 return;

@@ -41,6 +41,8 @@ pub enum Act {
     Fail(Errno),
     /// Nothing but these bytes.
     Say(Vec<u8>),
+    /// Nothing but these bytes, in so many parts with a pause after each.
+    Dribble(Vec<u8>, usize, Duration),
     /// What it asks for, so many bytes of the reply, and the end of the connection.
     Cut(usize),
     /// The end of the connection.
@@ -353,7 +355,7 @@ fn serve(shared: &Shared, number: usize, mut stream: Box<dyn Both>) -> io::Resul
         }
         let reply = match act {
             Act::Fail(error) => failure(&request, mode, error),
-            Act::Say(ref bytes) => bytes.clone(),
+            Act::Say(ref bytes) | Act::Dribble(ref bytes, ..) => bytes.clone(),
             Act::Close => {
                 note();
                 return Ok(());
@@ -363,6 +365,12 @@ fn serve(shared: &Shared, number: usize, mut stream: Box<dyn Both>) -> io::Resul
         note();
         match act {
             Act::Swallow => {}
+            Act::Dribble(_, parts, pause) => {
+                for part in reply.chunks(reply.len().div_ceil(parts)) {
+                    stream.write_all(part)?;
+                    std::thread::sleep(pause);
+                }
+            }
             Act::Cut(len) => {
                 stream.write_all(&reply[..len.min(reply.len())])?;
                 return Ok(());
