@@ -51,6 +51,13 @@ fn message(segments: &[libc::iovec]) -> libc::msghdr {
     message
 }
 
+/// A list of segments that is filled for a call, and kept for the next one.
+#[derive(Default)]
+pub(crate) struct Segments(pub(crate) Vec<libc::iovec>);
+
+// SAFETY: what they point to is only used by the call that they were filled for.
+unsafe impl Send for Segments {}
+
 /// A segment of a slice.
 pub(crate) fn segment_of(bytes: &[u8]) -> libc::iovec {
     libc::iovec {
@@ -203,13 +210,30 @@ pub(crate) struct Talk<'a> {
 }
 
 impl Talk<'_> {
+    /// Waits for the socket.
+    ///
+    /// # Errors
+    /// As for [`Talk::read`].
     pub(crate) fn wait(&self, flags: PollFlags) -> io::Result<()> {
+        self.wait_until(flags, self.deadline)
+    }
+
+    /// Whether there is time, without waiting: a client that sends without end is never waited for.
+    ///
+    /// # Errors
+    /// As for [`Talk::read`].
+    pub(crate) fn check(&self) -> io::Result<()> {
+        self.wait_until(PollFlags::empty(), Instant::now())
+    }
+
+    fn wait_until(&self, flags: PollFlags, until: Instant) -> io::Result<()> {
         let mut fds = [
-            PollFd::new(self.channel, flags),
             PollFd::from_borrowed_fd(self.stop, PollFlags::IN),
+            PollFd::new(self.channel, flags),
         ];
-        let ready = wait(&mut fds, Some(self.deadline))?;
-        if !fds[1].revents().is_empty() {
+        let used = if flags.is_empty() { 1 } else { 2 };
+        let ready = wait(fds.get_mut(..used).unwrap_or_default(), Some(until))?;
+        if !fds[0].revents().is_empty() {
             let text = "the server is about to end";
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, text));
         }
@@ -226,9 +250,7 @@ impl Talk<'_> {
     /// [`io::ErrorKind::UnexpectedEof`] if the client goes, `TimedOut`, `ConnectionAborted` at a stop, or the socket's.
     pub(crate) fn read(&mut self, mut bytes: &mut [u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            if Instant::now() >= self.deadline {
-                self.wait(PollFlags::empty())?;
-            }
+            self.check()?;
             // SAFETY: a segment of a slice that is ours.
             match unsafe { self.channel.receive(&[segment_of_mut(bytes)]) }? {
                 Moved::Bytes(n) => bytes = bytes.get_mut(n..).unwrap_or_default(),

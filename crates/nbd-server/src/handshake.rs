@@ -160,7 +160,7 @@ impl Handshake<'_, '_> {
             OptionKind::INFO | OptionKind::GO => return self.info(kind, &payload),
             OptionKind::STRUCTURED_REPLY if self.mode == ReplyMode::Extended => {
                 let text = b"extended headers were agreed upon";
-                self.reply(kind, OptionReplyKind::ERR_INVALID, text)?;
+                self.reply(kind, OptionReplyKind::ERR_EXT_HEADER_REQD, text)?;
             }
             OptionKind::STRUCTURED_REPLY => {
                 self.mode = ReplyMode::Structured;

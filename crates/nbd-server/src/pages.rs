@@ -40,13 +40,24 @@ impl Pages {
         Some(Arc::new(Self { base, layout }))
     }
 
-    /// The first `len` bytes, of which there are as many, as a buffer.
-    fn buffer(self: &Arc<Self>, len: usize) -> IoBuf {
+    /// A buffer of the memory, still empty.
+    fn buffer(self: &Arc<Self>) -> IoBuf {
         let mut buf = IoBuf::new();
         buf.set_keep(self.clone());
+        buf
+    }
+
+    /// Makes a buffer of this memory hold its first `len` bytes, of which there are as many.
+    fn fill(&self, buf: &mut IoBuf, len: usize) {
+        buf.clear();
         // SAFETY: valid for the whole length until the last owner, of which the buffer is one, is dropped.
         unsafe { buf.push(self.base.as_ptr(), len.min(self.layout.size())) };
-        buf
+    }
+
+    /// Whether the buffer is one of this memory.
+    fn is_in(&self, buf: &IoBuf) -> bool {
+        let first = buf.segments().first();
+        first.is_some_and(|first| first.iov_base.cast() == self.base.as_ptr())
     }
 }
 
@@ -60,8 +71,8 @@ impl Drop for Pages {
 /// Memory of one connection. What it is used for again was the same client's.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    /// By their size: a page, two, four and so on.
-    free: [Vec<Arc<Pages>>; CLASSES],
+    /// By their size: a page, two, four and so on. Each with its buffer.
+    free: [Vec<(IoBuf, Arc<Pages>)>; CLASSES],
     kept: usize,
 }
 
@@ -76,31 +87,35 @@ impl Pool {
     /// A buffer of `len` bytes with anything in it, and its memory, which goes back with [`Pool::put`]. `None` where there is
     /// no memory.
     pub(crate) fn get(&mut self, len: usize) -> Option<(IoBuf, Arc<Pages>)> {
-        let pages = match class_of(len) {
-            Some((class, bytes)) => match self.free.get_mut(class).and_then(Vec::pop) {
-                Some(pages) => {
-                    self.kept -= bytes;
-                    pages
-                }
-                None => Pages::new(bytes)?,
-            },
-            None => Pages::new(len)?,
+        let class = class_of(len);
+        let kept = class.and_then(|(class, bytes)| Some((self.free.get_mut(class)?.pop()?, bytes)));
+        let (mut buf, pages) = match kept {
+            Some((kept, bytes)) => {
+                self.kept -= bytes;
+                kept
+            }
+            None => {
+                let pages = Pages::new(class.map_or(len, |(_, bytes)| bytes))?;
+                (pages.buffer(), pages)
+            }
         };
-        Some((pages.buffer(len), pages))
+        pages.fill(&mut buf, len);
+        Some((buf, pages))
     }
 
-    /// Takes memory back, of which the buffer is dropped.
-    pub(crate) fn put(&mut self, pages: Arc<Pages>) {
+    /// Takes memory back, with its buffer.
+    pub(crate) fn put(&mut self, buf: IoBuf, pages: Arc<Pages>) {
         let size = pages.layout.size();
-        // A disk may still have a handle of it.
-        if Arc::strong_count(&pages) == 1
+        // A disk may still have a handle of it, beside the buffer and this one.
+        if Arc::strong_count(&pages) == 2
+            && pages.is_in(&buf)
             && let Some((class, bytes)) = class_of(size)
             && bytes == size
             && self.kept + size <= KEPT
             && let Some(free) = self.free.get_mut(class)
         {
             self.kept += size;
-            free.push(pages);
+            free.push((buf, pages));
         }
     }
 }
@@ -117,21 +132,27 @@ mod tests {
             assert_eq!(buf.len(), len);
             assert!((buf.segments()[0].iov_base as usize).is_multiple_of(PAGE));
             let base = pages.base;
-            drop(buf);
-            pool.put(pages);
-            let (_, again) = pool.get(len).unwrap();
+            pool.put(buf, pages);
+            let (buf, again) = pool.get(len).unwrap();
+            assert_eq!(buf.len(), len);
             if len <= 256 << 10 {
                 assert_eq!(again.base, base, "{len}");
             }
         }
-        let all: Vec<_> = (0..100).map(|_| pool.get(256 << 10).unwrap().1).collect();
-        all.into_iter().for_each(|pages| pool.put(pages));
+        let all: Vec<_> = (0..100).map(|_| pool.get(256 << 10).unwrap()).collect();
+        all.into_iter()
+            .for_each(|(buf, pages)| pool.put(buf, pages));
         assert_eq!(pool.kept, KEPT);
         // What somebody still has is not given to the next request.
         let (buf, pages) = pool.get(512).unwrap();
-        let base = pages.base;
-        pool.put(pages);
+        let (base, part) = (pages.base, buf.part(0, 512));
+        pool.put(buf, pages);
         assert_ne!(pool.get(512).unwrap().1.base, base);
-        drop(buf);
+        drop(part);
+        // Nor is memory whose buffer did not come back.
+        let (_, pages) = pool.get(512).unwrap();
+        let kept = pool.kept;
+        pool.put(IoBuf::zeroed(512), pages);
+        assert_eq!(pool.kept, kept);
     }
 }

@@ -25,6 +25,10 @@ use crate::handshake::{HandshakeError, shake_hands};
 /// How long connections that are inside a call of the disk may take to say that they have ended, after their time is over.
 const LET_GO: Duration = Duration::from_millis(200);
 
+/// A TCP connection that is quiet for so long is asked whether it is still there, and then again and again, 9 times.
+const QUIET: Duration = Duration::from_secs(60);
+const PROBES: Duration = Duration::from_secs(10);
+
 /// Where clients connect.
 #[derive(Debug)]
 pub enum Listener {
@@ -42,8 +46,10 @@ impl Listener {
             Self::Tcp(listener) => {
                 let stream = listener.accept()?.0;
                 stream.set_nodelay(true)?;
-                // A client whose machine is gone would keep its connection for ever.
+                // A client whose machine is gone would keep its connection for ever; one that is only slow may.
                 sockopt::set_socket_keepalive(&stream, true)?;
+                sockopt::set_tcp_keepidle(&stream, QUIET)?;
+                sockopt::set_tcp_keepintvl(&stream, PROBES)?;
                 Ok(stream.into())
             }
         }
@@ -362,7 +368,18 @@ fn is_of_that_client(error: &io::Error) -> bool {
             | io::ErrorKind::Interrupted
     ) || matches!(
         raw,
-        Some(libc::EINVAL | libc::EPROTO | libc::EHOSTUNREACH | libc::ENETUNREACH)
+        Some(
+            libc::EINVAL
+                | libc::EPROTO
+                | libc::EPERM
+                | libc::ENOPROTOOPT
+                | libc::EOPNOTSUPP
+                | libc::ETIMEDOUT
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+        )
     )
 }
 

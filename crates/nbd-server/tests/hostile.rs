@@ -165,6 +165,13 @@ fn options_of_all_kinds_and_lengths_have_a_reply() {
         OptionReplyKind::ERR_INVALID,
         "without structured replies"
     );
+    client.agree(ReplyMode::Extended);
+    let replies = client.option(OptionKind::STRUCTURED_REPLY, &[]);
+    assert_eq!(
+        replies[0].0,
+        OptionReplyKind::ERR_EXT_HEADER_REQD,
+        "there is no way back"
+    );
     client.go();
     assert_eq!(client.read_at(0, 512), [0; 512]);
 }

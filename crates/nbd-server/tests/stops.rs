@@ -12,6 +12,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -260,4 +261,27 @@ fn mixed(read: &[u8], block: u64) -> bool {
         let sector = &read[at..at + 512];
         all.iter().any(|data| data[at..at + 512] == *sector)
     })
+}
+
+/// A client that sends without end, and is never waited for, does not keep a server from stopping.
+#[test]
+fn an_endless_option_does_not_delay_a_stop() {
+    let serving = Serving::new(Arc::new(MemoryDisk::new(1 << 20).unwrap()));
+    let mut client = common::Client::greet(serving.connect());
+    let header = OptionHeader {
+        kind: OptionKind::LIST,
+        len: u32::MAX,
+    };
+    client.stream.write_all(&header.encode()).unwrap();
+    let mut stream = client.stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || while stream.write_all(&[0; 4096]).is_ok() {});
+    wait(|| serving.handle.connections() == 1);
+    let since = Instant::now();
+    serving.stop().unwrap();
+    assert!(
+        since.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        since.elapsed()
+    );
+    sender.join().unwrap();
 }

@@ -538,12 +538,7 @@ fn nothing_is_believed_that_another_server_may_have_overtaken() {
     let mut one = disk.open_queue(4).unwrap();
     let mut two = disk.open_queue(4).unwrap();
     // Its server has read it, and says so late.
-    submit(
-        &mut *two,
-        1,
-        OpKind::Read { offset: 0 },
-        IoBuf::zeroed(512),
-    );
+    submit(&mut *two, 1, OpKind::Read { offset: 0 }, IoBuf::zeroed(512));
     fake.wait_for(1, |number, _| number == 1);
     // The first connection gets a successor, on which something new is written.
     read(&mut *one, 8192, 512).unwrap();

@@ -7,7 +7,7 @@ use std::io;
 
 use virtio_blk_core::disk::IoBuf;
 
-use crate::channel::{Channel, Moved, segment_of_mut};
+use crate::channel::{Channel, Moved, Segments, segment_of_mut};
 
 /// Bytes: room for many requests, and for the data of small ones, which is copied from here. What does not fit is
 /// received into the memory of its request.
@@ -18,6 +18,16 @@ pub(super) struct Input {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
+    segments: Segments,
+}
+
+/// What came of receiving once.
+pub(super) struct Received {
+    pub(super) moved: Moved,
+    /// Bytes that went to the buffer.
+    pub(super) direct: usize,
+    /// All that was there was received, as far as can be told.
+    pub(super) is_all: bool,
 }
 
 impl Input {
@@ -26,6 +36,7 @@ impl Input {
             bytes: vec![0; ROOM].into_boxed_slice(),
             start: 0,
             end: 0,
+            segments: Segments::default(),
         }
     }
 
@@ -50,7 +61,7 @@ impl Input {
     }
 
     /// Receives what comes next. The first of it goes to `buf` from byte `filled` on, if there is one and nothing is here
-    /// that comes before. Returns how the socket is, and how much went to `buf`.
+    /// that comes before.
     ///
     /// # Errors
     /// The socket's.
@@ -58,28 +69,33 @@ impl Input {
         &mut self,
         channel: &mut Channel,
         buf: Option<(&IoBuf, usize)>,
-    ) -> io::Result<(Moved, usize)> {
+    ) -> io::Result<Received> {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let mut segments = Vec::with_capacity(2);
+        let segments = &mut self.segments.0;
+        segments.clear();
         let wanted = match buf {
-            Some((buf, filled)) if self.end == 0 => {
-                buf.window(filled, usize::MAX, 1, &mut segments)
-            }
+            Some((buf, filled)) if self.end == 0 => buf.window(filled, usize::MAX, 1, segments),
             _ => 0,
         };
         let room = self.bytes.get_mut(self.end..).unwrap_or_default();
+        let total = wanted + room.len();
         segments.push(segment_of_mut(room));
         // SAFETY: the segments of the buffer are valid while it lives, and the disk has none of them yet; the last one is
         // a slice of ours.
-        let moved = unsafe { channel.receive(&segments) }?;
-        let Moved::Bytes(bytes) = moved else {
-            return Ok((moved, 0));
+        let moved = unsafe { channel.receive(segments) }?;
+        let bytes = match moved {
+            Moved::Bytes(bytes) => bytes,
+            Moved::WouldBlock | Moved::End => 0,
         };
         let direct = bytes.min(wanted);
         self.end += bytes - direct;
-        Ok((moved, direct))
+        Ok(Received {
+            moved,
+            direct,
+            is_all: bytes < total,
+        })
     }
 }

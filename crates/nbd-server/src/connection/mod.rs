@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Caps, Completion, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 use virtio_blk_nbd::proto::{Command, MAX_PAYLOAD, ProtoError, ReplyMode, Request};
 
@@ -26,8 +26,8 @@ use crate::counters::add;
 use crate::export::{DEPTH, Export, OperationError, Use};
 use crate::handshake::Agreed;
 use crate::pages::{Pages, Pool};
-use input::Input;
-use output::{Output, Reply};
+use input::{Input, Received};
+use output::{Head, Output, Reply};
 use task::{Pieces, Refusal, Rules, Task};
 
 /// Bytes of memory for the data of requests and replies at a time: room for the longest one.
@@ -49,6 +49,8 @@ pub(crate) enum ConnectionError {
     Gone,
     #[error("the disk did not finish {0} requests in time")]
     Late(usize),
+    #[error("the client did not receive its replies in time")]
+    Unread,
 }
 
 /// A request that the disk has.
@@ -101,6 +103,8 @@ pub(crate) struct Connection {
     queue: Box<dyn IoQueue>,
     _using: Use,
     rules: Rules,
+    /// The disk's. Only the capacity changes: see [`Connection::check`].
+    caps: Caps,
     contexts: Vec<Context>,
     input: Input,
     state: State,
@@ -130,6 +134,7 @@ impl Connection {
                 read_only: export.is_read_only(),
                 has_contexts: !agreed.contexts.is_empty(),
             },
+            caps: export.disk.caps(),
             export,
             queue,
             _using: using,
@@ -190,7 +195,10 @@ impl Connection {
                 if let Ending::Stop(deadline) = ending
                     && Instant::now() >= deadline
                 {
-                    return Err(ConnectionError::Late(self.in_flight()));
+                    return Err(match self.in_flight() {
+                        0 => ConnectionError::Unread,
+                        requests => ConnectionError::Late(requests),
+                    });
                 }
             }
             let is_busy = is_busy || self.has_input();
@@ -260,19 +268,17 @@ impl Connection {
         flags.set(PollFlags::IN, self.wants_input());
         let unsent = !self.output.is_empty() || self.channel.has_unsent();
         flags.set(PollFlags::OUT, unsent);
-        let mut fds = Vec::with_capacity(3);
-        fds.push(PollFd::new(&self.channel, flags));
-        if let Some(disk) = disk {
-            fds.push(PollFd::from_borrowed_fd(disk, PollFlags::IN));
-        }
-        let stops = !matches!(self.ending, Some(Ending::Stop(_)));
-        if stops {
-            fds.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
-        }
-        channel::wait(&mut fds, deadline)?;
-        let happened = fds.first().map_or(PollFlags::empty(), PollFd::revents);
-        let stopping = stops && fds.last().is_some_and(|fd| !fd.revents().is_empty());
-        if stopping {
+        let mut stops = PollFlags::empty();
+        stops.set(PollFlags::IN, !matches!(self.ending, Some(Ending::Stop(_))));
+        let mut fds = [
+            PollFd::new(&self.channel, flags),
+            PollFd::from_borrowed_fd(stop, stops),
+            PollFd::from_borrowed_fd(disk.unwrap_or(stop), PollFlags::IN),
+        ];
+        let used = if disk.is_some() { 3 } else { 2 };
+        channel::wait(fds.get_mut(..used).unwrap_or_default(), deadline)?;
+        let happened = fds[0].revents();
+        if !fds[1].revents().is_empty() {
             self.queue.release_held();
             self.ending = Some(Ending::Stop(Instant::now() + stop_time));
         }
@@ -286,6 +292,7 @@ impl Connection {
 
     /// Takes what came, up to a number of requests. Returns whether there may be more.
     fn take(&mut self) -> Result<bool, ConnectionError> {
+        let mut is_all = false;
         for _ in 0..BATCH {
             if self.ending.is_some() {
                 return Ok(false);
@@ -293,14 +300,17 @@ impl Connection {
             if self.step()? {
                 continue;
             }
-            if !self.wants_input() {
+            // What comes after the last of it makes the socket readable.
+            if is_all || !self.wants_input() {
                 return Ok(false);
             }
             let payload = match &self.state {
                 State::Payload { buf, filled, .. } => Some((buf, *filled)),
                 _ => None,
             };
-            let (moved, direct) = self.input.receive(&mut self.channel, payload)?;
+            let received = self.input.receive(&mut self.channel, payload)?;
+            let Received { moved, direct, .. } = received;
+            is_all = received.is_all;
             if let State::Payload { filled, .. } = &mut self.state {
                 *filled += direct;
             }
@@ -385,20 +395,21 @@ impl Connection {
             self.ending = Some(Ending::Client);
             return Ok(false);
         }
-        let caps = self.export.disk.caps();
-        let task = match self.rules.check(&request, &caps) {
+        let task = match self.check(&request) {
             Ok(task) => task,
             Err(refusal) => return self.skip(request, refusal),
         };
-        let needs = match task {
-            Task::Read { len, .. } | Task::Write { len, .. } => len,
-            _ => 0,
+        let (data, other) = match task {
+            Task::Read { len, .. } | Task::Write { len, .. } => (len, 0),
+            Task::BlockStatus { one, .. } => (0, self.status_cost(one)),
+            Task::Flush | Task::Erase(..) => (0, 0),
         };
+        let needs = data + other;
         if !self.has_memory(needs) {
             self.state = State::Waiting(request, needs);
             return Ok(false);
         }
-        let data = match needs {
+        let data = match data {
             0 => None,
             len => match self.pool.get(len) {
                 Some(data) => Some(data),
@@ -425,12 +436,27 @@ impl Connection {
                 }
             }
             // What has completed is stable then.
-            Task::Flush if !caps.flush => self.succeed(&request, None, 0),
+            Task::Flush if !self.caps.flush => self.succeed(&request, None, 0),
             Task::Flush => self.execute(request, OpKind::Flush, None),
             Task::Erase(pieces, flush) => self.erase(request, pieces, flush),
-            Task::BlockStatus { range, one } => self.block_status(&request, range, one, &caps),
+            Task::BlockStatus { range, one } => self.block_status(&request, range, one, needs),
         }
         Ok(true)
+    }
+
+    /// What a request asks for. A disk that has become smaller fails what lies behind its end by itself.
+    ///
+    /// # Errors
+    /// Why the request fails.
+    fn check(&mut self, request: &Request) -> Result<Task, Refusal> {
+        match self.rules.check(request, &self.caps) {
+            Err(refusal) if refusal.is_beyond => {
+                // It may have become larger.
+                self.caps = self.export.disk.caps();
+                self.rules.check(request, &self.caps)
+            }
+            checked => checked,
+        }
     }
 
     /// Fails a request, after its payload.
@@ -564,9 +590,8 @@ impl Connection {
             }
             Err(error) => error,
         };
-        drop(buf);
         if let Some(pages) = pages {
-            self.pool.put(pages);
+            self.pool.put(buf, pages);
         }
         self.memory -= cost;
         self.export.note(&OperationError {
@@ -603,7 +628,12 @@ impl Connection {
         add(&counting.errors, u64::from(!succeeded));
     }
 
-    fn push(&mut self, head: Vec<u8>, data: Option<(IoBuf, Arc<Pages>)>, cost: usize) {
-        self.output.push(Reply { head, data, cost });
+    fn push(&mut self, head: Head, more: Vec<u8>, data: Option<(IoBuf, Arc<Pages>)>, cost: usize) {
+        self.output.push(Reply {
+            head,
+            more,
+            data,
+            cost,
+        });
     }
 }

@@ -8,17 +8,52 @@ use std::io;
 use std::sync::Arc;
 
 use virtio_blk_core::disk::IoBuf;
+use virtio_blk_nbd::proto::Chunk;
 
-use crate::channel::{Channel, Moved, segment_of};
+use crate::channel::{Channel, Moved, Segments, segment_of};
 use crate::pages::{Pages, Pool};
 
 /// Replies in one call.
 const BATCH: usize = 32;
 
+/// Bytes: the longest header of a reply, and the offset in front of data.
+const HEAD: usize = Chunk::EXTENDED_LEN + 8;
+
+/// The header of a reply, with up to 8 bytes of its payload.
+#[derive(Clone, Copy)]
+pub(super) struct Head {
+    bytes: [u8; HEAD],
+    len: usize,
+}
+
+impl Head {
+    /// Of two parts, which together fit.
+    pub(super) fn of(header: &[u8], payload: &[u8]) -> Self {
+        let mut head = Self {
+            bytes: [0; HEAD],
+            len: 0,
+        };
+        for part in [header, payload] {
+            if let Some(place) = head.bytes.get_mut(head.len..head.len + part.len()) {
+                place.copy_from_slice(part);
+                head.len += part.len();
+            } else {
+                debug_assert!(false, "a header of {HEAD} bytes is too short");
+            }
+        }
+        head
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
 /// A reply, or what is left of it.
 pub(super) struct Reply {
-    /// Headers, and payloads that are no data of the disk's.
-    pub(super) head: Vec<u8>,
+    pub(super) head: Head,
+    /// Payloads that are no data of the disk's, and headers within them. Most replies have none.
+    pub(super) more: Vec<u8>,
     /// Data that follows, and its memory.
     pub(super) data: Option<(IoBuf, Arc<Pages>)>,
     /// Bytes of memory that the request has until the reply is sent.
@@ -27,7 +62,7 @@ pub(super) struct Reply {
 
 impl Reply {
     fn len(&self) -> usize {
-        self.head.len() + self.data.as_ref().map_or(0, |(buf, _)| buf.len())
+        self.head.len + self.more.len() + self.data.as_ref().map_or(0, |(buf, _)| buf.len())
     }
 }
 
@@ -37,11 +72,8 @@ pub(super) struct Output {
     replies: VecDeque<Reply>,
     /// Bytes of the first one that are sent.
     sent: usize,
-    segments: Vec<libc::iovec>,
+    segments: Segments,
 }
-
-// SAFETY: the segments are only filled and used within a call.
-unsafe impl Send for Output {}
 
 impl Output {
     pub(super) fn push(&mut self, reply: Reply) {
@@ -63,20 +95,23 @@ impl Output {
     pub(super) fn send(&mut self, channel: &mut Channel, pool: &mut Pool) -> io::Result<usize> {
         let mut cost = 0;
         while !self.replies.is_empty() {
-            self.segments.clear();
+            let segments = &mut self.segments.0;
+            segments.clear();
             let mut skip = self.sent;
             for reply in self.replies.iter().take(BATCH) {
-                if let Some(head) = reply.head.get(skip..).filter(|head| !head.is_empty()) {
-                    self.segments.push(segment_of(head));
+                for part in [reply.head.as_bytes(), &reply.more] {
+                    if let Some(left) = part.get(skip..).filter(|left| !left.is_empty()) {
+                        segments.push(segment_of(left));
+                    }
+                    skip = skip.saturating_sub(part.len());
                 }
                 if let Some((buf, _)) = &reply.data {
-                    let from = skip.saturating_sub(reply.head.len());
-                    buf.window(from, usize::MAX, usize::MAX, &mut self.segments);
+                    buf.window(skip, usize::MAX, usize::MAX, segments);
                 }
                 skip = 0;
             }
             // SAFETY: the segments are those of replies that stay until they are sent.
-            match unsafe { channel.send(&self.segments) }? {
+            match unsafe { channel.send(segments) }? {
                 Moved::WouldBlock => break,
                 Moved::End => return Err(io::ErrorKind::WriteZero.into()),
                 Moved::Bytes(bytes) => self.sent += bytes,
@@ -88,13 +123,12 @@ impl Output {
                 if let Some(reply) = self.replies.pop_front() {
                     cost += reply.cost;
                     if let Some((buf, pages)) = reply.data {
-                        drop(buf);
-                        pool.put(pages);
+                        pool.put(buf, pages);
                     }
                 }
             }
         }
-        self.segments.clear();
+        self.segments.0.clear();
         Ok(cost)
     }
 }

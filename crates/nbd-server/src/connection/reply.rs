@@ -6,12 +6,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Caps, DiskError, IoBuf};
+use virtio_blk_core::disk::{DiskError, IoBuf};
 use virtio_blk_nbd::proto::{
     BlockStatus, Chunk, ChunkError, ChunkFlags, ChunkKind, Command, Errno, ReplyMode, Request,
     SimpleReply, StatusExtent,
 };
 
+use super::output::Head;
 use super::{Connection, Refusal};
 use crate::context::{Context, allocation};
 use crate::export::OperationError;
@@ -35,7 +36,7 @@ pub(super) const fn operation_of(command: Command) -> &'static str {
     }
 }
 
-/// A chunk's header, and the beginning of its payload, of which `more` bytes follow.
+/// A chunk's header, and up to 8 bytes of its payload, of which `more` bytes follow.
 fn chunk(
     mode: ReplyMode,
     request: &Request,
@@ -43,7 +44,7 @@ fn chunk(
     last: bool,
     payload: &[u8],
     more: usize,
-) -> Vec<u8> {
+) -> Head {
     let header = Chunk {
         flags: ChunkFlags::NONE.with(ChunkFlags::DONE, last),
         kind,
@@ -52,7 +53,7 @@ fn chunk(
         length: (payload.len() + more) as u64,
     };
     let bytes = header.encode(mode);
-    [bytes.get(..Chunk::len(mode)).unwrap_or_default(), payload].concat()
+    Head::of(bytes.get(..Chunk::len(mode)).unwrap_or_default(), payload)
 }
 
 impl Connection {
@@ -67,8 +68,7 @@ impl Connection {
         let data = match data {
             Some(data) if request.command == Command::READ => Some(data),
             Some((buf, pages)) => {
-                drop(buf);
-                self.pool.put(pages);
+                self.pool.put(buf, pages);
                 None
             }
             None => None,
@@ -89,17 +89,17 @@ impl Connection {
                     error: Errno::OK,
                     cookie: request.cookie,
                 };
-                reply.encode().to_vec()
+                Head::of(&reply.encode(), &[])
             }
         };
-        self.push(head, data, left);
+        self.push(head, Vec::new(), data, left);
     }
 
     /// Replies that a request failed.
     pub(super) fn refuse(&mut self, request: &Request, refusal: &Refusal) {
         self.count(request, false);
         let mode = self.mode();
-        let head = match mode {
+        let (head, more) = match mode {
             ReplyMode::Simple => {
                 let error = match refusal.errno {
                     // Only a client with structured replies knows it.
@@ -110,7 +110,7 @@ impl Connection {
                     error,
                     cookie: request.cookie,
                 };
-                reply.encode().to_vec()
+                (Head::of(&reply.encode(), &[]), Vec::new())
             }
             ReplyMode::Structured | ReplyMode::Extended => {
                 let error = ChunkError {
@@ -118,21 +118,30 @@ impl Connection {
                     message: &refusal.text,
                     offset: None,
                 };
-                chunk(mode, request, error.kind(), true, &error.encode(), 0)
+                let payload = error.encode();
+                let head = chunk(mode, request, error.kind(), true, &[], payload.len());
+                (head, payload)
             }
         };
-        self.push(head, None, 0);
+        self.push(head, more, None, 0);
     }
 
-    /// Replies what a range is in the contexts that were agreed upon.
+    /// The most memory that a reply to a request for block status takes.
+    pub(super) fn status_cost(&self, one: bool) -> usize {
+        const EXTENT: usize = 16;
+        let extents = if one { 1 } else { MAX_EXTENTS };
+        self.contexts.len() * (Chunk::EXTENDED_LEN + 8 + extents * EXTENT)
+    }
+
+    /// Replies what a range is in the contexts that were agreed upon. `reserved`: memory that was set aside for the reply.
     pub(super) fn block_status(
         &mut self,
         request: &Request,
         range: Range<u64>,
         one: bool,
-        caps: &Caps,
+        reserved: usize,
     ) {
-        let block = u64::from(caps.align.guest_block);
+        let block = u64::from(self.caps.align.guest_block);
         let end = range.end.min(range.start + (MAX_STATUS - block));
         let range = range.start..end;
         let most = if one { 1 } else { MAX_EXTENTS };
@@ -141,7 +150,7 @@ impl Connection {
             ReplyMode::Extended => ChunkKind::BLOCK_STATUS_EXT,
             ReplyMode::Simple | ReplyMode::Structured => ChunkKind::BLOCK_STATUS,
         };
-        let mut head = Vec::new();
+        let mut all = Vec::new();
         for (id, context) in (0_u32..).zip(&self.contexts) {
             let extents = match context {
                 Context::Allocation => allocation(&*self.export.disk, range.clone(), block, most),
@@ -166,6 +175,7 @@ impl Connection {
                         len: request.length,
                         error: &error,
                     });
+                    self.memory -= reserved;
                     return self.refuse(request, &refusal);
                 }
             };
@@ -174,11 +184,14 @@ impl Connection {
                 context: id,
                 extents,
             };
-            head.extend_from_slice(&chunk(mode, request, kind, last, &status.encode(kind), 0));
+            let payload = status.encode(kind);
+            let head = chunk(mode, request, kind, last, &[], payload.len());
+            all.extend_from_slice(head.as_bytes());
+            all.extend_from_slice(&payload);
         }
         self.count(request, true);
-        let cost = head.len();
-        self.memory += cost;
-        self.push(head, None, cost);
+        let cost = all.len().min(reserved);
+        self.memory -= reserved - cost;
+        self.push(Head::of(&[], &[]), all, None, cost);
     }
 }

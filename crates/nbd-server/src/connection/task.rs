@@ -13,6 +13,8 @@ use virtio_blk_nbd::proto::{Command, CommandFlags, Errno, MAX_PAYLOAD, ReplyMode
 pub(super) struct Refusal {
     pub(super) errno: Errno,
     pub(super) text: String,
+    /// The range ends behind the capacity, which may be an old one.
+    pub(super) is_beyond: bool,
 }
 
 impl Refusal {
@@ -20,6 +22,15 @@ impl Refusal {
         Self {
             errno,
             text: text.into(),
+            is_beyond: false,
+        }
+    }
+
+    /// What a request beyond the end fails with.
+    const fn beyond(command: Command) -> Errno {
+        match command {
+            Command::WRITE | Command::WRITE_ZEROES => Errno::NOSPC,
+            _ => Errno::INVAL,
         }
     }
 
@@ -27,8 +38,7 @@ impl Refusal {
     pub(super) fn of_disk(error: &DiskError, command: Command) -> Self {
         let errno = match error {
             DiskError::Unsupported => Errno::NOTSUP,
-            DiskError::OutOfRange if command == Command::READ => Errno::INVAL,
-            DiskError::OutOfRange => Errno::NOSPC,
+            DiskError::OutOfRange => Self::beyond(command),
             DiskError::ReadOnly => Errno::PERM,
             DiskError::Misaligned => Errno::INVAL,
             error => match error.errno() {
@@ -151,8 +161,10 @@ impl Rules {
             return invalid("a length of 0");
         }
         if !caps.contains(offset, length) {
-            let errno = if changes { Errno::NOSPC } else { Errno::INVAL };
-            return Err(Refusal::new(errno, "beyond the end of the export"));
+            return Err(Refusal {
+                is_beyond: true,
+                ..Refusal::new(Refusal::beyond(command), "beyond the end of the export")
+            });
         }
         let block = u64::from(caps.align.guest_block);
         if (offset | length) & (block - 1) != 0 {

@@ -145,8 +145,7 @@ impl Link {
         match &state.phase {
             Phase::Up(session) => peer.is_none() || session.peer == peer,
             Phase::Down(down) => {
-                down.epoch != self.shared.durability.epoch()
-                    || peer.is_some() && down.peer == peer
+                down.epoch != self.shared.durability.epoch() || peer.is_some() && down.peer == peer
             }
         }
     }
