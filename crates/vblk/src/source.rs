@@ -19,6 +19,7 @@ use virtio_blk_disks::disk_arg::{
 use virtio_blk_disks::{DiskArg, Engine, RawDisk, RawOptions};
 use virtio_blk_nbd::NbdOptions;
 use virtio_blk_qcow2::Qcow2File;
+use virtio_blk_rbd::RbdOptions;
 
 use crate::report::{self, describe};
 
@@ -29,6 +30,7 @@ pub const KINDS: DiskKinds<'static> = DiskKinds::new(&[
     DiskKind::of::<MemoryOptions>(),
     DiskKind::of::<NullOptions>(),
     DiskKind::of::<NbdOptions>(),
+    DiskKind::of::<RbdOptions>(),
     DiskKind::of::<VdpaOptions>(),
 ]);
 

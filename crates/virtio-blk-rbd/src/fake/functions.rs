@@ -1,0 +1,483 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The functions of the library.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{COMPLETION, Completion, Fake, IMAGE, OBJECT, POOL, RADOS, WATCH, fake};
+use crate::api::{Api, Callback, DiffCallback, Handle, Progress, UpdateCallback};
+
+/// The table.
+pub(crate) fn api() -> &'static Api {
+    static API: Api = Api {
+        rados_create,
+        rados_conf_read_file,
+        rados_conf_set,
+        rados_conf_get,
+        rados_connect,
+        rados_shutdown,
+        rados_cluster_fsid,
+        rados_get_instance_id,
+        rados_ioctx_create,
+        rados_ioctx_destroy,
+        rados_ioctx_get_id,
+        rados_ioctx_set_namespace,
+        rbd_open,
+        rbd_open_read_only,
+        rbd_close,
+        rbd_get_size,
+        rbd_get_features,
+        rbd_get_stripe_unit,
+        rbd_get_id,
+        rbd_resize2,
+        rbd_list_lockers,
+        rbd_lock_break,
+        rbd_update_watch,
+        rbd_update_unwatch,
+        rbd_diff_iterate2,
+        rbd_aio_create_completion,
+        rbd_aio_release,
+        rbd_aio_get_return_value,
+        rbd_aio_readv,
+        rbd_aio_writev,
+        rbd_aio_discard,
+        rbd_aio_flush,
+        rbd_aio_write_zeroes: Some(rbd_aio_write_zeroes),
+    };
+    &API
+}
+
+/// Leaves the function with its error if it has to fail.
+macro_rules! may_fail {
+    ($fake:expr, $name:expr) => {
+        if let Err(code) = $fake.call($name) {
+            return code;
+        }
+    };
+}
+
+// SAFETY of all of them: called as the headers say, with handles that this library gave.
+
+unsafe fn word(text: *const c_char) -> String {
+    if text.is_null() {
+        return String::new();
+    }
+    unsafe { CStr::from_ptr(text) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+unsafe fn put(text: &str, buffer: *mut c_char, len: usize) -> c_int {
+    if text.len() >= len {
+        return -libc::ERANGE;
+    }
+    unsafe {
+        std::ptr::copy_nonoverlapping(text.as_ptr().cast(), buffer, text.len());
+        buffer.add(text.len()).write(0);
+    }
+    0
+}
+
+unsafe extern "C" fn rados_create(out: *mut Handle, id: *const c_char) -> c_int {
+    let Some(found) = Fake::find(&unsafe { word(id) }) else {
+        return -libc::ENOENT;
+    };
+    may_fail!(found, "rados_create");
+    found.count(RADOS, 1);
+    unsafe { *out = Handle(Arc::as_ptr(&found).cast_mut().cast()) };
+    0
+}
+
+unsafe extern "C" fn rados_conf_read_file(rados: Handle, _: *const c_char) -> c_int {
+    may_fail!(unsafe { fake(rados) }, "rados_conf_read_file");
+    0
+}
+
+unsafe extern "C" fn rados_conf_set(
+    rados: Handle,
+    name: *const c_char,
+    value: *const c_char,
+) -> c_int {
+    let fake = unsafe { fake(rados) };
+    may_fail!(fake, "rados_conf_set");
+    let (name, value) = unsafe { (word(name), word(value)) };
+    fake.settings.lock().unwrap().insert(name, value);
+    0
+}
+
+unsafe extern "C" fn rados_conf_get(
+    rados: Handle,
+    _: *const c_char,
+    buffer: *mut c_char,
+    len: usize,
+) -> c_int {
+    may_fail!(unsafe { fake(rados) }, "rados_conf_get");
+    unsafe { put("65536", buffer, len) }
+}
+
+unsafe extern "C" fn rados_connect(rados: Handle) -> c_int {
+    may_fail!(unsafe { fake(rados) }, "rados_connect");
+    0
+}
+
+unsafe extern "C" fn rados_shutdown(rados: Handle) {
+    let fake = unsafe { fake(rados) };
+    let open = fake.opened();
+    assert!(open[POOL] < open[RADOS], "the pool is closed first");
+    fake.count(RADOS, -1);
+}
+
+unsafe extern "C" fn rados_cluster_fsid(rados: Handle, buffer: *mut c_char, len: usize) -> c_int {
+    may_fail!(unsafe { fake(rados) }, "rados_cluster_fsid");
+    unsafe { put("fsid", buffer, len) }
+}
+
+unsafe extern "C" fn rados_get_instance_id(_: Handle) -> u64 {
+    4242
+}
+
+unsafe extern "C" fn rados_ioctx_create(
+    rados: Handle,
+    _: *const c_char,
+    out: *mut Handle,
+) -> c_int {
+    let fake = unsafe { fake(rados) };
+    may_fail!(fake, "rados_ioctx_create");
+    fake.count(POOL, 1);
+    unsafe { *out = rados };
+    0
+}
+
+unsafe extern "C" fn rados_ioctx_destroy(pool: Handle) {
+    let fake = unsafe { fake(pool) };
+    let open = fake.opened();
+    assert!(open[IMAGE] < open[POOL], "images are closed first");
+    fake.count(POOL, -1);
+}
+
+unsafe extern "C" fn rados_ioctx_get_id(_: Handle) -> i64 {
+    1
+}
+
+unsafe extern "C" fn rados_ioctx_set_namespace(_: Handle, _: *const c_char) {}
+
+unsafe extern "C" fn rbd_open(
+    pool: Handle,
+    _: *const c_char,
+    out: *mut Handle,
+    _: *const c_char,
+) -> c_int {
+    let fake = unsafe { fake(pool) };
+    may_fail!(fake, "rbd_open");
+    fake.count(IMAGE, 1);
+    unsafe { *out = pool };
+    0
+}
+
+unsafe extern "C" fn rbd_open_read_only(
+    pool: Handle,
+    _: *const c_char,
+    out: *mut Handle,
+    _: *const c_char,
+) -> c_int {
+    let fake = unsafe { fake(pool) };
+    may_fail!(fake, "rbd_open_read_only");
+    fake.count(IMAGE, 1);
+    unsafe { *out = pool };
+    0
+}
+
+unsafe extern "C" fn rbd_close(image: Handle) -> c_int {
+    let fake = unsafe { fake(image) };
+    let failed = fake.call("rbd_close");
+    let open = fake.opened();
+    assert!(open[WATCH] < open[IMAGE], "nobody watches any more");
+    assert_eq!(open[COMPLETION], 0, "nothing is in flight");
+    fake.count(IMAGE, -1);
+    failed.err().unwrap_or(0)
+}
+
+unsafe extern "C" fn rbd_get_size(image: Handle, out: *mut u64) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_get_size");
+    unsafe { *out = fake.content().len() as u64 };
+    0
+}
+
+unsafe extern "C" fn rbd_get_features(image: Handle, out: *mut u64) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_get_features");
+    unsafe { *out = fake.features.load(Ordering::Relaxed) };
+    0
+}
+
+unsafe extern "C" fn rbd_get_stripe_unit(image: Handle, out: *mut u64) -> c_int {
+    may_fail!(unsafe { fake(image) }, "rbd_get_stripe_unit");
+    unsafe { *out = OBJECT as u64 };
+    0
+}
+
+unsafe extern "C" fn rbd_get_id(image: Handle, buffer: *mut c_char, len: usize) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_get_id");
+    unsafe { put(&fake.user, buffer, len) }
+}
+
+unsafe extern "C" fn rbd_resize2(
+    image: Handle,
+    bytes: u64,
+    _: bool,
+    progress: Progress,
+    data: *mut c_void,
+) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_resize2");
+    unsafe { progress(1, 1, data) };
+    fake.resize(bytes as usize);
+    0
+}
+
+unsafe extern "C" fn rbd_list_lockers(
+    image: Handle,
+    exclusive: *mut c_int,
+    tag: *mut c_char,
+    tag_len: *mut usize,
+    clients: *mut c_char,
+    clients_len: *mut usize,
+    cookies: *mut c_char,
+    cookies_len: *mut usize,
+    addresses: *mut c_char,
+    addresses_len: *mut usize,
+) -> isize {
+    let fake = unsafe { fake(image) };
+    if let Err(code) = fake.call("rbd_list_lockers") {
+        return code as isize;
+    }
+    let lockers = fake.lockers.lock().unwrap();
+    let names: Vec<&str> = lockers.iter().map(|locker| locker.0.as_str()).collect();
+    let places: Vec<&str> = lockers.iter().map(|locker| locker.1.as_str()).collect();
+    unsafe {
+        *exclusive = 1;
+        put("internal", tag, *tag_len);
+        put(&names.join("\0"), clients, *clients_len);
+        put(
+            &vec!["auto 1"; names.len()].join("\0"),
+            cookies,
+            *cookies_len,
+        );
+        put(&places.join("\0"), addresses, *addresses_len);
+    }
+    lockers.len() as isize
+}
+
+unsafe extern "C" fn rbd_lock_break(image: Handle, _: c_int, owner: *const c_char) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_lock_break");
+    fake.broken.lock().unwrap().push(unsafe { word(owner) });
+    0
+}
+
+unsafe extern "C" fn rbd_update_watch(
+    image: Handle,
+    number: *mut u64,
+    callback: UpdateCallback,
+    argument: *mut c_void,
+) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_update_watch");
+    fake.count(WATCH, 1);
+    *fake.watch.lock().unwrap() = Some((callback, argument as usize));
+    unsafe { *number = 7 };
+    0
+}
+
+unsafe extern "C" fn rbd_update_unwatch(image: Handle, number: u64) -> c_int {
+    let fake = unsafe { fake(image) };
+    assert_eq!(number, 7);
+    fake.count(WATCH, -1);
+    may_fail!(fake, "rbd_update_unwatch");
+    *fake.watch.lock().unwrap() = None;
+    0
+}
+
+unsafe extern "C" fn rbd_diff_iterate2(
+    image: Handle,
+    _: *const c_char,
+    offset: u64,
+    len: u64,
+    _: u8,
+    _: u8,
+    callback: DiffCallback,
+    argument: *mut c_void,
+) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_diff_iterate2");
+    let data = fake.content();
+    let (mut at, end) = (offset as usize, (offset + len) as usize);
+    while at < end {
+        let until = ((at / OBJECT + 1) * OBJECT).min(end);
+        if data[at..until].iter().any(|byte| *byte != 0) {
+            let code = unsafe { callback(at as u64, until - at, 1, argument) };
+            if code < 0 {
+                return code;
+            }
+        }
+        at = until;
+    }
+    0
+}
+
+unsafe extern "C" fn rbd_aio_create_completion(
+    argument: *mut c_void,
+    callback: Callback,
+    out: *mut Handle,
+) -> c_int {
+    let completion = Box::new(Completion {
+        argument,
+        callback,
+        returned: 0,
+        fake: None,
+    });
+    unsafe { *out = Handle(Box::into_raw(completion).cast()) };
+    0
+}
+
+unsafe extern "C" fn rbd_aio_release(completion: Handle) {
+    let completion = unsafe { Box::from_raw(completion.0.cast::<Completion>()) };
+    if let Some(fake) = completion.fake {
+        fake.count(COMPLETION, -1);
+    }
+}
+
+unsafe extern "C" fn rbd_aio_get_return_value(completion: Handle) -> isize {
+    unsafe { (*completion.0.cast::<Completion>()).returned }
+}
+
+/// Starts an operation that does `work` when its time has come. A name with `late ` in front fails then, and the name
+/// itself at once.
+unsafe fn operation(
+    image: Handle,
+    names: (&'static str, &'static str),
+    completion: Handle,
+    work: impl FnOnce(&Fake) -> isize + Send + 'static,
+) -> c_int {
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, names.0);
+    let owner = Fake::find(&fake.user).unwrap();
+    fake.count(COMPLETION, 1);
+    unsafe { (*completion.0.cast::<Completion>()).fake = Some(owner) };
+    fake.later(Box::new(move || {
+        let returned = match fake.call(names.1) {
+            Err(code) => code as isize,
+            Ok(()) => work(fake),
+        };
+        // SAFETY: the completion is there until its owner was told.
+        unsafe {
+            let inside = completion.0.cast::<Completion>();
+            (*inside).returned = returned;
+            ((*inside).callback)(completion, (*inside).argument);
+        }
+    }));
+    0
+}
+
+/// Addresses of segments, as they are when the operation is done.
+struct Segments(*const libc::iovec, usize);
+// SAFETY: the submitter keeps them until the completion.
+unsafe impl Send for Segments {}
+
+impl Segments {
+    /// Addresses and lengths.
+    fn all(&self) -> Vec<(*mut u8, usize)> {
+        let all = unsafe { std::slice::from_raw_parts(self.0, self.1) };
+        all.iter()
+            .map(|one| (one.iov_base.cast(), one.iov_len))
+            .collect()
+    }
+}
+
+unsafe extern "C" fn rbd_aio_readv(
+    image: Handle,
+    segments: *const libc::iovec,
+    count: c_int,
+    offset: u64,
+    completion: Handle,
+) -> c_int {
+    let segments = Segments(segments, count as usize);
+    let work = move |fake: &Fake| {
+        let data = fake.content();
+        let mut at = offset as usize;
+        for (base, len) in segments.all() {
+            let part = data.get(at..).unwrap_or_default();
+            let part = &part[..part.len().min(len)];
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), base, part.len()) };
+            at += part.len();
+        }
+        at as isize - offset as isize
+    };
+    let names = ("rbd_aio_readv", "late rbd_aio_readv");
+    unsafe { operation(image, names, completion, work) }
+}
+
+unsafe extern "C" fn rbd_aio_writev(
+    image: Handle,
+    segments: *const libc::iovec,
+    count: c_int,
+    offset: u64,
+    completion: Handle,
+) -> c_int {
+    let segments = Segments(segments, count as usize);
+    let work = move |fake: &Fake| {
+        let mut data = fake.content();
+        let mut at = offset as usize;
+        for (base, len) in segments.all() {
+            let part = &mut data[at..at + len];
+            unsafe { std::ptr::copy_nonoverlapping(base.cast_const(), part.as_mut_ptr(), len) };
+            at += len;
+        }
+        0
+    };
+    let names = ("rbd_aio_writev", "late rbd_aio_writev");
+    unsafe { operation(image, names, completion, work) }
+}
+
+unsafe extern "C" fn rbd_aio_discard(
+    image: Handle,
+    offset: u64,
+    len: u64,
+    completion: Handle,
+) -> c_int {
+    let work = move |fake: &Fake| {
+        fake.content()[offset as usize..(offset + len) as usize].fill(0);
+        0
+    };
+    let names = ("rbd_aio_discard", "late rbd_aio_discard");
+    unsafe { operation(image, names, completion, work) }
+}
+
+unsafe extern "C" fn rbd_aio_write_zeroes(
+    image: Handle,
+    offset: u64,
+    len: usize,
+    completion: Handle,
+    flags: c_int,
+    _: c_int,
+) -> c_int {
+    let work = move |fake: &Fake| {
+        fake.content()[offset as usize..offset as usize + len].fill(0);
+        0
+    };
+    let names = match flags {
+        0 => ("rbd_aio_write_zeroes", "late rbd_aio_write_zeroes"),
+        _ => ("rbd_aio_write_zeroes thick", "late rbd_aio_write_zeroes"),
+    };
+    unsafe { operation(image, names, completion, work) }
+}
+
+unsafe extern "C" fn rbd_aio_flush(image: Handle, completion: Handle) -> c_int {
+    let names = ("rbd_aio_flush", "late rbd_aio_flush");
+    unsafe { operation(image, names, completion, |_| 0) }
+}

@@ -1,0 +1,399 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! An open image.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use crate::api::{Api, FEATURE_EXCLUSIVE_LOCK, Handle, LOCK_EXCLUSIVE};
+use crate::caps::Shape;
+use crate::claim::{Claim, Client, file_name};
+use crate::cluster::{Cluster, checked, pointer, string, text};
+use crate::size::Size;
+use crate::watch::{Watch, ask};
+use crate::{RbdError, RbdOptions};
+
+/// How long opening an image waits for the cluster.
+pub(crate) const OPEN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long closing an image is waited for: then nothing waits for it any more.
+const CLOSE_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 2000 });
+/// Bytes of each list of lockers. There is one locker at most with the kind of lock that counts.
+const LIST: usize = 4096;
+
+/// What operations go to.
+pub(crate) struct Target {
+    pub api: &'static Api,
+    pub handle: Handle,
+    /// As it is written on command lines.
+    pub name: String,
+    /// Another client took the image away; that was said.
+    fenced: AtomicBool,
+}
+
+impl Target {
+    /// An operation has failed.
+    pub(crate) fn failed(&self, errno: i32) {
+        // `EBLOCKLISTED` of the OSDs.
+        if errno == libc::ESHUTDOWN && !self.fenced.swap(true, Ordering::Relaxed) {
+            log::error!(
+                "{}: the cluster no longer takes anything from this process: another client broke its lock on the \
+                 image. Every operation fails until the disk is opened anew",
+                self.name
+            );
+        }
+    }
+}
+
+/// An open image. Dropping it closes it, on a thread that is waited for a short time only, as the cluster may be gone.
+pub(crate) struct Image {
+    target: Arc<Target>,
+    size: Arc<Size>,
+    shape: Shape,
+    /// Until it is closed.
+    opened: Option<Opened>,
+}
+
+/// What has to be closed, from the first to the last.
+struct Opened {
+    watch: Option<Watch>,
+    handle: OpenHandle,
+    cluster: Cluster,
+    claim: Option<Claim>,
+}
+
+/// The handle of an image. Dropping it closes it.
+struct OpenHandle {
+    api: &'static Api,
+    image: Handle,
+    name: String,
+}
+
+impl Drop for OpenHandle {
+    fn drop(&mut self) {
+        // SAFETY: open, and closed once; no operation is in flight, as each queue waits for its own and keeps the image
+        // meanwhile.
+        let code = unsafe { (self.api.rbd_close)(self.image) };
+        if code < 0 {
+            let error = RbdError::call("close the image", code.into(), "");
+            log::warn!("{}: {error}", self.name);
+        }
+    }
+}
+
+impl Image {
+    /// Opens an image. Waits for the cluster for a bounded time: what it does later is undone when it has.
+    ///
+    /// # Errors
+    /// What is wrong, with what to do.
+    pub(crate) fn open(
+        api: &'static Api,
+        options: &RbdOptions,
+        patience: Duration,
+    ) -> Result<Self, RbdError> {
+        let (send, receive) = channel();
+        let name = options.name().to_string();
+        let failed = |source| RbdError::Call {
+            what: format!("open {name}"),
+            source,
+            hint: String::new(),
+        };
+        let own = options.clone();
+        std::thread::Builder::new()
+            .name("rbd-open".to_owned())
+            .spawn(move || {
+                // Nobody may be there any more: it is closed then.
+                let _ = send.send(Self::try_open(api, &own));
+            })
+            .map_err(failed)?;
+        match receive.recv_timeout(patience) {
+            Ok(opened) => opened,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
+                Err(RbdError::Silent {
+                    what: name,
+                    seconds: patience.as_secs(),
+                    conf: options.words(),
+                })
+            }
+        }
+    }
+
+    fn try_open(api: &'static Api, options: &RbdOptions) -> Result<Self, RbdError> {
+        let name = format!("rbd:{}", options.name());
+        let cluster = Cluster::connect(api, options)?;
+        let handle = open_handle(api, &cluster, options)?;
+        let mut opened = Opened {
+            watch: None,
+            handle,
+            cluster,
+            claim: None,
+        };
+        let image = opened.handle.image;
+        if !options.is_read_only() {
+            opened.claim = opened.take_over(options)?;
+        }
+        // SAFETY: open, and this call does not end before the library's.
+        let bytes = unsafe { ask(api, image) }?;
+        let size = Arc::new(Size::new(name.clone(), bytes));
+        if options.name().snapshot().is_none() {
+            // SAFETY: the image is closed after the watch has ended, see `Opened::close`.
+            let watch = unsafe { Watch::start(api, image, &name, size.clone()) }?;
+            opened.watch = Some(watch);
+        }
+        let shape = Shape {
+            stripe_unit: stripe_unit(api, image),
+            discard: opened.cluster.number(c"rbd_discard_granularity_bytes"),
+            write_zeroes: api.rbd_aio_write_zeroes.is_some(),
+            read_only: options.is_read_only(),
+        };
+        Ok(Self {
+            target: Arc::new(Target {
+                api,
+                handle: image,
+                name,
+                fenced: AtomicBool::new(false),
+            }),
+            size,
+            shape,
+            opened: Some(opened),
+        })
+    }
+
+    pub(crate) const fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    pub(crate) const fn size(&self) -> &Arc<Size> {
+        &self.size
+    }
+
+    pub(crate) const fn shape(&self) -> &Shape {
+        &self.shape
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let Some(opened) = self.opened.take() else {
+            return;
+        };
+        let (send, receive) = channel();
+        let thread = std::thread::Builder::new()
+            .name("rbd-close".to_owned())
+            .spawn(move || {
+                opened.close();
+                let _ = send.send(());
+            });
+        let name = &self.target.name;
+        if thread.is_err() {
+            log::warn!("{name}: there is no thread to close the image, so it was closed here");
+        }
+        if let Err(RecvTimeoutError::Timeout) = receive.recv_timeout(CLOSE_PATIENCE) {
+            log::warn!(
+                "{name}: the cluster does not respond while the image is closed; nothing waits for that any more"
+            );
+        }
+    }
+}
+
+impl Opened {
+    fn close(self) {
+        let Self {
+            watch,
+            handle,
+            cluster,
+            claim,
+        } = self;
+        if let Some(watch) = watch {
+            watch.end();
+        }
+        drop(handle);
+        drop(cluster);
+        if let Some(mut claim) = claim {
+            // What stands there names nobody who has a lock, so it does no harm if it stays.
+            let _ = claim.clear();
+        }
+    }
+
+    /// Claims the image on this host, and takes its lock away from a predecessor that was killed.
+    ///
+    /// # Errors
+    /// Another process has the image, or the directory can't be used.
+    fn take_over(&self, options: &RbdOptions) -> Result<Option<Claim>, RbdError> {
+        let OpenHandle { api, image, name } = &self.handle;
+        let mut features = 0;
+        // SAFETY: open; the number is there to be written.
+        let code = unsafe { (api.rbd_get_features)(*image, &raw mut features) };
+        checked(
+            code,
+            || format!("ask for the features of {name}"),
+            String::new,
+        )?;
+        if features & FEATURE_EXCLUSIVE_LOCK == 0 {
+            log::warn!(
+                "{name}: the image has no exclusive lock, so nothing fences off other writers: `rbd{} feature enable {} \
+                 exclusive-lock` gives it one",
+                options.words(),
+                options.name()
+            );
+        }
+        let Some(directory) = options.state_directory() else {
+            return Ok(None);
+        };
+        let mut id: [c_char; 128] = [0; 128];
+        // SAFETY: open; the buffer has that length.
+        let code = unsafe { (api.rbd_get_id)(*image, id.as_mut_ptr(), id.len()) };
+        checked(code, || format!("ask for the id of {name}"), String::new)?;
+        let file = file_name(
+            &self.cluster.fsid()?,
+            self.cluster.pool_id(),
+            options.name().namespace(),
+            &string(&id),
+        );
+        let (mut claim, before) = Claim::take(&directory, &file)?;
+        if let Some(before) = before
+            && features & FEATURE_EXCLUSIVE_LOCK != 0
+        {
+            self.break_lock(&before);
+        }
+        claim
+            .note(&Client::new(self.cluster.instance()))
+            .map_err(|source| RbdError::Call {
+                what: format!("write to {}", directory.display()),
+                source,
+                hint: "name another directory with state=DIR, or state=off".to_owned(),
+            })?;
+        Ok(Some(claim))
+    }
+
+    /// Takes the image's lock away from a client that is known to be dead, if it has it.
+    fn break_lock(&self, dead: &Client) {
+        let OpenHandle { api, image, name } = &self.handle;
+        let Some(address) = self.address_of_locker(dead) else {
+            return;
+        };
+        let Ok(owner) = text(&address, "the address") else {
+            return;
+        };
+        let began = Instant::now();
+        // SAFETY: open; the address ends in zero. The library looks again whether it is that client's lock.
+        let code = unsafe { (api.rbd_lock_break)(*image, LOCK_EXCLUSIVE, owner.as_ptr()) };
+        if code < 0 {
+            let error = RbdError::call(
+                format!(
+                    "break the lock of {} ({address}), which was killed",
+                    dead.name()
+                ),
+                code.into(),
+                "the first write waits until the cluster gives it up, half a minute. The user needs `profile rbd` to \
+                 break it",
+            );
+            log::warn!("{name}: {error}");
+        } else {
+            log::info!(
+                "{name}: broke the lock of {} ({address}), which was killed: {} ms",
+                dead.name(),
+                began.elapsed().as_millis()
+            );
+        }
+    }
+
+    /// The address of a client, if it has a lock on the image.
+    fn address_of_locker(&self, client: &Client) -> Option<String> {
+        let OpenHandle { api, image, .. } = &self.handle;
+        let mut exclusive = 0;
+        let mut lists: [Vec<c_char>; 4] = std::array::from_fn(|_| vec![0; LIST]);
+        let mut lengths = [LIST; 4];
+        let [tag, clients, cookies, addresses] = &mut lists;
+        let [tag_len, clients_len, cookies_len, addresses_len] = &mut lengths;
+        // SAFETY: open; each buffer has the length that is given with it.
+        let count = unsafe {
+            (api.rbd_list_lockers)(
+                *image,
+                &raw mut exclusive,
+                tag.as_mut_ptr(),
+                tag_len,
+                clients.as_mut_ptr(),
+                clients_len,
+                cookies.as_mut_ptr(),
+                cookies_len,
+                addresses.as_mut_ptr(),
+                addresses_len,
+            )
+        };
+        let count = usize::try_from(count).ok()?;
+        let at = entries(clients)
+            .take(count)
+            .position(|name| name == client.name())?;
+        entries(addresses).take(count).nth(at)
+    }
+}
+
+/// The texts of a list, each up to its zero byte.
+fn entries(list: &[c_char]) -> impl Iterator<Item = String> {
+    list.split(|byte| *byte == 0).map(string)
+}
+
+fn open_handle(
+    api: &'static Api,
+    cluster: &Cluster,
+    options: &RbdOptions,
+) -> Result<OpenHandle, RbdError> {
+    let name = options.name();
+    let image = text(name.image(), "the image's name")?;
+    let snapshot = name
+        .snapshot()
+        .map(|snapshot| text(snapshot, "the snapshot's name"))
+        .transpose()?;
+    let open = if options.is_read_only() {
+        api.rbd_open_read_only
+    } else {
+        api.rbd_open
+    };
+    let mut handle = Handle::NONE;
+    // SAFETY: the pool is open for as long as the image, see `Opened`; the names end in zero or are null; the handle is
+    // there to be written.
+    let code = unsafe {
+        open(
+            cluster.pool(),
+            image.as_ptr(),
+            &raw mut handle,
+            pointer(snapshot.as_deref()),
+        )
+    };
+    let hint = || match -code {
+        libc::ENOENT if snapshot.is_some() => format!(
+            "`rbd{words} ls {}` shows the images there are, `rbd{words} snap ls` their snapshots",
+            name.place(),
+            words = options.words()
+        ),
+        libc::ENOENT => format!(
+            "`rbd{words} ls {}` shows those there are, and `rbd{words} create {name} --size 8G` makes it",
+            name.place(),
+            words = options.words()
+        ),
+        libc::EPERM | libc::EACCES => format!(
+            "client.{} needs `profile rbd` for the pool {}",
+            options.user().unwrap_or("admin"),
+            name.pool()
+        ),
+        _ => String::new(),
+    };
+    checked(code, || format!("open the image {name}"), hint)?;
+    Ok(OpenHandle {
+        api,
+        image: handle,
+        name: format!("rbd:{name}"),
+    })
+}
+
+/// Bytes of the image that lie together in one object.
+fn stripe_unit(api: &Api, image: Handle) -> Option<u64> {
+    let mut bytes = 0;
+    // SAFETY: open; the number is there to be written.
+    let code = unsafe { (api.rbd_get_stripe_unit)(image, &raw mut bytes) };
+    (code >= 0).then_some(bytes)
+}
