@@ -93,6 +93,9 @@ struct Compare {
     /// Only servers whose disk and name, for example "raw vblk sync", contain this. Can be repeated.
     #[arg(long)]
     only: Vec<String>,
+    /// Only these parts of the comparison on qcow2.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    parts: Vec<compare::Part>,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -192,6 +195,7 @@ fn compare(args: Compare) -> Result<(), Error> {
         depths: args.depths,
         polls: args.client.iter().map(|&w| w == Wait::Poll).collect(),
         only: args.only,
+        parts: args.parts,
     };
     for row in compare::run(&config, |step| eprintln!("{step}"))? {
         println!("{}", json(&row)?);

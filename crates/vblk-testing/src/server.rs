@@ -39,6 +39,10 @@ pub enum Disk {
         path: PathBuf,
         /// As of a raw image.
         engine: Option<String>,
+        /// Past the page cache.
+        direct: bool,
+        /// On the backing file that it names.
+        backing: bool,
     },
     /// A DISK with layers, as `vblk` writes it. Only `vblk` has it.
     Named(String),
@@ -199,12 +203,23 @@ fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
                 disk.push(engine);
             }
         }
-        Disk::Qcow2 { path, engine } => {
+        Disk::Qcow2 {
+            path,
+            engine,
+            direct,
+            backing,
+        } => {
             disk.push("qcow2:");
             disk.push(path);
             if let Some(engine) = engine {
                 disk.push(",engine=");
                 disk.push(engine);
+            }
+            if *direct {
+                disk.push(",direct=on");
+            }
+            if *backing {
+                disk.push(",backing=allow");
             }
         }
         Disk::Named(name) => disk.push(name),
@@ -236,7 +251,16 @@ fn qemu_storage_daemon(config: &Config, socket: &Path) -> Result<Command, Error>
                 blockdev.push(engine);
             }
         }
-        Disk::Qcow2 { path, engine } => {
+        Disk::Qcow2 {
+            path,
+            engine,
+            direct,
+            // The peer opens it without being asked.
+            backing: _,
+        } => {
+            if *direct {
+                blockdev.push("cache.direct=on,file.cache.direct=on,");
+            }
             blockdev.push("driver=qcow2,discard=unmap,file.driver=file,file.discard=unmap,");
             blockdev.push("file.filename=");
             blockdev.push(path);

@@ -57,12 +57,7 @@ pub fn run(
             read_only: false,
         })?;
         for &depth in depths {
-            let load = Load {
-                write: false,
-                depth,
-                poll,
-                fresh: false,
-            };
+            let load = Load::reads(depth, poll);
             let rounds = (0..rounds)
                 .map(|_| Ok(load::run(&server.socket(), server.pid(), load, time)?.iops))
                 .collect::<Result<Vec<f64>, Error>>()?;

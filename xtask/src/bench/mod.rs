@@ -31,6 +31,9 @@ pub struct Args {
     /// The format of the image that the servers serve
     #[arg(long, value_enum, default_value_t)]
     image: servers::Image,
+    /// Only these parts of the comparison on qcow2, of those that `vblk-testing compare --help` tells [default: all]
+    #[arg(long, value_delimiter = ',', conflicts_with = "write")]
+    parts: Vec<String>,
     /// Only measure the vDPA layer and the I/O TLB (needs valgrind)
     #[arg(long, conflicts_with_all = ["cost", "servers"])]
     vdpa: bool,
@@ -90,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         instructions: wants(args.cost).then(cost::measure).transpose()?,
         layers: wants(args.cost).then(layers::measure).transpose()?,
         servers: wants(args.servers)
-            .then(|| servers::measure(args.image, args.seconds, args.rounds, args.dir.as_deref()))
+            .then(|| servers::measure(args))
             .transpose()?,
         vdpa: wants(args.vdpa).then(vdpa::measure).transpose()?,
         paths: wants(args.paths).then(paths::measure).transpose()?,
