@@ -9,26 +9,31 @@ const MAX_PIECES: usize = 256;
 
 /// Which bytes of a read have come: each may come once.
 #[derive(Debug, Default)]
-pub(crate) struct Coverage(Vec<(u64, u64)>);
+pub(crate) struct Coverage {
+    /// All before this byte: what comes in order needs no list.
+    head: u64,
+    /// Pieces behind it, in order, which do not touch each other.
+    pieces: Vec<(u64, u64)>,
+}
 
 impl Coverage {
     /// None has.
     pub(crate) fn clear(&mut self) {
-        self.0.clear();
+        self.head = 0;
+        self.pieces.clear();
     }
 
     /// Bytes from `start` to `end` come, in a read that has them. `false` if some of them came before, or if there
     /// are too many pieces.
     pub(crate) fn add(&mut self, start: u64, end: u64) -> bool {
-        if let Some(last) = self.0.last_mut()
-            && last.1 == start
-        {
-            last.1 = end;
-            return true;
+        if start <= self.head {
+            return start == self.head && self.extend(end);
         }
-        let at = self.0.partition_point(|piece| piece.0 < start);
-        let before = at.checked_sub(1).and_then(|at| self.0.get(at).copied());
-        let after = self.0.get(at).copied();
+        let at = self.pieces.partition_point(|piece| piece.0 < start);
+        let before = at
+            .checked_sub(1)
+            .and_then(|at| self.pieces.get(at).copied());
+        let after = self.pieces.get(at).copied();
         if before.is_some_and(|piece| piece.1 > start) || after.is_some_and(|piece| piece.0 < end) {
             return false;
         }
@@ -36,30 +41,46 @@ impl Coverage {
         let joins_after = after.is_some_and(|piece| piece.0 == end);
         match (joins_before, joins_after) {
             (true, true) => {
-                let end = self.0.remove(at).1;
+                let end = self.pieces.remove(at).1;
                 self.set_end(at - 1, end);
             }
             (true, false) => self.set_end(at - 1, end),
             (false, true) => {
-                if let Some(piece) = self.0.get_mut(at) {
+                if let Some(piece) = self.pieces.get_mut(at) {
                     piece.0 = start;
                 }
             }
-            (false, false) if self.0.len() < MAX_PIECES => self.0.insert(at, (start, end)),
+            (false, false) if self.pieces.len() < MAX_PIECES => {
+                self.pieces.insert(at, (start, end));
+            }
             (false, false) => return false,
         }
         true
     }
 
+    /// Bytes up to `end` follow the head.
+    fn extend(&mut self, end: u64) -> bool {
+        let next = self.pieces.first().copied();
+        match next {
+            Some((start, _)) if start < end => return false,
+            Some((start, last)) if start == end => {
+                self.pieces.remove(0);
+                self.head = last;
+            }
+            _ => self.head = end,
+        }
+        true
+    }
+
     fn set_end(&mut self, at: usize, end: u64) {
-        if let Some(piece) = self.0.get_mut(at) {
+        if let Some(piece) = self.pieces.get_mut(at) {
             piece.1 = end;
         }
     }
 
     /// Whether all bytes from 0 to `len` have come.
-    pub(crate) fn is_whole(&self, len: u64) -> bool {
-        self.0 == [(0, len)]
+    pub(crate) const fn is_whole(&self, len: u64) -> bool {
+        self.pieces.is_empty() && self.head == len
     }
 }
 
@@ -96,10 +117,13 @@ mod tests {
         let added = (0..10_000)
             .filter(|at| coverage.add(2 * at, 2 * at + 1))
             .count();
-        assert_eq!(added, MAX_PIECES);
-        // In order it is one piece, of any length.
+        assert_eq!(added, 1 + MAX_PIECES);
+        // In order it is one piece, of any length, and the same from the end on.
         coverage.clear();
         assert!((0..10_000).all(|at| coverage.add(at, at + 1)));
+        assert!(coverage.is_whole(10_000) && coverage.pieces.capacity() <= 2 * MAX_PIECES);
+        coverage.clear();
+        assert!((0..10_000).rev().all(|at| coverage.add(at, at + 1)));
         assert!(coverage.is_whole(10_000));
     }
 }

@@ -5,14 +5,17 @@
 
 use std::io;
 use std::num::NonZeroU16;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::io::ioctl_fionbio;
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, IoQueue};
+use virtio_blk_core::disk::{Allocation, Caps, Disk, DiskError, DiskListener, Extent, IoQueue};
 
+use crate::asked::Asked;
 use crate::dial::{Connected, FURTHER_PATIENCE, PATIENCE, agree, dial};
+use crate::flight::MAX_RANGE;
 use crate::link::Link;
 use crate::options::NbdOptions;
 use crate::proto::ExportFlags;
@@ -191,6 +194,39 @@ impl Disk for NbdDisk {
             *looked = Instant::now();
         }
         self.read_size()
+    }
+
+    /// As the server tells in the context `base:allocation`; all is data where it has none. Waits for the answer for 30
+    /// seconds, and for [`NbdOptions::reconnect`] if the connection was lost.
+    fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
+        let caps = self.shared.caps();
+        let len = range.end.saturating_sub(range.start);
+        if len == 0 || !caps.contains(range.start, len) {
+            return Err(DiskError::OutOfRange);
+        }
+        let all = |len| {
+            let allocation = Allocation::Data;
+            Ok(vec![Extent { len, allocation }])
+        };
+        let block = caps.align.guest_block.into();
+        let link = {
+            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.all.first().cloned()
+        };
+        let Some(link) = link.filter(|_| self.shared.tells_allocation()) else {
+            return all(len);
+        };
+        if link.member_count() == 0 {
+            // Nobody has looked at it since its last queue.
+            link.revive();
+        }
+        // So that it is within the limit at bounds of blocks, too.
+        let end = range.end.min(range.start + (MAX_RANGE - 2 * block));
+        match link.ask(Asked::new(range.start..end, block, most)) {
+            // Since the connection was made anew.
+            Err(DiskError::Unsupported) => all(len),
+            answer => answer,
+        }
     }
 
     fn listen(&self, listener: DiskListener) {

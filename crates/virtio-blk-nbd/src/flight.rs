@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use virtio_blk_core::disk::{DiskError, IoBuf, Op, OpKind, Token};
 
+use crate::asked::Asked;
 use crate::coverage::Coverage;
 use crate::fence::FenceId;
 use crate::handshake::Export;
@@ -16,7 +17,7 @@ use crate::proto::{
 
 /// The longest range of a request without data. Every server's number types hold it, and it is a multiple of every
 /// block size.
-const MAX_RANGE: u64 = 1 << 30;
+pub(crate) const MAX_RANGE: u64 = 1 << 30;
 
 /// Where an operation's present request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ pub(crate) struct Flight {
     pub request: Request,
     pub header: [u8; Request::EXTENDED_LEN],
     pub stage: Stage,
+    /// It is no operation of a queue's, but a question for block status. `op` is a flush then.
+    pub asked: Option<Box<Asked>>,
     /// Of a read's present request.
     pub covered: Coverage,
     /// Why it fails, once the reply is whole.
@@ -106,6 +109,18 @@ impl Flight {
         let fua = |yes| {
             CommandFlags::NONE.with(CommandFlags::FUA, yes && export.can(ExportFlags::SEND_FUA))
         };
+        if let Some(asked) = &mut self.asked {
+            asked.clear();
+            let range = &asked.aligned;
+            let request = Request {
+                flags: CommandFlags::NONE.with(CommandFlags::REQ_ONE, asked.is_one()),
+                command: Command::BLOCK_STATUS,
+                cookie,
+                offset: range.start,
+                length: range.end - range.start,
+            };
+            return self.put(export, request);
+        }
         let (command, flags, start, length) = match self.op.kind {
             _ if self.flushes && left == 0 => (Command::FLUSH, CommandFlags::NONE, None, 0),
             OpKind::Read { offset } => {
@@ -139,14 +154,22 @@ impl Flight {
             // Nothing else is taken.
             _ => (Command::FLUSH, CommandFlags::NONE, None, 0),
         };
-        self.request = Request {
-            flags,
-            command,
-            cookie,
-            offset: start.map_or(0, |start| start + self.at),
-            length,
-        };
-        self.header = self.request.encode(export.mode)?;
+        self.put(
+            export,
+            Request {
+                flags,
+                command,
+                cookie,
+                offset: start.map_or(0, |start| start + self.at),
+                length,
+            },
+        )
+    }
+
+    /// Makes this the present request.
+    fn put(&mut self, export: &Export, request: Request) -> Result<(), ProtoError> {
+        self.request = request;
+        self.header = request.encode(export.mode)?;
         self.covered.clear();
         self.error = None;
         self.seen = None;
@@ -213,6 +236,7 @@ impl Flights {
             },
             header: [0; Request::EXTENDED_LEN],
             stage: Stage::Waiting,
+            asked: None,
             covered: Coverage::default(),
             error: None,
             seen: None,

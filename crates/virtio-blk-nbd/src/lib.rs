@@ -3,6 +3,7 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod asked;
 mod coverage;
 mod dial;
 mod disk;

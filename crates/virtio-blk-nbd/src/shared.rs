@@ -92,6 +92,11 @@ impl Shared {
         self.first.can(flag)
     }
 
+    /// Whether the server tells what is allocated.
+    pub(crate) const fn tells_allocation(&self) -> bool {
+        self.first.allocation.is_some()
+    }
+
     /// Whether a connection to an export like this can take the place of the first one.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::Completion;
 
+use crate::asked::Asked;
 use crate::waiter::Waiter;
 
 /// A queue that uses a connection.
@@ -14,6 +15,8 @@ pub(super) struct Member {
     pub waiter: Arc<Waiter>,
     /// What is finished.
     pub done: Vec<Completion>,
+    /// The answer to its last question.
+    pub answer: Option<Box<Asked>>,
     /// Operations that it may have in flight.
     pub depth: usize,
     /// Those that it has.
@@ -29,6 +32,7 @@ impl Member {
         Self {
             waiter,
             done: Vec::new(),
+            answer: None,
             depth: usize::from(depth).max(1),
             in_flight: 0,
             released: false,

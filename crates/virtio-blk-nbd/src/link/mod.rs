@@ -7,6 +7,7 @@
 //! what is queued, receives what is there, and leaves the others their completions with a ring of their bell. With
 //! one member, which is usual, the lock is free and no bell is needed.
 
+mod ask;
 mod leave;
 mod lost;
 mod member;
@@ -331,6 +332,9 @@ impl Link {
         let Phase::Up(session) = &state.phase else {
             return;
         };
+        if flight.asked.is_some() && session.export.allocation.is_none() {
+            return self.complete(state, place, Err(DiskError::Unsupported));
+        }
         if matches!(flight.op.kind, OpKind::Write { .. }) && !flight.op.buf.is_intact() {
             let error = DiskError::from_errno(libc::EFAULT);
             return self.complete(state, place, Err(error));
@@ -354,6 +358,7 @@ impl Link {
         };
         if let Some(member) = state.member(who) {
             member.in_flight -= 1;
+            member.answer = flight.asked;
             member.done.push(flight.op.complete(result));
         }
         if state.caller != Some(who) {

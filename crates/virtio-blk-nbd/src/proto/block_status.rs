@@ -15,6 +15,46 @@ pub struct StatusExtent {
     pub flags: u64,
 }
 
+/// The message, for errors.
+const WHAT: &str = "a chunk of block status";
+
+const fn is_extended(kind: ChunkKind) -> bool {
+    kind.0 == ChunkKind::BLOCK_STATUS_EXT.0
+}
+
+impl StatusExtent {
+    /// Bytes on the wire, in a chunk of this kind.
+    pub const fn len(kind: ChunkKind) -> usize {
+        if is_extended(kind) { 16 } else { 8 }
+    }
+
+    /// Reads the wire form, of [`StatusExtent::len`] bytes.
+    ///
+    /// # Errors
+    /// It has another length, or covers nothing.
+    pub fn decode(kind: ChunkKind, bytes: &[u8]) -> Result<Self, ProtoError> {
+        let mut fields = Fields::of(WHAT, bytes);
+        let extent = match is_extended(kind) {
+            true => Self {
+                length: fields.u64()?,
+                flags: fields.u64()?,
+            },
+            false => Self {
+                length: fields.u32()?.into(),
+                flags: fields.u32()?.into(),
+            },
+        };
+        fields.end()?;
+        if extent.length == 0 {
+            return Err(ProtoError::Value {
+                what: "the length of an extent",
+                found: 0,
+            });
+        }
+        Ok(extent)
+    }
+}
+
 /// The states of the context `base:allocation`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocation {
@@ -57,7 +97,7 @@ impl BlockStatus {
     pub fn encode(&self, kind: ChunkKind) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend_from_slice(&self.context.to_be_bytes());
-        let extended = kind == ChunkKind::BLOCK_STATUS_EXT;
+        let extended = is_extended(kind);
         if extended {
             out.extend_from_slice(&(self.extents.len() as u32).to_be_bytes());
         }
@@ -74,46 +114,49 @@ impl BlockStatus {
         out
     }
 
+    /// Bytes in front of the extents in a chunk of this kind: see [`BlockStatus::decode_context`].
+    pub const fn head_len(kind: ChunkKind) -> usize {
+        if is_extended(kind) { 8 } else { 4 }
+    }
+
+    /// Reads what is in front of the extents in a chunk of this kind, whose whole payload has so many bytes: the
+    /// context.
+    ///
+    /// # Errors
+    /// It is malformed, or there are no extents.
+    pub fn decode_context(kind: ChunkKind, head: &[u8], payload: u64) -> Result<u32, ProtoError> {
+        let mut fields = Fields::of(WHAT, head);
+        let context = fields.u32()?;
+        let count = match is_extended(kind) {
+            true => Some(u64::from(fields.u32()?)),
+            false => None,
+        };
+        fields.end()?;
+        let size = StatusExtent::len(kind) as u64;
+        let list = payload.saturating_sub(Self::head_len(kind) as u64);
+        let whole = list != 0 && list.is_multiple_of(size);
+        if !whole || count.is_some_and(|count| count != list / size) {
+            return Err(ProtoError::Value {
+                what: "the length of a chunk of block status",
+                found: payload,
+            });
+        }
+        Ok(context)
+    }
+
     /// Reads the payload of a chunk of this kind. The list is as long as the payload; the caller limits that.
     ///
     /// # Errors
     /// It is malformed, has no extents, or one of no length.
     pub fn decode(kind: ChunkKind, payload: &[u8]) -> Result<Self, ProtoError> {
-        const WHAT: &str = "a chunk of block status";
-        let mut fields = Fields::of(WHAT, payload);
-        let context = fields.u32()?;
-        let extended = kind == ChunkKind::BLOCK_STATUS_EXT;
-        let count = if extended { Some(fields.u32()?) } else { None };
-        let size = if extended { 16 } else { 8 };
-        let list = fields.rest();
-        let whole = list.len().is_multiple_of(size) && !list.is_empty();
-        if !whole || count.is_some_and(|count| count as usize != list.len() / size) {
-            return Err(ProtoError::Value {
-                what: "the length of a chunk of block status",
-                found: payload.len() as u64,
-            });
-        }
-        let mut extents = Vec::with_capacity(list.len() / size);
-        for _ in 0..list.len() / size {
-            let extent = if extended {
-                StatusExtent {
-                    length: fields.u64()?,
-                    flags: fields.u64()?,
-                }
-            } else {
-                StatusExtent {
-                    length: fields.u32()?.into(),
-                    flags: fields.u32()?.into(),
-                }
-            };
-            if extent.length == 0 {
-                return Err(ProtoError::Value {
-                    what: "the length of an extent",
-                    found: 0,
-                });
-            }
-            extents.push(extent);
-        }
-        Ok(Self { context, extents })
+        let (head, list) = (payload.split_at_checked(Self::head_len(kind)))
+            .ok_or(ProtoError::Short { what: WHAT })?;
+        let context = Self::decode_context(kind, head, payload.len() as u64)?;
+        let extents = list.chunks(StatusExtent::len(kind));
+        let extents = extents.map(|extent| StatusExtent::decode(kind, extent));
+        Ok(Self {
+            context,
+            extents: extents.collect::<Result<_, _>>()?,
+        })
     }
 }

@@ -9,10 +9,11 @@ use virtio_blk_core::disk::DiskError;
 
 use crate::NbdError;
 use crate::flight::{Flight, Flights, Stage};
+use crate::handshake::Export;
 use crate::iov::Scratch;
 use crate::proto::{
-    Chunk, ChunkError, ChunkKind, Command, Errno, OffsetHole, ReplyHeader, ReplyMode, SimpleReply,
-    split_offset,
+    BlockStatus, Chunk, ChunkError, ChunkKind, Command, Errno, MAX_PAYLOAD, OffsetHole,
+    ReplyHeader, ReplyMode, SimpleReply, StatusExtent, split_offset,
 };
 use crate::stream::Stream;
 
@@ -31,6 +32,15 @@ enum Next {
         place: usize,
         chunk: Chunk,
         len: usize,
+    },
+    /// Extents of block status.
+    Status {
+        place: usize,
+        kind: ChunkKind,
+        /// Bytes, a multiple of an extent's.
+        left: u64,
+        /// The reply ends with it.
+        last: bool,
     },
     /// Data of a read.
     Data {
@@ -68,7 +78,7 @@ impl Incoming {
     pub(super) fn receive(
         &mut self,
         stream: &mut dyn Stream,
-        mode: ReplyMode,
+        export: &Export,
         flights: &mut Flights,
         finished: &mut Vec<usize>,
     ) -> Result<bool, NbdError> {
@@ -108,7 +118,7 @@ impl Incoming {
             *at += taken;
             *left -= taken;
         }
-        while self.step(mode, flights, finished)? {}
+        while self.step(export, flights, finished)? {}
         Ok(received == room || stream.has_received())
     }
 
@@ -119,10 +129,11 @@ impl Incoming {
     /// Takes one thing apart. Returns whether it was there.
     fn step(
         &mut self,
-        mode: ReplyMode,
+        export: &Export,
         flights: &mut Flights,
         finished: &mut Vec<usize>,
     ) -> Result<bool, NbdError> {
+        let mode = export.mode;
         match self.next {
             Next::Header => {
                 let Some(magic) = self.received().first_chunk() else {
@@ -146,8 +157,51 @@ impl Incoming {
                 let Some(flight) = flights.get_mut(place) else {
                     return Err(NbdError::Reply("a request got lost here"));
                 };
-                self.next = take(payload, place, chunk, flight, finished)?;
+                self.next = take(payload, place, chunk, export, flight, finished)?;
                 self.start += len;
+            }
+            Next::Status {
+                place,
+                kind,
+                left,
+                last,
+            } => {
+                let Some(flight) = flights.get_mut(place) else {
+                    return Err(NbdError::Reply("a request got lost here"));
+                };
+                flight.seen = None;
+                let size = StatusExtent::len(kind);
+                let there = self
+                    .received()
+                    .len()
+                    .min(usize::try_from(left).unwrap_or(usize::MAX));
+                let there = there - there % size;
+                for bytes in self
+                    .received()
+                    .get(..there)
+                    .unwrap_or_default()
+                    .chunks(size)
+                {
+                    let extent = StatusExtent::decode(kind, bytes)?;
+                    if let Some(asked) = &mut flight.asked {
+                        asked.push(extent);
+                    }
+                }
+                self.start += there;
+                let left = left - there as u64;
+                if left != 0 {
+                    self.next = Next::Status {
+                        place,
+                        kind,
+                        left,
+                        last,
+                    };
+                    return Ok(false);
+                }
+                self.next = Next::Header;
+                if last {
+                    finish(place, flight, finished)?;
+                }
             }
             Next::Data {
                 place,
@@ -222,11 +276,16 @@ fn simple(
 fn begin(chunk: Chunk, flights: &mut Flights, finished: &mut Vec<usize>) -> Result<Next, NbdError> {
     let (place, flight) = sent(flights, chunk.cookie)?;
     let is_read = flight.request.command == Command::READ;
+    let is_status = flight.request.command == Command::BLOCK_STATUS;
     let (least, most) = match chunk.kind {
         ChunkKind::NONE if chunk.is_last() => (0, 0),
         // At least a byte.
         ChunkKind::OFFSET_DATA if is_read => (OFFSET + 1, OFFSET + flight.request.length),
         ChunkKind::OFFSET_HOLE if is_read => (OffsetHole::LEN as u64, OffsetHole::LEN as u64),
+        ChunkKind::BLOCK_STATUS | ChunkKind::BLOCK_STATUS_EXT if is_status => {
+            let least = BlockStatus::head_len(chunk.kind) + StatusExtent::len(chunk.kind);
+            (least as u64, MAX_PAYLOAD.into())
+        }
         kind if kind.is_error() => (6, ChunkError::MAX_LEN as u64),
         _ => {
             return Err(NbdError::Reply(
@@ -243,6 +302,9 @@ fn begin(chunk: Chunk, flights: &mut Flights, finished: &mut Vec<usize>) -> Resu
     }
     let len = match chunk.kind {
         ChunkKind::OFFSET_DATA => OFFSET,
+        ChunkKind::BLOCK_STATUS | ChunkKind::BLOCK_STATUS_EXT => {
+            BlockStatus::head_len(chunk.kind) as u64
+        }
         _ => chunk.length,
     };
     Ok(Next::Payload {
@@ -253,11 +315,12 @@ fn begin(chunk: Chunk, flights: &mut Flights, finished: &mut Vec<usize>) -> Resu
     })
 }
 
-/// The payload of a chunk is there; of data, its offset.
+/// The payload of a chunk is there; of data, its offset, and of block status, its context.
 fn take(
     payload: &[u8],
     place: usize,
     chunk: Chunk,
+    export: &Export,
     flight: &mut Flight,
     finished: &mut Vec<usize>,
 ) -> Result<Next, NbdError> {
@@ -281,6 +344,20 @@ fn take(
                 let at = flight.buf_at() + at as usize;
                 flight.op.buf.fill(at, hole.length as usize, 0);
             }
+        }
+        kind @ (ChunkKind::BLOCK_STATUS | ChunkKind::BLOCK_STATUS_EXT) => {
+            let context = BlockStatus::decode_context(kind, payload, chunk.length)?;
+            let begun =
+                (flight.asked.as_mut()).map(|asked| std::mem::replace(&mut asked.has_begun, true));
+            if Some(context) != export.allocation || begun == Some(true) {
+                return Err(NbdError::Reply("block status that was not asked for"));
+            }
+            return Ok(Next::Status {
+                place,
+                kind,
+                left: chunk.length - BlockStatus::head_len(kind) as u64,
+                last,
+            });
         }
         kind => fail(flight, ChunkError::decode(kind, payload)?.error)?,
     }
@@ -342,6 +419,12 @@ fn finish(place: usize, flight: &mut Flight, finished: &mut Vec<usize>) -> Resul
         && !flight.covered.is_whole(request.length)
     {
         return Err(NbdError::Reply("a reply to a read with a part of the data"));
+    }
+    if let Some(asked) = &flight.asked
+        && flight.error.is_none()
+        && !asked.is_told()
+    {
+        return Err(NbdError::Reply("no block status where it was asked for"));
     }
     flight.stage = Stage::Replied;
     finished.push(place);

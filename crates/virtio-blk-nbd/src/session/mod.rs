@@ -74,7 +74,7 @@ impl Session {
         finished: &mut Vec<usize>,
     ) -> Result<bool, NbdError> {
         self.incoming
-            .receive(&mut *self.stream, self.export.mode, flights, finished)
+            .receive(&mut *self.stream, &self.export, flights, finished)
     }
 
     /// Whether sending waits for room in the socket.

@@ -14,12 +14,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use virtio_blk_nbd::proto::{
-    BASE_ALLOCATION, BlockSizes, Chunk, ChunkError, ChunkFlags, ChunkKind, Command, CommandFlags,
-    Errno, ExportFlags, ExportRequest, Greeting, HandshakeFlags, Info, MetaContext, OffsetHole,
-    OldExport, OptionHeader, OptionKind, OptionReply, OptionReplyKind, ReplyMode, Request,
-    SimpleReply,
+    BASE_ALLOCATION, BlockSizes, BlockStatus, Chunk, ChunkError, ChunkFlags, ChunkKind, Command,
+    CommandFlags, Errno, ExportFlags, ExportRequest, Greeting, HandshakeFlags, Info, MetaContext,
+    OffsetHole, OldExport, OptionHeader, OptionKind, OptionReply, OptionReplyKind, ReplyMode,
+    Request, SimpleReply, StatusExtent,
 };
 use virtio_blk_nbd::{Address, NbdOptions};
+
+/// The number of the context `base:allocation`.
+pub const CONTEXT: u32 = 7;
 
 /// All that a server can do.
 pub const ALL: ExportFlags = ExportFlags(
@@ -292,7 +295,7 @@ fn serve(shared: &Shared, number: usize, mut stream: Box<dyn Both>) -> io::Resul
             }
             OptionKind::SET_META_CONTEXT => {
                 let context = MetaContext {
-                    id: 7,
+                    id: CONTEXT,
                     name: BASE_ALLOCATION,
                 };
                 say(OptionReplyKind::META_CONTEXT, &context.encode())?;
@@ -477,6 +480,29 @@ fn execute(shared: &Shared, request: &Request, mode: ReplyMode, payload: &[u8]) 
         Command::WRITE => range.copy_from_slice(payload),
         Command::TRIM | Command::WRITE_ZEROES => range.fill(0),
         Command::FLUSH => {}
+        Command::BLOCK_STATUS => {
+            let kind = match mode {
+                ReplyMode::Extended => ChunkKind::BLOCK_STATUS_EXT,
+                _ => ChunkKind::BLOCK_STATUS,
+            };
+            let zero = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
+            let extents = range.chunks(512).map(|sector| StatusExtent {
+                length: 512,
+                flags: if zero(sector) { 3 } else { 0 },
+            });
+            let extents = extents.collect();
+            return chunk(
+                request,
+                mode,
+                kind,
+                true,
+                &BlockStatus {
+                    context: CONTEXT,
+                    extents,
+                }
+                .encode(kind),
+            );
+        }
         other => panic!("{other:?}"),
     }
     assert!(
