@@ -8,6 +8,7 @@
 //! flight may take effect in any order; everything else is exact, and all of it is the same for the
 //! same input.
 
+mod config_space;
 mod input;
 mod model;
 mod queue;
@@ -30,7 +31,7 @@ use vm_memory::GuestMemory;
 
 use crate::image::{Image, OnMemory, with_memory};
 pub use input::*;
-use model::{Asked, MAX_SECTORS, Model, Rules};
+use model::{Asked, Model, Rules};
 use queue::Queue;
 use spy::{Spy, Stability};
 
@@ -424,59 +425,6 @@ impl<M: GuestMemory + Send + Sync + 'static> World<M> {
             }
             assert!(round < 2000, "no end: {:?}", self.open);
         }
-    }
-
-    fn read_config(&mut self, offset: u64, width: usize) {
-        let mut whole = [0; 256];
-        self.device.read_config(0, &mut whole);
-        let rules = &self.model.rules;
-        assert_eq!(whole[..8], rules.capacity.to_le_bytes());
-        if self.device.offered() & feature::BLK_SIZE != 0 {
-            assert_eq!(whole[20..24], (rules.block as u32).to_le_bytes());
-        }
-        if self.device.offered() & feature::CONFIG_WCE != 0 {
-            assert_eq!(whole[config::WRITEBACK_OFFSET], u8::from(self.writeback));
-        }
-        let mut part = vec![0xaa; width];
-        self.device.read_config(offset, &mut part);
-        for (index, byte) in (offset.into()..).zip(&part) {
-            let index: u128 = index;
-            let known = usize::try_from(index).ok().and_then(|i| whole.get(i));
-            assert_eq!(byte, known.unwrap_or(&0), "byte {index}");
-        }
-    }
-
-    fn write_config(&mut self, offset: u64, bytes: &[u8]) {
-        let snapshot = |device: &Device| {
-            let mut bytes = [0; config::SIZE];
-            device.read_config(0, &mut bytes);
-            bytes
-        };
-        let mut wanted = snapshot(&self.device);
-        let writable = self.model.rules.features & feature::CONFIG_WCE != 0
-            && offset == config::WRITEBACK_OFFSET as u64
-            && matches!(bytes, [0 | 1] | [0 | 1, 0]);
-        let result = self.device.write_config(offset, bytes);
-        assert_eq!(result.is_ok(), writable, "{offset} {bytes:?}: {result:?}");
-        if writable {
-            wanted[config::WRITEBACK_OFFSET] = bytes[0];
-            if self.writeback != (bytes[0] == 1) {
-                self.writeback = bytes[0] == 1;
-                self.spy.expect(Stability::Any);
-            }
-        }
-        assert_eq!(snapshot(&self.device), wanted);
-    }
-
-    fn resize(&mut self, sectors: u64) {
-        let per_block = self.model.rules.block / 512;
-        let sectors = (sectors / per_block * per_block).min(MAX_SECTORS);
-        let generation = self.device.config_generation();
-        let changed = sectors != self.model.rules.capacity;
-        self.spy.disk.resize(sectors).unwrap();
-        assert_eq!(self.device.config_generation() != generation, changed);
-        let open = self.open.values_mut().collect();
-        self.model.resize(sectors, open);
     }
 
     /// The end of a script: all comes back, and the disk holds what it should.

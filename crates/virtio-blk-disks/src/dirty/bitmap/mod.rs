@@ -3,7 +3,9 @@
 
 //! Which blocks were changed.
 
+mod content;
 mod runs;
+mod saved;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -14,7 +16,7 @@ use virtio_blk_core::disk::ContentStamp;
 
 use super::changes::{Changes, Generation, Take, TakeToken, ranges};
 use super::error::BitmapError;
-use super::format::{self, Marks};
+use super::format::Marks;
 use super::persist::Persist;
 
 /// Bits in a word.
@@ -439,124 +441,6 @@ impl DirtyBitmap {
     pub fn doubt(&self, why: &'static str) -> Result<(), BitmapError> {
         self.state().incomplete = Some(why);
         self.settle()
-    }
-
-    /// Others may change the disk from now on, so that everything counts as changed until [`DirtyBitmap::look_again`].
-    ///
-    /// # Errors
-    /// The bitmap's file could not be told.
-    pub(super) fn look_away(&self) -> Result<(), BitmapError> {
-        let before = {
-            let mut state = self.state();
-            let before = state.unseen;
-            state.unseen = before.or(Some(Unseen(None)));
-            before
-        };
-        before.map_or_else(|| self.settle(), |_| Ok(()))
-    }
-
-    /// Notes how the disk was left to the others.
-    ///
-    /// # Errors
-    /// As for [`DirtyBitmap::look_away`].
-    pub(super) fn note_left(&self, stamp: ContentStamp) -> Result<(), BitmapError> {
-        match &mut self.state().unseen {
-            Some(unseen) => *unseen = Unseen(Some(stamp)),
-            None => return Ok(()),
-        }
-        self.settle()
-    }
-
-    /// Nobody else changes the disk any more, which is as `found`. Unless it was left so, everything counts as changed.
-    ///
-    /// # Errors
-    /// As for [`DirtyBitmap::look_away`].
-    pub(super) fn look_again(&self, found: Option<ContentStamp>) -> Result<(), BitmapError> {
-        self.see(|left| left.is_some() && left == found)
-    }
-
-    /// Nobody could change the disk since [`DirtyBitmap::look_away`] after all.
-    ///
-    /// # Errors
-    /// As for [`DirtyBitmap::look_away`].
-    pub(super) fn stay(&self) -> Result<(), BitmapError> {
-        self.see(|_| true)
-    }
-
-    fn see(&self, is_same: impl Fn(Option<ContentStamp>) -> bool) -> Result<(), BitmapError> {
-        {
-            let mut state = self.state();
-            let Some(Unseen(left)) = state.unseen.take() else {
-                return Ok(());
-            };
-            if !is_same(left) {
-                state.incomplete = state.incomplete.or(Some(CHANGED));
-            }
-        }
-        self.settle()
-    }
-
-    /// The bitmap as bytes, to be kept in a file: also what was taken and not committed. Marks set meanwhile may be
-    /// among them or not.
-    pub fn save(&self, name: &str) -> Vec<u8> {
-        format::encode(&self.marks(name, u64::MAX), None, &[])
-    }
-
-    /// Adds the marks of a bitmap that was saved, and what the disk has grown by since. Then this one knows everything
-    /// that changed, if that one did: the caller guarantees that nothing changed between that moment and the start of
-    /// this bitmap.
-    ///
-    /// # Errors
-    /// `saved` is something else, or damaged, and nothing happened; or the file could not be written.
-    pub fn load(&self, saved: &[u8]) -> Result<(), BitmapError> {
-        let saved = format::decode(saved)?;
-        let damage = saved.damage.or(saved
-            .in_use
-            .map(|_| "it is the file of a bitmap that was not closed: start a server with it"));
-        if let Some(damage) = damage {
-            return Err(BitmapError::Saved(damage));
-        }
-        let saved = saved.marks;
-        for (offset, len) in ranges(&saved.words, saved.granularity, saved.size) {
-            self.mark(offset, len);
-        }
-        self.mark(saved.size, self.size().saturating_sub(saved.size));
-        self.state().incomplete = saved.incomplete.or(saved.unseen.map(|_| CHANGED));
-        self.settle()
-    }
-
-    /// What it is, without its marks.
-    pub(super) fn head(&self, name: &str) -> Marks {
-        self.described(name, &self.state())
-    }
-
-    fn described(&self, name: &str, state: &State) -> Marks {
-        let taken = state.taken.as_ref().and_then(|taken| taken.incomplete);
-        Marks {
-            name: name.to_owned(),
-            granularity: self.granularity,
-            size: self.tracked.load(Ordering::Acquire).min(self.size()),
-            words: Vec::new(),
-            incomplete: state.incomplete.or(taken),
-            unseen: state.unseen,
-            generation: Generation {
-                id: state.id,
-                number: state.generation,
-            },
-        }
-    }
-
-    /// The marks as they are kept in a file, of the first `most` bytes. Marks set meanwhile may be among them or not.
-    pub(super) fn marks(&self, name: &str, most: u64) -> Marks {
-        let state = self.state();
-        let head = self.described(name, &state);
-        let mut marks = Marks {
-            size: head.size.min(most),
-            words: self.marked(&state),
-            ..head
-        };
-        marks.trim();
-        marks
     }
 
     /// The word of a number, taken or not.

@@ -3,6 +3,10 @@
 
 //! Ways to make a job's system calls. Each is an `IoQueue` around the same [`super::job::Job`].
 
+#[cfg(feature = "io-uring")]
+mod ring_entry;
+#[cfg(feature = "io-uring")]
+mod ring_setup;
 mod sync;
 #[cfg(feature = "io-uring")]
 mod uring;
@@ -106,7 +110,7 @@ impl Plan {
 /// Whether io_uring can be used by this process, or why not.
 #[cfg(feature = "io-uring")]
 pub(super) fn available() -> Result<(), String> {
-    uring::available()
+    ring_setup::available()
 }
 
 #[cfg(not(feature = "io-uring"))]

@@ -9,15 +9,18 @@
 //! kernel is done with its buffers. What they save was not measurable here.
 
 use std::collections::VecDeque;
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
-use io_uring::{IoUring, Probe, opcode, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 use virtio_blk_core::disk::{
     Completion, DiskError, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
+#[cfg(feature = "inject")]
+use super::ring_entry::Ticket;
+use super::ring_entry::{Ready, entry};
+use super::ring_setup::set_up;
 use super::sync;
 use crate::raw::bounce::Pool;
 use crate::raw::host_file::HostFile;
@@ -31,66 +34,8 @@ const CHUNKS: usize = 8;
 const CANCEL: u64 = u64::MAX;
 /// Marks the completion of the queue's flush.
 const SYNC: u64 = u64::MAX - 1;
-/// The registered files: for data, and for flushes.
-const FILE: types::Fixed = types::Fixed(0);
-const FLUSH: types::Fixed = types::Fixed(1);
 /// How often in a row the kernel may refuse to take anything before the queue counts as broken.
 const MAX_REFUSALS: u32 = 1000;
-
-/// Sets up a ring, with the newer flags if the kernel knows them.
-fn set_up(depth: u32) -> io::Result<IoUring> {
-    let entries = depth.next_power_of_two();
-    // Room for a cancellation beside each operation. The kernel caps it; what does not fit is kept in
-    // the kernel until there is room.
-    let completions = entries.saturating_mul(2);
-    let mut builder = IoUring::builder();
-    builder.setup_clamp().setup_cqsize(completions);
-    builder
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .setup_submit_all();
-    match builder.build(entries) {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::builder()
-            .setup_clamp()
-            .setup_cqsize(completions)
-            .build(entries),
-        result => result,
-    }
-}
-
-/// Whether this process can use io_uring with all we need, or why not.
-pub(super) fn available() -> Result<(), String> {
-    let ring = set_up(1).map_err(|error| match error.raw_os_error() {
-        Some(libc::ENOSYS) => "the kernel has no io_uring".to_owned(),
-        Some(libc::EPERM | libc::EACCES) => {
-            "this process may not use io_uring: look at the sysctl \
-             kernel.io_uring_disabled and at the seccomp profile"
-                .to_owned()
-        }
-        Some(libc::ENOMEM) => {
-            "no memory for a ring: look at the limit of locked memory, `ulimit -l`".to_owned()
-        }
-        _ => format!("setting up a ring failed: {error}"),
-    })?;
-    let mut probe = Probe::new();
-    ring.submitter()
-        .register_probe(&mut probe)
-        .map_err(|error| format!("asking for the operations of io_uring failed: {error}"))?;
-    for (code, name) in [
-        (opcode::Readv::CODE, "READV"),
-        (opcode::Writev::CODE, "WRITEV"),
-        (opcode::Read::CODE, "READ"),
-        (opcode::Write::CODE, "WRITE"),
-        (opcode::Fsync::CODE, "FSYNC"),
-        (opcode::Fallocate::CODE, "FALLOCATE"),
-        (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
-    ] {
-        if !probe.is_supported(code) {
-            return Err(format!("the kernel's io_uring lacks the operation {name}"));
-        }
-    }
-    Ok(())
-}
 
 /// A data path through a ring of its own.
 pub(super) struct RingQueue {
@@ -121,17 +66,6 @@ pub(super) struct RingQueue {
     tickets: std::collections::HashMap<u64, Ticket>,
 }
 
-/// Who may fail a call that goes through a ring, and how.
-#[cfg(feature = "inject")]
-type Ticket = Option<crate::inject::Ticket>;
-
-/// A call in the ring's form.
-struct Ready {
-    entry: squeue::Entry,
-    #[cfg(feature = "inject")]
-    ticket: Ticket,
-}
-
 /// How far a job got.
 enum Driven {
     /// It is over.
@@ -142,67 +76,6 @@ enum Driven {
     Sync,
     /// It waits for aligned memory.
     Wait,
-}
-
-/// The ring's form of a call. `None` for one that can only be made directly.
-fn entry(call: &Call<'_>) -> Option<squeue::Entry> {
-    Some(match *call {
-        Call::Read { segments, offset } => match segments {
-            [one] if u32::try_from(one.iov_len).is_ok() => {
-                opcode::Read::new(FILE, one.iov_base.cast(), one.iov_len as u32)
-                    .offset(offset)
-                    .build()
-            }
-            _ => opcode::Readv::new(FILE, segments.as_ptr(), segments.len() as u32)
-                .offset(offset)
-                .build(),
-        },
-        Call::Write {
-            segments,
-            offset,
-            dsync,
-        } => {
-            let flags = if dsync { libc::RWF_DSYNC } else { 0 };
-            match segments {
-                [one] if u32::try_from(one.iov_len).is_ok() => {
-                    opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
-                        .offset(offset)
-                        .rw_flags(flags)
-                        .build()
-                }
-                _ => opcode::Writev::new(FILE, segments.as_ptr(), segments.len() as u32)
-                    .offset(offset)
-                    .rw_flags(flags)
-                    .build(),
-            }
-        }
-        Call::Sync => opcode::Fsync::new(FLUSH)
-            .flags(types::FsyncFlags::DATASYNC)
-            .build(),
-        Call::Allocate { mode, offset, len } => opcode::Fallocate::new(FILE, len)
-            .offset(offset)
-            .mode(mode.flags())
-            .build(),
-        Call::Erase { .. } => return None,
-    })
-}
-
-impl Ready {
-    #[cfg(not(feature = "inject"))]
-    fn new(entry: squeue::Entry, _: &Call<'_>, _: &HostFile) -> Self {
-        Self { entry }
-    }
-
-    /// Asks whether a test fails the call.
-    #[cfg(feature = "inject")]
-    fn new(entry: squeue::Entry, call: &Call<'_>, file: &HostFile) -> Self {
-        let ticket = file.hook.as_ref().map(|hook| hook.begin(call.made()));
-        let entry = match ticket {
-            Some(ticket) if ticket.is_spared() => opcode::Nop::new().build(),
-            _ => entry,
-        };
-        Self { entry, ticket }
-    }
 }
 
 /// Takes a job as far as it gets without the ring.
@@ -423,7 +296,7 @@ impl RingQueue {
     }
 
     /// Continues the jobs that have more to do.
-    fn go_on(&mut self, done: &mut Vec<Completion>) -> Result<(), DiskError> {
+    fn advance(&mut self, done: &mut Vec<Completion>) -> Result<(), DiskError> {
         while !(self.ready.is_empty() && self.waiting.is_empty()) && self.room()? {
             let (number, waited) = match self.ready.pop_front() {
                 Some(number) => (number, false),
@@ -522,7 +395,7 @@ impl IoQueue for RingQueue {
         self.collect(done);
         // Once only: what this finishes at once makes the descriptor readable again, and a long job
         // can't keep the owner here.
-        self.go_on(done)?;
+        self.advance(done)?;
         Ok(done.len() - before)
     }
 

@@ -8,6 +8,8 @@
 //! `EINTR`, fall-backs and copies for alignment are all decided here, so that they can be tested
 //! without a kernel and are the same on every engine.
 
+mod call;
+
 use std::ops::ControlFlow;
 
 use virtio_blk_core::disk::{DiskError, IoBuf, Op, OpKind};
@@ -15,6 +17,7 @@ use virtio_blk_core::disk::{DiskError, IoBuf, Op, OpKind};
 use super::bounce::{Chunk, Pool};
 use super::medium::Medium;
 use super::sys::Erase;
+pub(super) use call::{Call, Mode, Step};
 
 /// Most segments in one call: the kernel's `UIO_MAXIOV`.
 const MAX_SEGMENTS: usize = 1024;
@@ -27,83 +30,6 @@ const MAX_RETRIES: u32 = 128;
 /// After how many of these the call is to be made by the engine's thread itself.
 #[cfg(feature = "io-uring")]
 const MAX_TRIES_ELSEWHERE: u32 = 3;
-
-/// How a file's blocks are given back or zeroed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
-    /// Deallocate; reads as zeroes.
-    PunchHole,
-    /// Zero, staying allocated.
-    ZeroRange,
-}
-
-impl Mode {
-    /// The flags of `fallocate`.
-    pub const fn flags(self) -> i32 {
-        libc::FALLOC_FL_KEEP_SIZE
-            | match self {
-                Self::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
-                Self::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
-            }
-    }
-}
-
-/// A system call to make.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Call<'a> {
-    /// `preadv2`.
-    Read {
-        segments: &'a [libc::iovec],
-        offset: u64,
-    },
-    /// `pwritev2`, with `RWF_DSYNC` if so asked.
-    Write {
-        segments: &'a [libc::iovec],
-        offset: u64,
-        dsync: bool,
-    },
-    /// `fdatasync`.
-    Sync,
-    /// `fallocate`.
-    Allocate { mode: Mode, offset: u64, len: u64 },
-    /// A discard of a block device, for which only a blocking call exists everywhere.
-    Erase { how: Erase, offset: u64, len: u64 },
-}
-
-#[cfg(feature = "inject")]
-impl Call<'_> {
-    /// What a test is told of the call.
-    pub fn made(&self) -> crate::inject::Made {
-        use crate::inject::{Call as Kind, Made};
-        let total = |segments: &[libc::iovec]| segments.iter().map(|s| s.iov_len as u64).sum();
-        match *self {
-            Self::Read { segments, offset } => Made::new(Kind::Read, offset, total(segments)),
-            Self::Write {
-                segments,
-                offset,
-                dsync,
-            } => Made {
-                stable: dsync,
-                ..Made::new(Kind::Write, offset, total(segments))
-            },
-            Self::Sync => Made::new(Kind::Sync, 0, 0),
-            Self::Allocate { offset, len, .. } => Made::new(Kind::Allocate, offset, len),
-            Self::Erase { offset, len, .. } => Made::new(Kind::Erase, offset, len),
-        }
-    }
-}
-
-/// What comes next.
-#[derive(Debug)]
-pub(super) enum Step<'a> {
-    /// Make this call and give its outcome to [`Job::apply`]. The memory it names stays valid until
-    /// then, also if the job is moved.
-    Call(Call<'a>),
-    /// No aligned memory is free; ask again once another job of the queue has finished.
-    Wait,
-    /// The operation is over. Asking again is a mistake.
-    Done(Result<(), DiskError>),
-}
 
 /// Where a job is.
 #[derive(Debug)]

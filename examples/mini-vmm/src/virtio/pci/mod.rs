@@ -6,12 +6,14 @@
 //! No INTx: every driver of a modern device can use MSI-X, and a level-triggered line would be most of the
 //! code of this file.
 
+mod interrupt;
+
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Block, Interrupt, MachineDisk, SavedBlock, half, set_half};
+use super::{Block, MachineDisk, SavedBlock, half, set_half};
 use crate::bus::lock;
 use crate::error::{Error, Result};
 use crate::interrupt::{KvmEvents, Router, Source};
@@ -19,6 +21,7 @@ use crate::memory::Memory;
 use crate::pci::PciFunction;
 use crate::pci::config::{self, ConfigSpace, Identity};
 use crate::pci::msix::{ENTRY, Entry, Msix};
+use interrupt::{NO_VECTOR, PciInterrupt, Vectors};
 
 const VENDOR: u16 = 0x1af4;
 /// 0x1040 plus the device's number: a device without legacy interface.
@@ -48,54 +51,6 @@ const COMMON_LEN: u64 = 64;
 
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_MASK: u16 = 1 << 14;
-const NO_VECTOR: u16 = 0xffff;
-
-const ISR_QUEUE: u8 = 1;
-const ISR_CONFIG: u8 = 2;
-
-/// Which vector each event has, as the driver chose.
-struct Vectors {
-    msix: Msix,
-    config: u16,
-    queues: Vec<u16>,
-    /// What a device elsewhere writes, by queue. Our own has none. Changes of the configuration come to us in any
-    /// case: a register has to be set.
-    sources: Vec<Source>,
-}
-
-/// Raised from queue threads, programmed from vCPUs.
-struct PciInterrupt {
-    vectors: Mutex<Vectors>,
-    isr: AtomicU8,
-}
-
-impl PciInterrupt {
-    fn raise(&self, isr: u8, choose: impl Fn(&Vectors) -> u16) {
-        let mut vectors = lock(&self.vectors);
-        let messages = vectors.msix.enabled;
-        // That of the configuration is set in any case, that of queues only where there are no messages (4.1.4.5.1).
-        if isr == ISR_CONFIG || !messages {
-            self.isr.fetch_or(isr, Ordering::AcqRel);
-        }
-        if messages {
-            let vector = choose(&vectors);
-            vectors.msix.trigger(vector);
-        }
-    }
-}
-
-impl Interrupt for PciInterrupt {
-    fn queue(&self, index: u16) {
-        self.raise(ISR_QUEUE, |vectors| {
-            let vector = vectors.queues.get(usize::from(index));
-            vector.copied().unwrap_or(NO_VECTOR)
-        });
-    }
-
-    fn config(&self) {
-        self.raise(ISR_CONFIG, |vectors| vectors.config);
-    }
-}
 
 /// The function.
 pub struct PciBlock {
@@ -397,25 +352,6 @@ impl PciBlock {
         ) = saved.selectors;
         self.config_written();
         Ok(())
-    }
-}
-
-impl Vectors {
-    /// A vector the driver chose, or none if there is no such vector (4.1.5.1.2.2).
-    fn known(&self, vector: u16) -> u16 {
-        if usize::from(vector) < self.msix.len() {
-            vector
-        } else {
-            NO_VECTOR
-        }
-    }
-
-    /// Has KVM take what a device elsewhere writes, where that is all there is to an interrupt. What meets a mask comes
-    /// to us.
-    fn bind_sources(&mut self) {
-        for (source, vector) in self.sources.iter_mut().zip(&self.queues) {
-            source.bind(self.msix.open_line(*vector));
-        }
     }
 }
 
