@@ -138,6 +138,8 @@ fn verify_qcow2(options: &str, seed: u64) {
     let disk = Disk::Qcow2 {
         path: qcow2.clone(),
         engine: None,
+        direct: false,
+        backing: false,
     };
     let server = serve(disk, false);
     let model = verify_twice(server, seed);

@@ -208,6 +208,8 @@ fn a_killed_server_leaves_a_sound_image() {
     let disk = Disk::Qcow2 {
         path: path.clone(),
         engine: None,
+        direct: false,
+        backing: false,
     };
     let config = config(disk, QUEUES);
     let mut server = Server::start(&config).unwrap();
