@@ -2,19 +2,19 @@
 # Copyright 2026 The vblk Authors.
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
-# about: sim-backend's compat profile beside the kernel's vdpa_sim_blk: operations, requests, malformed queues
-# lab: simulator=yes modules=vhost_iotlb,vhost,vdpa,vhost_vdpa binaries=vhost-vdpa-frontend/vhost-vdpa-compare timeout=180
+# about: the kernel's vdpa_sim_blk: a guest moved between the paths; beside it sim-backend's compat profile
+# lab: built=yes modules=vhost_iotlb,vhost,vdpa,vhost_vdpa timeout=180
+# lab: binaries=vhost-vdpa-frontend/vhost-vdpa-compare,vhost-vdpa-frontend/vhost-vdpa-switch
 #
 # What is known to differ, and why: crates/vhost-vdpa-frontend/examples/vhost-vdpa-compare/known.rs.
 
 . /lab/lib.sh
+. /lab/simulator.sh
+
+moved_on_simulator 20
 
 step "the kernel's simulator"
-for module in vringh vdpa_sim vdpa_sim_blk; do
-    insmod "/lab/simulator/$module.ko"
-done
-vdpa dev add name blk0 mgmtdev vdpasim_blk
-eventually 10 test -c /dev/vhost-vdpa-0
+simulator
 vdpa dev show blk0
 
 step "what has no ioctl: the vendor's number, and statistics that there are none of"

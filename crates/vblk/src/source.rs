@@ -49,6 +49,9 @@ pub struct VdpaOptions {
 impl VdpaOptions {
     fn attach(&self) -> Result<SlowPath, Box<dyn Error>> {
         let device = Arc::new(VhostVdpa::open(&self.path)?);
+        if let Err(error) = device.use_doorbells() {
+            log::info!("kicks take a system call: {error}");
+        }
         Ok(SlowPath::new(device, SlowOptions::default())?)
     }
 }

@@ -43,8 +43,12 @@ pub fn overlay(
     };
     copy(&guest.join("init"), "init")?;
     copy(&guest.join("host"), "usr/bin/host")?;
-    for name in ["lib.sh", "disk.sh", "vduse.sh", "nested.sh", "moved.sh"] {
-        copy(&guest.join(name), &format!("lab/{name}"))?;
+    for entry in fs::read_dir(guest).on("read", guest)? {
+        let name = entry.on("read", guest)?.file_name();
+        // What scripts share.
+        if let Some(name) = name.to_str().filter(|name| name.ends_with(".sh")) {
+            copy(&guest.join(name), &format!("lab/{name}"))?;
+        }
     }
     copy(&script.path, "lab/script")?;
     if script.machine.kernel {

@@ -5,6 +5,8 @@
 
 mod apt;
 mod base;
+mod builds;
+mod built;
 mod cpio;
 mod emulator;
 mod error;
@@ -17,7 +19,6 @@ mod process;
 mod qemu;
 mod script;
 mod server;
-mod simulator;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -26,24 +27,26 @@ mod vm;
 
 use std::env;
 use std::fs;
-use std::io;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
+use std::sync::mpsc::channel;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
 use std::time::Instant;
 
 use base::Base;
+use builds::{Builds, Needs};
 use emulator::Emulator;
 pub use error::Error;
 use error::{Context, Result};
 use qemu::Clock;
-use script::{Machine, Script};
+use script::Script;
 use server::{Kind, Server};
-use vm::Vm;
+use vm::{Verdict, Vm};
 
-/// The musl target makes binaries that need nothing of the guest.
-const GUEST_TARGET: &str = "x86_64-unknown-linux-musl";
-/// Binaries for this one are linked statically, for the same.
-const GNU_TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The file with what a script printed.
+const OUTPUT: &str = "output.log";
 
 /// Options of `cargo xtask lab`.
 #[derive(clap::Args)]
@@ -70,6 +73,9 @@ pub struct Args {
     /// this machine does. The guest has one thread of execution, whatever its number of CPUs
     #[arg(long, conflicts_with = "accel")]
     icount: bool,
+    /// Machines that run side by side; what a script prints is shown at its end then. Those with guests inside run alone
+    #[arg(long, value_name = "N", default_value = "1")]
+    jobs: NonZero<usize>,
     /// Look for newer packages instead of using what was fetched before
     #[arg(long)]
     update: bool,
@@ -85,7 +91,7 @@ impl Args {
     }
 }
 
-/// Runs the chosen scripts one after another; the status is a success only if all are.
+/// Runs the chosen scripts; the status is a success only if all are. While one runs, what the next ones need is built.
 ///
 /// # Errors
 /// What is missing, or an unknown script. A failing script is reported and the next one runs.
@@ -108,43 +114,39 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         None => Emulator::prepare(&lab, args.update)?,
     };
     let base = Base::prepare(&lab, &args.kernel, args.update)?;
-    let mut bench = Bench {
+    let mut builds = Builds::new(args, &root, &target, &lab, base.kernel_version()?);
+    let bench = Bench {
         args,
-        root,
-        target,
-        lab,
+        root: &root,
+        lab: &lab,
         emulator,
         base,
-        server: None,
+        alone: RwLock::new(()),
     };
-    let mut failed = Vec::new();
-    for script in &scripts {
-        println!("=== {}: {}", script.name, script.about);
-        let start = Instant::now();
-        let mut verdict = bench.run(script);
-        for _ in 0..2 {
-            let Err(error @ Error::Emulator { .. }) = verdict else {
-                break;
-            };
-            println!("=== {}: once more: {error}", script.name);
-            verdict = bench.run(script);
-        }
-        let seconds = start.elapsed().as_secs_f32();
-        match verdict {
-            Ok(0) => println!("=== {}: passed in {seconds:.1} s", script.name),
-            Ok(status) => {
-                println!(
-                    "=== {}: FAILED with status {status} after {seconds:.1} s",
-                    script.name
-                );
-                failed.push(script.name.as_str());
+    let (sender, receiver) = channel();
+    let receiver = Mutex::new(receiver);
+    let failed = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let sender = sender;
+            for script in &scripts {
+                // The receivers are there until all was sent.
+                let _ = sender.send((script, builds.of(script)));
             }
-            Err(error) => {
-                println!("=== {}: FAILED after {seconds:.1} s: {error}", script.name);
-                failed.push(script.name.as_str());
-            }
+        });
+        for _ in 0..args.jobs.get() {
+            scope.spawn(|| {
+                loop {
+                    let next = lock(&receiver).recv();
+                    let Ok((script, needs)) = next else { break };
+                    if !bench.report(script, needs) {
+                        lock(&failed).push(script.name.as_str());
+                    }
+                }
+            });
         }
-    }
+    });
+    let failed = lock(&failed);
     if failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -152,10 +154,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
+/// Locks; a thread that panicked ends the whole run anyhow.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn chosen(all: Vec<Script>, names: &[String]) -> Result<Vec<Script>> {
     if names.is_empty() {
-        let unnamed = all.into_iter().filter(|script| !script.machine.named);
-        return Ok(unnamed.collect());
+        let mut unnamed: Vec<_> = all.into_iter().filter(|s| !s.machine.named).collect();
+        // These last, when nothing is built any more.
+        unnamed.sort_by_key(|script| script.machine.nests());
+        return Ok(unnamed);
     }
     let find = |name: &String| {
         // A path works too, so that a shell can complete it.
@@ -172,32 +181,78 @@ fn chosen(all: Vec<Script>, names: &[String]) -> Result<Vec<Script>> {
 /// What all scripts of one call share.
 struct Bench<'a> {
     args: &'a Args,
-    root: PathBuf,
-    target: PathBuf,
-    lab: PathBuf,
+    root: &'a Path,
+    lab: &'a Path,
     emulator: Emulator,
     base: Base,
-    /// Known once the first script with a disk has asked for it.
-    server: Option<Kind>,
+    /// Held for writing by a script that runs alone, for reading by any other.
+    alone: RwLock<()>,
 }
 
 impl Bench<'_> {
-    fn run(&mut self, script: &Script) -> Result<u8> {
-        let kind = match &script.machine.disk {
-            Some(_) => Some(self.server()?),
-            None => None,
+    /// Runs a script, again where the emulator failed, and says how that went. Returns whether it passed.
+    fn report(&self, script: &Script, needs: Result<Needs>) -> bool {
+        let (mut shared, mut alone) = (None, None);
+        if script.machine.nests() {
+            alone = Some(self.alone.write());
+        } else {
+            shared = Some(self.alone.read());
+        }
+        let live = self.args.jobs.get() == 1;
+        let title = format!("=== {}: {}\n", script.name, script.about);
+        if live {
+            print!("{title}");
+        }
+        let mut report = if live { String::new() } else { title };
+        let start = Instant::now();
+        let mut verdict = needs.and_then(|needs| {
+            let mut verdict = self.run(script, &needs, live);
+            for _ in 0..2 {
+                let Err(error @ Error::Emulator { .. }) = verdict else {
+                    break;
+                };
+                println!("=== {}: once more: {error}", script.name);
+                verdict = self.run(script, &needs, live);
+            }
+            verdict
+        });
+        drop((shared.take(), alone.take()));
+        let log = self.run_directory(script).join(OUTPUT);
+        if !live && let Ok(output) = fs::read(log) {
+            report.push_str(&String::from_utf8_lossy(&output));
+        }
+        let name = &script.name;
+        let seconds = start.elapsed().as_secs_f32();
+        let end = match &mut verdict {
+            Ok(Verdict { status: 0, cpu }) => {
+                let cpu = cpu.as_secs_f32();
+                format!("passed in {seconds:.1} s, of which QEMU was busy for {cpu:.1}")
+            }
+            Ok(Verdict { status, .. }) => {
+                format!("FAILED with status {status} after {seconds:.1} s")
+            }
+            Err(error) => format!("FAILED after {seconds:.1} s: {error}"),
         };
+        println!("{report}=== {name}: {end}");
+        matches!(verdict, Ok(Verdict { status: 0, .. }))
+    }
+
+    fn run_directory(&self, script: &Script) -> PathBuf {
+        self.lab.join("run").join(&script.name)
+    }
+
+    fn run(&self, script: &Script, needs: &Needs, live: bool) -> Result<Verdict> {
+        let kind = &needs.server;
         let disk = script.machine.disk.as_ref();
         if disk.is_some_and(|disk| disk.migrates) && !matches!(kind, Some(Kind::Vblk(_))) {
             println!("two servers of one image: only vblk is told how to share it");
-            return Ok(0);
+            return Ok(Verdict::default());
         }
-        if disk.is_some_and(|disk| disk.crashes) && kind == Some(Kind::Qsd) {
+        if disk.is_some_and(|disk| disk.crashes) && *kind == Some(Kind::Qsd) {
             println!("qemu-storage-daemon keeps no record of requests in flight: nothing to show");
-            return Ok(0);
+            return Ok(Verdict::default());
         }
-        let binaries = self.guest_binaries(&script.machine)?;
-        let run = self.lab.join("run").join(&script.name);
+        let run = self.run_directory(script);
         if run.exists() {
             fs::remove_dir_all(&run).on("remove", &run)?;
         }
@@ -213,14 +268,11 @@ impl Bench<'_> {
             script,
             &self.root.join("lab/guest"),
             name,
-            &binaries,
+            &needs.binaries,
             &overlay,
         )?;
-        if script.machine.simulator {
-            let kernel = self.base.kernel_version()?;
-            let modules =
-                simulator::prepare(&self.lab, &self.args.kernel, &kernel, self.args.update)?;
-            simulator::copy(&modules, &overlay.join("lab/simulator"))?;
+        if let Some(modules) = &needs.modules {
+            built::copy(modules, &overlay.join("lab/built"))?;
         }
         let initramfs = run.join("initramfs");
         let root_on_disk = script.machine.disk.as_ref().is_some_and(|disk| disk.root);
@@ -231,7 +283,12 @@ impl Bench<'_> {
             let file = run.join("disk.img");
             image::disk(&self.base, disk, &overlay, &run.join("tree"), &file)?;
             let log = run.join("server.log");
-            server = Some(Server::start(kind, &file, &socket, disk, &log)?);
+            server = Some(Server::start(kind.clone(), &file, &socket, disk, &log)?);
+        }
+        let function = run.join("function.img");
+        if let Some(mib) = script.machine.function {
+            let file = fs::File::create(&function).on("create", &function)?;
+            file.set_len(u64::from(mib) << 20).on("size", &function)?;
         }
         let paths = qemu::Paths {
             kernel: &self.base.kernel,
@@ -239,105 +296,23 @@ impl Bench<'_> {
             console: &run.join("console.log"),
             sockets: sockets.path(),
             disk: &socket,
+            function: &function,
             incoming: None,
         };
-        let log = run.join("output.log");
+        let log = run.join(OUTPUT);
         let vm = Vm::start(
             &script.machine,
             &self.emulator,
             self.args.clock(),
             paths,
             &log,
+            live,
             server.as_mut(),
         )?;
-        let status = vm.finish()?;
+        let verdict = vm.finish()?;
         if let Some(server) = server {
             server.stop()?;
         }
-        Ok(status)
-    }
-
-    fn server(&mut self) -> Result<Kind> {
-        if let Some(kind) = &self.server {
-            return Ok(kind.clone());
-        }
-        let kind = match self.args.server.as_str() {
-            "vblk" => Kind::Vblk(self.build("vblk", None, false)?),
-            "qsd" => Kind::Qsd,
-            template => Kind::Custom(template.to_owned()),
-        };
-        self.server = Some(kind.clone());
-        Ok(kind)
-    }
-
-    fn guest_binaries(&self, machine: &Machine) -> Result<Vec<PathBuf>> {
-        let names = |names: &[String], target| {
-            let build = |name: &String| self.build(name, Some(target), machine.release);
-            names.iter().map(build).collect::<Result<Vec<_>>>()
-        };
-        let mut binaries = names(&machine.binaries, GUEST_TARGET)?;
-        binaries.extend(names(&machine.gnu, GNU_TARGET)?);
-        Ok(binaries)
-    }
-
-    /// Builds the binary of one of the workspace's packages, or an example as `PACKAGE/EXAMPLE`, and returns
-    /// its path. Unless the script compares speeds with debug assertions: they catch overflows.
-    fn build(&self, name: &str, target: Option<&str>, release: bool) -> Result<PathBuf> {
-        eprintln!("lab: building {name}");
-        let (package, example) = match name.split_once('/') {
-            Some((package, example)) => (package, Some(example)),
-            None => (name, None),
-        };
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command
-            .current_dir(&self.root)
-            .args(["build", "--quiet", "--package", package])
-            .arg("--target-dir")
-            .arg(&self.target);
-        let mut directory = self.target.clone();
-        if let Some(target) = target {
-            need_target(target)?;
-            command.args(["--target", target]);
-            command.env(
-                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-                "-C target-feature=+crt-static",
-            );
-            directory.push(target);
-        }
-        directory.push(if release { "release" } else { "debug" });
-        if release {
-            command.arg("--release");
-        }
-        if let Some(example) = example {
-            command.args(["--all-features", "--example", example]);
-            directory.push("examples");
-        }
-        process::output(&mut command)?;
-        Ok(directory.join(example.unwrap_or(package)))
-    }
-}
-
-/// Makes sure that the toolchain which runs this can build for `target`; rustup adds what is missing.
-///
-/// # Errors
-/// [`Error::Missing`] without rustup; what rustup says otherwise.
-fn need_target(target: &str) -> Result<()> {
-    let mut rustc = Command::new("rustc");
-    rustc.args(["--print", "target-libdir", "--target", target]);
-    let libraries = process::output(&mut rustc)?;
-    if Path::new(libraries.trim()).exists() {
-        return Ok(());
-    }
-    eprintln!("lab: adding the target {target}");
-    let mut rustup = Command::new("rustup");
-    rustup.args(["target", "add", target]);
-    match process::output(&mut rustup) {
-        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Err(Error::Missing {
-                what: format!("the toolchain has no libraries for {target}"),
-                hint: "install those of your Rust".to_owned(),
-            })
-        }
-        done => done.map(drop),
+        Ok(verdict)
     }
 }

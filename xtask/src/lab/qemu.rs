@@ -29,9 +29,14 @@ pub struct Paths<'a> {
     pub sockets: &'a Path,
     /// The socket of the disk's server.
     pub disk: &'a Path,
+    /// The image of the PCI function's disk.
+    pub function: &'a Path,
     /// The socket on which it waits for a guest that moves in, instead of booting one.
     pub incoming: Option<&'a Path>,
 }
+
+/// The name of the PCI function, and of its disk.
+pub const FUNCTION: &str = "function";
 
 /// What drives the guest's clock.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +60,9 @@ pub fn command(
     if machine.disk.as_ref().is_some_and(|disk| disk.root) {
         append.push_str(" lab.root=/dev/vda1");
     }
+    if machine.function.is_some() {
+        append.push_str(" intel_iommu=on");
+    }
     let memory = format!("{}M", machine.memory);
     let socket = |name: &str| paths.sockets.join(name).display().to_string();
     let accelerator = match clock {
@@ -62,7 +70,16 @@ pub fn command(
         // Instructions of CPUs that run at the same time have no order.
         Clock::Instructions => "tcg,thread=single",
     };
+    let board = match machine.function {
+        // As interrupts are remapped.
+        Some(_) => "q35,memory-backend=mem,kernel-irqchip=split",
+        None => "q35,memory-backend=mem",
+    };
     let mut command = emulator.command();
+    if machine.function.is_some() {
+        // In front of the devices that it is for.
+        command.args(["-device", "intel-iommu,intremap=on,device-iotlb=on"]);
+    }
     if let Clock::Instructions = clock {
         command.args(["-icount", "shift=0,sleep=off"]);
     }
@@ -89,7 +106,7 @@ pub fn command(
             "-object",
             &format!("memory-backend-memfd,id=mem,size={memory},share=on"),
         ])
-        .args(["-M", "q35,memory-backend=mem"])
+        .args(["-M", board])
         .arg("-kernel")
         .arg(paths.kernel)
         .arg("-initrd")
@@ -123,6 +140,23 @@ pub fn command(
             .args([
                 "-device",
                 &format!("vhost-user-blk-pci,chardev=disk,num-queues={}", disk.queues),
+            ]);
+    }
+    if machine.function.is_some() {
+        let image = paths.function.display();
+        command
+            .args([
+                "-blockdev",
+                &format!("raw,node-name={FUNCTION},file.driver=file,file.filename={image}"),
+            ])
+            // Behind a port it can be unplugged.
+            .args(["-device", "pcie-root-port,id=root1,chassis=1"])
+            .args([
+                "-device",
+                &format!(
+                    "virtio-blk-pci,id={FUNCTION},bus=root1,drive={FUNCTION},serial=function,num-queues=2,\
+                     disable-legacy=on,iommu_platform=on,ats=on,page-per-vq=on"
+                ),
             ]);
     }
     if let Some(socket) = paths.incoming {

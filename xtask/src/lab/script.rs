@@ -39,8 +39,10 @@ pub struct Machine {
     pub gnu: Vec<String>,
     /// Whether the guest gets its own kernel as a file, to boot it once more inside.
     pub kernel: bool,
-    /// Whether the guest gets the kernel's vDPA simulator of a block device, as modules in `/lab/simulator`.
-    pub simulator: bool,
+    /// Whether the guest gets the modules that are built for the lab, in `/lab/built`.
+    pub built: bool,
+    /// The size in MiB of a virtio-blk PCI function behind an IOMMU, if there is one.
+    pub function: Option<u32>,
     /// These are built for speed, without debug assertions.
     pub release: bool,
     /// The script runs only when it is named.
@@ -74,11 +76,20 @@ impl Default for Machine {
             binaries: Vec::new(),
             gnu: Vec::new(),
             kernel: false,
-            simulator: false,
+            built: false,
+            function: None,
             release: false,
             named: false,
             disk: None,
         }
+    }
+}
+
+impl Machine {
+    /// Whether a Linux guest runs in this guest: it takes both CPUs of the host's, and QEMU's faults with nested guests
+    /// show more often on a busy host.
+    pub fn nests(&self) -> bool {
+        self.kernel
     }
 }
 
@@ -155,7 +166,8 @@ fn set(machine: &mut Machine, word: &str) -> std::result::Result<(), String> {
         "binaries" => machine.binaries = names(),
         "gnu" => machine.gnu = names(),
         "kernel" if value == "yes" => machine.kernel = true,
-        "simulator" if value == "yes" => machine.simulator = true,
+        "built" if value == "yes" => machine.built = true,
+        "function" => machine.function = Some(number()?),
         "build" if value == "release" => machine.release = true,
         "run" if value == "named" => machine.named = true,
         "disk" => {

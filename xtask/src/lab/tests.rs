@@ -279,7 +279,7 @@ fn the_loaders_listing_names_libraries() {
 #[test]
 fn a_header_describes_the_machine() {
     let text = "#!/bin/sh\n# about: all of it\n# lab: cpus=4 memory=512 timeout=60\n\
-        # lab: modules=vdpa,vduse binaries=vblk gnu=other build=release run=named\n# lab: disk=256 queues=4 root=yes\n\necho\n# lab: cpus=9\n";
+        # lab: modules=vdpa,vduse binaries=vblk gnu=other build=release run=named built=yes function=64\n# lab: disk=256 queues=4 root=yes\n\necho\n# lab: cpus=9\n";
     let (about, machine) = parse(text).unwrap();
     assert_eq!(about, "all of it");
     let expected = Machine {
@@ -290,7 +290,8 @@ fn a_header_describes_the_machine() {
         binaries: vec!["vblk".to_owned()],
         gnu: vec!["other".to_owned()],
         kernel: false,
-        simulator: false,
+        built: true,
+        function: Some(64),
         release: true,
         named: true,
         disk: Some(Disk {
@@ -350,6 +351,8 @@ fn a_bad_header_is_refused() {
         "cpus=0",
         "build=fast",
         "run=never",
+        "built=no",
+        "function=0",
         "queues=2",
         "disk=1 root=no",
         "what=1",

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use super::emulator::Emulator;
 use super::error::{Context, Error, Result};
 use super::process::{self, tail};
-use super::qemu::{self, Monitor, Paths};
+use super::qemu::{self, FUNCTION, Monitor, Paths};
 use super::script::Machine;
 use super::server::Server;
 
@@ -36,6 +36,15 @@ const NESTED_SHUTDOWN: [&str; 2] = ["Kernel panic", "shutdown_interception+"];
 
 /// With this status (`EX_TEMPFAIL`) a script says that what failed was the emulator, as far as can be told.
 const EMULATOR_FAILED: u8 = 75;
+
+/// How a script ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Verdict {
+    /// Its status.
+    pub status: u8,
+    /// The CPU time that QEMU took, as far as it was seen.
+    pub cpu: Duration,
+}
 
 enum Event {
     /// The guest's command connection; comes first.
@@ -66,7 +75,7 @@ pub struct Vm<'a> {
 }
 
 impl<'a> Vm<'a> {
-    /// Starts the machine. What the script prints goes to standard output and to the file `log`.
+    /// Starts the machine. What the script prints goes to the file `log`, and if `live` to standard output.
     ///
     /// # Errors
     /// QEMU can't be started or ends at once; its own words are in the error.
@@ -76,6 +85,7 @@ impl<'a> Vm<'a> {
         clock: qemu::Clock<'a>,
         paths: Paths<'a>,
         log: &Path,
+        live: bool,
         server: Option<&'a mut Server>,
     ) -> Result<Self> {
         let (sender, events) = channel();
@@ -92,6 +102,7 @@ impl<'a> Vm<'a> {
             log: listen("log")?,
             host: listen("host")?,
             output: File::create(log).on("create", log)?,
+            live,
             sender,
         };
         let (child, monitor) = launch.start(paths)?;
@@ -135,7 +146,7 @@ impl<'a> Vm<'a> {
     /// # Errors
     /// The deadline, a guest that ended without a status, a disk server that died, with the last lines of
     /// the kernel's console; [`Error::Emulator`], after which another try is fair.
-    pub fn finish(mut self) -> Result<u8> {
+    pub fn finish(mut self) -> Result<Verdict> {
         let deadline = Instant::now() + self.launch.machine.timeout;
         let result = self.serve(deadline);
         let _ = self.child.kill();
@@ -161,7 +172,8 @@ impl<'a> Vm<'a> {
         })
     }
 
-    fn serve(&mut self, deadline: Instant) -> Result<u8> {
+    fn serve(&mut self, deadline: Instant) -> Result<Verdict> {
+        let mut cpu = Duration::ZERO;
         loop {
             match self.events.recv_timeout(TICK) {
                 Ok(Event::Connected(stream)) => self.replies = Some(stream),
@@ -173,12 +185,13 @@ impl<'a> Vm<'a> {
             if let Some(server) = &mut self.server {
                 server.check()?;
             }
+            cpu = cpu_time(&self.child).unwrap_or(cpu);
             if let Some(status) = self.child.try_wait().on("wait for", Path::new("QEMU"))? {
                 return match self.status {
                     Some(EMULATOR_FAILED) => Err(Error::Emulator {
                         what: "the script blames it".to_owned(),
                     }),
-                    Some(status) => Ok(status),
+                    Some(status) => Ok(Verdict { status, cpu }),
                     None => {
                         let console = console(&self.console);
                         Err(early_end(status, &said(&mut self.child), &console))
@@ -209,6 +222,11 @@ impl<'a> Vm<'a> {
                 .on("answer", Path::new("the guest"))?;
         }
         Ok(())
+    }
+
+    fn ask_qemu(&mut self, command: &str, arguments: &str) -> Result<String> {
+        let command = format!("{{\"execute\":\"{command}\",\"arguments\":{{{arguments}}}}}");
+        self.monitor.execute(&command).map(|_| String::new())
     }
 
     fn perform(&mut self, line: &str) -> Result<String> {
@@ -255,6 +273,26 @@ impl<'a> Vm<'a> {
                 "dies" => self.migrate_in_vain().map(|()| String::new()),
                 _ => refuse("only `dies` is possible"),
             },
+            ("resize", None) if self.launch.machine.function.is_some() => {
+                match argument.parse::<u64>() {
+                    Ok(mib) if mib <= 1 << 20 => {
+                        let bytes = mib << 20;
+                        let size = format!("\"node-name\":\"{FUNCTION}\",\"size\":{bytes}");
+                        self.ask_qemu("block_resize", &size)
+                    }
+                    _ => refuse("not a size in MiB"),
+                }
+            }
+            ("unplug", _) if self.launch.machine.function.is_some() => {
+                self.ask_qemu("device_del", &format!("\"id\":\"{FUNCTION}\""))
+            }
+            ("unplugged", _) if self.launch.machine.function.is_some() => loop {
+                // Of its parts, too.
+                if self.monitor.event("DEVICE_DELETED")?["device"] == FUNCTION {
+                    return Ok(String::new());
+                }
+            },
+            ("unplug" | "unplugged", _) => refuse("the script's header asks for no function"),
             ("resize" | "allocated" | "crash" | "restart" | "migrate", None) => {
                 refuse("the script's header asks for no disk")
             }
@@ -272,8 +310,10 @@ pub(super) struct Launch<'a> {
     qmp: UnixListener,
     log: UnixListener,
     host: UnixListener,
-    /// Where the script's output goes, beside standard output.
+    /// Where the script's output goes.
     output: File,
+    /// Whether it is shown on standard output, too.
+    live: bool,
     sender: Sender<Event>,
 }
 
@@ -296,10 +336,11 @@ impl Launch<'_> {
         let clone = |listener: &UnixListener| listener.try_clone().on("copy", paths.sockets);
         let (log, host) = (clone(&self.log)?, clone(&self.host)?);
         let output = self.output.try_clone().on("copy", paths.sockets)?;
+        let live = self.live;
         let (log_sender, sender) = (self.sender.clone(), self.sender.clone());
         thread::spawn(move || {
             // A failure here shows as missing output; the run itself continues.
-            let _ = copy_log(&log, output);
+            let _ = copy_log(&log, output, live);
             let _ = log_sender.send(Event::LogEnded);
         });
         thread::spawn(move || {
@@ -315,7 +356,10 @@ fn connect(listener: &UnixListener, path: &Path, child: &mut Child) -> Result<Mo
     loop {
         match Monitor::accept(listener, path) {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {}
-            other => return other,
+            Ok(monitor) => return Ok(monitor),
+            // It has ended, or is about to: its own words are better.
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => {}
         }
         if let Some(status) = child.try_wait().on("wait for", Path::new("QEMU"))? {
             return Err(Error::Vm {
@@ -361,7 +405,17 @@ fn said(child: &mut Child) -> String {
     }
 }
 
-fn copy_log(listener: &UnixListener, mut file: File) -> io::Result<()> {
+/// The CPU time that a child took, all its threads together; `None` if it has ended.
+fn cpu_time(child: &Child) -> Option<Duration> {
+    let text = fs::read_to_string(format!("/proc/{}/stat", child.id())).ok()?;
+    // proc_pid_stat(5): fields 14 and 15; field 2, in parentheses, may have spaces. In hundredths of a second.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut field = || fields.next()?.parse::<u64>().ok();
+    let ticks = field()? + field()?;
+    (ticks > 0).then(|| Duration::from_millis(ticks * 10))
+}
+
+fn copy_log(listener: &UnixListener, mut file: File, live: bool) -> io::Result<()> {
     let (mut stream, _) = listener.accept()?;
     let mut buffer = [0; 4096];
     loop {
@@ -369,9 +423,11 @@ fn copy_log(listener: &UnixListener, mut file: File) -> io::Result<()> {
         if length == 0 {
             return Ok(());
         }
-        let mut out = io::stdout().lock();
-        out.write_all(&buffer[..length])?;
-        out.flush()?;
+        if live {
+            let mut out = io::stdout().lock();
+            out.write_all(&buffer[..length])?;
+            out.flush()?;
+        }
         file.write_all(&buffer[..length])?;
     }
 }

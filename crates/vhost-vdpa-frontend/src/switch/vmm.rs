@@ -19,10 +19,11 @@ pub trait Vmm: Send + Sync {
     /// Ends a pause of the vCPUs.
     fn resume_vcpus(&self) {}
 
-    /// Unmaps doorbell pages from the guest. When this returns, no vCPU can write to one.
+    /// Unmaps doorbell pages from the guest, if it has any. When this returns, no vCPU can write to one: a write exits,
+    /// and the VMM writes the queue's kick eventfd for it.
     fn unmap_doorbells(&self) {}
 
-    /// The device takes kicks: doorbell pages may be mapped into the guest.
+    /// The device takes kicks: doorbell pages may be mapped into the guest, if they aren't.
     fn map_doorbells(&self) {}
 }
 

@@ -194,14 +194,33 @@ impl VhostVdpa {
             .fd
             .doorbell(vq)
             .map_err(|source| match source.raw_os_error() {
-                // The kernel's own ENOTSUPP, which no C library knows, or EOPNOTSUPP.
-                Some(524 | libc::EOPNOTSUPP) => VdpaError::NotSupported("it has no doorbell pages"),
+                // The kernel's own ENOTSUPP, which no C library knows, or EOPNOTSUPP; EINVAL where the queue's doorbell
+                // is within a page.
+                Some(524 | libc::EOPNOTSUPP | libc::EINVAL) => {
+                    VdpaError::NotSupported("it has no doorbell pages")
+                }
                 _ => VdpaError::System {
                     what: format!("can't map the doorbell of queue {vq} of {}", self.name),
                     source,
                 },
             })?;
         Ok(queue.doorbell.get_or_init(|| Arc::new(mapped)).clone())
+    }
+
+    /// Maps the doorbell pages of all queues, so that [`vdpa_bus::VdpaDevice::kick_vq`] costs no system call. Returns
+    /// whether the parent has any.
+    ///
+    /// # Errors
+    /// The system refuses to map one that is there. Kicks work all the same.
+    pub fn use_doorbells(&self) -> Result<bool, VdpaError> {
+        for vq in (0..).take(self.vqs.len()) {
+            match self.doorbell(vq) {
+                Ok(_) => {}
+                Err(VdpaError::NotSupported(_)) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
     }
 
     /// Has vhost write `event` when queue `vq` fails (`VHOST_SET_VRING_ERR`), or no longer.

@@ -31,6 +31,8 @@ struct Fake {
     /// Number of the IOTLB message that fails.
     bad_message: Option<usize>,
     messages: AtomicUsize,
+    /// Why a doorbell can't be mapped; the kernel's ENOTSUPP if 0.
+    doorbell: i32,
 }
 
 impl VhostFd for Fake {
@@ -78,7 +80,12 @@ impl VhostFd for Fake {
 
     fn doorbell(&self, vq: u16) -> io::Result<Doorbell> {
         lock(&self.calls).push(Call::Mmap(vq));
-        Err(io::Error::from_raw_os_error(524))
+        let errno = if self.doorbell == 0 {
+            524
+        } else {
+            self.doorbell
+        };
+        Err(io::Error::from_raw_os_error(errno))
     }
 }
 
@@ -421,6 +428,20 @@ fn errors_say_what_the_kernel_meant() {
             ..Fake::default()
         });
         assert_eq!(device.suspend().unwrap_err().errno(), expected);
+    }
+    // The kernel's ENOTSUPP; a doorbell within a page; one that there is, and can't be mapped.
+    for (errno, expected) in [
+        (524, Ok(false)),
+        (libc::EINVAL, Ok(false)),
+        (libc::ENOMEM, Err(libc::ENOMEM)),
+    ] {
+        let (device, calls) = open(Fake {
+            doorbell: errno,
+            ..Fake::default()
+        });
+        let used = device.use_doorbells();
+        assert_eq!(used.map_err(|error| error.errno()), expected);
+        assert_eq!(lock(&calls).len(), 1, "it asks on in vain");
     }
     let (device, _) = with(ALL);
     assert_eq!(device.doorbell(0).unwrap_err().errno(), libc::EOPNOTSUPP);

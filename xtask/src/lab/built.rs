@@ -1,8 +1,8 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The kernel's vDPA simulator of a block device. Debian's kernels come without: its modules are built from Debian's
-//! source of the same version, with this machine's compiler.
+//! Modules that Debian's kernels come without: the vDPA simulator of a block device, and the vDPA parent of a virtio PCI
+//! function. They are built from Debian's source of the same version, with this machine's compiler.
 
 use std::fs;
 use std::io;
@@ -15,18 +15,19 @@ use super::packages::Package;
 use super::plan::{digest, resolve, unpack};
 use super::process::output;
 
-/// The modules, in the order in which they are loaded.
-pub const MODULES: [&str; 3] = ["vringh", "vdpa_sim", "vdpa_sim_blk"];
+/// The modules. Of the simulator's each needs the one before it.
+pub const MODULES: [&str; 4] = ["vringh", "vdpa_sim", "vdpa_sim_blk", "vp_vdpa"];
 /// Where their source lies in the kernel's tree.
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "drivers/vhost/vringh.c",
     "drivers/vdpa/vdpa_sim/vdpa_sim.c",
     "drivers/vdpa/vdpa_sim/vdpa_sim.h",
     "drivers/vdpa/vdpa_sim/vdpa_sim_blk.c",
+    "drivers/vdpa/virtio_pci/vp_vdpa.c",
 ];
 const META: [&str; 2] = ["linux-headers-cloud-amd64", "linux-source"];
 /// Changes whenever the code here builds something else from the same packages.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// Finds or builds the modules for the kernel of version `kernel` in `suite`. Returns the directory they are in.
 ///
@@ -34,10 +35,10 @@ const LAYOUT: u32 = 1;
 /// What apt, dpkg or make says; a suite whose kernel is not the one that the lab boots.
 pub fn prepare(lab: &Path, suite: &str, kernel: &str, update: bool) -> Result<PathBuf> {
     let suites = ["bookworm", suite];
-    let name = format!("simulator-{suite}-{:016x}", digest(&(META, kernel)));
+    let name = format!("built-{suite}-{:016x}", digest(&(META, kernel)));
     let plan = resolve(lab, &name, &suites, update, |apt| packages_of(apt, suite))?;
     let directory = lab
-        .join("simulator")
+        .join("built")
         .join(format!("{:016x}", digest(&(&plan, FILES, LAYOUT))));
     let done = directory.join("done");
     if done.exists() {
@@ -112,7 +113,7 @@ fn build(sysroot: &Path, directory: &Path, kernel: &str) -> Result<()> {
     match output(&mut make) {
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Err(Error::Missing {
-                what: "the kernel's simulator is built with make, which is not there".to_owned(),
+                what: "kernel modules are built with make, which is not there".to_owned(),
                 hint: "on Debian: apt-get install make gcc-12 libelf1".to_owned(),
             })
         }
@@ -137,7 +138,7 @@ fn find(directory: &Path, wanted: impl Fn(&str) -> bool) -> Result<PathBuf> {
             "{} has no archive of the kernel's source",
             directory.display()
         ),
-        hint: "take_sources() in xtask/src/lab/simulator.rs must learn the package's new form"
+        hint: "take_sources() in xtask/src/lab/built.rs must learn the package's new form"
             .to_owned(),
     })
 }
