@@ -4,6 +4,7 @@
 //! The project's chores: `cargo xtask SUBCOMMAND`. One module per subcommand.
 
 mod bench;
+mod cluster;
 mod command;
 mod coverage;
 mod fuzz;
@@ -33,6 +34,8 @@ enum Command {
     Fuzz(fuzz::Args),
     /// Millions of random requests to a vhost-user server, by an independent driver, every byte checked
     Verify(verify::Args),
+    /// Disks of a Ceph cluster and of NBD servers, which are started here, under verified load
+    Cluster(cluster::Args),
     /// Count the instructions of a request, and measure vblk beside qemu-storage-daemon
     Bench(bench::Args),
     /// List the files whose code runs for one request, for docs/architecture.md
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Command::Coverage(args) => coverage::run(&args).map_err(Into::into),
         Command::Fuzz(args) => fuzz::run(&args).map_err(Into::into),
         Command::Verify(args) => verify::run(&args).map_err(Into::into),
+        Command::Cluster(args) => cluster::run(&args).map_err(Into::into),
         Command::Bench(args) => bench::run(&args).map_err(Into::into),
         Command::RequestPath(args) => request_path::run(&args).map_err(Into::into),
     };

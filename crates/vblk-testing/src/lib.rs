@@ -8,6 +8,7 @@ pub mod compare;
 pub mod cpu;
 mod error;
 pub mod frontend;
+pub mod kills;
 pub mod load;
 pub mod model;
 pub mod pattern;

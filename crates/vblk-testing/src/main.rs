@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vblk_testing::client_disk::{self, ClientDisk};
 use vblk_testing::server::{self, Config as ServerConfig, Disk, Program};
-use vblk_testing::{Error, compare, pattern, throttle, verify};
+use vblk_testing::{Error, compare, kills, pattern, throttle, verify};
 use vduse_backend::{Linux, Server, ServerOptions};
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
@@ -31,8 +31,32 @@ enum Command {
     Compare(Compare),
     /// How exactly limits are kept; fails if one is off by more than 2 percent. Wants a quiet machine.
     Throttle(Throttle),
+    /// Kills vblk with -9 under load, again and again, and looks whether anything was lost or done twice.
+    Kills(Kills),
     /// A VDUSE device of what a vhost-user server serves, until it is killed.
     Vduse(Vduse),
+}
+
+#[derive(Debug, Args)]
+struct Kills {
+    /// Where the vblk program is.
+    #[arg(long, default_value = "vblk")]
+    vblk: PathBuf,
+    /// The DISK, as vblk writes it. It holds zeroes; its content is lost.
+    #[arg(long)]
+    disk: String,
+    /// How often.
+    #[arg(long, default_value_t = 20)]
+    kills: u64,
+    /// For how many seconds a server works at most, once it has written something.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    life: f64,
+    /// Fails if nothing was written for more seconds than this after a kill.
+    #[arg(long, default_value_t = 60.0, value_parser = seconds)]
+    pause: f64,
+    /// Another one gives other requests.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 #[derive(Debug, Args)]
@@ -117,7 +141,7 @@ enum Wait {
 struct Verify {
     /// The socket of a running server whose disk holds only zeroes, or a /dev/vhost-vdpa-N with such a disk. Its
     /// content is lost. Without it, a server is started.
-    #[arg(long, conflicts_with_all = ["server", "vblk", "disk", "engine", "dir"])]
+    #[arg(long, conflicts_with_all = ["server", "vblk", "disk", "name", "engine", "dir"])]
     socket: Option<PathBuf>,
     /// The server to start.
     #[arg(long, value_enum, default_value_t = ServerKind::Vblk)]
@@ -128,6 +152,9 @@ struct Verify {
     /// What a started server serves.
     #[arg(long, value_enum, default_value_t = DiskKind::Raw)]
     disk: DiskKind,
+    /// What a started vblk serves instead, as it writes it: a DISK of zeroes, whose content is lost.
+    #[arg(long, conflicts_with_all = ["server", "disk", "engine", "dir"])]
+    name: Option<String>,
     /// How a started server does I/O on a raw image, by its own name for it.
     #[arg(long)]
     engine: Option<String>,
@@ -172,6 +199,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify(&args),
         Command::Compare(args) => compare(args),
         Command::Throttle(args) => throttle(args),
+        Command::Kills(args) => kills(args),
         Command::Vduse(args) => vduse(&args),
     };
     match result {
@@ -218,6 +246,30 @@ fn throttle(args: Throttle) -> Result<(), Error> {
             "{} at depth {} is off by {:.1} percent",
             row.limit, row.depth, row.off
         ))),
+    }
+}
+
+fn kills(args: Kills) -> Result<(), Error> {
+    let config = kills::Config {
+        server: ServerConfig {
+            program: Program::Vblk(args.vblk),
+            disk: Disk::Named(args.disk),
+            queues: 4,
+            queue_size: 64,
+            read_only: false,
+        },
+        blocks: 96,
+        kills: args.kills,
+        life: Duration::from_secs_f64(args.life),
+        seed: args.seed,
+    };
+    let (report, _) = kills::run(&config).map_err(|error| Error::Config(error.to_string()))?;
+    println!("{}", json(&report)?);
+    match report.pauses.iter().max() {
+        Some(longest) if *longest as f64 > args.pause * 1000.0 => Err(Error::Config(format!(
+            "nothing was written for {longest} ms after a kill"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -276,8 +328,10 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
         .map_or_else(tempfile::tempdir, tempfile::tempdir_in)
         .map_err(io)?;
     let image = dir.path().join("disk.raw");
-    let disk = match args.disk {
-        DiskKind::Raw => {
+    let raw = args.name.is_none() && matches!(args.disk, DiskKind::Raw);
+    let disk = match (&args.name, args.disk) {
+        (Some(name), _) => Disk::Named(name.clone()),
+        (None, DiskKind::Raw) => {
             pattern::create_file(&image, LEN)?;
             config.initial = pattern::Stamp::FILE;
             Disk::Raw {
@@ -285,7 +339,7 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
                 engine: args.engine.clone(),
             }
         }
-        DiskKind::Memory => Disk::Memory(LEN),
+        (None, DiskKind::Memory) => Disk::Memory(LEN),
     };
     let server = server::Server::start(&ServerConfig {
         program: match args.server {
@@ -300,7 +354,7 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
     config.socket = server.socket();
     let (report, model) = verify::run(&config)?;
     server.stop()?;
-    if let DiskKind::Raw = args.disk {
+    if raw {
         model.check_file(&image)?;
     }
     Ok(report)

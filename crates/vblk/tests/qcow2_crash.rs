@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use common::{BLOCK, QUEUE_SIZE, SECTORS, config, connect, sector, written};
+use common::{QUEUE_SIZE, config};
 use vblk_testing::frontend::{Client, Guest, PATIENCE, Queue};
+use vblk_testing::kills::{BLOCK, SECTORS, connect, sector, written};
 use vblk_testing::server::{Disk, Server};
 use virtio_blk_driver::request::{Request, Token};
 use virtio_blk_driver::wire::Range;
@@ -173,7 +174,7 @@ fn check(image: &Path) -> bool {
 }
 
 fn attach(server: &Server, blocks: &mut Vec<Vec<Block>>) -> (Client, Vec<Load>, Guest) {
-    let mut client = connect(server);
+    let mut client = connect(server).unwrap();
     let mut guest = Guest::new(&[(0, 4 << 20)]).unwrap();
     let mut loads: Vec<Load> = blocks
         .drain(..)
@@ -234,7 +235,7 @@ fn a_killed_server_leaves_a_sound_image() {
         blocks.extend(loads.into_iter().map(|load| load.blocks));
         drop(guest);
         // The new server has opened the image when it takes the next client.
-        drop(connect(&server));
+        drop(connect(&server).unwrap());
         leaks += u64::from(check(&path));
     }
     let (mut client, mut loads, _guest) = attach(&server, &mut blocks);

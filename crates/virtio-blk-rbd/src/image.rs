@@ -293,7 +293,7 @@ impl Opened {
             );
             log::warn!("{name}: {error}");
         } else {
-            log::info!(
+            log::warn!(
                 "{name}: broke the lock of {} ({address}), which was killed: {} ms",
                 dead.name(),
                 began.elapsed().as_millis()

@@ -72,7 +72,7 @@ impl RbdQueue {
                 time.as_secs()
             ),
             Word::Over(time) => {
-                log::info!("{name}: nothing waits any more, after {} s", time.as_secs());
+                log::warn!("{name}: nothing waits any more, after {} s", time.as_secs());
             }
         }
     }
