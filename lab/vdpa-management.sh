@@ -42,6 +42,7 @@ step "what can't be added"
 refused 1 "there is no /dev/vduse/nosuch" add nosuch
 refused 1 "Fail to find the specified management device" add disk0 --mgmtdev nosuch
 refused 1 "Some provided attributes are not supported" add disk0 --features 0x200000000
+refused 1 "try without --mac and --mtu and --max-vqp" add disk0 --mac 02:00:00:00:00:01 --mtu 1500 --max-vqp 2
 refused 2 "can't be \"..\"" add ..
 refused 2 "can't have '/'" add ../disk0
 refused 2 "at most 255 bytes" add "$(printf %256s x | tr ' ' x)"
@@ -56,6 +57,8 @@ expect "queues" "$(field queues </tmp/shown)" 4
 vdpa dev show disk0 >/tmp/shown
 grep -q 'type block mgmtdev vduse vendor_id 0 max_vqs 4 max_vq_size 256' /tmp/shown || fail "$(cat /tmp/shown)"
 refused 1 "vblk vdpa del disk0" add disk0
+refused 1 "the kernel has statistics of network devices only" stats disk0
+refused 1 "is no network device" set disk0 --mac 02:00:00:00:00:01
 vblk vdpa add disk1
 vblk vdpa list
 expect "devices" "$(vblk vdpa list --json | wc -l)" 2

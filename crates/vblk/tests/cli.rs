@@ -415,6 +415,11 @@ fn vdpa_command_lines() {
         (&["vdpa", "add", "a", "--mgmtdev", "pci/"], "can't be empty"),
         (&["vdpa", "add", "a", "--features", "x"], "not a number"),
         (&["vdpa", "bind", "a", "usb"], "virtio, vhost, none"),
+        (&["vdpa", "add", "a", "--mac", "1"], "six bytes"),
+        (&["vdpa", "add", "a", "--mtu", "67"], "68"),
+        (&["vdpa", "add", "a", "--max-vqp", "0"], "1..=32768"),
+        (&["vdpa", "set", "a"], "--mac"),
+        (&["vdpa", "stats", "a", "--queue", "-1"], "-1"),
     ] {
         assert_refused(args, 2, &[words]);
     }
@@ -436,6 +441,8 @@ fn vdpa_says_what_is_missing() {
         &["vdpa", "show", "disk0"],
         &["vdpa", "add", "disk0"],
         &["vdpa", "del", "disk0"],
+        &["vdpa", "set", "disk0", "--mac", "02:00:00:00:00:01"],
+        &["vdpa", "stats", "disk0"],
         &["vdpa", "bind", "disk0", "vhost"],
     ] {
         assert_refused(args, 1, &["modprobe vdpa"]);

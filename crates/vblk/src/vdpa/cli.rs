@@ -4,7 +4,7 @@
 //! The command line of `vblk vdpa`.
 
 use clap::{Args, Subcommand, ValueEnum};
-use vdpa_bus::management::{DeviceName, Driver, ManagementName};
+use vdpa_bus::management::{DeviceName, Driver, MacAddress, ManagementName};
 
 pub const HELP: &str = "\
 A vDPA device is made by a management device (VDUSE, a simulator, a network
@@ -19,6 +19,8 @@ Examples:
   vblk vdpa list
   vblk vdpa bind disk0 vhost
   vblk vdpa del disk0
+  vblk vdpa add net0 --mgmtdev pci/0000:01:00.2 --mac 02:00:00:00:00:01 --mtu 9000
+  vblk vdpa stats net0 --queue 0
 
 Adding and binding a device wait for its driver; deleting and binding it wait
 until nobody has its /dev/vhost-vdpa-N open.";
@@ -38,6 +40,32 @@ pub enum VdpaCommand {
     Del(NameArgs),
     /// Bind a device to a driver, and keep others from taking it.
     Bind(BindArgs),
+    /// Change a network device.
+    Set(SetArgs),
+    /// Show what a network device's vendor counts.
+    Stats(StatsArgs),
+}
+
+/// Options of `vdpa set`.
+#[derive(Debug, Args)]
+pub struct SetArgs {
+    /// The device.
+    #[arg(value_name = "DEV")]
+    pub name: DeviceName,
+    /// Its address.
+    #[arg(long, value_name = "ADDRESS", required = true)]
+    pub mac: MacAddress,
+}
+
+/// Options of `vdpa stats`.
+#[derive(Debug, Args)]
+pub struct StatsArgs {
+    /// The device.
+    #[arg(value_name = "DEV")]
+    pub name: DeviceName,
+    /// Of this virtqueue; of all if none is given.
+    #[arg(long, value_name = "INDEX")]
+    pub queue: Option<u32>,
 }
 
 /// A device.
@@ -60,6 +88,29 @@ pub struct AddArgs {
     /// Offer only these virtio features, a bit mask; VDUSE can't.
     #[arg(long, value_name = "MASK", value_parser = mask)]
     pub features: Option<u64>,
+    /// The address of a network device.
+    #[arg(long, value_name = "ADDRESS")]
+    pub mac: Option<MacAddress>,
+    /// The MTU of a network device, in bytes.
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(68..))]
+    pub mtu: Option<u16>,
+    /// Queue pairs of a network device, at most.
+    #[arg(long, value_name = "PAIRS", value_parser = clap::value_parser!(u16).range(1..=0x8000))]
+    pub max_vqp: Option<u16>,
+}
+
+impl AddArgs {
+    /// The options that a management device may refuse, as they were given.
+    pub fn attributes(&self) -> Vec<&'static str> {
+        let given = [
+            ("--features", self.features.is_some()),
+            ("--mac", self.mac.is_some()),
+            ("--mtu", self.mtu.is_some()),
+            ("--max-vqp", self.max_vqp.is_some()),
+        ];
+        let given = given.into_iter().filter(|(_, given)| *given);
+        given.map(|(name, _)| name).collect()
+    }
 }
 
 /// Options of `vdpa bind`.

@@ -10,6 +10,7 @@ use vdpa_bus::management::ManagementError;
 use super::VdpaCommand;
 
 const EPERM: i32 = 1;
+const EAGAIN: i32 = 11;
 const EACCES: i32 = 13;
 const EEXIST: i32 = 17;
 const ENODEV: i32 = 19;
@@ -39,8 +40,27 @@ fn hint(error: &ManagementError, command: &VdpaCommand) -> Option<String> {
                 "`vblk vdpa show {name}` shows it, `vblk vdpa del {name}` deletes it",
                 name = args.name
             )),
-            EOPNOTSUPP if args.features.is_some() => Some("try without --features".to_owned()),
+            EOPNOTSUPP if !args.attributes().is_empty() => {
+                let refused = args.attributes().join(" and ");
+                Some(format!("try without {refused}"))
+            }
             EINVAL if args.mgmtdev.device() == "vduse" => Some(vduse(args.name.as_str())),
+            _ => None,
+        },
+        (ManagementError::Refused { errno, .. }, _, VdpaCommand::Set(_)) => match *errno {
+            EOPNOTSUPP => Some("Linux 6.12 and later can".to_owned()),
+            EINVAL => Some(
+                "what made the device can't change that: delete it, and add it with --mac"
+                    .to_owned(),
+            ),
+            _ => None,
+        },
+        (ManagementError::Refused { errno, .. }, _, VdpaCommand::Stats(_)) => match *errno {
+            EOPNOTSUPP => Some(
+                "the kernel has statistics of network devices only, where the vendor counts"
+                    .to_owned(),
+            ),
+            EAGAIN => Some("there are none before a driver has negotiated features".to_owned()),
             _ => None,
         },
         _ => None,

@@ -6,6 +6,7 @@
 mod cli;
 mod hint;
 mod show;
+mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use vdpa_bus::management::{
     Sysfs,
 };
 
+use cli::AddArgs;
 pub use cli::{HELP, VdpaCommand};
 
 use crate::output::{self, OutputError};
@@ -30,16 +32,10 @@ pub fn run(command: &VdpaCommand, json: bool) -> Result<(), Box<dyn Error>> {
         VdpaCommand::Mgmt => mgmt(json),
         VdpaCommand::List => list(json),
         VdpaCommand::Show(args) => show(&args.name, json),
-        VdpaCommand::Add(args) => {
-            let mut device = AddDevice::new(args.name.clone(), args.mgmtdev.clone());
-            if let Some(features) = args.features {
-                device = device.device_features(features);
-            }
-            Management::open()
-                .and_then(|mut client| client.add(&device))
-                .map_err(Failure::Management)
-                .and_then(|()| changed("added", &args.name, json))
-        }
+        VdpaCommand::Add(args) => Management::open()
+            .and_then(|mut client| client.add(&asked_for(args)))
+            .map_err(Failure::Management)
+            .and_then(|()| changed("added", &args.name, json)),
         VdpaCommand::Del(args) => Management::open()
             .and_then(|mut client| {
                 say_who_is_waited_for(&args.name);
@@ -60,11 +56,34 @@ pub fn run(command: &VdpaCommand, json: bool) -> Result<(), Box<dyn Error>> {
                     changed(event, &args.name, json)
                 })
         }
+        VdpaCommand::Set(args) => Management::open()
+            .and_then(|mut client| client.set_mac_address(&args.name, args.mac))
+            .map_err(Failure::Management)
+            .and_then(|()| changed("changed", &args.name, json)),
+        VdpaCommand::Stats(args) => stats::run(args, json),
     };
     outcome.map_err(|failure| match failure {
         Failure::Management(error) => hint::explain(&error, command).into(),
         Failure::Output(error) => error.into(),
     })
+}
+
+/// The device that is to be added.
+fn asked_for(args: &AddArgs) -> AddDevice {
+    let mut device = AddDevice::new(args.name.clone(), args.mgmtdev.clone());
+    if let Some(features) = args.features {
+        device = device.device_features(features);
+    }
+    if let Some(address) = args.mac {
+        device = device.mac_address(address);
+    }
+    if let Some(bytes) = args.mtu {
+        device = device.mtu(bytes);
+    }
+    if let Some(pairs) = args.max_vqp {
+        device = device.max_queue_pairs(pairs);
+    }
+    device
 }
 
 /// The kernel releases a device only when its `/dev/vhost-vdpa-N` is closed, and waits without a word.

@@ -4,14 +4,17 @@
 //! What `vblk vdpa show` says.
 
 use serde::Serialize;
-use vdpa_bus::management::{BlkConfig, Device, DeviceConfig};
+use vdpa_bus::management::{BlkConfig, Device, DeviceConfig, NetConfig};
 use virtio_blk_core::disk::SECTOR_SIZE;
 use virtio_blk_core::spec::feature;
 
 use super::class;
 use crate::output;
 
+const NETWORK: u32 = 1;
 const BLOCK: u32 = 2;
+/// `VIRTIO_NET_S_LINK_UP`.
+const LINK_UP: u16 = 1;
 
 /// A device. Field names are the JSON's.
 #[derive(Serialize)]
@@ -32,6 +35,28 @@ pub struct Shown {
     negotiated: Option<Vec<String>>,
     #[serde(flatten)]
     config: Option<Config>,
+    #[serde(flatten)]
+    network: Option<Network>,
+}
+
+/// The configuration space of a network device. Field names are the JSON's.
+#[derive(Serialize)]
+struct Network {
+    mac: Option<String>,
+    link_up: Option<bool>,
+    mtu: Option<u16>,
+    max_queue_pairs: Option<u16>,
+}
+
+impl Network {
+    fn new(net: &NetConfig) -> Self {
+        Self {
+            mac: net.mac_address.map(|address| address.to_string()),
+            link_up: net.status.map(|status| status & LINK_UP != 0),
+            mtu: net.mtu,
+            max_queue_pairs: net.max_queue_pairs,
+        }
+    }
 }
 
 /// The configuration space of a block device. Field names are the JSON's, as in `vblk disk info`.
@@ -121,6 +146,7 @@ impl Shown {
             offered: config.device_features.map(names),
             negotiated: config.negotiated_features.map(names),
             config: block.then(|| Config::new(&config.blk)),
+            network: (device.device_id == NETWORK).then(|| Network::new(&config.net)),
         }
     }
 }

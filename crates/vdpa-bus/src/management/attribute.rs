@@ -17,6 +17,7 @@ pub mod command {
     pub const DEV_GET: u8 = 5;
     pub const DEV_CONFIG_GET: u8 = 6;
     pub const DEV_VSTATS_GET: u8 = 7;
+    pub const DEV_ATTR_SET: u8 = 8;
 }
 
 /// `enum vdpa_attr`.
@@ -31,6 +32,7 @@ pub mod attr {
     pub const DEV_MAX_VQ_SIZE: u16 = 8;
     pub const DEV_MIN_VQ_SIZE: u16 = 9;
     pub const NET_CFG_MACADDR: u16 = 10;
+    pub const NET_STATUS: u16 = 11;
     pub const NET_CFG_MAX_VQP: u16 = 12;
     pub const NET_CFG_MTU: u16 = 13;
     pub const DEV_NEGOTIATED_FEATURES: u16 = 14;

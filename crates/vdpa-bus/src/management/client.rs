@@ -10,7 +10,7 @@ use netlink_packet_core::{DefaultNla, NLM_F_ACK, NLM_F_MATCH, NLM_F_REQUEST, NLM
 
 use super::attribute::{FAMILY, VERSION, attr, command, control};
 use super::config::DeviceConfig;
-use super::device::{AddDevice, Device, ManagementDevice, VendorStats};
+use super::device::{AddDevice, Device, MacAddress, ManagementDevice, VendorStats};
 use super::error::ManagementError;
 use super::link::{KernelLink, Link};
 use super::name::DeviceName;
@@ -22,9 +22,11 @@ const REPLY_TIME: Duration = Duration::from_secs(10);
 /// Bytes of one reply, at most: tens of thousands of devices.
 const MAX_REPLY: usize = 16 << 20;
 const ENOENT: i32 = 2;
+/// The virtio device ID of network devices.
+const NETWORK: u32 = 1;
 
-/// A client of the kernel's netlink family `vdpa`. Listing needs no privilege; adding, deleting and vendor
-/// statistics need `CAP_NET_ADMIN`. See the [module](super) for what blocks.
+/// A client of the kernel's netlink family `vdpa`. Listing needs no privilege; adding, deleting, changing
+/// and vendor statistics need `CAP_NET_ADMIN`. See the [module](super) for what blocks.
 #[derive(Debug)]
 pub struct Management<L = KernelLink> {
     link: L,
@@ -188,6 +190,37 @@ impl<L: Link> Management<L> {
             },
         )?;
         Ok(())
+    }
+
+    /// Changes the address of a network device (Linux 6.12). A driver that has read it already keeps what it read. Needs
+    /// `CAP_NET_ADMIN`.
+    ///
+    /// The kernel reports success for a device whose parent makes no network devices, and changes nothing: so the
+    /// device's class is looked at before, and its configuration space afterwards, as far as that tells the address.
+    ///
+    /// # Errors
+    /// [`ManagementError::NoDevice`]; [`ManagementError::NotNetwork`]; [`ManagementError::AddressNotTaken`];
+    /// [`ManagementError::Refused`]: `EOPNOTSUPP` from older kernels, `EINVAL` from a parent that can't change it or for an
+    /// address that is no device's, `EPERM` without `CAP_NET_ADMIN`.
+    pub fn set_mac_address(
+        &mut self,
+        name: &DeviceName,
+        address: MacAddress,
+    ) -> Result<(), ManagementError> {
+        if self.device(name)?.device_id != NETWORK {
+            return Err(ManagementError::NotNetwork(name.to_string()));
+        }
+        let what = format!("changing the address of {name}");
+        let attribute = wire::plain(attr::NET_CFG_MACADDR, address.0);
+        self.of_device(&what, name, command::DEV_ATTR_SET, &[attribute])?;
+        match self.config(name)?.net.mac_address {
+            Some(found) if found != address => Err(ManagementError::AddressNotTaken {
+                device: name.to_string(),
+                wanted: address,
+                found,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Takes a device off the bus. Its driver's removal runs before this returns, with the same rule for

@@ -4,6 +4,7 @@
 //! What the kernel says of a device's configuration space.
 
 use super::attribute::attr;
+use super::device::MacAddress;
 use super::wire::Attributes;
 
 /// The features and the configuration space of a device, as far as the kernel tells them. A field is
@@ -18,12 +19,28 @@ pub struct DeviceConfig {
     pub device_id: Option<u32>,
     /// The vendor ID.
     pub vendor_id: Option<u32>,
-    /// Features the device offers. The block fields below are of these.
+    /// Features the device offers. The fields below are of these.
     pub device_features: Option<u64>,
     /// Features the driver took: only after FEATURES_OK.
     pub negotiated_features: Option<u64>,
+    /// The fields of a network device.
+    pub net: NetConfig,
     /// The fields of a block device.
     pub blk: BlkConfig,
+}
+
+/// Fields of a network device's configuration space (virtio 1.4, 5.1.4).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NetConfig {
+    /// The address.
+    pub mac_address: Option<MacAddress>,
+    /// `VIRTIO_NET_S_LINK_UP` and further bits.
+    pub status: Option<u16>,
+    /// Queue pairs, at most.
+    pub max_queue_pairs: Option<u16>,
+    /// Bytes.
+    pub mtu: Option<u16>,
 }
 
 /// Fields of a block device's configuration space. All sectors have 512 bytes.
@@ -73,7 +90,21 @@ impl DeviceConfig {
             vendor_id: attributes.u32(attr::DEV_VENDOR_ID)?,
             device_features: attributes.u64(attr::DEV_FEATURES)?,
             negotiated_features: attributes.u64(attr::DEV_NEGOTIATED_FEATURES)?,
+            net: NetConfig::of(&attributes)?,
             blk: BlkConfig::of(&attributes)?,
+        })
+    }
+}
+
+impl NetConfig {
+    fn of(attributes: &Attributes<'_>) -> Result<Self, String> {
+        Ok(Self {
+            mac_address: attributes.fixed(attr::NET_CFG_MACADDR)?.map(MacAddress),
+            // The header calls it a byte, the kernel sends two.
+            status: (attributes.u16(attr::NET_STATUS))
+                .or_else(|_| Ok::<_, String>(attributes.u8(attr::NET_STATUS)?.map(u16::from)))?,
+            max_queue_pairs: attributes.u16(attr::NET_CFG_MAX_VQP)?,
+            mtu: attributes.u16(attr::NET_CFG_MTU)?,
         })
     }
 }

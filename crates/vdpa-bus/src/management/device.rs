@@ -3,6 +3,9 @@
 
 //! Management devices, devices, and what is said to make and measure one.
 
+use std::fmt;
+use std::str::FromStr;
+
 use netlink_packet_core::DefaultNla;
 
 use super::attribute::attr;
@@ -90,6 +93,57 @@ impl Device {
     }
 }
 
+/// The address of a network device: six bytes, written `02:00:00:00:00:01`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl MacAddress {
+    /// Whether it can be a device's: neither zero nor a group's. The kernel takes no other.
+    pub const fn is_unicast(&self) -> bool {
+        let [first, second, third, fourth, fifth, sixth] = self.0;
+        first & 1 == 0 && first | second | third | fourth | fifth | sixth != 0
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [first, rest @ ..] = self.0;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|byte| write!(f, ":{byte:02x}"))
+    }
+}
+
+/// Not the address of a network device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "an address has six bytes in hexadecimal, as 02:00:00:00:00:01, is not zero and no group's"
+)]
+pub struct MacAddressError;
+
+impl FromStr for MacAddress {
+    type Err = MacAddressError;
+
+    fn from_str(text: &str) -> Result<Self, MacAddressError> {
+        let mut parts = text.split(':');
+        let mut bytes = [0; 6];
+        for byte in &mut bytes {
+            let part = parts.next().ok_or(MacAddressError)?;
+            let is_hex = part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+            let value = u8::from_str_radix(part, 16).map_err(|_| MacAddressError)?;
+            *byte = if is_hex {
+                value
+            } else {
+                return Err(MacAddressError);
+            };
+        }
+        let address = Self(bytes);
+        match parts.next() {
+            None if address.is_unicast() => Ok(address),
+            _ => Err(MacAddressError),
+        }
+    }
+}
+
 /// What to add. A management device refuses (`EOPNOTSUPP`) an attribute that it doesn't know: VDUSE and the
 /// block simulator know none, their devices are set up before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -118,8 +172,8 @@ impl AddDevice {
 
     /// The address of a network device.
     #[must_use]
-    pub fn mac_address(self, address: [u8; 6]) -> Self {
-        self.with(attr::NET_CFG_MACADDR, address)
+    pub fn mac_address(self, address: MacAddress) -> Self {
+        self.with(attr::NET_CFG_MACADDR, address.0)
     }
 
     /// The MTU of a network device, in bytes.

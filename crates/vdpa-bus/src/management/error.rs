@@ -6,6 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::device::MacAddress;
 use super::name::NameError;
 use super::sysfs::Driver;
 
@@ -58,6 +59,19 @@ pub enum ManagementError {
     /// No such device.
     #[error("there is no vDPA device {0:?}")]
     NoDevice(String),
+    /// Something of a network device was asked of another.
+    #[error("{0:?} is no network device, and has no address")]
+    NotNetwork(String),
+    /// The kernel reported success, and the device has another address all the same.
+    #[error("the kernel took the address {wanted} of {device:?}, but the device has {found}")]
+    AddressNotTaken {
+        /// The device.
+        device: String,
+        /// What was asked for.
+        wanted: MacAddress,
+        /// What it says.
+        found: MacAddress,
+    },
     /// The driver isn't there: its module is missing.
     #[error("the driver {} isn't loaded (modprobe {})", .0.name(), .0.name())]
     NoDriver(Driver),

@@ -5,7 +5,8 @@
 //!
 //! - [`Management`] talks to the kernel's generic netlink family `vdpa`: which parents can make devices
 //!   ([`ManagementDevice`]), which devices there are ([`Device`]), what their configuration space says
-//!   ([`DeviceConfig`]), add ([`AddDevice`]) and delete them. What the kernel refuses comes back as
+//!   ([`DeviceConfig`]), add ([`AddDevice`]), change
+//!   and delete them. What the kernel refuses comes back as
 //!   [`ManagementError::Refused`] with its error number and, where it gives one, its own reason.
 //! - [`Sysfs`] shows and changes which driver a device is bound to ([`Driver`]) and finds its [`Node`]:
 //!   `/dev/vhost-vdpa-N` or `/dev/vdX`.
@@ -40,8 +41,8 @@ mod tests;
 mod wire;
 
 pub use client::Management;
-pub use config::{BlkConfig, DeviceConfig};
-pub use device::{AddDevice, Device, ManagementDevice, VendorStats};
+pub use config::{BlkConfig, DeviceConfig, NetConfig};
+pub use device::{AddDevice, Device, MacAddress, MacAddressError, ManagementDevice, VendorStats};
 pub use error::ManagementError;
 pub use link::{KernelLink, Link};
 pub use name::{DeviceName, ManagementName, NameError};

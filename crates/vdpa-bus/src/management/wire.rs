@@ -263,7 +263,11 @@ impl<'a> Attributes<'a> {
         Ok(self.fixed(kind)?.map(u64::from_ne_bytes))
     }
 
-    fn fixed<const N: usize>(&self, kind: u16) -> Result<Option<[u8; N]>, String> {
+    /// Bytes of a given number.
+    ///
+    /// # Errors
+    /// There is another number of them.
+    pub fn fixed<const N: usize>(&self, kind: u16) -> Result<Option<[u8; N]>, String> {
         self.find(kind).map(|value| fixed(kind, value)).transpose()
     }
 }

@@ -11,19 +11,19 @@ use proptest::prelude::*;
 use super::super::attribute::{attr, command, control};
 use super::super::wire::{self, Generic};
 use super::super::{
-    AddDevice, DeviceConfig, DeviceName, Link, Management, ManagementError, VendorStats,
+    AddDevice, DeviceConfig, DeviceName, Link, MacAddress, Management, ManagementError, VendorStats,
 };
 use super::recorded::bytes;
 
-const FAMILY: u16 = 0x22;
+pub const FAMILY: u16 = 0x22;
 const DONE: u16 = 3;
 const NOOP: u16 = 1;
 const OVERRUN: u16 = 4;
-const ERROR: u16 = 2;
+pub const ERROR: u16 = 2;
 
 /// A kernel that says what it is told to after it has given the family's number.
 #[derive(Debug)]
-struct Scripted {
+pub struct Scripted {
     datagrams: VecDeque<Vec<u8>>,
     /// Sent for ever after `datagrams`.
     endless: Option<Vec<u8>>,
@@ -31,7 +31,7 @@ struct Scripted {
 }
 
 impl Scripted {
-    fn client(datagrams: impl IntoIterator<Item = Vec<u8>>) -> Management<Self> {
+    pub fn client(datagrams: impl IntoIterator<Item = Vec<u8>>) -> Management<Self> {
         Self::endless_client(datagrams, None)
     }
 
@@ -66,7 +66,7 @@ impl Link for Scripted {
     }
 }
 
-fn reply(family: u16, command: u8, attributes: Vec<u8>, sequence: u32) -> Vec<u8> {
+pub fn reply(family: u16, command: u8, attributes: Vec<u8>, sequence: u32) -> Vec<u8> {
     let generic = Generic {
         family,
         command,
@@ -77,7 +77,7 @@ fn reply(family: u16, command: u8, attributes: Vec<u8>, sequence: u32) -> Vec<u8
 }
 
 /// A message of netlink's own kinds.
-fn plain(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
+pub fn plain(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(16 + payload.len()).unwrap();
     [
         &length.to_ne_bytes()[..],
@@ -90,7 +90,7 @@ fn plain(kind: u16, flags: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-fn end(sequence: u32) -> Vec<u8> {
+pub fn end(sequence: u32) -> Vec<u8> {
     plain(DONE, 2, sequence, &[0; 4])
 }
 
@@ -290,7 +290,7 @@ fn names_are_taken_as_they_are() {
 #[test]
 fn attributes_of_add() {
     let device = AddDevice::new("net0".parse().unwrap(), "pci/0000:01:00.0".parse().unwrap())
-        .mac_address([2, 0, 0, 0, 0, 1])
+        .mac_address(MacAddress([2, 0, 0, 0, 0, 1]))
         .mtu(9000)
         .max_queue_pairs(4)
         .device_features(1 << 33);
@@ -322,6 +322,7 @@ fn ask_all(datagrams: &[Vec<u8>]) {
     let _ = client().management_devices();
     let _ = client().vendor_stats(&name, 0);
     let _ = client().delete(&name);
+    let _ = client().set_mac_address(&name, MacAddress([2, 0, 0, 0, 0, 1]));
     let _ = Management::with_link(Scripted {
         datagrams: datagrams.to_vec().into(),
         endless: None,

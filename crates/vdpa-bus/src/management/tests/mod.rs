@@ -5,5 +5,6 @@
 
 mod hostile;
 mod name;
+mod network;
 mod recorded;
 mod sysfs;

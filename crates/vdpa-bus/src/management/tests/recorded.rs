@@ -8,7 +8,7 @@ use std::io;
 use super::super::wire::Attributes;
 use super::super::{
     AddDevice, BlkConfig, Device, DeviceConfig, Link, Management, ManagementDevice,
-    ManagementError, ManagementName,
+    ManagementError, ManagementName, NetConfig,
 };
 
 const KERNELS: [&str; 2] = [
@@ -203,6 +203,7 @@ fn configs() -> [DeviceConfig; 2] {
             read_only: Some(false),
             flush: Some(true),
         },
+        net: NetConfig::default(),
     };
     let disk1 = DeviceConfig {
         name: "disk1".to_owned(),
