@@ -65,6 +65,17 @@ pub struct Region {
     pub domain: bool,
 }
 
+/// What the kernel tells of a mapped range without a descriptor of its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionInfo {
+    /// First address.
+    pub first: u64,
+    /// Last address.
+    pub last: u64,
+    /// It is virtio-vdpa's bounce buffer, for which a server could register memory of its own (`VDUSE_IOVA_CAP_UMEM`).
+    pub bounce: bool,
+}
+
 /// An attribute of a device in sysfs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attribute {
@@ -134,6 +145,12 @@ pub trait Kernel: Send + Sync + 'static {
 
 /// The control file, `/dev/vduse/control`.
 pub trait Control {
+    /// Returns the newest version of the interface that the kernel has. Linux 7.0 also chooses it for this file.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn api_version(&self) -> io::Result<u64>;
+
     /// Chooses the version of the interface.
     ///
     /// # Errors
@@ -191,6 +208,12 @@ pub trait DeviceFile: Send + Sync {
     /// # Errors
     /// The kernel's.
     fn region(&self, first: u64) -> io::Result<Option<Region>>;
+
+    /// What is known of the first region that has an address from `first` on. `None`: there is none.
+    ///
+    /// # Errors
+    /// The kernel's; it is older than Linux 6.1.
+    fn region_info(&self, first: u64) -> io::Result<Option<RegionInfo>>;
 
     /// The features that the driver acknowledged; valid from FEATURES_OK on.
     ///

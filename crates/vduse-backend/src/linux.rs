@@ -19,9 +19,11 @@ use virtio_blk_core::memory::Permissions;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::affinity::parse_mask;
-use crate::kernel::{Attribute, Control, DeviceFile, Events, Kernel, NewDevice, Region, VqInfo};
+use crate::kernel::{
+    Attribute, Control, DeviceFile, Events, Kernel, NewDevice, Region, RegionInfo, VqInfo,
+};
 use crate::message::{RawMessage, RawResponse};
-use crate::uapi::{self, IotlbEntry, RawVqInfo, VqConfig, VqEventFd};
+use crate::uapi::{self, IotlbEntry, IovaInfo, RawVqInfo, VqConfig, VqEventFd};
 
 /// VDUSE of the running kernel.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,6 +102,12 @@ fn with<T>(file: &File, request: u32, argument: &mut T) -> io::Result<i32> {
 struct ControlFile(File);
 
 impl Control for ControlFile {
+    fn api_version(&self) -> io::Result<u64> {
+        let mut version = 0u64;
+        with(&self.0, uapi::GET_API_VERSION, &mut version)?;
+        Ok(version)
+    }
+
     fn set_api_version(&self, mut version: u64) -> io::Result<()> {
         with(&self.0, uapi::SET_API_VERSION, &mut version).map(drop)
     }
@@ -255,6 +263,23 @@ impl DeviceFile for LinuxDevice {
             last: entry.last,
             permissions,
         }))
+    }
+
+    fn region_info(&self, first: u64) -> io::Result<Option<RegionInfo>> {
+        let mut info = IovaInfo {
+            start: first,
+            last: u64::MAX,
+            ..IovaInfo::default()
+        };
+        match with(&self.0, uapi::IOTLB_GET_INFO, &mut info) {
+            Ok(_) => Ok(Some(RegionInfo {
+                first: info.start,
+                last: info.last,
+                bounce: info.capability & uapi::IOVA_CAP_UMEM != 0,
+            })),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn driver_features(&self) -> io::Result<u64> {

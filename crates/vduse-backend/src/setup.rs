@@ -63,13 +63,11 @@ fn control_error(source: io::Error) -> ServerError {
 
 /// Chooses version and features. Returns the version.
 fn negotiate(control: &dyn Control) -> Result<u64, ServerError> {
-    let version = match control.set_api_version(API_VERSION) {
-        Ok(()) => API_VERSION,
-        Err(_) => {
-            control.set_api_version(0).map_err(ServerError::Control)?;
-            0
-        }
-    };
+    let version = control.api_version().map_err(ServerError::Control)?;
+    let version = version.min(API_VERSION);
+    control
+        .set_api_version(version)
+        .map_err(ServerError::Control)?;
     // Kernels before 7.3 have none.
     let features = control.features().unwrap_or(0) & (F_QUEUE_READY | F_SUSPEND);
     if features != 0 {

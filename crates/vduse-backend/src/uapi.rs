@@ -27,6 +27,7 @@ const fn request(direction: u32, number: u32, size: usize) -> u32 {
     direction << 30 | (size as u32) << 16 | 0x81 << 8 | number
 }
 
+pub(crate) const GET_API_VERSION: u32 = request(READ, 0x00, 8);
 pub(crate) const SET_API_VERSION: u32 = request(WRITE, 0x01, 8);
 pub(crate) const CREATE_DEV: u32 = request(WRITE, 0x02, CONFIG_HEADER);
 pub(crate) const DESTROY_DEV: u32 = request(WRITE, 0x03, NAME_SIZE);
@@ -40,6 +41,7 @@ pub(crate) const VQ_SETUP: u32 = request(WRITE, 0x14, size_of::<VqConfig>());
 pub(crate) const VQ_GET_INFO: u32 = request(READ | WRITE, 0x15, size_of::<RawVqInfo>());
 pub(crate) const VQ_SETUP_KICKFD: u32 = request(WRITE, 0x16, size_of::<VqEventFd>());
 pub(crate) const VQ_INJECT_IRQ: u32 = request(WRITE, 0x17, 4);
+pub(crate) const IOTLB_GET_INFO: u32 = request(READ | WRITE, 0x1a, size_of::<IovaInfo>());
 
 /// `struct vduse_iotlb_entry`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,6 +57,20 @@ pub(crate) struct IotlbEntry {
 /// Bits of `IotlbEntry::perm`.
 pub(crate) const ACCESS_READ: u8 = 1;
 pub(crate) const ACCESS_WRITE: u8 = 2;
+
+/// `struct vduse_iova_info`, with the address space of version 1.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub(crate) struct IovaInfo {
+    pub(crate) start: u64,
+    pub(crate) last: u64,
+    pub(crate) capability: u64,
+    pub(crate) asid: u32,
+    pub(crate) reserved: [u32; 5],
+}
+
+/// `VDUSE_IOVA_CAP_UMEM`, a bit of `IovaInfo::capability`.
+pub(crate) const IOVA_CAP_UMEM: u64 = 1;
 
 /// `struct vduse_vq_config`, with the group of version 1.
 #[derive(Clone, Copy, Debug, Default)]
@@ -99,6 +115,7 @@ mod tests {
     #[test]
     fn numbers_are_the_kernels() {
         for (name, ours, kernels) in [
+            ("GET_API_VERSION", GET_API_VERSION, 0x8008_8100),
             ("SET_API_VERSION", SET_API_VERSION, 0x4008_8101),
             ("CREATE_DEV", CREATE_DEV, 0x4150_8102),
             ("DESTROY_DEV", DESTROY_DEV, 0x4100_8103),
@@ -112,6 +129,7 @@ mod tests {
             ("VQ_GET_INFO", VQ_GET_INFO, 0xc030_8115),
             ("VQ_SETUP_KICKFD", VQ_SETUP_KICKFD, 0x4008_8116),
             ("VQ_INJECT_IRQ", VQ_INJECT_IRQ, 0x4004_8117),
+            ("IOTLB_GET_INFO", IOTLB_GET_INFO, 0xc030_811a),
         ] {
             assert_eq!(ours, kernels, "{name}");
         }
@@ -121,6 +139,9 @@ mod tests {
     fn fields_are_where_the_kernel_has_them() {
         assert_eq!(size_of::<IotlbEntry>(), 32);
         assert_eq!(offset_of!(IotlbEntry, perm), 24);
+        assert_eq!(size_of::<IovaInfo>(), 48);
+        assert_eq!(offset_of!(IovaInfo, capability), 16);
+        assert_eq!(offset_of!(IovaInfo, asid), 24);
         assert_eq!(size_of::<VqConfig>(), 32);
         assert_eq!(offset_of!(VqConfig, max_size), 4);
         assert_eq!(offset_of!(VqConfig, group), 8);

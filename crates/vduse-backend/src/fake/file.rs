@@ -11,7 +11,7 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{FakeDevice, FakeKernel, os};
-use crate::kernel::{DeviceFile, Events, Region, VqInfo};
+use crate::kernel::{DeviceFile, Events, Region, RegionInfo, VqInfo};
 use crate::linux::wait_on;
 use crate::message::{Answer, RawMessage, RawResponse};
 
@@ -127,11 +127,7 @@ impl DeviceFile for FakeFile {
 
     fn region(&self, first: u64) -> io::Result<Option<Region>> {
         self.ioctl(|device| {
-            let found = device.wild.clone().or_else(|| {
-                let above = device.regions.iter().filter(|region| region.last >= first);
-                above.min_by_key(|region| region.first).cloned()
-            });
-            let region = found.map(|region| {
+            let region = device.region_from(first).map(|region| {
                 Ok(Region {
                     file: region.file.try_clone()?,
                     offset: region.offset,
@@ -142,6 +138,17 @@ impl DeviceFile for FakeFile {
                 })
             });
             region.transpose()
+        })
+    }
+
+    fn region_info(&self, first: u64) -> io::Result<Option<RegionInfo>> {
+        self.ioctl(|device| {
+            let bounce = device.bounce;
+            Ok(device.region_from(first).map(|region| RegionInfo {
+                first: region.first,
+                last: region.last,
+                bounce: region.domain && region.last < bounce,
+            }))
         })
     }
 

@@ -190,6 +190,12 @@ struct FakeControl {
 }
 
 impl Control for FakeControl {
+    fn api_version(&self) -> io::Result<u64> {
+        let mut world = self.shared.lock();
+        world.call()?;
+        Ok(world.api_version)
+    }
+
     fn set_api_version(&self, version: u64) -> io::Result<()> {
         self.shared.lock().call()?;
         if version > self.shared.lock().api_version {
@@ -351,6 +357,14 @@ impl FakeDevice {
     fn signal(&self) {
         // The counter can't overflow in a test.
         let _ = self.notifier.write(1);
+    }
+
+    /// What a look-up in the address space finds.
+    fn region_from(&self, first: u64) -> Option<FakeRegion> {
+        self.wild.clone().or_else(|| {
+            let above = self.regions.iter().filter(|region| region.last >= first);
+            above.min_by_key(|region| region.first).cloned()
+        })
     }
 
     /// What the kernel does to a device at a reset, once the server has answered.

@@ -93,6 +93,26 @@ fn identity(region: &Region) -> Option<Identity> {
     })
 }
 
+/// Lists the address space in the log, as the kernel tells it without a descriptor for each region.
+fn tell(file: &dyn DeviceFile) {
+    let mut first = 0;
+    for _ in 0..MAX_REGIONS {
+        let Ok(Some(info)) = file.region_info(first) else {
+            return;
+        };
+        let what = if info.bounce {
+            ": the bounce buffer"
+        } else {
+            ""
+        };
+        log::debug!("memory from {:#x} to {:#x}{what}", info.first, info.last);
+        match info.last.checked_add(1) {
+            Some(next) if next > first => first = next,
+            _ => return,
+        }
+    }
+}
+
 impl AddressSpace {
     pub(crate) fn new() -> io::Result<Self> {
         let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
@@ -125,6 +145,9 @@ impl AddressSpace {
     /// are virtio-vdpa's rings, everything else is left over, and hides the bounce buffer. While vhost-vdpa is in use
     /// there are none: its first mapping replaces the whole table.
     pub(crate) fn walk(&mut self, file: &dyn DeviceFile, bounce: u64) -> io::Result<Removed> {
+        if log::log_enabled!(log::Level::Debug) {
+            tell(file);
+        }
         let mut parts = Vec::new();
         let mut next = Some(0);
         let mut below = u64::MAX;

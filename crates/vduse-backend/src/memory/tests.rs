@@ -103,3 +103,14 @@ fn guest_memory_on_a_device_is_guest_memory() {
     assert_eq!(found(&space, LEN), Some(1), "the others count as well");
     assert_eq!(found(&space, 2 * LEN), None, "no bounce buffer is made up");
 }
+
+#[test]
+fn the_kernel_tells_the_bounce_buffer_from_the_rings() {
+    let (driver, file) = device();
+    assert_eq!(file.region_info(0).unwrap(), None);
+    driver.set_regions(vec![domain_region(0), domain_region(64 << 20)]);
+    let told = |first| file.region_info(first).unwrap().unwrap();
+    assert_eq!((told(0).last, told(0).bounce), (LEN - 1, true));
+    assert_eq!((told(LEN).first, told(LEN).bounce), (64 << 20, false));
+    assert_eq!(file.region_info(u64::MAX).unwrap(), None);
+}
