@@ -21,7 +21,7 @@ macro_rules! numbers {
         })*
     };
 }
-numbers!(u8, i8, u16, u32, u64);
+numbers!(u8, i8, u16, i16, u32, u64);
 
 impl Encode for bool {
     fn encode(&self, out: &mut Vec<u8>) {

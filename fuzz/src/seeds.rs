@@ -6,7 +6,10 @@
 use std::path::Path;
 use std::{fs, io};
 
-use crate::{Encode, device, nbd_client, nbd_server, qcow2, ring, ring_vs_queue, vhost_user};
+use crate::{
+    Encode, device, nbd_client, nbd_server, netlink, path_switch, qcow2, ring, ring_vs_queue,
+    slow_path, vduse, vhost_user,
+};
 
 /// A seed: target, name and bytes.
 pub type Seed = (&'static str, &'static str, Vec<u8>);
@@ -21,6 +24,10 @@ pub fn all() -> Vec<Seed> {
     append(&mut list, "qcow2", qcow2::seeds::all());
     append(&mut list, "vhost_user", vhost_user::seeds::all());
     append(&mut list, "nbd_server", nbd_server::seeds::all());
+    append(&mut list, "netlink", netlink::seeds::all());
+    append(&mut list, "slow_path", slow_path::seeds::all());
+    append(&mut list, "path_switch", path_switch::seeds::all());
+    append(&mut list, "vduse", vduse::seeds::all());
     list
 }
 
@@ -114,6 +121,26 @@ mod tests {
     }
 
     #[test]
+    fn netlink_seeds_mean_what_they_say_and_pass() {
+        round_trip(netlink::seeds::all(), netlink::run);
+    }
+
+    #[test]
+    fn slow_path_seeds_mean_what_they_say_and_pass() {
+        round_trip(slow_path::seeds::all(), slow_path::run);
+    }
+
+    #[test]
+    fn path_switch_seeds_mean_what_they_say_and_pass() {
+        round_trip(path_switch::seeds::all(), path_switch::run);
+    }
+
+    #[test]
+    fn vduse_seeds_mean_what_they_say_and_pass() {
+        round_trip(vduse::seeds::all(), vduse::run);
+    }
+
+    #[test]
     fn the_files_are_up_to_date() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds");
         let mut known = BTreeSet::new();
@@ -159,6 +186,13 @@ mod tests {
             qcow2::run(&decode(&bytes));
             vhost_user::run(&decode(&bytes));
             nbd_server::run(&decode(&bytes));
+            netlink::run(&decode(&bytes));
+            slow_path::run(&decode(&bytes));
+            // These start threads, and wait for them.
+            if len % 4 == 0 {
+                path_switch::run(&decode(&bytes));
+                vduse::run(&decode(&bytes));
+            }
         }
     }
 }

@@ -85,6 +85,15 @@ impl SlowOptions {
                 why: format!("a ring of {size} entries is too small"),
             });
         }
+        // As many as fit the ring without an indirect table, which the guest may decline.
+        let direct = limits.segments.min(usize::from(size) - 2);
+        if u64::from(limits.segment).saturating_mul(direct as u64) < u64::from(limits.block) {
+            return Err(PathError::Config(format!(
+                "a ring of {size} entries holds {direct} segments of {} bytes, and no block of {}: give it more \
+                 entries, if the device takes them",
+                limits.segment, limits.block
+            )));
+        }
         if self.bounces == 0
             || self.bounce_len < limits.block
             || !self.bounce_len.is_multiple_of(4096)

@@ -1,0 +1,10 @@
+// Copyright 2026 The vblk Authors.
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+#![no_main]
+#![allow(missing_docs)]
+
+use libfuzzer_sys::fuzz_target;
+use vblk_fuzz::slow_path::{Input, run};
+
+fuzz_target!(|input: Input| run(&input));
