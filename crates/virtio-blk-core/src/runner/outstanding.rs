@@ -232,11 +232,14 @@ impl Outstanding {
         }
     }
 
-    /// Collects what the disk has finished. The list goes back with [`Outstanding::recycle`].
-    pub(super) fn reap(&mut self) -> (Vec<Completion>, Result<(), DiskError>) {
-        let mut done = std::mem::take(&mut self.done);
-        let result = self.io.reap(&mut done).map(drop);
-        (done, result)
+    /// Collects what the disk has finished. The list goes back with [`Outstanding::recycle`]. `None`: there is nothing, and
+    /// nothing that [`Outstanding::flush_batch`] would start.
+    pub(super) fn reap(&mut self) -> Option<(Vec<Completion>, Result<(), DiskError>)> {
+        let result = self.io.reap(&mut self.done);
+        if result.is_ok() && self.done.is_empty() && !self.unflushed {
+            return None;
+        }
+        Some((std::mem::take(&mut self.done), result.map(drop)))
     }
 
     /// Takes a list of completions back, for the next call.

@@ -178,7 +178,9 @@ impl<M: DeviceMemory> QueueRunner<M> {
     }
 
     fn reap_queued(&mut self) -> Result<(), QueueError> {
-        let (mut done, result) = self.outstanding.reap();
+        let Some((mut done, result)) = self.outstanding.reap() else {
+            return Ok(());
+        };
         let freed = !done.is_empty();
         for completion in done.drain(..) {
             if let Some(next) = self.complete(completion)

@@ -114,10 +114,16 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 return false;
             }
         };
-        let result = self.outstanding.execute(&kind, &self.data);
-        if !matches!(result, Execute::Done(Ok(()))) {
-            self.not_done(simple, status, request, kind, result);
-            return false;
+        match self.outstanding.execute(&kind, &self.data) {
+            Execute::Done(Ok(())) => {}
+            Execute::Taken => {
+                self.taken(&simple, status, request, &kind);
+                return false;
+            }
+            result => {
+                self.not_done(simple, status, request, kind, result);
+                return false;
+            }
         }
         let read_len = if request == RequestKind::Read { len } else { 0 };
         let finished = Finished {
@@ -135,7 +141,39 @@ impl<M: DeviceMemory> QueueRunner<M> {
         true
     }
 
-    /// The disk did not execute a simple read or write with success.
+    /// The disk has taken a simple read or write.
+    #[inline(never)]
+    fn taken(
+        &mut self,
+        simple: &SimpleChain,
+        status: StatusByte,
+        request: RequestKind,
+        kind: &OpKind,
+    ) {
+        let Self {
+            outstanding, data, ..
+        } = self;
+        outstanding.note_taken();
+        let SimpleChain {
+            head, data: range, ..
+        } = simple;
+        let written = std::slice::from_ref(range);
+        let writable = match simple.writable {
+            true => (written, range.len),
+            false => (&written[..0], 0),
+        };
+        let reserved = outstanding.reserve(&self.fetch.map, *head, writable, status, request);
+        let Some((_, slot)) = reserved else {
+            return self.completer.add_used(&mut self.fetch.ring, *head, 0);
+        };
+        if let OpKind::Read { offset } | OpKind::Write { offset, .. } = *kind {
+            slot.offset = offset;
+        }
+        slot.data_len = range.len;
+        std::mem::swap(&mut slot.buf, data);
+    }
+
+    /// The disk has declined a simple read or write, or failed it.
     #[inline(never)]
     fn not_done(
         &mut self,
@@ -162,19 +200,14 @@ impl<M: DeviceMemory> QueueRunner<M> {
         let Self {
             outstanding, data, ..
         } = self;
-        match (
-            put_in_flight(outstanding, &self.fetch.map, data, &unfinished),
-            result,
-        ) {
-            (Some((token, slot)), Execute::Declined) => {
-                let buf = std::mem::take(&mut slot.buf);
-                self.submit(Op { token, kind, buf });
-            }
-            (Some(_), _) => self.outstanding.note_taken(),
-            (None, _) => self
+        let reserved = put_in_flight(outstanding, &self.fetch.map, data, &unfinished);
+        let Some((token, slot)) = reserved else {
+            return self
                 .completer
-                .add_used(&mut self.fetch.ring, simple.head, 0),
-        }
+                .add_used(&mut self.fetch.ring, simple.head, 0);
+        };
+        let buf = std::mem::take(&mut slot.buf);
+        self.submit(Op { token, kind, buf });
     }
 
     /// The memory is not where it nearly always is.

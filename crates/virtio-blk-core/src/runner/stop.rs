@@ -141,13 +141,16 @@ impl Outstanding {
     #[cold]
     pub(super) fn collect(&mut self) {
         let started = self.flush_batch();
-        let (mut done, reaped) = self.reap();
-        for completion in done.drain(..) {
-            if self.get(completion.token).is_some() {
-                self.release(completion.token);
+        let mut reaped = Ok(());
+        if let Some((mut done, result)) = self.reap() {
+            for completion in done.drain(..) {
+                if self.get(completion.token).is_some() {
+                    self.release(completion.token);
+                }
             }
+            self.recycle(done);
+            reaped = result;
         }
-        self.recycle(done);
         self.release_memory();
         if started.is_err() || reaped.is_err() {
             self.close();

@@ -50,6 +50,9 @@ const ARENA: ArenaConfig = ArenaConfig {
     table_len: 32,
 };
 
+/// Disks that hold operations until they are released, given to them in either way.
+const HELD: [Mode; 2] = [Mode::Held, Mode::TakenHeld];
+
 /// Everything a disk can do.
 fn caps() -> Caps {
     let erase = EraseLimits {

@@ -89,47 +89,50 @@ fn read_into(pieces: &[Piece]) -> Request<'_> {
 
 #[test]
 fn old_memory_lives_exactly_as_long_as_requests_use_it() {
-    let mut plug = hotplug(Mode::Held, WaitKind::Fd);
-    let pieces = [Piece::new(EXTRA, 512)];
-    for _ in 0..3 {
+    for mode in HELD {
+        let mut plug = hotplug(mode, WaitKind::Fd);
+        let pieces = [Piece::new(EXTRA, 512)];
+        for _ in 0..3 {
+            plug.submit(&read_into(&pieces));
+        }
+        plug.settle();
+        assert_eq!(plug.disk.held(), 3);
+        let gone = plug.unplug(1);
+        assert!(gone.upgrade().is_some());
+        // Nothing was serviced since: the device has not even noticed.
+        plug.disk.release(1);
+        plug.settle();
+        let done = plug.driver.poll().unwrap().unwrap();
+        assert_eq!((done.status, done.len), (S_OK, 513));
+        let region = gone.upgrade().expect("two requests still use it");
+        // The late read went where the driver once wanted it.
+        let mut bytes = [0; 512];
+        region
+            .read_slice(&mut bytes, vm_memory::MemoryRegionAddress(0))
+            .unwrap();
+        assert_eq!(bytes, [5; 512]);
+        drop(region);
+        plug.disk.release(1);
+        plug.settle();
+        assert!(gone.upgrade().is_some(), "one request still uses it");
+        plug.disk.release(1);
+        plug.settle();
+        assert!(gone.upgrade().is_none(), "no request uses it any more");
+        // From now on it is not there.
         plug.submit(&read_into(&pieces));
+        plug.settle();
+        let statuses: Vec<u8> = std::iter::from_fn(|| plug.driver.poll().unwrap())
+            .map(|done| done.status)
+            .collect();
+        assert_eq!(statuses, [S_OK, S_OK, S_IOERR]);
     }
-    plug.settle();
-    assert_eq!(plug.disk.held(), 3);
-    let gone = plug.unplug(1);
-    assert!(gone.upgrade().is_some());
-    // Nothing was serviced since: the device has not even noticed.
-    plug.disk.release(1);
-    plug.settle();
-    let done = plug.driver.poll().unwrap().unwrap();
-    assert_eq!((done.status, done.len), (S_OK, 513));
-    let region = gone.upgrade().expect("two requests still use it");
-    // The late read went where the driver once wanted it.
-    let mut bytes = [0; 512];
-    region
-        .read_slice(&mut bytes, vm_memory::MemoryRegionAddress(0))
-        .unwrap();
-    assert_eq!(bytes, [5; 512]);
-    drop(region);
-    plug.disk.release(1);
-    plug.settle();
-    assert!(gone.upgrade().is_some(), "one request still uses it");
-    plug.disk.release(1);
-    plug.settle();
-    assert!(gone.upgrade().is_none(), "no request uses it any more");
-    // From now on it is not there.
-    plug.submit(&read_into(&pieces));
-    plug.settle();
-    let statuses: Vec<u8> = std::iter::from_fn(|| plug.driver.poll().unwrap())
-        .map(|done| done.status)
-        .collect();
-    assert_eq!(statuses, [S_OK, S_OK, S_IOERR]);
 }
 
 #[test]
 fn idle_queues_let_old_memory_go_at_once() {
     for (mode, wait) in [
         (Mode::Held, WaitKind::Fd),
+        (Mode::TakenHeld, WaitKind::Fd),
         (Mode::Inline, WaitKind::Inline),
         (Mode::Execute, WaitKind::Inline),
     ] {
@@ -150,59 +153,63 @@ fn idle_queues_let_old_memory_go_at_once() {
 
 #[test]
 fn a_ring_that_is_not_mapped_any_more_stops_the_queue() {
-    let mut plug = hotplug(Mode::Held, WaitKind::Fd);
-    plug.submit(&Request::read(1, 512));
-    plug.settle();
-    plug.unplug(0);
-    assert_eq!(plug.settle(), Service::Fatal);
-    assert!(matches!(
-        plug.runner.error(),
-        Some(QueueError::Ring(RingError::NotMapped { .. }))
-    ));
-    // What is in flight ends without touching anything the driver sees.
-    assert_eq!(plug.disk.held(), 0, "cancelled");
-    assert_eq!(plug.settle(), Service::Fatal);
-    assert_eq!(plug.runner.in_flight(), 0);
-    let stopped = plug.runner.stop(Stop::Drain);
-    assert!(stopped.in_flight.is_empty());
-    assert!(plug.driver.poll().unwrap().is_none());
+    for mode in HELD {
+        let mut plug = hotplug(mode, WaitKind::Fd);
+        plug.submit(&Request::read(1, 512));
+        plug.settle();
+        plug.unplug(0);
+        assert_eq!(plug.settle(), Service::Fatal);
+        assert!(matches!(
+            plug.runner.error(),
+            Some(QueueError::Ring(RingError::NotMapped { .. }))
+        ));
+        // What is in flight ends without touching anything the driver sees.
+        assert_eq!(plug.disk.held(), 0, "cancelled");
+        assert_eq!(plug.settle(), Service::Fatal);
+        assert_eq!(plug.runner.in_flight(), 0);
+        let stopped = plug.runner.stop(Stop::Drain);
+        assert!(stopped.in_flight.is_empty());
+        assert!(plug.driver.poll().unwrap().is_none());
+    }
 }
 
 #[test]
 fn a_translation_that_changes_moves_new_requests_only() {
-    let (mem, mut space) = testmem::fragmented(MEMORY, 3).unwrap();
-    let mem = Arc::new(mem);
-    let data = space.take(4096, 4096).unwrap();
-    let spare = space.take(4096, 4096).unwrap();
-    let mut rig = Rig::new(&mem, &mut space, disk(Mode::Held, WaitKind::Fd));
-    let pieces = [Piece::new(data, 512)];
-    rig.queue(&read_into(&pieces));
-    rig.settle();
-
-    // The page now lies where another one does.
-    let (old, new) = (mem.iommu().target(data), mem.iommu().target(spare));
-    let (old, new) = (old.unwrap(), new.unwrap());
-    mem.iommu().map_pages([(data, new)]);
-    rig.runner.remap().unwrap();
-    rig.disk.release(1);
-    rig.queue(&read_into(&pieces));
-    rig.settle();
-    rig.disk.release(1);
-    rig.run();
-    assert_eq!(rig.answers().len(), 2);
-    for at in [old, new] {
-        let mut bytes = [0; 512];
-        mem.get_backend().read_slice(&mut bytes, at).unwrap();
-        assert_eq!(bytes, [5; 512]);
-    }
-    // Unmapped, and then only for reading.
-    for access in [vm_memory::Permissions::Read, vm_memory::Permissions::No] {
-        assert_eq!(mem.iommu().protect(data, 1, access), 1);
-        rig.runner.remap().unwrap();
+    for mode in HELD {
+        let (mem, mut space) = testmem::fragmented(MEMORY, 3).unwrap();
+        let mem = Arc::new(mem);
+        let data = space.take(4096, 4096).unwrap();
+        let spare = space.take(4096, 4096).unwrap();
+        let mut rig = Rig::new(&mem, &mut space, disk(mode, WaitKind::Fd));
+        let pieces = [Piece::new(data, 512)];
         rig.queue(&read_into(&pieces));
+        rig.settle();
+
+        // The page now lies where another one does.
+        let (old, new) = (mem.iommu().target(data), mem.iommu().target(spare));
+        let (old, new) = (old.unwrap(), new.unwrap());
+        mem.iommu().map_pages([(data, new)]);
+        rig.runner.remap().unwrap();
+        rig.disk.release(1);
+        rig.queue(&read_into(&pieces));
+        rig.settle();
+        rig.disk.release(1);
         rig.run();
-        let answers = rig.answers();
-        assert_eq!((answers[0].status, answers[0].len), (S_IOERR, 0));
+        assert_eq!(rig.answers().len(), 2);
+        for at in [old, new] {
+            let mut bytes = [0; 512];
+            mem.get_backend().read_slice(&mut bytes, at).unwrap();
+            assert_eq!(bytes, [5; 512]);
+        }
+        // Unmapped, and then only for reading.
+        for access in [vm_memory::Permissions::Read, vm_memory::Permissions::No] {
+            assert_eq!(mem.iommu().protect(data, 1, access), 1);
+            rig.runner.remap().unwrap();
+            rig.queue(&read_into(&pieces));
+            rig.run();
+            let answers = rig.answers();
+            assert_eq!((answers[0].status, answers[0].len), (S_IOERR, 0));
+        }
     }
 }
 

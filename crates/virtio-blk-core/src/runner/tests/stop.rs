@@ -268,19 +268,21 @@ fn a_nonsensical_replay_is_refused() {
 
 #[test]
 fn dropping_a_runner_is_like_a_hand_over_without_a_word() {
-    let mut rig = plain(Mode::Held, WaitKind::Fd);
-    rig.queue(&Request::read(0, 512));
-    rig.settle();
-    rig.disk.take_log();
-    let Rig {
-        runner,
-        mut driver,
-        disk,
-        ..
-    } = rig;
-    drop(runner);
-    assert_eq!(disk.take_log(), [Event::Dropped(1)]);
-    assert!(driver.poll().unwrap().is_none());
+    for mode in HELD {
+        let mut rig = plain(mode, WaitKind::Fd);
+        rig.queue(&Request::read(0, 512));
+        rig.settle();
+        rig.disk.take_log();
+        let Rig {
+            runner,
+            mut driver,
+            disk,
+            ..
+        } = rig;
+        drop(runner);
+        assert_eq!(disk.take_log(), [Event::Dropped(1)]);
+        assert!(driver.poll().unwrap().is_none());
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -317,60 +319,62 @@ impl InFlightLog for TestLog {
 
 #[test]
 fn the_log_hears_of_every_head_in_time() {
-    let mut rig = plain(Mode::Held, WaitKind::Fd);
-    let lines = Arc::new(Mutex::new(Vec::new()));
-    let (mem, used) = (rig.mem.clone(), rig.driver.state().used_ring);
-    let log = TestLog {
-        lines: lines.clone(),
-        used_idx: Box::new(move || {
-            use vm_memory::{Bytes, GuestAddress};
-            mem.read_obj(GuestAddress(used + 2)).unwrap()
-        }),
-    };
-    let setup = QueueSetup {
-        log: Some(Box::new(log)),
-        ..QueueSetup::new(rig.mem.clone(), || {})
-    };
-    rig.runner = rig
-        .device
-        .start_queue(0, setup, rig.driver.state())
-        .unwrap();
-    let take = || std::mem::take(&mut *lines.lock().unwrap());
-
-    for sector in 0..3 {
-        rig.queue(&Request::read(sector, 512));
-    }
-    // Malformed ones are logged as well.
-    rig.queue(&Request {
-        status: false,
-        ..Request::flush()
-    });
-    rig.settle();
-    let log = take();
-    let mut heads = Vec::new();
-    for line in &log[..4] {
-        let Line::Taken(head) = line else {
-            panic!("{log:?}")
+    for mode in HELD {
+        let mut rig = plain(mode, WaitKind::Fd);
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (mem, used) = (rig.mem.clone(), rig.driver.state().used_ring);
+        let log = TestLog {
+            lines: lines.clone(),
+            used_idx: Box::new(move || {
+                use vm_memory::{Bytes, GuestAddress};
+                mem.read_obj(GuestAddress(used + 2)).unwrap()
+            }),
         };
-        heads.push(*head);
-    }
-    let bad = vec![heads[3]];
-    assert_eq!(
-        log[4..],
-        [Line::Returning(bad.clone(), 1), Line::Returned(bad, 1)]
-    );
+        let setup = QueueSetup {
+            log: Some(Box::new(log)),
+            ..QueueSetup::new(rig.mem.clone(), || {})
+        };
+        rig.runner = rig
+            .device
+            .start_queue(0, setup, rig.driver.state())
+            .unwrap();
+        let take = || std::mem::take(&mut *lines.lock().unwrap());
 
-    rig.disk.release_at(2);
-    rig.disk.release_at(0);
-    rig.settle();
-    let done = vec![heads[2], heads[0]];
-    assert_eq!(
-        take(),
-        [Line::Returning(done.clone(), 3), Line::Returned(done, 3)]
-    );
-    // What it has not heard the end of is what a hand over names.
-    assert_eq!(rig.runner.stop(Stop::HandOver).in_flight, [heads[1]]);
-    assert!(take().is_empty());
+        for sector in 0..3 {
+            rig.queue(&Request::read(sector, 512));
+        }
+        // Malformed ones are logged as well.
+        rig.queue(&Request {
+            status: false,
+            ..Request::flush()
+        });
+        rig.settle();
+        let log = take();
+        let mut heads = Vec::new();
+        for line in &log[..4] {
+            let Line::Taken(head) = line else {
+                panic!("{log:?}")
+            };
+            heads.push(*head);
+        }
+        let bad = vec![heads[3]];
+        assert_eq!(
+            log[4..],
+            [Line::Returning(bad.clone(), 1), Line::Returned(bad, 1)]
+        );
+
+        rig.disk.release_at(2);
+        rig.disk.release_at(0);
+        rig.settle();
+        let done = vec![heads[2], heads[0]];
+        assert_eq!(
+            take(),
+            [Line::Returning(done.clone(), 3), Line::Returned(done, 3)]
+        );
+        // What it has not heard the end of is what a hand over names.
+        assert_eq!(rig.runner.stop(Stop::HandOver).in_flight, [heads[1]]);
+        assert!(take().is_empty());
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use virtio_blk_driver::wire::{S_IOERR, S_OK};
 
 use super::*;
 use crate::disk::{Disk, Execute, Token as DiskToken};
-use crate::testdisk::Event;
+use crate::testdisk::{Break, Event};
 
 fn rig() -> Rig<Plain> {
     let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
@@ -82,6 +82,80 @@ fn without_room_they_wait_as_operations() {
         assert_eq!(rig.data(*done, 512), [sector; 512]);
     }
     assert_eq!(rig.disk.take_ops().len(), 3, "none twice");
+}
+
+/// As many as the ring has descriptors, so that no slot is free: their tokens differ, and each completion ends its own.
+#[test]
+fn a_full_ring_is_taken_to_the_last_slot() {
+    let (mem, mut space) = malformed_queues::testmem::single(MEMORY).unwrap();
+    let disk = disk(Mode::TakenHeld, WaitKind::Fd);
+    let device = device(&disk);
+    let config = RingConfig {
+        event_idx: true,
+        indirect: true,
+        start: 65_530,
+    };
+    let mem = Arc::new(mem);
+    let arena = ArenaConfig {
+        data_len: 512,
+        ..ARENA
+    };
+    let mut driver = space.driver(mem.clone(), 16, config, arena).unwrap();
+    let setup = QueueSetup::new(mem.clone(), || {});
+    let mut runner = device.start_queue(0, setup, driver.state()).unwrap();
+    for round in 0..5 {
+        let tokens: Vec<Token> = (0..16)
+            .map(|sector| {
+                let read = Request::read(sector, 512);
+                driver.submit(&read.indirect(true)).unwrap()
+            })
+            .collect();
+        driver.publish().unwrap();
+        while runner.service(3) == Service::More {}
+        assert_eq!((disk.held(), runner.in_flight()), (16, 16));
+        // From the middle to both ends.
+        for at in (0..16).rev() {
+            assert!(disk.release_at((at / 2 + round) % (at + 1)));
+            while runner.service(64) == Service::More {}
+            let done = driver.poll().unwrap().unwrap();
+            assert_eq!((done.status, done.len), (S_OK, 513));
+            let sector = tokens.iter().position(|token| *token == done.token);
+            let mut data = [0; 512];
+            driver.read_data(done.token, 0, &mut data).unwrap();
+            assert_eq!(data, [sector.unwrap() as u8; 512]);
+        }
+        assert_eq!(runner.in_flight(), 0);
+    }
+    assert_eq!(runner.counters().spurious_completions.get(), 0);
+}
+
+/// Whatever breaks, the guest's memory is written by nobody after the queue was stopped, and each request is accounted for.
+#[test]
+fn a_broken_disk_fails_what_it_took_once() {
+    for broken in [Break::Flush, Break::Reap] {
+        let mut rig = rig();
+        for sector in 0..4 {
+            rig.queue(&Request::read(sector, 512));
+        }
+        rig.settle();
+        rig.disk.release(1);
+        rig.disk.set_break(broken);
+        rig.queue(&Request::read(9, 512));
+        assert_eq!(rig.settle(), Service::Fatal);
+        let answers = rig.answers();
+        // The last is taken before the flush, and not any more after the reap.
+        let taken = if broken == Break::Flush { 5 } else { 4 };
+        assert_eq!(answers.len(), taken, "{broken:?}");
+        for done in &answers {
+            // Sector 0 holds zeroes, and what failed leaves them.
+            assert!(matches!(done.status, S_OK | S_IOERR));
+            assert_eq!(rig.data(*done, 512), [0; 512]);
+        }
+        assert_eq!(answers.iter().filter(|done| done.status == S_OK).count(), 1);
+        assert_eq!((rig.disk.held(), rig.runner.in_flight()), (0, 0));
+        let stopped = rig.runner.stop(Stop::Drain);
+        assert!(stopped.in_flight.is_empty() && stopped.error.is_some());
+    }
 }
 
 #[test]
