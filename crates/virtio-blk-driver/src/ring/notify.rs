@@ -42,6 +42,25 @@ impl SplitDriver {
         Ok(wanted)
     }
 
+    /// Whether there is nothing to do: the device was told of all chains, has used none that was not taken back and, where
+    /// `interrupts` are wanted, was asked for one after the next. Cheaper than finding that out step by step.
+    ///
+    /// # Errors
+    /// [`RingError::Memory`], [`RingError::Violation`].
+    #[inline]
+    pub fn is_quiet<M: Memory + ?Sized>(
+        &mut self,
+        mem: &M,
+        interrupts: bool,
+    ) -> Result<bool, RingError> {
+        self.check_broken()?;
+        let asked = self.armed.is_some_and(|armed| armed.event == self.used);
+        if self.published != self.avail || interrupts && !asked {
+            return Ok(false);
+        }
+        Ok(self.load_used_idx(mem)? == self.used)
+    }
+
     /// Asks for an interrupt after the next used chain. Returns whether there are used chains already:
     /// then poll instead of waiting.
     ///
@@ -68,13 +87,16 @@ impl SplitDriver {
             0
         };
         let event = self.used.wrapping_add(distance);
-        if self.config.event_idx {
-            self.set_used_event(mem, event)?;
-        } else {
-            self.set_flags(mem, 0)?;
+        // Where the device was asked for the same before, and looked at afterwards, it need not be asked again.
+        if !self.armed.is_some_and(|armed| armed.event == event) {
+            if self.config.event_idx {
+                self.set_used_event(mem, event)?;
+            } else if self.flags != 0 {
+                self.set_flags(mem, 0)?;
+            }
+            // What we ask for must be out before we look, or an interrupt may get lost in between.
+            fence(Ordering::SeqCst);
         }
-        // What we ask for must be out before we look, or an interrupt may get lost in between.
-        fence(Ordering::SeqCst);
         let idx = self.load_used_idx(mem)?;
         self.armed = Some(Armed { from: idx, event });
         Ok(idx.wrapping_sub(self.used) > distance)

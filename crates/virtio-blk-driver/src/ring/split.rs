@@ -3,7 +3,7 @@
 
 //! The driver's half of a split virtqueue.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
@@ -68,12 +68,12 @@ pub struct Used {
 }
 
 /// What is kept of a chain the device has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Flight {
     cookie: u64,
     /// Bytes the device may write.
     writable: u32,
-    /// The last of the chain's descriptors in the ring's table, and how many there are.
+    /// The last of the chain's descriptors in the ring's table, and how many there are; 0: there is no chain.
     tail: u16,
     descs: u16,
     /// Its place among all chains ever added.
@@ -97,11 +97,11 @@ pub struct SplitDriver {
     free_head: u16,
     free: u16,
     /// By head.
-    flights: Box<[Option<Flight>]>,
+    flights: Box<[Flight]>,
     in_flight: u16,
     /// Chains ever added and published, counted from the start index on. Wider than the ring's index,
     /// so that a chain the device keeps for long stays older than those that overtake it.
-    avail: u64,
+    pub(super) avail: u64,
     pub(super) published: u64,
     /// Available index published at the last `needs_kick`.
     pub(super) kicked: u16,
@@ -136,7 +136,7 @@ impl SplitDriver {
             next: vec![0; size].into(),
             free_head: 0,
             free: 0,
-            flights: vec![None; size].into(),
+            flights: vec![Flight::default(); size].into(),
             in_flight: 0,
             avail: 0,
             published: 0,
@@ -166,7 +166,7 @@ impl SplitDriver {
             *next = index;
         }
         (self.free_head, self.free, self.in_flight) = (0, size, 0);
-        self.flights.fill(None);
+        self.flights.fill(Flight::default());
         (self.avail, self.published) = (start.into(), start.into());
         (self.kicked, self.used, self.seen) = (start, start, start);
         self.table.fill(Descriptor::default());
@@ -188,6 +188,8 @@ impl SplitDriver {
             event: start,
         });
         mem.store_u16(self.layout.avail_idx(), start, Ordering::Release)?;
+        // As after each time that interrupts are asked for.
+        fence(Ordering::SeqCst);
         Ok(())
     }
 
@@ -276,19 +278,80 @@ impl SplitDriver {
                 head
             }
         };
+        self.put(mem, tail, needed, writable as u32, cookie)
+    }
+
+    /// Puts a chain into the ring as [`SplitDriver::add`] does, whose `segments` descriptors the caller has written into
+    /// the indirect table at `table`. The device may write `writable` bytes of it.
+    ///
+    /// A caller that keeps a table for each [`head`](SplitDriver::next_head) has the ring write a descriptor only if
+    /// that of the head's last chain was another.
+    ///
+    /// # Errors
+    /// Any [`RingError`]; nothing was added then.
+    #[inline]
+    pub fn add_table<M: Memory + ?Sized>(
+        &mut self,
+        mem: &M,
+        table: GuestAddress,
+        segments: u16,
+        writable: u32,
+        cookie: u64,
+    ) -> Result<u16, RingError> {
+        self.check_broken()?;
+        if segments == 0 || segments > self.layout.size() || self.free == 0 || !self.config.indirect
+        {
+            return Err(self.refuse_table(segments));
+        }
+        self.point_to(mem, table, segments)?;
+        self.put(mem, self.free_head, 1, writable, cookie)
+    }
+
+    #[cold]
+    fn refuse_table(&self, segments: u16) -> RingError {
+        let max = self.layout.size();
+        match segments {
+            0 => RingError::Empty,
+            _ if segments > max => RingError::TooLong {
+                segments: segments.into(),
+                max,
+            },
+            _ if !self.config.indirect => RingError::IndirectNotNegotiated,
+            _ => RingError::Full { needed: 1, free: 0 },
+        }
+    }
+
+    /// The head of the chain that is added next. `None` while no descriptor is free.
+    #[inline]
+    pub fn next_head(&self) -> Option<u16> {
+        (self.free != 0).then_some(self.free_head)
+    }
+
+    /// Makes the first free descriptor and those up to `tail`, `descs` of them, a chain that the device has with the next
+    /// [`SplitDriver::publish`].
+    #[inline(always)]
+    fn put<M: Memory + ?Sized>(
+        &mut self,
+        mem: &M,
+        tail: u16,
+        descs: u16,
+        writable: u32,
+        cookie: u64,
+    ) -> Result<u16, RingError> {
+        let head = self.free_head;
         let index = self.avail as u16;
         mem.store_u16(self.layout.avail_at(index), head, Ordering::Relaxed)?;
         self.entries[usize::from(self.layout.slot(index))] = head;
 
-        self.flights[usize::from(head)] = Some(Flight {
+        self.flights[usize::from(head)] = Flight {
             cookie,
-            writable: writable as u32,
+            writable,
             tail,
-            descs: needed,
+            descs,
             index: self.avail,
-        });
+        };
         self.free_head = self.next[usize::from(tail)];
-        self.free -= needed;
+        self.free -= descs;
         self.in_flight += 1;
         self.avail += 1;
         Ok(head)
@@ -334,8 +397,22 @@ impl SplitDriver {
             let at = table.0.wrapping_add(DESC_LEN * u64::from(next - 1));
             mem.write_at(GuestAddress(at), &desc.to_bytes())?;
         }
-        let len = DESC_LEN as u32 * u32::from(segments);
-        self.write_descriptor(mem, self.free_head, Descriptor::indirect(table, len))
+        self.point_to(mem, table, segments)
+    }
+
+    /// Makes the first free descriptor one that points to a table.
+    #[inline]
+    fn point_to<M: Memory + ?Sized>(
+        &mut self,
+        mem: &M,
+        table: GuestAddress,
+        segments: u16,
+    ) -> Result<(), RingError> {
+        let desc = Descriptor::indirect(table, DESC_LEN as u32 * u32::from(segments));
+        if self.table[usize::from(self.free_head)] != desc {
+            self.write_descriptor(mem, self.free_head, desc)?;
+        }
+        Ok(())
     }
 
     fn write_descriptor<M: Memory + ?Sized>(
@@ -353,6 +430,7 @@ impl SplitDriver {
     ///
     /// # Errors
     /// [`RingError::Memory`], [`RingError::Violation`].
+    #[inline]
     pub fn publish<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<u16, RingError> {
         self.check_broken()?;
         let count = self.avail - self.published;
@@ -372,6 +450,7 @@ impl SplitDriver {
     ///
     /// # Errors
     /// [`RingError::Violation`] if the device broke a rule: from then on every call returns it.
+    #[inline]
     pub fn poll_used<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<Option<Used>, RingError> {
         self.check_broken()?;
         if self.used == self.seen {
@@ -389,6 +468,7 @@ impl SplitDriver {
     }
 
     /// The device's used index, checked.
+    #[inline]
     pub(super) fn load_used_idx<M: Memory + ?Sized>(&mut self, mem: &M) -> Result<u16, RingError> {
         let idx = mem.load_u16(self.layout.used_idx(), Ordering::Acquire)?;
         // Each published chain moves the used index by one, in whatever order they are used.
@@ -404,39 +484,40 @@ impl SplitDriver {
     }
 
     /// Frees the chain that a used entry names.
+    #[inline]
     fn take_back(&mut self, id: u32, len: u32) -> Result<Used, RingError> {
-        let head = match u16::try_from(id) {
-            Ok(head) if head < self.layout.size() => head,
-            _ => return Err(self.violation(Violation::UnknownHead { id })),
+        let flight = match self.flights.get_mut(id as usize) {
+            Some(flight) if flight.descs != 0 && flight.index < self.published => flight,
+            Some(_) => return Err(self.violation(Violation::NotInFlight { id })),
+            None => return Err(self.violation(Violation::UnknownHead { id })),
         };
-        let flight = match self.flights[usize::from(head)] {
-            Some(flight) if flight.index < self.published => flight,
-            _ => return Err(self.violation(Violation::NotInFlight { id })),
-        };
+        // There are at most as many as heads.
+        let head = id as u16;
         if len > flight.writable {
+            let writable = flight.writable;
             return Err(self.violation(Violation::LenTooLong {
                 head,
                 len,
-                writable: flight.writable,
+                writable,
             }));
         }
-        self.flights[usize::from(head)] = None;
+        let cookie = flight.cookie;
+        self.free += std::mem::take(&mut flight.descs);
         self.next[usize::from(flight.tail)] = self.free_head;
         self.free_head = head;
-        self.free += flight.descs;
         self.in_flight -= 1;
-        Ok(Used {
-            head,
-            cookie: flight.cookie,
-            len,
-        })
+        Ok(Used { head, cookie, len })
     }
 
+    #[inline]
     pub(super) fn check_broken(&self) -> Result<(), RingError> {
-        self.broken
-            .map_or(Ok(()), |violation| Err(violation.into()))
+        match self.broken {
+            None => Ok(()),
+            Some(violation) => Err(violation.into()),
+        }
     }
 
+    #[cold]
     pub(super) fn violation(&mut self, violation: Violation) -> RingError {
         self.broken = Some(violation);
         violation.into()

@@ -271,6 +271,75 @@ fn bad_chains_are_refused_and_change_nothing() {
     assert_eq!(bench.publish(), 3);
 }
 
+/// A table that the caller writes: the ring's descriptor points to it, and is only written if it did not.
+#[test]
+fn a_table_of_the_callers_is_put_into_the_ring() {
+    let config = RingConfig {
+        indirect: true,
+        ..RingConfig::default()
+    };
+    let mut bench = Bench::new(4, config);
+    let mem = Arc::clone(&bench.mem);
+    let table = |head: u16| GuestAddress(0x1000 + 64 * u64::from(head));
+    for round in 0..6u16 {
+        let head = bench.ring.next_head().unwrap();
+        let (segments, writable) = if round % 3 == 0 { (3, 513) } else { (2, 1) };
+        let added = bench
+            .ring
+            .add_table(&*mem, table(head), segments, writable, round.into());
+        assert_eq!(added.unwrap(), head);
+        let len = 16 * u32::from(segments);
+        let expected = Descriptor::indirect(table(head), len);
+        assert_eq!(bench.desc(bench.ring.layout().desc(), head), expected);
+        assert_eq!(bench.publish(), 1);
+        bench.ring.audit(&*mem).unwrap();
+        bench.use_one(round, head.into(), writable);
+        let used = bench.ring.poll_used(&*mem).unwrap().unwrap();
+        assert_eq!((used.head, used.len), (head, writable));
+        assert_eq!(used.cookie, u64::from(round));
+    }
+    // A device that says more than there is room for.
+    let head = bench.ring.add_table(&*mem, table(0), 2, 1, 0).unwrap();
+    bench.publish();
+    bench.use_one(6, head.into(), 2);
+    assert!(matches!(
+        bench.ring.poll_used(&*mem),
+        Err(RingError::Violation(Violation::LenTooLong { .. }))
+    ));
+}
+
+#[test]
+fn a_table_that_can_not_be_put_into_the_ring_is_refused() {
+    let mut bench = Bench::new(4, RingConfig::default());
+    let mem = Arc::clone(&bench.mem);
+    let table = GuestAddress(0x1000);
+    let mut add = |segments| bench.ring.add_table(&*mem, table, segments, 0, 0);
+    assert!(matches!(add(0), Err(RingError::Empty)));
+    assert!(matches!(
+        add(5),
+        Err(RingError::TooLong {
+            segments: 5,
+            max: 4
+        })
+    ));
+    assert!(matches!(add(1), Err(RingError::IndirectNotNegotiated)));
+    let config = RingConfig {
+        indirect: true,
+        ..RingConfig::default()
+    };
+    let mut bench = Bench::new(4, config);
+    let mem = Arc::clone(&bench.mem);
+    for _ in 0..4 {
+        bench.ring.add_table(&*mem, table, 4, 0, 0).unwrap();
+    }
+    assert_eq!(bench.ring.next_head(), None);
+    assert!(matches!(
+        bench.ring.add_table(&*mem, table, 4, 0, 0),
+        Err(RingError::Full { needed: 1, free: 0 })
+    ));
+    assert_eq!((bench.ring.in_flight(), bench.publish()), (4, 4));
+}
+
 #[test]
 fn an_indirect_table_outside_memory_is_an_error() {
     let config = RingConfig {
