@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use common::device::{Profile, TestDevice};
 use common::flaky::Flaky;
+use common::ways::on_both_ways;
 use vdpa_bus::VdpaDevice;
 use vhost_vdpa_frontend::{CompletionMode, PathError, SlowOptions, SlowPath};
 use virtio_blk_core::disk::{
-    Completion, Disk, DiskError, DiskEvent, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    Completion, Disk, DiskError, DiskEvent, Execute, IoBuf, IoQueue, Op, OpKind, Submit, Token,
+    Wait,
 };
 use virtio_blk_core::memory::HostMemory;
 use virtio_blk_core::spec::feature;
@@ -85,6 +87,13 @@ fn known(path: &SlowPath, len: usize) -> HostMemory {
     memory
 }
 
+/// `len` bytes of the device's memory, from `offset` on, with `data` in it.
+fn filled(memory: &HostMemory, offset: usize, data: &[u8]) -> IoBuf {
+    let buf = pieces(memory, &[(offset, data.len())]);
+    assert_eq!(buf.copy_in(0, data), data.len());
+    buf
+}
+
 fn pieces(memory: &HostMemory, cuts: &[(usize, usize)]) -> IoBuf {
     let mut buf = IoBuf::new();
     buf.set_keep(memory.keep().clone());
@@ -134,54 +143,70 @@ fn options_of_all_kinds() -> Vec<(Profile, SlowOptions)> {
 
 #[test]
 fn data_comes_back_from_known_and_unknown_memory() {
-    for (profile, options) in options_of_all_kinds() {
-        let path = slow(profile.clone(), options.clone());
-        let memory = known(&path, 1 << 20);
-        let mut queue = path.open_queue(32).unwrap();
-        let data = pattern(3, 300 * 512);
-        let len = data.len() as u64;
-        // Unknown memory, larger than a bounce buffer.
-        let (result, _) = one(
-            queue.as_mut(),
-            OpKind::Write {
-                offset: 512,
-                fua: true,
-            },
-            IoBuf::from_vec(data.clone()),
-        );
-        result.unwrap();
-        assert_eq!(path.copied_bytes(), len);
-        // Known memory, in pieces of no alignment whose bounds are no blocks'.
-        let cuts = [
-            (1, 511),
-            (5000, 70_001),
-            (100_003, 2),
-            (200_000, 300 * 512 - 70_514),
-        ];
-        let buf = pieces(&memory, &cuts);
-        let (result, buf) = one(queue.as_mut(), OpKind::Read { offset: 512 }, buf);
-        result.unwrap();
-        assert!(buf.to_vec() == data, "{profile:?} {options:?}");
-        // Back out of known memory, and into unknown.
-        let (result, _) = one(
-            queue.as_mut(),
-            OpKind::Write {
-                offset: 1 << 20,
+    on_both_ways(|way| {
+        for (profile, options) in options_of_all_kinds() {
+            let path = slow(profile.clone(), options.clone());
+            let memory = known(&path, 1 << 20);
+            let mut queue = way.open(&path, 32);
+            let data = pattern(3, 300 * 512);
+            let len = data.len() as u64;
+            // Unknown memory, larger than a bounce buffer.
+            let (result, _) = one(
+                queue.as_mut(),
+                OpKind::Write {
+                    offset: 512,
+                    fua: true,
+                },
+                IoBuf::from_vec(data.clone()),
+            );
+            result.unwrap();
+            assert_eq!(path.copied_bytes(), len);
+            // Known memory, in pieces of no alignment whose bounds are no blocks'.
+            let cuts = [
+                (1, 511),
+                (5000, 70_001),
+                (100_003, 2),
+                (200_000, 300 * 512 - 70_514),
+            ];
+            let buf = pieces(&memory, &cuts);
+            let (result, buf) = one(queue.as_mut(), OpKind::Read { offset: 512 }, buf);
+            result.unwrap();
+            assert!(buf.to_vec() == data, "{profile:?} {options:?}");
+            // Back out of known memory, and into unknown.
+            let (result, _) = one(
+                queue.as_mut(),
+                OpKind::Write {
+                    offset: 1 << 20,
+                    fua: false,
+                },
+                buf,
+            );
+            result.unwrap();
+            assert_eq!(path.copied_bytes(), len, "known memory is not copied");
+            let (result, buf) = one(
+                queue.as_mut(),
+                OpKind::Read { offset: 1 << 20 },
+                IoBuf::zeroed(300 * 512),
+            );
+            result.unwrap();
+            assert_eq!(path.copied_bytes(), 2 * len);
+            assert!(buf.to_vec() == data, "{profile:?} {options:?}");
+            // Known memory in one piece.
+            let data = pattern(4, 24 << 10);
+            let write = OpKind::Write {
+                offset: 3 << 20,
                 fua: false,
-            },
-            buf,
-        );
-        result.unwrap();
-        assert_eq!(path.copied_bytes(), len, "known memory is not copied");
-        let (result, buf) = one(
-            queue.as_mut(),
-            OpKind::Read { offset: 1 << 20 },
-            IoBuf::zeroed(300 * 512),
-        );
-        result.unwrap();
-        assert_eq!(path.copied_bytes(), 2 * len);
-        assert!(buf.to_vec() == data, "{profile:?} {options:?}");
-    }
+            };
+            let buf = filled(&memory, 4097, &data);
+            one(queue.as_mut(), write, buf).0.unwrap();
+            let read = OpKind::Read { offset: 3 << 20 };
+            let buf = pieces(&memory, &[(100_001, 24 << 10)]);
+            let (result, buf) = one(queue.as_mut(), read, buf);
+            result.unwrap();
+            assert!(buf.to_vec() == data, "{profile:?} {options:?}");
+            assert_eq!(path.copied_bytes(), 2 * len);
+        }
+    });
 }
 
 #[test]
@@ -214,44 +239,113 @@ fn a_buffer_may_be_half_known() {
     assert!(buf.to_vec() == data);
 }
 
+/// Which requests need no operation: reads and writes of one segment that the device knows.
 #[test]
-fn more_operations_than_the_ring_holds_are_taken_and_end_once() {
+fn requests_of_one_segment_are_taken_by_their_token() {
     for (profile, options) in options_of_all_kinds() {
+        let has_tables = profile.features & feature::RING_INDIRECT_DESC != 0;
         let path = slow(profile, options);
-        let mut queue = path.open_queue(200).unwrap();
-        for round in 0..3u64 {
-            for at in 0..200u64 {
-                let data = pattern(round * 1000 + at, 4096);
-                let op = Op {
-                    token: Token(at),
-                    kind: OpKind::Write {
-                        offset: at * 4096,
-                        fua: at % 7 == 0,
-                    },
-                    buf: IoBuf::from_vec(data),
-                };
-                assert!(matches!(queue.submit(op), Submit::Queued));
+        let memory = known(&path, 64 << 10);
+        let mut queue = path.open_queue(4).unwrap();
+        let mut offer = |kind: OpKind, buf: &IoBuf, token| {
+            let executed = queue.execute(&kind, buf, token);
+            let taken = matches!(executed, Execute::Taken);
+            assert!(
+                taken || matches!(executed, Execute::Declined),
+                "{executed:?}"
+            );
+            if taken {
+                let completion = all(queue.as_mut(), 1).pop().unwrap();
+                completion.result.unwrap();
+                assert_eq!(Some(completion.token), token);
+                assert!(completion.buf.is_empty());
             }
-            let mut tokens: Vec<u64> = all(queue.as_mut(), 200)
-                .into_iter()
-                .map(|done| {
-                    done.result.unwrap();
-                    done.token.0
-                })
-                .collect();
-            tokens.sort_unstable();
-            assert_eq!(tokens, (0..200).collect::<Vec<_>>());
-            for at in [0, 99, 199] {
-                let (result, buf) = one(
-                    queue.as_mut(),
-                    OpKind::Read { offset: at * 4096 },
-                    IoBuf::zeroed(4096),
-                );
-                result.unwrap();
-                assert!(buf.to_vec() == pattern(round * 1000 + at, 4096));
+            taken
+        };
+        let (read, token) = (OpKind::Read { offset: 512 }, Some(Token(9)));
+        let write = |fua| OpKind::Write { offset: 512, fua };
+        let known = pieces(&memory, &[(1, 512)]);
+        assert_eq!(offer(read, &known, token), has_tables);
+        assert_eq!(offer(write(false), &known, token), has_tables);
+        // With a flush behind it, in pieces, or to be copied.
+        assert!(!offer(write(true), &known, token));
+        assert!(!offer(
+            read,
+            &pieces(&memory, &[(0, 256), (512, 256)]),
+            token
+        ));
+        assert!(!offer(read, &IoBuf::zeroed(512), token));
+        // Of another kind, or to be refused.
+        assert!(!offer(OpKind::Flush, &IoBuf::new(), token));
+        assert!(!offer(OpKind::Read { offset: 1 }, &known, token));
+        assert!(!offer(OpKind::Read { offset: DISK }, &known, token));
+        assert!(!offer(read, &pieces(&memory, &[(0, 511)]), token));
+        assert!(!offer(read, &IoBuf::new(), token));
+        // Only by a token.
+        assert!(!offer(read, &known, None));
+        // A slot whose table another chain had.
+        let bytes = IoBuf::from_vec(pattern(1, 512));
+        for round in 0..20 {
+            one(queue.as_mut(), write(round % 2 == 0), bytes.part(0, 512))
+                .0
+                .unwrap();
+            let taken = queue.execute(&read, &known, token);
+            assert_eq!(matches!(taken, Execute::Taken), has_tables);
+            if has_tables {
+                all(queue.as_mut(), 1).pop().unwrap().result.unwrap();
+                assert_eq!(known.to_vec(), pattern(1, 512));
+                known.fill(0, 512, 0);
             }
         }
     }
+}
+
+#[test]
+fn more_operations_than_the_ring_holds_are_taken_and_end_once() {
+    on_both_ways(|way| {
+        for (profile, options) in options_of_all_kinds() {
+            let path = slow(profile, options);
+            let memory = known(&path, 1 << 20);
+            let mut queue = way.open(&path, 200);
+            for round in 0..3u64 {
+                for at in 0..200u64 {
+                    let data = pattern(round * 1000 + at, 4096);
+                    let op = Op {
+                        token: Token(at),
+                        kind: OpKind::Write {
+                            offset: at * 4096,
+                            fua: at % 7 == 0,
+                        },
+                        // One in four is copied.
+                        buf: if at % 4 == 0 {
+                            IoBuf::from_vec(data)
+                        } else {
+                            filled(&memory, at as usize * 4096, &data)
+                        },
+                    };
+                    assert!(matches!(queue.submit(op), Submit::Queued));
+                }
+                let mut tokens: Vec<u64> = all(queue.as_mut(), 200)
+                    .into_iter()
+                    .map(|done| {
+                        done.result.unwrap();
+                        done.token.0
+                    })
+                    .collect();
+                tokens.sort_unstable();
+                assert_eq!(tokens, (0..200).collect::<Vec<_>>());
+                for at in [0, 99, 199] {
+                    let (result, buf) = one(
+                        queue.as_mut(),
+                        OpKind::Read { offset: at * 4096 },
+                        IoBuf::zeroed(4096),
+                    );
+                    result.unwrap();
+                    assert!(buf.to_vec() == pattern(round * 1000 + at, 4096));
+                }
+            }
+        }
+    });
 }
 
 #[test]
@@ -340,46 +434,49 @@ fn every_kind_of_operation_reaches_the_device() {
 
 #[test]
 fn errors_of_the_device_are_the_operations() {
-    let plan = FaultPlan::new(5)
-        .rule(Rule::errno(libc::EIO).kind(Kind::Write).bytes(0..4096))
-        .rule(Rule::unsupported().kind(Kind::Read).bytes(4096..8192));
-    let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
-    let path = SlowPath::new(
-        TestDevice::new(Arc::new(disk), Profile::default()),
-        SlowOptions::default(),
-    )
-    .unwrap();
-    let mut queue = path.open_queue(4).unwrap();
-    let failed = one(
-        queue.as_mut(),
-        OpKind::Write {
-            offset: 0,
-            fua: false,
-        },
-        IoBuf::zeroed(512),
-    )
-    .0;
-    assert!(
-        matches!(&failed, Err(DiskError::Io(error)) if error.raw_os_error() == Some(libc::EIO)),
-        "{failed:?}"
-    );
-    let failed = one(
-        queue.as_mut(),
-        OpKind::Read { offset: 4096 },
-        IoBuf::zeroed(512),
-    )
-    .0;
-    assert!(matches!(failed, Err(DiskError::Unsupported)), "{failed:?}");
-    one(
-        queue.as_mut(),
-        OpKind::Write {
-            offset: 8192,
-            fua: false,
-        },
-        IoBuf::zeroed(512),
-    )
-    .0
-    .unwrap();
+    on_both_ways(|way| {
+        let plan = FaultPlan::new(5)
+            .rule(Rule::errno(libc::EIO).kind(Kind::Write).bytes(0..4096))
+            .rule(Rule::unsupported().kind(Kind::Read).bytes(4096..8192));
+        let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
+        let path = SlowPath::new(
+            TestDevice::new(Arc::new(disk), Profile::default()),
+            SlowOptions::default(),
+        )
+        .unwrap();
+        let memory = known(&path, 4096);
+        let mut queue = way.open(&path, 4);
+        let failed = one(
+            queue.as_mut(),
+            OpKind::Write {
+                offset: 0,
+                fua: false,
+            },
+            pieces(&memory, &[(0, 512)]),
+        )
+        .0;
+        assert!(
+            matches!(&failed, Err(DiskError::Io(error)) if error.raw_os_error() == Some(libc::EIO)),
+            "{failed:?}"
+        );
+        let failed = one(
+            queue.as_mut(),
+            OpKind::Read { offset: 4096 },
+            pieces(&memory, &[(0, 512)]),
+        )
+        .0;
+        assert!(matches!(failed, Err(DiskError::Unsupported)), "{failed:?}");
+        one(
+            queue.as_mut(),
+            OpKind::Write {
+                offset: 8192,
+                fua: false,
+            },
+            pieces(&memory, &[(0, 512)]),
+        )
+        .0
+        .unwrap();
+    });
 }
 
 #[test]
@@ -406,65 +503,71 @@ fn queues_are_the_devices_and_are_lent_out() {
 
 #[test]
 fn dropping_a_queue_waits_for_what_it_has() {
-    let plan = FaultPlan::new(1).delay_time(Duration::from_millis(5)..=Duration::from_millis(20));
-    let disk = Arc::new(MemoryDisk::new(DISK).unwrap());
-    let slow_disk = FaultDisk::new(disk, plan);
-    let path = SlowPath::new(
-        TestDevice::new(Arc::new(slow_disk), Profile::default()),
-        SlowOptions::default(),
-    )
-    .unwrap();
-    let memory = known(&path, 64 << 10);
-    for _ in 0..5 {
-        let mut queue = path.open_queue(8).unwrap();
-        for token in 0..8 {
-            let buf = pieces(&memory, &[(token as usize * 4096, 4096)]);
-            let op = Op {
-                token: Token(token),
-                kind: OpKind::Read { offset: 0 },
-                buf,
-            };
-            assert!(matches!(queue.submit(op), Submit::Queued));
+    on_both_ways(|way| {
+        let plan =
+            FaultPlan::new(1).delay_time(Duration::from_millis(5)..=Duration::from_millis(20));
+        let disk = Arc::new(MemoryDisk::new(DISK).unwrap());
+        let slow_disk = FaultDisk::new(disk, plan);
+        let path = SlowPath::new(
+            TestDevice::new(Arc::new(slow_disk), Profile::default()),
+            SlowOptions::default(),
+        )
+        .unwrap();
+        let memory = known(&path, 64 << 10);
+        for _ in 0..5 {
+            let mut queue = way.open(&path, 8);
+            for token in 0..8 {
+                let buf = pieces(&memory, &[(token as usize * 4096, 4096)]);
+                let op = Op {
+                    token: Token(token),
+                    kind: OpKind::Read { offset: 0 },
+                    buf,
+                };
+                assert!(matches!(queue.submit(op), Submit::Queued));
+            }
+            // Not even flushed: the drop has to see to that, too.
+            drop(queue);
         }
-        // Not even flushed: the drop has to see to that, too.
-        drop(queue);
-    }
+    });
 }
 
 #[test]
 fn memory_goes_away_only_after_its_last_request() {
-    let plan = FaultPlan::new(1).delay_time(Duration::from_millis(30)..=Duration::from_millis(30));
-    let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
-    let device = TestDevice::new(Arc::new(disk), Profile::default());
-    let path = SlowPath::new(device.clone(), SlowOptions::default()).unwrap();
-    let memory = known(&path, 64 << 10);
-    assert!(device.is_mapped(0x10_0000));
-    let mut queue = path.open_queue(8).unwrap();
-    let buf = pieces(&memory, &[(0, 4096)]);
-    let op = Op {
-        token: Token(1),
-        kind: OpKind::Read { offset: 0 },
-        buf,
-    };
-    assert!(matches!(queue.submit(op), Submit::Queued));
-    queue.flush_batch().unwrap();
-    let taken_away = std::thread::spawn({
-        let path = path.clone();
-        move || path.set_memory(&[]).unwrap()
+    on_both_ways(|way| {
+        let plan =
+            FaultPlan::new(1).delay_time(Duration::from_millis(30)..=Duration::from_millis(30));
+        let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
+        let device = TestDevice::new(Arc::new(disk), Profile::default());
+        let path = SlowPath::new(device.clone(), SlowOptions::default()).unwrap();
+        let memory = known(&path, 64 << 10);
+        assert!(device.is_mapped(0x10_0000));
+        let mut queue = way.open(&path, 8);
+        let buf = pieces(&memory, &[(0, 4096)]);
+        let op = Op {
+            token: Token(1),
+            kind: OpKind::Read { offset: 0 },
+            buf,
+        };
+        assert!(matches!(queue.submit(op), Submit::Queued));
+        queue.flush_batch().unwrap();
+        let taken_away = std::thread::spawn({
+            let path = path.clone();
+            move || path.set_memory(&[]).unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(5));
+        assert!(device.is_mapped(0x10_0000), "a request still uses it");
+        all(queue.as_mut(), 1).pop().unwrap().result.unwrap();
+        taken_away.join().unwrap();
+        assert!(!device.is_mapped(0x10_0000));
+        // It still works, by way of a copy.
+        one(
+            queue.as_mut(),
+            OpKind::Read { offset: 0 },
+            pieces(&memory, &[(0, 4096)]),
+        )
+        .0
+        .unwrap();
     });
-    std::thread::sleep(Duration::from_millis(5));
-    assert!(device.is_mapped(0x10_0000), "a request still uses it");
-    all(queue.as_mut(), 1).pop().unwrap().result.unwrap();
-    taken_away.join().unwrap();
-    assert!(!device.is_mapped(0x10_0000));
-    // It still works, by way of a copy.
-    one(
-        queue.as_mut(),
-        OpKind::Read { offset: 0 },
-        pieces(&memory, &[(0, 4096)]),
-    )
-    .0
-    .unwrap();
 }
 
 #[test]
@@ -501,56 +604,67 @@ fn a_resize_is_passed_on() {
 
 #[test]
 fn a_device_that_vanishes_fails_requests_once() {
-    let plan =
-        FaultPlan::new(1).delay_time(Duration::from_millis(100)..=Duration::from_millis(100));
-    let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
-    let device = TestDevice::new(Arc::new(disk), Profile::default());
-    let path = SlowPath::new(device.clone(), SlowOptions::default()).unwrap();
-    let (mut a, mut b) = (path.open_queue(8).unwrap(), path.open_queue(8).unwrap());
-    device.vanish();
-    for queue in [&mut a, &mut b] {
-        for token in 0..8 {
-            let op = Op {
-                token: Token(token),
-                kind: OpKind::Read { offset: 0 },
-                buf: IoBuf::zeroed(512),
-            };
-            assert!(matches!(queue.submit(op), Submit::Queued));
+    on_both_ways(|way| {
+        let plan =
+            FaultPlan::new(1).delay_time(Duration::from_millis(100)..=Duration::from_millis(100));
+        let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
+        let device = TestDevice::new(Arc::new(disk), Profile::default());
+        let path = SlowPath::new(device.clone(), SlowOptions::default()).unwrap();
+        let memory = known(&path, 4096);
+        let (mut a, mut b) = (way.open(&path, 8), way.open(&path, 8));
+        device.vanish();
+        for queue in [&mut a, &mut b] {
+            for token in 0..8 {
+                let op = Op {
+                    token: Token(token),
+                    kind: OpKind::Read { offset: 0 },
+                    buf: if token % 2 == 0 {
+                        IoBuf::zeroed(512)
+                    } else {
+                        pieces(&memory, &[(0, 512)])
+                    },
+                };
+                assert!(matches!(queue.submit(op), Submit::Queued));
+            }
+            queue.flush_batch().unwrap();
         }
-        queue.flush_batch().unwrap();
-    }
-    assert!(path.refresh().is_err());
-    assert!(path.is_broken());
-    for queue in [&mut a, &mut b] {
-        for completion in all(queue.as_mut(), 8) {
-            assert!(
-                matches!(completion.result, Err(DiskError::Io(error)) if error.raw_os_error() == Some(libc::ENODEV))
-            );
+        assert!(path.refresh().is_err());
+        assert!(path.is_broken());
+        for queue in [&mut a, &mut b] {
+            for completion in all(queue.as_mut(), 8) {
+                assert!(
+                    matches!(completion.result, Err(DiskError::Io(error)) if error.raw_os_error() == Some(libc::ENODEV))
+                );
+            }
+            let failed = one(queue.as_mut(), OpKind::Flush, IoBuf::new()).0;
+            assert!(failed.is_err());
         }
-        let failed = one(queue.as_mut(), OpKind::Flush, IoBuf::new()).0;
-        assert!(failed.is_err());
-    }
+    });
 }
 
 #[test]
 fn a_device_that_answers_nothing_is_given_up_in_time() {
-    let plan =
-        FaultPlan::new(1).delay_time(Duration::from_millis(400)..=Duration::from_millis(400));
-    let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
-    let options = SlowOptions {
-        timeout: Some(Duration::from_millis(20)),
-        completion_mode: CompletionMode::Poll,
-        ..SlowOptions::default()
-    };
-    let path = SlowPath::new(TestDevice::new(Arc::new(disk), Profile::default()), options).unwrap();
-    let mut queue = path.open_queue(8).unwrap();
-    let failed = one(
-        queue.as_mut(),
-        OpKind::Read { offset: 0 },
-        IoBuf::zeroed(512),
-    )
-    .0;
-    assert!(failed.is_err() && path.is_broken());
+    on_both_ways(|way| {
+        let plan =
+            FaultPlan::new(1).delay_time(Duration::from_millis(400)..=Duration::from_millis(400));
+        let disk = FaultDisk::new(Arc::new(MemoryDisk::new(DISK).unwrap()), plan);
+        let options = SlowOptions {
+            timeout: Some(Duration::from_millis(20)),
+            completion_mode: CompletionMode::Poll,
+            ..SlowOptions::default()
+        };
+        let path =
+            SlowPath::new(TestDevice::new(Arc::new(disk), Profile::default()), options).unwrap();
+        let memory = known(&path, 4096);
+        let mut queue = way.open(&path, 8);
+        let failed = one(
+            queue.as_mut(),
+            OpKind::Read { offset: 0 },
+            pieces(&memory, &[(0, 512)]),
+        )
+        .0;
+        assert!(failed.is_err() && path.is_broken());
+    });
 }
 
 #[test]

@@ -9,11 +9,13 @@ mod common;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::ways::{Way, on_both_ways};
 use sim_backend::{BlkSim, SimOptions};
 use vhost_vdpa_frontend::{SlowOptions, SlowPath};
 use virtio_blk_core::disk::{
     Completion, Disk, DiskError, IoBuf, IoQueue, Op, OpKind, Submit, Token,
 };
+use virtio_blk_core::memory::HostMemory;
 use virtio_blk_core::testdisk::removable_buffer;
 use virtio_blk_disks::MemoryDisk;
 
@@ -26,6 +28,8 @@ struct Stepped {
     medium: Arc<MemoryDisk>,
     sim: Arc<BlkSim>,
     path: SlowPath,
+    /// A block that the device knows.
+    memory: HostMemory,
 }
 
 fn stepped() -> Stepped {
@@ -39,7 +43,17 @@ fn stepped() -> Stepped {
         ..SlowOptions::default()
     };
     let path = SlowPath::new(sim.clone(), options).unwrap();
-    Stepped { medium, sim, path }
+    let bytes = vec![0x5555_5555_5555_5555u64; BLOCK as usize / 8];
+    let base = bytes.as_ptr().cast_mut().cast();
+    // SAFETY: the allocation lives as long as its owner, and is only reached through the device and `IoBuf`.
+    let memory = unsafe { HostMemory::new(base, BLOCK as usize, Arc::new(bytes)) };
+    path.set_memory(&[(0x10_0000, memory.clone())]).unwrap();
+    Stepped {
+        medium,
+        sim,
+        path,
+        memory,
+    }
 }
 
 fn write(token: u64, buf: IoBuf) -> Op {
@@ -53,10 +67,22 @@ fn write(token: u64, buf: IoBuf) -> Op {
     }
 }
 
+/// A block that the device knows where `way` is to be of use, else one that is copied.
+fn block(stepped: &Stepped, way: Way) -> IoBuf {
+    if way == Way::Submitted {
+        return IoBuf::from_vec(vec![0x55; BLOCK as usize]);
+    }
+    let mut buf = IoBuf::new();
+    buf.set_keep(stepped.memory.keep().clone());
+    // SAFETY: all of the memory that `keep` owns.
+    unsafe { buf.push(stepped.memory.as_ptr(), stepped.memory.len()) };
+    buf
+}
+
 /// Twice as many writes as the device has room for.
-fn submit(queue: &mut dyn IoQueue) {
+fn submit(stepped: &Stepped, queue: &mut dyn IoQueue, way: Way) {
     for token in 0..2 * ROOM {
-        let buf = IoBuf::from_vec(vec![0x55; BLOCK as usize]);
+        let buf = block(stepped, way);
         assert!(matches!(queue.submit(write(token, buf)), Submit::Queued));
     }
     queue.flush_batch().unwrap();
@@ -95,23 +121,25 @@ fn written(medium: &MemoryDisk) -> Vec<u64> {
 
 #[test]
 fn operations_that_wait_are_cancelled_at_once_and_others_end() {
-    let stepped = stepped();
-    let mut queue = stepped.path.open_queue(8).unwrap();
-    submit(queue.as_mut());
-    (0..2 * ROOM).for_each(|token| queue.cancel(Token(token)));
-    queue.cancel(Token(77));
-    let mut done = Vec::new();
-    queue.reap(&mut done).unwrap();
-    let mut tokens: Vec<_> = done.iter().map(|done| done.token.0).collect();
-    tokens.sort_unstable();
-    assert_eq!(tokens, (ROOM..2 * ROOM).collect::<Vec<_>>());
-    let cancelled = |done: &Completion| matches!(done.result, Err(DiskError::Cancelled));
-    assert!(done.iter().all(cancelled));
-    // The device had the others, and says what became of them.
-    let done = finish(&stepped, queue.as_mut());
-    assert_eq!(done.len() as u64, ROOM);
-    assert!(done.iter().all(|done| done.result.is_ok()));
-    assert_eq!(written(&stepped.medium), (0..ROOM).collect::<Vec<_>>());
+    on_both_ways(|way| {
+        let stepped = stepped();
+        let mut queue = way.open(&stepped.path, 8);
+        submit(&stepped, queue.as_mut(), way);
+        (0..2 * ROOM).for_each(|token| queue.cancel(Token(token)));
+        queue.cancel(Token(77));
+        let mut done = Vec::new();
+        queue.reap(&mut done).unwrap();
+        let mut tokens: Vec<_> = done.iter().map(|done| done.token.0).collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, (ROOM..2 * ROOM).collect::<Vec<_>>());
+        let cancelled = |done: &Completion| matches!(done.result, Err(DiskError::Cancelled));
+        assert!(done.iter().all(cancelled));
+        // The device had the others, and says what became of them.
+        let done = finish(&stepped, queue.as_mut());
+        assert_eq!(done.len() as u64, ROOM);
+        assert!(done.iter().all(|done| done.result.is_ok()));
+        assert_eq!(written(&stepped.medium), (0..ROOM).collect::<Vec<_>>());
+    });
 }
 
 #[test]
@@ -132,22 +160,24 @@ fn what_is_left_of_a_cancelled_operation_is_not_given_to_the_device() {
 /// The memory of an operation that waits may be another's by now: it is dropped with the queue, not executed.
 #[test]
 fn a_queue_that_is_dropped_gives_the_device_nothing_new() {
-    let stepped = stepped();
-    let mut queue = stepped.path.open_queue(8).unwrap();
-    submit(queue.as_mut());
-    std::thread::scope(|scope| {
-        let dropped = scope.spawn(move || drop(queue));
-        while !dropped.is_finished() {
-            stepped.sim.step();
-            std::thread::yield_now();
-        }
+    on_both_ways(|way| {
+        let stepped = stepped();
+        let mut queue = way.open(&stepped.path, 8);
+        submit(&stepped, queue.as_mut(), way);
+        std::thread::scope(|scope| {
+            let dropped = scope.spawn(move || drop(queue));
+            while !dropped.is_finished() {
+                stepped.sim.step();
+                std::thread::yield_now();
+            }
+        });
+        stepped.sim.run();
+        assert_eq!(written(&stepped.medium), (0..ROOM).collect::<Vec<_>>());
+        // The shadow queue is as good as before.
+        let mut queue = way.open(&stepped.path, 8);
+        submit(&stepped, queue.as_mut(), way);
+        assert_eq!(finish(&stepped, queue.as_mut()).len() as u64, 2 * ROOM);
     });
-    stepped.sim.run();
-    assert_eq!(written(&stepped.medium), (0..ROOM).collect::<Vec<_>>());
-    // The shadow queue is as good as before.
-    let mut queue = stepped.path.open_queue(8).unwrap();
-    submit(queue.as_mut());
-    assert_eq!(finish(&stepped, queue.as_mut()).len() as u64, 2 * ROOM);
 }
 
 /// Zeroes are found where memory was taken away from a request: they are not the driver's data.

@@ -57,10 +57,17 @@ impl CompletionEvent {
     /// Makes it unreadable.
     #[inline]
     pub(super) fn clear(&self) {
-        if !self.tracked.load(Ordering::Relaxed) || self.signalled.swap(false, Ordering::AcqRel) {
+        if !self.is_clear() {
+            self.signalled.swap(false, Ordering::AcqRel);
             // Nothing in it is fine.
             let _ = self.fd.read();
         }
+    }
+
+    /// Whether it is known not to be readable.
+    #[inline]
+    pub(super) fn is_clear(&self) -> bool {
+        self.tracked.load(Ordering::Relaxed) && !self.signalled.load(Ordering::Acquire)
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {

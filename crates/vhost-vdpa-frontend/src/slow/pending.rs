@@ -14,7 +14,8 @@ use super::translate::Translation;
 /// One request to the device: all or a part of an operation.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SubRequest {
-    pub(super) slot: u16,
+    /// The head of its chain, which says where its header and status are.
+    pub(super) head: u16,
     /// Bytes of the operation that it covers.
     pub(super) len: u64,
     /// The bounce buffer that holds its data.
@@ -139,7 +140,7 @@ impl PendingOp {
 }
 
 /// Bytes of one request, far from the 4 GiB that a chain may have.
-const MAX_SUB_REQUEST: u64 = 1 << 30;
+pub(super) const MAX_SUB_REQUEST: u64 = 1 << 30;
 
 /// Cuts what was appended to `out` from `start` on, `bytes` in all, down to whole blocks.
 #[inline]

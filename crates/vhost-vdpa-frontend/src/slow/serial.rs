@@ -37,13 +37,13 @@ pub(super) fn get(shared: &Arc<Shared>, mut shadow: ShadowQueue) -> Result<Vec<u
 
 /// `None`: the request completed, but not with a serial number.
 fn ask(shared: &Shared, shadow: &mut ShadowQueue) -> Result<Option<Vec<u8>>, RingError> {
-    let (Some(slot), Some(bounce)) = (shadow.take_slot(), shadow.take_bounce()) else {
+    let (Some(head), Some(bounce)) = (shadow.ring.next_head(), shadow.take_bounce()) else {
         return Ok(None);
     };
     let window = &shared.window;
-    let place = shadow.slot(slot);
+    let place = shadow.slot(head);
     let data = GuestAddress(shadow.bounce(bounce));
-    shadow.prepare(window, place, &wire::header(wire::T_GET_ID, 0, 0))?;
+    shadow.prepare(window, head, &wire::header(wire::T_GET_ID, 0, 0))?;
     let chain = Chain {
         readable: &[place.header()],
         writable: &[Segment::new(data, wire::ID_LEN), place.status()],
@@ -65,7 +65,8 @@ fn ask(shared: &Shared, shadow: &mut ShadowQueue) -> Result<Option<Vec<u8>>, Rin
     let mut id = vec![0; wire::ID_LEN as usize];
     window.read_at(data, &mut id)?;
     let ok = shadow.status(window, place) == wire::S_OK;
-    shadow.give_slot(slot);
     shadow.give_bounce(bounce);
+    // The queue's next owner may wait at once.
+    shadow.ring.enable_interrupts(window)?;
     Ok(ok.then_some(id))
 }

@@ -4,7 +4,7 @@
 //! One shadow queue: its ring in the window, and what requests need beside their data.
 
 use virtio_blk_driver::ring::{RingConfig, RingError, SplitDriver, SplitLayout};
-use virtio_blk_driver::wire::{DESC_LEN, HEADER_LEN, S_UNWRITTEN};
+use virtio_blk_driver::wire::{self, DESC_LEN, Descriptor, HEADER_LEN, S_UNWRITTEN};
 use virtio_blk_driver::{Memory, Segment};
 use vm_memory::GuestAddress;
 
@@ -23,7 +23,7 @@ const TABLE: u64 = 64;
 /// Where the parts of a shadow queue lie in its memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ShadowLayout {
-    /// Entries of the ring, and slots.
+    /// Entries of the ring, and slots: each chain has that of its head.
     pub(super) size: u16,
     /// Data segments of a request.
     pub(super) segments: usize,
@@ -77,15 +77,33 @@ impl Slot {
     }
 }
 
+/// A read or write of one data segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OneSegment {
+    /// Whether the device writes the segment: a read.
+    pub(super) is_read: bool,
+    pub(super) sector: u64,
+    pub(super) data: Segment,
+}
+
+/// Descriptors of such a request: header, data, status.
+const ONE_SEGMENT: u16 = 3;
+/// Bytes of a slot up to the end of its table.
+const ONE_SEGMENT_LEN: usize = TABLE as usize + DESC_LEN as usize * ONE_SEGMENT as usize;
+
 /// A shadow queue. It belongs to the path while no queue of the disk has it.
 pub(super) struct ShadowQueue {
     /// Index of the device's queue.
     pub(super) index: u16,
     base: u64,
     layout: ShadowLayout,
+    /// Where the first slot is, and the bytes from one to the next.
+    slots: u64,
+    stride: u64,
     pub(super) ring: SplitDriver,
     pub(super) indirect: bool,
-    slots: Vec<u16>,
+    /// Whether header and status are in the table of a slot, as a request of one segment has them.
+    prepared: Vec<bool>,
     bounces: Vec<u16>,
 }
 
@@ -104,10 +122,12 @@ impl ShadowQueue {
         Ok(Self {
             index,
             base,
+            slots: base + layout.slots_at(),
+            stride: layout.stride(),
             layout,
             ring,
             indirect: false,
-            slots: (0..layout.size).collect(),
+            prepared: vec![false; layout.size.into()],
             bounces: (0..layout.bounces).collect(),
         })
     }
@@ -130,8 +150,7 @@ impl ShadowQueue {
             self.ring = SplitDriver::new(window, *self.ring.layout(), config)?;
         }
         self.indirect = indirect;
-        self.slots.clear();
-        self.slots.extend(0..self.layout.size);
+        self.prepared.fill(false);
         self.bounces.clear();
         self.bounces.extend(0..self.layout.bounces);
         Ok(())
@@ -146,21 +165,10 @@ impl ShadowQueue {
         }
     }
 
-    /// The places of slot `index`.
+    /// The places of the slot of `head`.
     #[inline]
-    pub(super) const fn slot(&self, index: u16) -> Slot {
-        Slot(self.base + self.layout.slots_at() + self.layout.stride() * index as u64)
-    }
-
-    /// Takes a slot.
-    #[inline]
-    pub(super) fn take_slot(&mut self) -> Option<u16> {
-        self.slots.pop()
-    }
-
-    #[inline]
-    pub(super) fn give_slot(&mut self, slot: u16) {
-        self.slots.push(slot);
+    pub(super) const fn slot(&self, head: u16) -> Slot {
+        Slot(self.slots + self.stride * head as u64)
     }
 
     /// Takes a bounce buffer.
@@ -183,17 +191,60 @@ impl ShadowQueue {
         self.layout.bounce_len
     }
 
-    /// Writes header and unwritten status.
-    #[inline]
+    /// Writes header and unwritten status into the slot of `head`, for a chain of any shape.
     pub(super) fn prepare(
-        &self,
+        &mut self,
         window: &IovaWindow,
-        slot: Slot,
+        head: u16,
         header: &[u8; 16],
     ) -> Result<(), RingError> {
+        if let Some(prepared) = self.prepared.get_mut(usize::from(head)) {
+            *prepared = false;
+        }
+        let slot = self.slot(head);
         window.write_at(slot.header().addr, header)?;
         window.write_at(slot.status().addr, &[S_UNWRITTEN])?;
         Ok(())
+    }
+
+    /// Puts a request into the ring, which must have indirect tables. `None`: there is no room.
+    #[inline(always)]
+    pub(super) fn add_one(
+        &mut self,
+        window: &IovaWindow,
+        request: &OneSegment,
+    ) -> Result<Option<u16>, RingError> {
+        let Some(head) = self.ring.next_head() else {
+            return Ok(None);
+        };
+        let slot = self.slot(head);
+        let (Some(at), Some(prepared)) = (
+            window.host(slot.0, ONE_SEGMENT_LEN),
+            self.prepared.get_mut(usize::from(head)),
+        ) else {
+            return Ok(None);
+        };
+        if !*prepared {
+            *prepared = true;
+            write_ends(window, slot)?;
+        }
+        let Segment { addr, len } = request.data;
+        let (kind, data, writable) = if request.is_read {
+            (wire::T_IN, Descriptor::writable(addr, len), len + 1)
+        } else {
+            (wire::T_OUT, Descriptor::readable(addr, len), 1)
+        };
+        let header = wire::header(kind, 0, request.sector);
+        let at_data = at.wrapping_add((TABLE + DESC_LEN) as usize);
+        // SAFETY: `at` has `ONE_SEGMENT_LEN` bytes in the window, and the device has nothing of the slot: its head is free.
+        unsafe {
+            at.cast::<[u8; 16]>().write(header);
+            at_data.cast::<[u8; 16]>().write(data.then(2).to_bytes());
+            at.wrapping_add(STATUS as usize).write(S_UNWRITTEN);
+        }
+        let table = slot.table();
+        let added = self.ring.add_table(window, table, ONE_SEGMENT, writable, 0);
+        added.map(Some)
     }
 
     /// The status byte.
@@ -205,4 +256,16 @@ impl ShadowQueue {
             Err(_) => S_UNWRITTEN,
         }
     }
+}
+
+/// Writes the descriptors of header and status into a slot's table, where a request of one segment has them.
+#[cold]
+fn write_ends(window: &IovaWindow, slot: Slot) -> Result<(), RingError> {
+    let (header, status) = (slot.header(), slot.status());
+    let first = Descriptor::readable(header.addr, header.len).then(1);
+    let last = Descriptor::writable(status.addr, status.len);
+    let table = slot.table();
+    window.write_at(table, &first.to_bytes())?;
+    window.write_at(GuestAddress(table.0 + 2 * DESC_LEN), &last.to_bytes())?;
+    Ok(())
 }

@@ -20,6 +20,26 @@ struct HostRange {
     permissions: Permissions,
 }
 
+impl HostRange {
+    /// A range of nothing.
+    const NONE: Self = Self {
+        start: usize::MAX,
+        last: 0,
+        iova: 0,
+        permissions: Permissions::No,
+    };
+
+    /// The device's address for `host`, and the bytes from there on in one piece.
+    #[inline]
+    fn find(&self, host: usize, access: Permissions) -> Option<(u64, usize)> {
+        if host < self.start || host > self.last || !self.permissions.allow(access) {
+            return None;
+        }
+        let offset = host - self.start;
+        Some((self.iova + offset as u64, self.last - host + 1))
+    }
+}
+
 /// The ranges of one memory map, by host address. Numbers only: an operation keeps its memory mapped by itself.
 #[derive(Debug, Default)]
 pub(super) struct Translation(Vec<HostRange>);
@@ -49,13 +69,14 @@ impl Translation {
     /// The device's address for `host`, and the bytes from there on in one piece.
     #[inline]
     pub(super) fn find(&self, host: usize, access: Permissions) -> Option<(u64, usize)> {
+        self.range(host)?.find(host, access)
+    }
+
+    /// The first range that ends at `host` or behind.
+    #[inline]
+    fn range(&self, host: usize) -> Option<&HostRange> {
         let index = self.0.partition_point(|range| range.last < host);
-        let range = self.0.get(index)?;
-        if range.start > host || !range.permissions.allow(access) {
-            return None;
-        }
-        let offset = host - range.start;
-        Some((range.iova + offset as u64, range.last - host + 1))
+        self.0.get(index)
     }
 }
 
@@ -100,7 +121,9 @@ impl TranslationHistory {
             oldest,
             generation,
             translation,
-            in_flight: VecDeque::new(),
+            in_flight: 0,
+            older: VecDeque::new(),
+            hint: HostRange::NONE,
         }
     }
 }
@@ -111,50 +134,106 @@ pub(super) struct TranslationReader {
     oldest: Arc<AtomicU64>,
     generation: u64,
     translation: Arc<Translation>,
-    /// Generations in flight, oldest first, and how many requests have them.
-    in_flight: VecDeque<(u64, u32)>,
+    /// Requests in flight of the present generation.
+    in_flight: u32,
+    /// Older generations in flight, oldest first, and how many requests have them.
+    older: VecDeque<(u64, u32)>,
+    /// The range that was found last.
+    hint: HostRange,
 }
 
 impl TranslationReader {
     /// Brings the view up to date for a request that is to be translated.
     #[inline]
     pub(super) fn current(&mut self) -> &Translation {
-        if self.in_flight.is_empty() {
+        self.renew();
+        &self.translation
+    }
+
+    #[inline]
+    fn renew(&mut self) {
+        if self.in_flight == 0 && self.older.is_empty() {
             // Stored before the load: a thread that publishes another translation either sees this, and waits for us, or
             // published before, and we see that.
             self.oldest.store(self.generation, Ordering::SeqCst);
         }
         if self.all.generation.load(Ordering::SeqCst) != self.generation {
-            let (generation, translation) = lock(&self.all.current).clone();
-            self.generation = generation;
-            self.translation = translation;
-            if self.in_flight.is_empty() {
-                self.oldest.store(generation, Ordering::SeqCst);
-            }
+            self.take_over();
         }
-        &self.translation
+    }
+
+    #[cold]
+    fn take_over(&mut self) {
+        if self.in_flight != 0 {
+            self.older.push_back((self.generation, self.in_flight));
+            self.in_flight = 0;
+        }
+        let (generation, translation) = lock(&self.all.current).clone();
+        self.generation = generation;
+        self.translation = translation;
+        self.hint = HostRange::NONE;
+        if self.older.is_empty() {
+            self.oldest.store(generation, Ordering::SeqCst);
+        }
+    }
+
+    /// The device's address of `len` bytes at `host`, for a request that counts as in flight now, and the request's
+    /// generation. `None`: they are not there in one piece, and nothing counts.
+    #[inline(always)]
+    pub(super) fn locate(
+        &mut self,
+        host: usize,
+        len: usize,
+        access: Permissions,
+    ) -> Option<(u64, u64)> {
+        self.renew();
+        match self.hint.find(host, access) {
+            Some((iova, piece)) if len <= piece => Some((iova, self.hold())),
+            _ => self.locate_anew(host, len, access),
+        }
+    }
+
+    #[cold]
+    fn locate_anew(&mut self, host: usize, len: usize, access: Permissions) -> Option<(u64, u64)> {
+        if let Some(range) = self.translation.range(host)
+            && let Some((iova, piece)) = range.find(host, access)
+            && len <= piece
+        {
+            self.hint = *range;
+            return Some((iova, self.hold()));
+        }
+        self.publish_oldest();
+        None
     }
 
     /// Counts the request for which [`TranslationReader::current`] was called last as in flight. Returns its generation.
     #[inline]
-    pub(super) fn hold(&mut self) -> u64 {
-        match self.in_flight.back_mut() {
-            Some((generation, count)) if *generation == self.generation => *count += 1,
-            _ => self.in_flight.push_back((self.generation, 1)),
-        }
+    pub(super) const fn hold(&mut self) -> u64 {
+        self.in_flight += 1;
         self.generation
     }
 
     /// A request of `generation` ended.
     #[inline]
     pub(super) fn release(&mut self, generation: u64) {
-        for (found, count) in &mut self.in_flight {
+        if generation != self.generation {
+            return self.release_older(generation);
+        }
+        self.in_flight -= 1;
+        if self.in_flight == 0 {
+            self.publish_oldest();
+        }
+    }
+
+    #[cold]
+    fn release_older(&mut self, generation: u64) {
+        for (found, count) in &mut self.older {
             if *found == generation {
                 *count -= 1;
             }
         }
-        while self.in_flight.front().is_some_and(|(_, count)| *count == 0) {
-            self.in_flight.pop_front();
+        while self.older.front().is_some_and(|(_, count)| *count == 0) {
+            self.older.pop_front();
         }
         self.publish_oldest();
     }
@@ -162,10 +241,11 @@ impl TranslationReader {
     /// Says which generation is the oldest in flight. Also for a request that was not made after all.
     #[inline]
     pub(super) fn publish_oldest(&self) {
-        let oldest = self
-            .in_flight
-            .front()
-            .map_or(IDLE, |(generation, _)| *generation);
+        let oldest = match self.older.front() {
+            Some((generation, _)) => *generation,
+            None if self.in_flight != 0 => self.generation,
+            None => IDLE,
+        };
         self.oldest.store(oldest, Ordering::Release);
     }
 }

@@ -3,6 +3,7 @@
 
 //! The simulator, with what other parents lack taken away.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
@@ -28,6 +29,8 @@ pub struct Profile {
     pub compat: bool,
     /// It takes single mappings and no maps.
     pub single_maps: bool,
+    /// It does nothing by itself.
+    pub stepped: bool,
     pub faults: Faults,
 }
 
@@ -42,6 +45,7 @@ impl Default for Profile {
             triggers_only: false,
             compat: false,
             single_maps: false,
+            stepped: false,
             faults: Faults::default(),
         }
     }
@@ -51,6 +55,8 @@ pub struct TestDevice {
     sim: BlkSim,
     profile: Profile,
     table: Mutex<IotlbTable>,
+    /// Where its rings are.
+    rings: Mutex<BTreeMap<u16, VqAddress>>,
 }
 
 impl TestDevice {
@@ -71,14 +77,18 @@ impl TestDevice {
         } else {
             SimProfile::Strict(strict)
         };
-        let options = SimOptions {
+        let mut options = SimOptions {
             profile: kind,
             ..SimOptions::strict().faults(profile.faults.clone())
         };
+        if profile.stepped {
+            options = options.stepped();
+        }
         Arc::new(Self {
             sim: BlkSim::new(disk, options).unwrap(),
             profile,
             table: Mutex::default(),
+            rings: Mutex::default(),
         })
     }
 
@@ -94,6 +104,20 @@ impl TestDevice {
     /// Whether an address is mapped now.
     pub fn is_mapped(&self, iova: u64) -> bool {
         !self.table.lock().unwrap().find(iova, iova).is_empty()
+    }
+
+    /// Where the ring of a queue is.
+    pub fn ring(&self, vq: u16) -> VqAddress {
+        self.rings.lock().unwrap()[&vq]
+    }
+
+    /// The host address of `len` bytes that the device knows as `iova`. Mapped as long as the mapping is.
+    pub fn host(&self, iova: u64, len: usize) -> *mut u8 {
+        let table = self.table.lock().unwrap();
+        let mapping = &table.find(iova, iova)[0];
+        let offset = (iova - mapping.iova()) as usize;
+        assert!(offset + len <= mapping.memory().len());
+        mapping.memory().as_ptr().wrapping_add(offset)
     }
 
     pub fn mappings(&self) -> usize {
@@ -112,6 +136,7 @@ impl VdpaDevice for TestDevice {
         self.sim.nas()
     }
     fn set_vq_address(&self, vq: u16, address: VqAddress) -> Result<(), VdpaError> {
+        self.rings.lock().unwrap().insert(vq, address);
         self.sim.set_vq_address(vq, address)
     }
     fn set_vq_num(&self, vq: u16, num: u32) -> Result<(), VdpaError> {

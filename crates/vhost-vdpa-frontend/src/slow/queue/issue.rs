@@ -46,16 +46,16 @@ impl SlowQueue {
         let Some(entry) = pending.get_mut(usize::from(index)).and_then(Option::as_mut) else {
             return Ok(Issue::Issued);
         };
-        let Some(slot) = shadow.take_slot() else {
+        let Some(head) = shadow.ring.next_head() else {
             return Ok(Issue::NoRoom);
         };
-        let place = shadow.slot(slot);
+        let place = shadow.slot(head);
         let window = &shared.window;
         readable.clear();
         writable.clear();
         readable.push(place.header());
         let mut sub_request = SubRequest {
-            slot,
+            head,
             ..SubRequest::default()
         };
         let mut kind = wire::T_FLUSH;
@@ -97,7 +97,6 @@ impl SlowQueue {
                     view.publish_oldest();
                     data.truncate(usize::from(write));
                     let Some(bounce) = shadow.take_bounce() else {
-                        shadow.give_slot(slot);
                         return Ok(Issue::NoRoom);
                     };
                     sub_request.bounce = Some(bounce);
@@ -130,7 +129,7 @@ impl SlowQueue {
             readable.push(place.range());
         }
         writable.push(place.status());
-        shadow.prepare(window, place, &wire::header(kind, 0, sector))?;
+        shadow.prepare(window, head, &wire::header(kind, 0, sector))?;
         let chain = Chain {
             readable,
             writable,

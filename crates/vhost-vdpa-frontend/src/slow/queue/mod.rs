@@ -3,36 +3,40 @@
 
 //! A queue of the slow path.
 
+mod health;
 mod issue;
+mod taken;
 
 use std::collections::VecDeque;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use virtio_blk_core::disk::{
-    Completion, DiskError, IoQueue, Lifetime, Op, OpKind, Submit, Token, Wait,
+    Completion, DiskError, Execute, IoBuf, IoQueue, Lifetime, Op, OpKind, SECTOR_SIZE, Submit,
+    Token, Wait,
 };
 use virtio_blk_core::spec::feature;
 use virtio_blk_driver::ring::{RingError, Used};
 use virtio_blk_driver::{Memory, Segment, wire};
 
 use super::completion_event::CompletionEvent;
+use super::iova_window::IovaWindow;
 use super::limits::Limits;
 use super::pending::{PendingOp, SubRequest, copy};
 use super::shadow_queue::ShadowQueue;
 use super::translate::TranslationReader;
 use super::{CompletionMode, Shared};
 use crate::lock;
+use health::Health;
 use issue::Issue;
-
-/// How often the status of a device that finishes nothing is checked, and the device kicked again: some lose a kick.
-const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+use taken::TakenRequests;
 
 /// A shadow queue that this has to itself, and the operations in flight.
 pub(super) struct SlowQueue {
     shared: Arc<Shared>,
+    window: IovaWindow,
     event: Arc<CompletionEvent>,
     /// There until this is dropped.
     shadow: Option<ShadowQueue>,
@@ -40,6 +44,11 @@ pub(super) struct SlowQueue {
     limits: Limits,
     events: bool,
     flush: bool,
+    read_only: bool,
+    /// Bytes of the longest segment that can be taken.
+    longest: u64,
+    /// What the device has without an operation.
+    taken: TakenRequests,
     /// By cookie.
     pending: Vec<Option<PendingOp>>,
     free: Vec<u16>,
@@ -49,9 +58,9 @@ pub(super) struct SlowQueue {
     closing: bool,
     /// Accepted, and not yet with the device (any more): for want of room.
     waiting: VecDeque<u16>,
-    /// When the device last finished something, or got something while it had nothing.
-    progress: Option<Instant>,
-    checked: Option<Instant>,
+    /// Something was submitted or taken since the last [`IoQueue::reap`].
+    submitted: bool,
+    health: Health,
     readable: Vec<Segment>,
     writable: Vec<Segment>,
     scratch: Vec<libc::iovec>,
@@ -72,15 +81,19 @@ impl SlowQueue {
         Self {
             event: shared.completion_events[usize::from(shadow.index)].clone(),
             view: shared.translations.view(),
+            window: shared.window.clone(),
             events,
             flush: shared.negotiated(feature::FLUSH),
+            read_only: shared.caps.read_only,
+            longest: taken::longest(limits.segment),
+            taken: TakenRequests::new(shadow.ring.layout().size()),
             pending: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
             ended: Vec::new(),
             closing: false,
             waiting: VecDeque::with_capacity(count.into()),
-            progress: None,
-            checked: None,
+            submitted: false,
+            health: Health::new(),
             readable: Vec::with_capacity(room),
             writable: Vec::with_capacity(room),
             scratch: Vec::with_capacity(room),
@@ -90,12 +103,32 @@ impl SlowQueue {
         }
     }
 
+    #[inline]
     fn is_failed(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire)
     }
 
+    #[inline]
     fn in_flight(&self) -> usize {
-        self.pending.len() - self.free.len()
+        self.pending.len() - self.free.len() + self.taken.len()
+    }
+
+    /// Bytes of the device.
+    #[inline]
+    fn capacity(&self) -> u64 {
+        self.shared.capacity.load(Ordering::Relaxed) * SECTOR_SIZE
+    }
+
+    /// Whether there is nothing to do, and the event will tell when there is.
+    #[inline]
+    fn is_quiet(&mut self) -> Result<bool, RingError> {
+        let Some(shadow) = &mut self.shadow else {
+            return Ok(true);
+        };
+        Ok(self.ended.is_empty()
+            && self.waiting.is_empty()
+            && (!self.events || self.event.is_clear())
+            && shadow.ring.is_quiet(&self.window, self.events)?)
     }
 
     /// The checks every disk makes, and whether the device was told of this kind of operation.
@@ -115,7 +148,7 @@ impl SlowQueue {
             return Err(DiskError::Unsupported);
         }
         if let Some((offset, len)) = op.kind.range(op.buf.len() as u64) {
-            let capacity = self.shared.capacity.load(Ordering::Relaxed) * 512;
+            let capacity = self.capacity();
             if offset > capacity || len > capacity - offset {
                 return Err(DiskError::OutOfRange);
             }
@@ -128,6 +161,20 @@ impl SlowQueue {
 
     /// Gives waiting operations to the device, as far as there is room, and kicks it for everything new.
     fn push(&mut self) -> Result<(), RingError> {
+        if !self.waiting.is_empty() {
+            self.issue_waiting()?;
+        }
+        let Some(shadow) = &mut self.shadow else {
+            return Ok(());
+        };
+        let window = &self.window;
+        if shadow.ring.publish(window)? != 0 && shadow.ring.needs_kick(window)? {
+            self.shared.device.kick_vq(shadow.index);
+        }
+        Ok(())
+    }
+
+    fn issue_waiting(&mut self) -> Result<(), RingError> {
         while let Some(&index) = self.waiting.front() {
             match self.issue(index)? {
                 Issue::Issued => {}
@@ -135,13 +182,6 @@ impl SlowQueue {
                 Issue::Refused(error) => self.end(index, Err(error)),
             }
             self.waiting.pop_front();
-        }
-        let Some(shadow) = &mut self.shadow else {
-            return Ok(());
-        };
-        let window = &self.shared.window;
-        if shadow.ring.publish(window)? != 0 && shadow.ring.needs_kick(window)? {
-            self.shared.device.kick_vq(shadow.index);
         }
         Ok(())
     }
@@ -164,10 +204,17 @@ impl SlowQueue {
             let Some(shadow) = &mut self.shadow else {
                 return Ok(());
             };
-            let Some(used) = shadow.ring.poll_used(&self.shared.window)? else {
+            let window = &self.window;
+            let Some(used) = shadow.ring.poll_used(window)? else {
                 return Ok(());
             };
-            self.finish(used, done)?;
+            let Some(taken) = self.taken.remove(used.head) else {
+                self.finish(used, done)?;
+                continue;
+            };
+            let status = shadow.status(window, shadow.slot(used.head));
+            self.view.release(taken.generation);
+            done.push(taken.complete(result_of(status)));
         }
     }
 
@@ -185,12 +232,8 @@ impl SlowQueue {
         };
         let sub_request = entry.sub_request;
         let window = &self.shared.window;
-        let place = shadow.slot(sub_request.slot);
-        let result = match shadow.status(window, place) {
-            wire::S_OK => Ok(()),
-            wire::S_UNSUPP => Err(DiskError::Unsupported),
-            _ => Err(DiskError::from_errno(libc::EIO)),
-        };
+        let place = shadow.slot(sub_request.head);
+        let result = result_of(shadow.status(window, place));
         if result.is_ok() {
             match (entry.op.kind, sub_request.bounce) {
                 (OpKind::Read { .. }, Some(bounce)) => {
@@ -248,60 +291,19 @@ impl SlowQueue {
         if self.events {
             self.event.clear();
         }
-        let before = done.len();
         loop {
-            done.append(&mut self.ended);
             self.collect(done)?;
             self.push()?;
             let Some(shadow) = &mut self.shadow else {
                 break;
             };
             // Interrupts are asked for, then we look again: the device may not have seen that in time.
-            if !self.events || !shadow.ring.enable_interrupts(&self.shared.window)? {
+            if !self.events || !shadow.ring.enable_interrupts(&self.window)? {
                 break;
             }
         }
         done.append(&mut self.ended);
-        self.note_progress(done.len() != before);
         Ok(())
-    }
-
-    /// Notes progress; looks after a device that makes none.
-    fn note_progress(&mut self, progress: bool) {
-        if self.in_flight() == 0 {
-            (self.progress, self.checked) = (None, None);
-            return;
-        }
-        if progress || self.progress.is_none() {
-            let now = Instant::now();
-            (self.progress, self.checked) = (Some(now), Some(now));
-        }
-    }
-
-    /// Looks whether the device is alive, where it seems not to be.
-    fn check_health(&mut self) {
-        let (Some(progress), Some(checked)) = (self.progress, self.checked) else {
-            return;
-        };
-        let now = Instant::now();
-        if now.duration_since(checked) < HEALTH_CHECK_INTERVAL.min(self.patience()) {
-            return;
-        }
-        self.checked = Some(now);
-        if self.shared.looks_broken() {
-            self.shared.give_up(&"its status says that it does not run");
-        } else if let Some(timeout) = self.shared.options.timeout
-            && now.duration_since(progress) >= timeout
-        {
-            self.shared
-                .give_up(&format_args!("nothing was finished for {timeout:?}"));
-        } else if let Some(shadow) = &self.shadow {
-            self.shared.device.kick_vq(shadow.index);
-        }
-    }
-
-    fn patience(&self) -> Duration {
-        self.shared.options.timeout.unwrap_or(HEALTH_CHECK_INTERVAL)
     }
 
     /// The end of everything that is in flight on a device that was given up.
@@ -309,22 +311,43 @@ impl SlowQueue {
         self.event.clear();
         self.waiting.clear();
         done.append(&mut self.ended);
+        let gone = || DiskError::from_errno(libc::ENODEV);
+        for taken in self.taken.drain() {
+            self.view.release(taken.generation);
+            done.push(taken.complete(Err(gone())));
+        }
         for (index, slot) in (0..).zip(&mut self.pending) {
             if let Some(entry) = slot.take() {
                 if let Some(generation) = entry.sub_request.generation {
                     self.view.release(generation);
                 }
                 self.free.push(index);
-                done.push(entry.op.complete(Err(DiskError::from_errno(libc::ENODEV))));
+                done.push(entry.op.complete(Err(gone())));
             }
         }
-        (self.progress, self.checked) = (None, None);
+        self.health.note_progress();
+    }
+}
+
+/// What a status byte says.
+#[inline]
+fn result_of(status: u8) -> Result<(), DiskError> {
+    if status == wire::S_OK {
+        return Ok(());
+    }
+    Err(error_of(status))
+}
+
+#[cold]
+fn error_of(status: u8) -> DiskError {
+    match status {
+        wire::S_UNSUPP => DiskError::Unsupported,
+        _ => DiskError::from_errno(libc::EIO),
     }
 }
 
 /// Releases what a sub-request held.
 fn release(shadow: &mut ShadowQueue, view: &mut TranslationReader, sub_request: &SubRequest) {
-    shadow.give_slot(sub_request.slot);
     if let Some(bounce) = sub_request.bounce {
         shadow.give_bounce(bounce);
     }
@@ -353,6 +376,7 @@ impl IoQueue for SlowQueue {
             return Submit::Full(entry.op);
         };
         self.pending[usize::from(index)] = Some(entry);
+        self.submitted = true;
         let issued = if self.waiting.is_empty() {
             self.issue(index)
         } else {
@@ -370,6 +394,14 @@ impl IoQueue for SlowQueue {
         Submit::Queued
     }
 
+    #[inline]
+    fn execute(&mut self, kind: &OpKind, buf: &IoBuf, token: Option<Token>) -> Execute {
+        match token.and_then(|token| self.take(kind, buf, token)) {
+            Some(()) => Execute::Taken,
+            None => Execute::Declined,
+        }
+    }
+
     fn flush_batch(&mut self) -> Result<(), DiskError> {
         if self.is_failed() {
             return Ok(());
@@ -377,17 +409,24 @@ impl IoQueue for SlowQueue {
         if let Err(error) = self.push() {
             self.shared.give_up(&error);
         }
-        self.note_progress(false);
         Ok(())
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
         let before = done.len();
+        let submitted = std::mem::take(&mut self.submitted);
         if !self.is_failed() {
-            if let Err(error) = self.try_reap(done) {
-                self.shared.give_up(&error);
-            } else if done.len() == before {
-                self.check_health();
+            let reaped = match self.is_quiet() {
+                // The device had no time yet.
+                Ok(true) if submitted => return Ok(0),
+                Ok(true) => Ok(()),
+                Ok(false) => self.try_reap(done),
+                Err(error) => Err(error),
+            };
+            match reaped {
+                Err(error) => self.shared.give_up(&error),
+                Ok(()) if done.len() != before => self.health.note_progress(),
+                Ok(()) => self.check_health(),
             }
         }
         if self.is_failed() {
@@ -427,8 +466,7 @@ impl IoQueue for SlowQueue {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.checked
-            .map(|checked| checked + HEALTH_CHECK_INTERVAL.min(self.patience()))
+        self.next_check()
     }
 }
 
