@@ -88,7 +88,7 @@ impl SplitDriver {
         };
         let event = self.used.wrapping_add(distance);
         // Where the device was asked for the same before, and looked at afterwards, it need not be asked again.
-        if !self.armed.is_some_and(|armed| armed.event == event) {
+        if self.armed.is_none_or(|armed| armed.event != event) {
             if self.config.event_idx {
                 self.set_used_event(mem, event)?;
             } else if self.flags != 0 {
