@@ -307,7 +307,7 @@ fn more_operations_than_the_ring_holds_are_taken_and_end_once() {
             let path = slow(profile, options);
             let memory = known(&path, 1 << 20);
             let mut queue = way.open(&path, 200);
-            for round in 0..3u64 {
+            for round in 0..2u64 {
                 for at in 0..200u64 {
                     let data = pattern(round * 1000 + at, 4096);
                     let op = Op {

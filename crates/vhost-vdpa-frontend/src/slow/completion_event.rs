@@ -60,7 +60,7 @@ impl CompletionEvent {
         if !self.is_clear() {
             self.signalled.swap(false, Ordering::AcqRel);
             // Nothing in it is fine.
-            let _ = self.fd.read();
+            let _ = rustix::io::read(self.as_fd(), &mut [0; 8]);
         }
     }
 

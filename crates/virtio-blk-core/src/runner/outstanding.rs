@@ -234,6 +234,7 @@ impl Outstanding {
 
     /// Collects what the disk has finished. The list goes back with [`Outstanding::recycle`]. `None`: there is nothing, and
     /// nothing that [`Outstanding::flush_batch`] would start.
+    #[inline]
     pub(super) fn reap(&mut self) -> Option<(Vec<Completion>, Result<(), DiskError>)> {
         let result = self.io.reap(&mut self.done);
         if result.is_ok() && self.done.is_empty() && !self.unflushed {

@@ -12,7 +12,7 @@ use super::fetch::{Fetch, HEADER_LEN, STATUS_LEN};
 use super::outstanding::Outstanding;
 use super::report::ErrorCause;
 use super::setup::{QueueParts, QueueSetup};
-use crate::disk::{Completion, IoBuf, IoQueue, Op, Token, Wait};
+use crate::disk::{Completion, DiskError, IoBuf, IoQueue, Op, Token, Wait};
 use crate::memory::DeviceMemory;
 use crate::request::{ByteRange, DeviceView};
 use crate::ring::{Popped, QueueState, Ring, RingError};
@@ -171,16 +171,21 @@ impl<M: DeviceMemory> QueueRunner<M> {
     /// no room for.
     #[inline]
     pub(super) fn reap(&mut self) -> Result<(), QueueError> {
-        if self.outstanding.may_complete() {
-            return self.reap_queued();
+        if self.outstanding.may_complete()
+            && let Some((done, result)) = self.outstanding.reap()
+        {
+            return self.finish_all(done, result);
         }
         Ok(())
     }
 
-    fn reap_queued(&mut self) -> Result<(), QueueError> {
-        let Some((mut done, result)) = self.outstanding.reap() else {
-            return Ok(());
-        };
+    /// Takes what the disk has finished, as [`Outstanding::reap`] returned it.
+    #[inline(never)]
+    fn finish_all(
+        &mut self,
+        mut done: Vec<Completion>,
+        result: Result<(), DiskError>,
+    ) -> Result<(), QueueError> {
         let freed = !done.is_empty();
         for completion in done.drain(..) {
             if let Some(next) = self.complete(completion)

@@ -117,7 +117,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         match self.outstanding.execute(&kind, &self.data) {
             Execute::Done(Ok(())) => {}
             Execute::Taken => {
-                self.taken(&simple, status, request, &kind);
+                self.taken(simple.head, simple.data, status, request, &kind);
                 return false;
             }
             result => {
@@ -145,32 +145,28 @@ impl<M: DeviceMemory> QueueRunner<M> {
     #[inline(never)]
     fn taken(
         &mut self,
-        simple: &SimpleChain,
+        head: u16,
+        data: Segment,
         status: StatusByte,
         request: RequestKind,
         kind: &OpKind,
     ) {
-        let Self {
-            outstanding, data, ..
-        } = self;
+        let outstanding = &mut self.outstanding;
         outstanding.note_taken();
-        let SimpleChain {
-            head, data: range, ..
-        } = simple;
-        let written = std::slice::from_ref(range);
-        let writable = match simple.writable {
-            true => (written, range.len),
-            false => (&written[..0], 0),
+        let segments = std::slice::from_ref(&data);
+        let writable = match request {
+            RequestKind::Read => (segments, data.len),
+            _ => (&segments[..0], 0),
         };
-        let reserved = outstanding.reserve(&self.fetch.map, *head, writable, status, request);
+        let reserved = outstanding.reserve(&self.fetch.map, head, writable, status, request);
         let Some((_, slot)) = reserved else {
-            return self.completer.add_used(&mut self.fetch.ring, *head, 0);
+            return self.completer.add_used(&mut self.fetch.ring, head, 0);
         };
         if let OpKind::Read { offset } | OpKind::Write { offset, .. } = *kind {
             slot.offset = offset;
         }
-        slot.data_len = range.len;
-        std::mem::swap(&mut slot.buf, data);
+        slot.data_len = data.len;
+        std::mem::swap(&mut slot.buf, &mut self.data);
     }
 
     /// The disk has declined a simple read or write, or failed it.

@@ -42,25 +42,6 @@ impl SplitDriver {
         Ok(wanted)
     }
 
-    /// Whether there is nothing to do: the device was told of all chains, has used none that was not taken back and, where
-    /// `interrupts` are wanted, was asked for one after the next. Cheaper than finding that out step by step.
-    ///
-    /// # Errors
-    /// [`RingError::Memory`], [`RingError::Violation`].
-    #[inline]
-    pub fn is_quiet<M: Memory + ?Sized>(
-        &mut self,
-        mem: &M,
-        interrupts: bool,
-    ) -> Result<bool, RingError> {
-        self.check_broken()?;
-        let asked = self.armed.is_some_and(|armed| armed.event == self.used);
-        if self.published != self.avail || interrupts && !asked {
-            return Ok(false);
-        }
-        Ok(self.load_used_idx(mem)? == self.used)
-    }
-
     /// Asks for an interrupt after the next used chain. Returns whether there are used chains already:
     /// then poll instead of waiting.
     ///

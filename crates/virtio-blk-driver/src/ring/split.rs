@@ -101,7 +101,7 @@ pub struct SplitDriver {
     in_flight: u16,
     /// Chains ever added and published, counted from the start index on. Wider than the ring's index,
     /// so that a chain the device keeps for long stays older than those that overtake it.
-    pub(super) avail: u64,
+    avail: u64,
     pub(super) published: u64,
     /// Available index published at the last `needs_kick`.
     pub(super) kicked: u16,
@@ -289,7 +289,7 @@ impl SplitDriver {
     ///
     /// # Errors
     /// Any [`RingError`]; nothing was added then.
-    #[inline]
+    #[inline(always)]
     pub fn add_table<M: Memory + ?Sized>(
         &mut self,
         mem: &M,
@@ -465,6 +465,18 @@ impl SplitDriver {
         let used = self.take_back(element as u32, (element >> 32) as u32)?;
         self.used = self.used.wrapping_add(1);
         Ok(Some(used))
+    }
+
+    /// Whether all chains that were added are published.
+    #[inline]
+    pub const fn is_published(&self) -> bool {
+        self.avail == self.published
+    }
+
+    /// Whether [`SplitDriver::poll_used`] has a chain without looking at the used index again.
+    #[inline]
+    pub const fn has_seen_more(&self) -> bool {
+        self.used != self.seen
     }
 
     /// The device's used index, checked.

@@ -119,16 +119,13 @@ impl SlowQueue {
         self.shared.capacity.load(Ordering::Relaxed) * SECTOR_SIZE
     }
 
-    /// Whether there is nothing to do, and the event will tell when there is.
+    /// Whether [`IoQueue::reap`] need not look at the ring: the device has nothing, or has had no time for what it was
+    /// just given. Interrupts are asked for: the event tells when there is something, or the owner polls.
     #[inline]
-    fn is_quiet(&mut self) -> Result<bool, RingError> {
-        let Some(shadow) = &mut self.shadow else {
-            return Ok(true);
-        };
-        Ok(self.ended.is_empty()
-            && self.waiting.is_empty()
+    fn is_quiet(&self, submitted: bool) -> bool {
+        self.ended.is_empty()
+            && (self.in_flight() == 0 || submitted && self.waiting.is_empty())
             && (!self.events || self.event.is_clear())
-            && shadow.ring.is_quiet(&self.window, self.events)?)
     }
 
     /// The checks every disk makes, and whether the device was told of this kind of operation.
@@ -160,20 +157,24 @@ impl SlowQueue {
     }
 
     /// Gives waiting operations to the device, as far as there is room, and kicks it for everything new.
+    #[inline]
     fn push(&mut self) -> Result<(), RingError> {
         if !self.waiting.is_empty() {
             self.issue_waiting()?;
         }
-        let Some(shadow) = &mut self.shadow else {
-            return Ok(());
-        };
         let window = &self.window;
-        if shadow.ring.publish(window)? != 0 && shadow.ring.needs_kick(window)? {
-            self.shared.device.kick_vq(shadow.index);
+        if let Some(shadow) = &mut self.shadow
+            && !shadow.ring.is_published()
+        {
+            shadow.ring.publish(window)?;
+            if shadow.ring.needs_kick(window)? {
+                self.shared.device.kick_vq(shadow.index);
+            }
         }
         Ok(())
     }
 
+    #[cold]
     fn issue_waiting(&mut self) -> Result<(), RingError> {
         while let Some(&index) = self.waiting.front() {
             match self.issue(index)? {
@@ -198,7 +199,8 @@ impl SlowQueue {
         }
     }
 
-    /// Takes back what the device is done with.
+    /// Takes back what the device is done with, as far as one look at its index tells.
+    #[inline]
     fn collect(&mut self, done: &mut Vec<Completion>) -> Result<(), RingError> {
         loop {
             let Some(shadow) = &mut self.shadow else {
@@ -208,13 +210,17 @@ impl SlowQueue {
             let Some(used) = shadow.ring.poll_used(window)? else {
                 return Ok(());
             };
-            let Some(taken) = self.taken.remove(used.head) else {
+            let more = shadow.ring.has_seen_more();
+            if let Some(taken) = self.taken.remove(used.head) {
+                let status = shadow.status(window, shadow.slot(used.head));
+                self.view.release(taken.generation);
+                done.push(taken.complete(result_of(status)));
+            } else {
                 self.finish(used, done)?;
-                continue;
-            };
-            let status = shadow.status(window, shadow.slot(used.head));
-            self.view.release(taken.generation);
-            done.push(taken.complete(result_of(status)));
+            }
+            if !more {
+                return Ok(());
+            }
         }
     }
 
@@ -287,6 +293,7 @@ impl SlowQueue {
         Ok(())
     }
 
+    #[inline]
     fn try_reap(&mut self, done: &mut Vec<Completion>) -> Result<(), RingError> {
         if self.events {
             self.event.clear();
@@ -302,8 +309,27 @@ impl SlowQueue {
                 break;
             }
         }
-        done.append(&mut self.ended);
+        if !self.ended.is_empty() {
+            done.append(&mut self.ended);
+        }
         Ok(())
+    }
+
+    /// [`IoQueue::reap`] where there may be something.
+    #[inline(never)]
+    fn reap_some(&mut self, done: &mut Vec<Completion>) -> usize {
+        let before = done.len();
+        if !self.is_failed() {
+            match self.try_reap(done) {
+                Err(error) => self.shared.give_up(&error),
+                Ok(()) if done.len() != before => self.health.note_progress(),
+                Ok(()) => self.check_health(),
+            }
+        }
+        if self.is_failed() {
+            self.fail_all(done);
+        }
+        done.len() - before
     }
 
     /// The end of everything that is in flight on a device that was given up.
@@ -413,26 +439,11 @@ impl IoQueue for SlowQueue {
     }
 
     fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        let before = done.len();
         let submitted = std::mem::take(&mut self.submitted);
-        if !self.is_failed() {
-            let reaped = match self.is_quiet() {
-                // The device had no time yet.
-                Ok(true) if submitted => return Ok(0),
-                Ok(true) => Ok(()),
-                Ok(false) => self.try_reap(done),
-                Err(error) => Err(error),
-            };
-            match reaped {
-                Err(error) => self.shared.give_up(&error),
-                Ok(()) if done.len() != before => self.health.note_progress(),
-                Ok(()) => self.check_health(),
-            }
+        if self.is_quiet(submitted) {
+            return Ok(0);
         }
-        if self.is_failed() {
-            self.fail_all(done);
-        }
-        Ok(done.len() - before)
+        Ok(self.reap_some(done))
     }
 
     fn wait(&self) -> Wait<'_> {
