@@ -257,7 +257,7 @@ fn commit(&(what, is_given_up, deed): &Deed, way: Way, features: u64) {
     }
 }
 
-/// A device that writes anything, while the driver goes on: no request ends twice, and none is forgotten.
+/// A device that writes anything, while the driver continues: no request ends twice, and none is forgotten.
 #[test]
 fn a_device_at_random_ends_no_request_twice() {
     let mut state = 7u64;
