@@ -12,8 +12,19 @@ use crate::epoch::Turn;
 pub struct Flight {
     /// The counter it is in.
     pub turn: Turn,
-    /// For a flush: what it makes stable, see [`Desk::before_flush`](crate::keeper::Desk::before_flush).
-    pub stamp: Option<u64>,
+    /// What its end means.
+    pub role: Role,
+}
+
+/// What the end of an operation means.
+#[derive(Clone, Copy, Debug)]
+pub enum Role {
+    /// Its own completion, and nothing else.
+    Plain,
+    /// A flush: what it makes stable, see [`Desk::before_flush`](crate::keeper::Desk::before_flush).
+    Flush(u64),
+    /// A write to a cluster whose entry may still have to be written: the number of the grant.
+    Granted(usize),
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -45,7 +45,109 @@ pub struct Target {
     pub index: usize,
 }
 
+/// An entry that is to refer to a cluster of the reserve.
+#[derive(Debug)]
+pub struct Change {
+    /// Which entry of the slice.
+    pub index: usize,
+    /// The guest's cluster.
+    pub cluster: u64,
+    /// First byte of the cluster in the file.
+    pub host: u64,
+    /// The new entry.
+    pub entry: Entry,
+}
+
+/// Entries of a slice that are being collected, to be written at once.
+#[derive(Debug, Default)]
+pub struct Granting {
+    /// The entries. Their clusters are in transit.
+    pub changes: Vec<Change>,
+}
+
+/// Where a write goes: a byte of the file.
+#[derive(Debug)]
+pub enum Spot {
+    /// The entry is there.
+    Placed(u64),
+    /// The entry is among those that are being collected.
+    New(u64),
+    /// The entry is being written, for the grant with this number.
+    Joined(u64, usize),
+}
+
 impl Image {
+    /// The number of the slice that has the entry of the guest's byte `offset`.
+    pub fn slice_of(&self, offset: u64) -> u64 {
+        (self.tables.place(offset >> self.base.geometry.cluster_bits)).0
+    }
+
+    /// Where `len` bytes at `offset` can be written, if that takes no copy and no wait; `state` is that of their slice,
+    /// which is writable. Clusters that read as zeroes get a place: their entries are added to `granting`. `in_flight`
+    /// tells the grant of a cluster whose entry is being written, and its place.
+    pub fn spot(
+        &self,
+        state: &mut State,
+        offset: u64,
+        len: u64,
+        granting: &mut Granting,
+        in_flight: &dyn Fn(u64) -> Option<(usize, u64)>,
+    ) -> Option<Spot> {
+        let geometry = self.base.geometry;
+        let (first, inside) = (
+            offset >> geometry.cluster_bits,
+            offset & (geometry.cluster() - 1),
+        );
+        let count = ((offset + len.max(1) - 1) >> geometry.cluster_bits) - first + 1;
+        let (_, index) = self.tables.place(first);
+        if count == 1 {
+            if state.in_transit(index) {
+                let host = state.granted(index)?;
+                if granting.changes.iter().any(|change| change.host == host) {
+                    return Some(Spot::New(host + inside));
+                }
+                let (grant, known) = in_flight(first)?;
+                // Another queue may have been granted it since.
+                return (known == host).then_some(Spot::Joined(host + inside, grant));
+            }
+            let entry = self.entry(state, index).ok()?;
+            match self.way(entry, first, self.units(inside, len)) {
+                Way::InPlace(host) => {
+                    self.learn(entry, first);
+                    return Some(Spot::Placed(host + inside));
+                }
+                Way::Copy => return None,
+                Way::Fresh => {}
+            }
+        }
+        let whole = self.units(0, geometry.cluster());
+        let is_fresh = |number: u64| {
+            let index = index + number as usize;
+            let fresh = |entry| self.way(entry, first + number, whole) == Way::Fresh;
+            !state.in_transit(index) && self.entry(state, index).is_ok_and(fresh)
+        };
+        if count > MAX_GRANT || !(0..count).all(is_fresh) {
+            return None;
+        }
+        let taken = self.take(count)?;
+        let [run] = taken[..] else {
+            taken.into_iter().for_each(|run| self.reserve.put_back(run));
+            return None;
+        };
+        for number in 0..count {
+            let host = (run.first + number) << geometry.cluster_bits;
+            let index = index + number as usize;
+            state.begin_grant(index, host);
+            granting.changes.push(Change {
+                index,
+                cluster: first + number,
+                host,
+                entry: Entry::data(geometry, host),
+            });
+        }
+        Some(Spot::New((run.first << geometry.cluster_bits) + inside))
+    }
+
     /// Has as many bytes as possible of a write have a place in the file: `slice` is locked and loaded.
     ///
     /// A cluster that reads as zeroes gets a place that reads as zeroes, so that the order in which its entry and the

@@ -52,10 +52,7 @@ impl Job {
         let mut state = lock(&home.state);
         state.pending -= 1;
         if !state.closed {
-            if state.done.is_empty() {
-                // The counter can't overflow: it is emptied whenever `done` is.
-                let _ = rustix::io::write(&home.bell, &1u64.to_ne_bytes());
-            }
+            home.ring(&state);
             state.done.push(op.complete(result));
         }
         drop(state);
@@ -66,9 +63,17 @@ impl Job {
 #[derive(Debug, Default)]
 struct State {
     done: Vec<Completion>,
-    /// Operations with the threads.
+    /// Grants whose entries are written, or not.
+    written: Vec<(usize, Result<(), DiskError>)>,
+    /// Operations and entries with the threads.
     pending: usize,
     closed: bool,
+}
+
+impl State {
+    const fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.written.is_empty()
+    }
 }
 
 /// Where a queue's operations come back.
@@ -91,14 +96,47 @@ impl Home {
         })
     }
 
-    /// Moves what is done to the end of `into`.
-    pub fn take(&self, into: &mut Vec<Completion>) {
+    /// Moves what is done to the end of `into`. How the entries of grants were written is returned.
+    pub fn take(&self, into: &mut Vec<Completion>) -> Vec<(usize, Result<(), DiskError>)> {
         let mut state = lock(&self.state);
-        if !state.done.is_empty() {
+        if !state.is_empty() {
             into.append(&mut state.done);
             let mut count = [0; 8];
             // It has been written to exactly once.
             let _ = rustix::io::read(&self.bell, &mut count);
+        }
+        std::mem::take(&mut state.written)
+    }
+
+    /// Has the queue learn of something that it has finished itself.
+    pub fn bring(&self, completion: Completion) {
+        let mut state = lock(&self.state);
+        self.ring(&state);
+        state.done.push(completion);
+    }
+
+    /// The threads get entries to write.
+    pub fn begin(&self) {
+        lock(&self.state).pending += 1;
+    }
+
+    /// The entries of a grant are written, or not.
+    pub fn wrote(&self, grant: usize, result: Result<(), DiskError>) {
+        let mut state = lock(&self.state);
+        state.pending -= 1;
+        if !state.closed {
+            self.ring(&state);
+            state.written.push((grant, result));
+        }
+        drop(state);
+        self.idle.notify_all();
+    }
+
+    /// Makes the descriptor readable, before something is added.
+    fn ring(&self, state: &State) {
+        if state.is_empty() {
+            // The counter can't overflow: it is emptied whenever everything is taken.
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
         }
     }
 

@@ -29,6 +29,8 @@ use crate::sync::lock;
 const MAX_RETIRED: u64 = 4096;
 /// Pieces of what is retired that may wait for the thread, 2 MiB in memory. Then discards wait for it.
 const MAX_PIECES: usize = 1 << 16;
+/// Pieces of what is retired for which the thread is woken.
+const BUNCH: usize = 256;
 /// How often it is looked whether nobody uses retired clusters any more.
 const GLANCE: Duration = Duration::from_millis(2);
 
@@ -121,11 +123,17 @@ impl Desk {
         let retired = runs.into_iter().map(|run| Retired { run, stamp });
         work.retired.extend(retired);
         work.pieces += work.retired.len() - before;
-        let first = before == 0 && !work.retired.is_empty();
+        // A few can wait until there are more, or somebody wants them: nothing is released before the next barrier.
+        let many = before < BUNCH && work.retired.len() >= BUNCH;
         drop(work);
-        if first {
+        if many {
             self.bell.notify_one();
         }
+    }
+
+    /// Whether not too much is retired.
+    pub fn has_room(&self) -> bool {
+        lock(&self.work).pieces <= MAX_PIECES
     }
 
     /// Waits until not too much is retired. To be called before more of it, and by nobody whom the thread waits for: an
@@ -199,7 +207,7 @@ impl Desk {
     fn take(&self, soon: bool) -> Work {
         let mut work = lock(&self.work);
         while work.commits.is_empty()
-            && work.retired.is_empty()
+            && work.retired.len() < BUNCH
             && !(work.refill || work.look || work.closed)
         {
             if soon {
@@ -360,9 +368,7 @@ impl Keeper {
                 if !filled.is_empty() {
                     image.reserve.fill(filled);
                 }
-                for commit in commits {
-                    self.apply(commit);
-                }
+                self.apply(commits);
                 true
             }
             Err(error) => {
@@ -379,37 +385,69 @@ impl Keeper {
         }
     }
 
-    /// Stores what a commit brings.
-    fn apply(&mut self, commit: Commit) {
-        let image = self.image.clone();
-        let mut stored = Ok(());
-        for update in commit.updates {
-            let mut state = lock(&update.slice.state);
-            let loaded = image.tables.load(&mut self.lane, &update.slice, &mut state);
-            let put = loaded.map(|()| {
-                let change = [(update.index, update.entry)];
-                (image.tables).store(&mut self.lane, &update.slice, &mut state, &change)
-            });
-            let gone = match put {
-                Ok(Put::Done) => {
-                    image.learn(update.entry, update.cluster);
-                    update.old
+    /// Stores what commits bring: what is in a slice at once.
+    fn apply(&mut self, mut commits: Vec<Commit>) {
+        let mut updates: Vec<(usize, Update)> = (commits.iter_mut().enumerate())
+            .flat_map(|(number, commit)| {
+                let updates = std::mem::take(&mut commit.updates);
+                updates.into_iter().map(move |update| (number, update))
+            })
+            .collect();
+        updates.sort_by_key(|(_, update)| update.slice.number);
+        let mut stored: Vec<Result<(), DiskError>> = commits.iter().map(|_| Ok(())).collect();
+        for group in updates.chunk_by(|(_, a), (_, b)| Arc::ptr_eq(&a.slice, &b.slice)) {
+            if let Err(error) = self.store(group) {
+                for (number, _) in group {
+                    if let Some(stored) = stored.get_mut(*number) {
+                        *stored = Err(again(&error));
+                    }
                 }
-                Ok(Put::Failed(error)) | Err(error) => {
-                    stored = Err(error);
-                    update.new
-                }
-                Ok(Put::Later) => {
-                    stored = Err(DiskError::from_errno(EIO));
-                    update.new
-                }
-            };
-            let waiting = state.end_transit(update.index);
-            drop(state);
-            image.retire(gone);
-            self.line.put_all(waiting);
+            }
         }
-        match (commit.then, stored) {
+        for (commit, stored) in commits.into_iter().zip(stored) {
+            self.conclude(commit.then, stored);
+        }
+    }
+
+    /// Stores entries of one slice. Their clusters are in transit no more.
+    fn store(&mut self, group: &[(usize, Update)]) -> Result<(), DiskError> {
+        let image = self.image.clone();
+        let Some((_, Update { slice, .. })) = group.first() else {
+            return Ok(());
+        };
+        let updates = || group.iter().map(|(_, update)| update);
+        let changes: Vec<(usize, Entry)> = updates()
+            .map(|update| (update.index, update.entry))
+            .collect();
+        let mut state = lock(&slice.state);
+        let loaded = image.tables.load(&mut self.lane, slice, &mut state);
+        let put =
+            loaded.map(|()| (image.tables).store(&mut self.lane, slice, &mut state, &changes));
+        let stored = match put {
+            Ok(Put::Done) => Ok(()),
+            Ok(Put::Failed(error)) | Err(error) => Err(error),
+            Ok(Put::Later) => Err(DiskError::from_errno(EIO)),
+        };
+        let mut waiting = Vec::new();
+        for update in updates() {
+            if stored.is_ok() {
+                image.learn(update.entry, update.cluster);
+            }
+            waiting.extend(state.end_transit(update.index));
+        }
+        drop(state);
+        let gone = |update: &Update| match &stored {
+            Ok(()) => update.old,
+            Err(_) => update.new,
+        };
+        image.retire(updates().filter_map(gone));
+        self.line.put_all(waiting);
+        stored
+    }
+
+    /// Ends a commit whose entries are stored, or not.
+    fn conclude(&mut self, then: Then, stored: Result<(), DiskError>) {
+        match (then, stored) {
             (Then::Finish(job, result), Ok(())) => {
                 if result.is_ok() && is_fua(&job.op().kind) && !job.last {
                     let mut job = job;
@@ -417,7 +455,7 @@ impl Keeper {
                     job.last = true;
                     let then = Then::Finish(job, result);
                     let updates = Vec::new();
-                    image.desk.commit(Commit { updates, then });
+                    self.image.desk.commit(Commit { updates, then });
                 } else {
                     job.finish(result);
                 }

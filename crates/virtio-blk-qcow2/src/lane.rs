@@ -144,7 +144,7 @@ impl Lane {
             .map(drop)
     }
 
-    /// Writes `len` bytes of a buffer from its byte `at` on.
+    /// Writes `len` bytes of a buffer from its byte `at` on. A part of a block is exchanged in it.
     ///
     /// # Errors
     /// The disk's.
@@ -155,6 +155,9 @@ impl Lane {
         at: usize,
         len: usize,
     ) -> Result<(), DiskError> {
+        if !self.is_whole(offset, len) {
+            return self.write(offset, &buf.part(at, len).to_vec());
+        }
         let kind = OpKind::Write { offset, fua: false };
         self.run(kind, buf.part(at, len)).map(drop)
     }
@@ -219,6 +222,14 @@ impl MetaIo for Lane {
     fn may_wait(&self) -> bool {
         true
     }
+}
+
+/// A buffer of `len` zeroes at the beginning of a page, as direct I/O takes it.
+pub fn aligned(len: usize) -> IoBuf {
+    const PAGE: usize = 4096;
+    let room = IoBuf::zeroed(len + PAGE);
+    let base = (room.segments().first()).map_or(0, |segment| segment.iov_base as usize);
+    room.part(base.next_multiple_of(PAGE) - base, len)
 }
 
 /// Waits until the queue may have something, or has to let go of what it holds. Whether it has to is the answer.

@@ -9,6 +9,7 @@ mod check;
 mod create;
 mod disk;
 mod epoch;
+mod erase;
 mod error;
 mod extents;
 mod files;
@@ -38,6 +39,7 @@ mod slice;
 mod sync;
 mod tables;
 mod worker;
+mod writer;
 
 pub use bitmaps::{BitmapInfo, PersistentBitmap};
 pub use check::{Checked, Repair, check};

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::JoinHandle;
 
 use virtio_blk_core::disk::DiskError;
@@ -15,6 +15,7 @@ use crate::job::Job;
 use crate::keeper::Keeper;
 use crate::sync::{lock, wait};
 use crate::worker::Worker;
+use crate::writer::{Entries, Shelf, Writer};
 
 /// Most workers of an image. All but the first start when there is work for them.
 const WORKERS: usize = 4;
@@ -84,6 +85,9 @@ pub struct Pool {
     /// How many there are, or were to be.
     started: AtomicUsize,
     keeper: Option<JoinHandle<()>>,
+    shelf: Arc<Shelf>,
+    /// Starts when a queue first has entries for it. `None`: that failed.
+    writer: OnceLock<Option<JoinHandle<()>>>,
 }
 
 impl Pool {
@@ -100,6 +104,8 @@ impl Pool {
             workers: Mutex::default(),
             started: AtomicUsize::new(0),
             keeper: None,
+            shelf: Arc::default(),
+            writer: OnceLock::new(),
         };
         image.base.medium.hold();
         image.data.hold();
@@ -128,6 +134,22 @@ impl Pool {
         }
     }
 
+    /// Whether entries can be handed over to be written.
+    pub fn writes_entries(&self) -> bool {
+        let start = || {
+            let (image, line) = (self.image.clone(), self.line.clone());
+            let writer = Writer::new(image, line, self.shelf.clone()).ok()?;
+            let thread = std::thread::Builder::new().name("qcow2-entries".into());
+            thread.spawn(move || writer.run()).ok()
+        };
+        self.writer.get_or_init(start).is_some()
+    }
+
+    /// Hands entries over to be written. The caller has seen that this is possible.
+    pub fn write_entries(&self, entries: Entries) {
+        self.shelf.put(entries);
+    }
+
     /// Starts another worker. If that fails, there is one less.
     fn start_worker(&self) {
         if self.started.fetch_add(1, Ordering::Relaxed) >= WORKERS {
@@ -150,6 +172,10 @@ impl Drop for Pool {
         self.line.close();
         for thread in lock(&self.workers).drain(..) {
             let _ = thread.join();
+        }
+        self.shelf.close();
+        if let Some(writer) = self.writer.take().flatten() {
+            let _ = writer.join();
         }
         self.image.desk.close();
         if let Some(keeper) = self.keeper.take() {

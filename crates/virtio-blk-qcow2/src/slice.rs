@@ -19,10 +19,12 @@ pub struct Slice {
     pub used: AtomicBool,
 }
 
-/// A cluster that is being copied: its entry is not to be changed by anybody else.
+/// A cluster that is being copied, or given its place: its entry is not to be changed by anybody else.
 #[derive(Debug)]
 struct Transit {
     index: usize,
+    /// Where the entry will refer to, if data may be written there meanwhile.
+    host: Option<u64>,
     /// What waits for the end of it.
     waiting: Vec<Job>,
 }
@@ -101,8 +103,26 @@ impl State {
     pub fn begin_transit(&mut self, index: usize) {
         self.transits.push(Transit {
             index,
+            host: None,
             waiting: Vec::new(),
         });
+    }
+
+    /// Notes that a cluster's entry is being written, and will refer to byte `host` of the file. As for
+    /// [`State::begin_transit`].
+    pub fn begin_grant(&mut self, index: usize, host: u64) {
+        self.transits.push(Transit {
+            index,
+            host: Some(host),
+            waiting: Vec::new(),
+        });
+    }
+
+    /// Where an entry that is being written will refer to.
+    pub fn granted(&self, index: usize) -> Option<u64> {
+        (self.transits.iter())
+            .find(|transit| transit.index == index)
+            .and_then(|transit| transit.host)
     }
 
     /// Has `job` wait for the end of a copy; returned if there is none.

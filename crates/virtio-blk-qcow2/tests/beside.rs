@@ -74,6 +74,7 @@ fn a_new_subcluster_leaves_what_is_written_to_its_neighbour_meanwhile() {
             buf: IoBuf::from_vec(vec![2; 2048]),
         };
         assert!(matches!(slow.submit(op), Submit::Queued));
+        slow.flush_batch().unwrap();
         gate.await_held();
         let at = if behind { 4 * UNIT + 1024 } else { 3 * UNIT };
         write(&mut *quick, at, vec![3; 512]).unwrap();

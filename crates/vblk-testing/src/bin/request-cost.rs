@@ -15,7 +15,9 @@
 //! Two counts with different `--batches` give the cost of one request: the rest of the work is the same.
 
 use std::error::Error;
+use std::fs::File;
 use std::hint::black_box;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -26,11 +28,12 @@ use virtio_blk_core::disk::Disk;
 use virtio_blk_core::memory::DeviceMemory;
 use virtio_blk_core::runner::{QueueRunner, QueueSetup, Service};
 use virtio_blk_disks::stack::{Groups, LayerArg, Stack};
-use virtio_blk_disks::{MemoryDisk, NullDisk};
+use virtio_blk_disks::{Engine, MemoryDisk, NullDisk, RawDisk, RawOptions};
 use virtio_blk_driver::Memory;
 use virtio_blk_driver::request::{Arena, ArenaConfig, Driver, In, Out, Request};
 use virtio_blk_driver::ring::{RingConfig, SplitLayout};
 use virtio_blk_driver::wire;
+use virtio_blk_qcow2::{CreateOptions, Qcow2File, create};
 use vm_memory::GuestMemory;
 
 /// Entries of the ring.
@@ -82,6 +85,10 @@ enum DiskKind {
     NullZero,
     /// `memory:…`.
     Memory,
+    /// `raw:…,engine=sync`, in the page cache.
+    Raw,
+    /// `qcow2:…,engine=sync`, the same.
+    Qcow2,
 }
 
 /// From the kick to the used entries.
@@ -110,12 +117,25 @@ fn main() -> ExitCode {
     }
 }
 
-fn disk(kind: DiskKind) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
+/// The disk, with a file in `dir` if it has one.
+fn disk(kind: DiskKind, dir: &Path) -> Result<Arc<dyn Disk>, Box<dyn Error>> {
     let bytes = PLACES * u64::from(DATA);
+    let image = dir.join("disk");
     Ok(match kind {
         DiskKind::Null => Arc::new(NullDisk::new(bytes)?.zero_fill(false)),
         DiskKind::NullZero => Arc::new(NullDisk::new(bytes)?),
         DiskKind::Memory => Arc::new(MemoryDisk::new(bytes)?),
+        DiskKind::Raw => {
+            File::create(&image)?.set_len(bytes)?;
+            Arc::new(RawDisk::open(&RawOptions::new(image).engine(Engine::Sync))?)
+        }
+        DiskKind::Qcow2 => {
+            File::create(&image)?;
+            let file: Arc<dyn Disk> = Arc::new(RawDisk::open(&RawOptions::new(&image))?);
+            create(&file, None, &CreateOptions::new(bytes), &mut |_, _| ())?;
+            drop(file);
+            Arc::new(Qcow2File::new(image).engine(Engine::Sync).open()?)
+        }
     })
 }
 
@@ -124,7 +144,8 @@ where
     G: GuestMemory + Memory + Send + Sync + 'static,
     Arc<G>: DeviceMemory,
 {
-    let (base, groups) = (disk(cli.disk)?, Groups::default());
+    let dir = tempfile::tempdir()?;
+    let (base, groups) = (disk(cli.disk, dir.path())?, Groups::default());
     let disk = if cli.bare {
         base
     } else if cli.live {
@@ -151,9 +172,11 @@ where
     let setup = QueueSetup::new(Arc::clone(memory), || {});
     device.disk().activate()?;
     let mut queue = device.start_queue(0, setup, driver.state())?;
-    // Reads of a memory disk find data.
-    for place in 0..PLACES {
-        batch(&mut driver, &mut queue, 1, |_| request(true, false, place))?;
+    // Reads of a memory disk find data, and those of a file find it in the page cache.
+    for write in [true, false] {
+        for place in 0..PLACES {
+            batch(&mut driver, &mut queue, 1, |_| request(write, false, place))?;
+        }
     }
     for kick in 0..cli.batches {
         batch(&mut driver, &mut queue, cli.batch, |index| {
@@ -192,9 +215,12 @@ where
     }
     driver.publish()?;
     serve(queue);
-    for _ in 0..count {
+    let mut left = count;
+    while left > 0 {
         match driver.poll()? {
-            Some(done) if done.is_ok() => {}
+            Some(done) if done.is_ok() => left -= 1,
+            // The first write to an image begins on a thread of its own.
+            None if queue.in_flight() != 0 => serve(queue),
             other => return Err(format!("the device answered {other:?}").into()),
         }
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use virtio_blk_core::disk::DiskError;
+use virtio_blk_core::disk::{DiskError, IoBuf};
 
 use super::{Source, Worker};
 use crate::base::EFAULT;
@@ -13,8 +13,12 @@ use crate::format::{Entry, Place};
 use crate::grant::Target;
 use crate::image::broken;
 use crate::keeper::Update;
+use crate::lane::aligned;
 use crate::refcounts::Run;
 use crate::slice::Slice;
+
+/// Longest write in the middle of a cluster whose old bytes are read with what is left: one call costs more than them.
+const SHORT: u64 = 16 << 10;
 
 impl Worker {
     /// Writes to the first cluster of `target`, which is in transit, in a new place. The entry's update, and how many
@@ -56,23 +60,33 @@ impl Worker {
             };
             inside - first..last
         };
-        let mut data = vec![0; (range.end - range.start) as usize];
+        let total = (range.end - range.start) as usize;
+        // Kept if all goes well: after a failed wait somebody may still use it.
+        let room = self.room();
+        let data = room.part(0, total);
         // What is left of the cluster before and behind what is written.
         let (before, behind) = (inside - range.start, range.end - end);
-        if before > 0 {
-            let head = data.get_mut(..before as usize).unwrap_or_default();
-            self.read_old(entry, cluster, range.start, head)?;
+        if before > 0 && behind > 0 && len <= SHORT {
+            self.read_old(entry, cluster, range.start, &data)?;
+        } else {
+            let tail = (before + len) as usize;
+            self.read_old(entry, cluster, range.start, &data.part(0, before as usize))?;
+            self.read_old(entry, cluster, end, &data.part(tail, behind as usize))?;
         }
-        if behind > 0 {
-            let tail = data.get_mut((before + len) as usize..);
-            self.read_old(entry, cluster, end, tail.unwrap_or_default())?;
-        }
-        if let Source::Buffer(buf, at) = source {
-            let middle = data.get_mut(before as usize..(before + len) as usize);
-            buf.copy_out(at, middle.unwrap_or_default());
-            if !buf.is_intact() {
-                return Err(DiskError::from_errno(EFAULT));
+        match source {
+            Source::Buffer(buf, at) => {
+                let mut piece = [0; 4096];
+                for done in (0..len as usize).step_by(piece.len()) {
+                    let count = piece.len().min(len as usize - done);
+                    let piece = piece.get_mut(..count).unwrap_or_default();
+                    buf.copy_out(at + done, piece);
+                    data.copy_in(before as usize + done, piece);
+                }
+                if !buf.is_intact() {
+                    return Err(DiskError::from_errno(EFAULT));
+                }
             }
+            Source::Zeroes => drop(data.fill(before as usize, len as usize, 0)),
         }
         let (host, new) = if base.external {
             (cluster << geometry.cluster_bits, None)
@@ -84,13 +98,14 @@ impl Worker {
             (first << geometry.cluster_bits, Some(run))
         };
         // A data file may end within its last cluster.
-        let room = image.data.len().saturating_sub(host + range.start);
-        data.truncate(usize::try_from(room).unwrap_or(usize::MAX).min(data.len()));
-        if let Err(error) = self.data().write(host + range.start, &data) {
+        let left = image.data.len().saturating_sub(host + range.start);
+        let total = usize::try_from(left).unwrap_or(usize::MAX).min(total);
+        if let Err(error) = (self.data()).write_from(host + range.start, &data, 0, total) {
             // Nothing refers to it.
             image.retire(new);
             return Err(error);
         }
+        self.room = room;
         let changed = if by_units {
             entry.with_data(geometry, host, mask)
         } else {
@@ -108,38 +123,45 @@ impl Worker {
         Ok((update, len))
     }
 
-    /// Reads bytes of a cluster from byte `from` of it on, by its entry.
+    /// Room for a cluster, with anything in it.
+    fn room(&mut self) -> IoBuf {
+        let room = std::mem::take(&mut self.room);
+        match room.is_empty() {
+            true => aligned(self.image.base.geometry.cluster() as usize),
+            false => room,
+        }
+    }
+
+    /// Fills a buffer with bytes of a cluster from byte `from` of it on, by its entry.
     pub(super) fn read_old(
         &mut self,
         entry: Entry,
         cluster: u64,
         from: u64,
-        out: &mut [u8],
+        out: &IoBuf,
     ) -> Result<(), DiskError> {
         let image = self.image.clone();
         let geometry = image.base.geometry;
-        let (mut at, mut out) = (from, out);
-        while !out.is_empty() {
+        let (mut at, end) = (from, from + out.len() as u64);
+        while at < end {
             let unit = at >> geometry.unit_bits();
-            let len = ((unit + 1) << geometry.unit_bits()) - at;
-            let len = usize::try_from(len).unwrap_or(usize::MAX).min(out.len());
-            let (part, rest) = out.split_at_mut(len);
+            let len = (((unit + 1) << geometry.unit_bits()).min(end) - at) as usize;
+            let to = (at - from) as usize;
             let inside = at & (geometry.unit() - 1);
             match image.place(entry, cluster, unit as u32) {
-                Place::Data(host) => self.data().read(host + inside, part)?,
-                Place::Zero => part.fill(0),
+                Place::Data(host) => self.data().read_into(host + inside, out, to, len)?,
+                Place::Zero => drop(out.fill(to, len, 0)),
                 Place::Below => {
                     let below = self.below.as_mut().ok_or_else(broken)?;
-                    below.read((cluster << geometry.cluster_bits) + at, part)?;
+                    below.read_into((cluster << geometry.cluster_bits) + at, out, to, len)?;
                 }
                 Place::Compressed => {
                     let data = self.inflate(entry)?;
                     let from = at as usize;
-                    part.copy_from_slice(data.get(from..from + len).ok_or_else(broken)?);
+                    out.copy_in(to, data.get(from..from + len).ok_or_else(broken)?);
                 }
             }
             at += len as u64;
-            out = rest;
         }
         Ok(())
     }

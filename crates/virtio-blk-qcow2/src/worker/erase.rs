@@ -9,12 +9,11 @@ use virtio_blk_core::disk::DiskError;
 
 use super::write::Progress;
 use super::{Source, Step, Updates, Worker};
-use crate::format::{Entry, Place};
+use crate::erase::{Clusters, Erased};
 use crate::grant::Granted;
-use crate::image::{Way, broken};
+use crate::image::broken;
 use crate::job::Job;
 use crate::medium::Put;
-use crate::refcounts::Run;
 use crate::slice::Slice;
 use crate::sync::lock;
 
@@ -28,18 +27,6 @@ pub(super) enum How {
         /// Its space may be given back.
         unmap: bool,
     },
-}
-
-/// How far the clusters of a slice are erased.
-enum Erased {
-    /// So many are done.
-    Clusters(u64),
-    /// The first one is being copied.
-    Transit,
-    /// The slice's table is shared with a snapshot.
-    Shared,
-    /// The slice has no table, and none is there for it.
-    Want,
 }
 
 impl Worker {
@@ -110,7 +97,12 @@ impl Worker {
         let count = whole.min(in_slice);
         let slice = image.tables.slice(number);
         let turn = image.epochs.enter(&self.path);
-        let erased = self.erase_clusters(&slice, index, first, count, how);
+        let clusters = Clusters {
+            index,
+            first,
+            count,
+        };
+        let erased = self.erase_clusters(&slice, clusters, how);
         self.path.leave(turn);
         // What takes a while comes before another look: the last cluster may be no more the last one then.
         match erased? {
@@ -118,6 +110,8 @@ impl Worker {
             Erased::Transit => return Ok(Progress::Transit(slice, index)),
             Erased::Shared => self.unshare(number)?,
             Erased::Want => image.await_clusters(1)?,
+            // A lane waits.
+            Erased::Later => return Err(broken()),
         }
         Ok(Progress::Wrote(0))
     }
@@ -208,98 +202,29 @@ impl Worker {
     fn erase_clusters(
         &mut self,
         slice: &Arc<Slice>,
-        index: usize,
-        first: u64,
-        count: u64,
+        clusters: Clusters,
         how: How,
     ) -> Result<Erased, DiskError> {
         let image = self.image.clone();
-        let geometry = image.base.geometry;
         let mut state = lock(&slice.state);
         image.tables.load(&mut self.lane, slice, &mut state)?;
         let keeps = image.base.external || how == How::Zero { unmap: false };
-        let all = if geometry.extended { u32::MAX } else { 1 };
-        let (mut changes, mut in_place, mut gone) = (Vec::new(), Vec::new(), Vec::new());
-        let mut done = 0;
-        for offset in 0..count {
-            let (index, cluster) = (index + offset as usize, first + offset);
-            if state.in_transit(index) {
-                if done == 0 {
-                    return Ok(Erased::Transit);
-                }
-                break;
-            }
-            done += 1;
-            let entry = image.entry(&state, index)?;
-            match image.way(entry, cluster, all) {
-                Way::InPlace(host) if keeps => {
-                    in_place.push(host);
-                    continue;
-                }
-                // Nothing is there.
-                Way::Fresh => continue,
-                Way::InPlace(_) | Way::Copy => {}
-            }
-            let below = image.place(Entry::BELOW, cluster, 0) == Place::Below;
-            let new = if below {
-                Entry::zero(geometry)
-            } else {
-                Entry::BELOW
-            };
-            if image.base.external {
-                // A data file may have to be the guest's disk byte for byte.
-                in_place.push(cluster << geometry.cluster_bits);
-            }
-            if entry != new {
-                gone.extend(image.clusters_of(entry));
-                changes.push((index, cluster, new));
-            }
-        }
-        if !changes.is_empty() {
-            match image.table(&mut self.lane, slice, &mut state)? {
-                None => {}
-                Some(Granted::Shared) => return Ok(Erased::Shared),
-                Some(Granted::Want(_)) => return Ok(Erased::Want),
-                Some(_) => return Err(broken()),
-            }
-            let entries: Vec<(usize, Entry)> = changes
-                .iter()
-                .map(|(index, _, new)| (*index, *new))
-                .collect();
-            match image
-                .tables
-                .store(&mut self.lane, slice, &mut state, &entries)
-            {
-                Put::Done => {}
-                Put::Failed(error) => return Err(error),
-                Put::Later => return Err(broken()),
-            }
-            for (_, cluster, new) in &changes {
-                image.learn(*new, *cluster);
-            }
-            image.retire(merged(gone));
-        }
+        let mut in_place = Vec::new();
+        let erased = image.erase(
+            &mut self.lane,
+            slice,
+            &mut state,
+            clusters,
+            keeps,
+            &mut in_place,
+        )?;
         drop(state);
         let unmap = image.base.external && how != How::Zero { unmap: false };
         for host in in_place {
             // A data file may end within its last cluster.
-            let len = geometry
-                .cluster()
-                .min(image.data.len().saturating_sub(host));
+            let len = (image.base.geometry.cluster()).min(image.data.len().saturating_sub(host));
             self.data().zero(host, len, unmap)?;
         }
-        Ok(Erased::Clusters(done))
+        Ok(erased)
     }
-}
-
-/// Runs that follow each other become one.
-fn merged(runs: Vec<Run>) -> Vec<Run> {
-    let mut merged: Vec<Run> = Vec::new();
-    for run in runs {
-        match merged.last_mut() {
-            Some(last) if last.first + last.count == run.first => last.count += run.count,
-            _ => merged.push(run),
-        }
-    }
-    merged
 }

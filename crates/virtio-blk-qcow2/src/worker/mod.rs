@@ -31,6 +31,8 @@ pub struct Worker {
     below: Option<Lane>,
     path: Arc<Path>,
     inflater: Inflater,
+    /// Where a cluster is put together; empty until the first one.
+    room: IoBuf,
 }
 
 impl Worker {
@@ -45,6 +47,7 @@ impl Worker {
                 .transpose()?,
             path: image.epochs.path(),
             inflater: Inflater::new(image.compression),
+            room: IoBuf::new(),
             image,
             line,
         })

@@ -3,6 +3,9 @@
 
 //! One data path of an image.
 
+mod discard;
+mod fresh;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,14 +17,16 @@ use virtio_blk_core::disk::{
 
 use crate::disk::Leave;
 use crate::epoch::{Path, Turn};
-use crate::flight::{Flight, Flights};
+use crate::flight::{Flight, Flights, Role};
 use crate::grant::{Granted, Target};
 use crate::image::Image;
 use crate::job::{Home, Job};
+use crate::lane::aligned;
 use crate::map::Found;
 use crate::medium::Inline;
 use crate::pool::Pool;
 use crate::sync::try_lock;
+use fresh::{Fresh, Inlining};
 
 /// The queue's share of what the threads hold. Waits for its end when dropped.
 struct Share(Arc<Home>);
@@ -53,9 +58,11 @@ pub struct Qcow2Queue {
     /// Operations with the threads, or finished by them and not reaped.
     slow: usize,
     depth: usize,
-    /// Metadata is written inside a call where that is possible; it turned out not to be.
-    is_inline: bool,
+    /// Whether metadata is written inside a call.
+    inlining: Inlining,
     room: IoBuf,
+    /// Writes that get new clusters where it is not.
+    fresh: Fresh,
     /// Readable when something is finished below or by the threads, unless nothing below ever is.
     ready: Option<OwnedFd>,
     /// Something below does not tell when it is finished.
@@ -93,6 +100,7 @@ impl Qcow2Queue {
         } else {
             None
         };
+        let is_inline = matches!(inner.wait(), Wait::Inline) || tables.is_some();
         let home = Arc::new(Home::new()?);
         let fds: Vec<_> = [Some(&inner), below.as_ref()]
             .into_iter()
@@ -126,8 +134,9 @@ impl Qcow2Queue {
             flights: Flights::new(depth),
             slow: 0,
             depth: depth.max(1).into(),
-            is_inline: true,
-            room: IoBuf::zeroed(image.base.medium.block()),
+            inlining: Inlining::new(is_inline),
+            room: aligned(image.base.medium.block()),
+            fresh: Fresh::default(),
             ready,
             polls,
             scratch: Vec::new(),
@@ -202,7 +211,11 @@ impl Qcow2Queue {
             }
             return true;
         }
-        if !self.is_inline {
+        if !self.inlining.get() {
+            // Of a file of tables alone, data tells nothing.
+            if self.tables.is_some() {
+                self.inlining.is_possible();
+            }
             return false;
         }
         let mut io = Inline {
@@ -215,9 +228,12 @@ impl Qcow2Queue {
         let len = len as u64;
         let target = Target { offset, len, index };
         match image.grant(&mut io, &slice, &mut state, target) {
-            Ok(Granted::Ready(ready)) => ready == len,
+            Ok(Granted::Ready(ready)) => {
+                self.inlining.worked();
+                ready == len
+            }
             Ok(Granted::Later) => {
-                self.is_inline = false;
+                self.inlining.failed();
                 false
             }
             _ => false,
@@ -231,7 +247,7 @@ impl Qcow2Queue {
         below: bool,
         kind: OpKind,
         turn: Turn,
-        stamp: Option<u64>,
+        role: Role,
         fresh: bool,
     ) -> Submit {
         let Op {
@@ -239,7 +255,7 @@ impl Qcow2Queue {
             kind: original,
             buf,
         } = op;
-        let flight = Flight { turn, stamp };
+        let flight = Flight { turn, role };
         let inner = self.flights.begin(token, flight, below);
         let op = Op {
             token: inner,
@@ -250,15 +266,27 @@ impl Qcow2Queue {
             Some(queue) if below => queue,
             _ => &mut self.inner,
         };
-        let submitted = match fresh {
-            true => queue.execute_or_submit(op),
-            false => queue.submit(op),
+        let executed = match fresh {
+            true => queue.execute(&op.kind, &op.buf, None).done(),
+            false => None,
+        };
+        let submitted = match executed {
+            Some(result) => {
+                if matches!(role, Role::Granted(_)) && result.is_ok() {
+                    self.inlining.is_possible();
+                }
+                Submit::Done(op.complete(result))
+            }
+            None => queue.submit(op),
         };
         match submitted {
             Submit::Queued => Submit::Queued,
             Submit::Done(completion) => {
                 self.flights.end(inner);
-                Submit::Done(self.landed(token, flight, completion))
+                match self.landed(token, flight, completion) {
+                    Some(completion) => Submit::Done(completion),
+                    None => Submit::Queued,
+                }
             }
             Submit::Full(op) => {
                 self.flights.end(inner);
@@ -272,21 +300,30 @@ impl Qcow2Queue {
         }
     }
 
-    /// An operation came back.
-    fn landed(&self, token: Token, flight: Flight, completion: Completion) -> Completion {
+    /// An operation came back. Its completion, unless it waits for something else.
+    fn landed(
+        &mut self,
+        token: Token,
+        flight: Flight,
+        completion: Completion,
+    ) -> Option<Completion> {
         self.path.leave(flight.turn);
         let Completion { result, buf, .. } = completion;
-        let result = match (flight.stamp, result) {
-            (Some(stamp), Ok(())) => {
+        let result = match (flight.role, result) {
+            (Role::Flush(stamp), Ok(())) => {
                 self.image.desk.flushed(stamp);
                 Ok(())
             }
-            (Some(_), Err(error)) if !matches!(error, DiskError::Cancelled) => {
+            (Role::Flush(_), Err(error)) if !matches!(error, DiskError::Cancelled) => {
                 Err(self.image.base.changes.freeze("a flush", error))
             }
             (_, result) => result,
         };
-        Completion { token, result, buf }
+        let completion = Completion { token, result, buf };
+        match flight.role {
+            Role::Granted(grant) => self.fresh.landed(grant, completion),
+            Role::Plain | Role::Flush(_) => Some(completion),
+        }
     }
 
     /// Hands an operation to the threads.
@@ -309,9 +346,14 @@ impl Qcow2Queue {
         if self.slow == self.depth {
             return Submit::Full(op);
         }
+        self.give(op);
+        Submit::Queued
+    }
+
+    /// Hands an operation to the threads that was accepted.
+    fn give(&mut self, op: Op) {
         self.slow += 1;
         self.pool.put(Job::new(op, &self.share.0));
-        Submit::Queued
     }
 
     /// Takes finished operations from a queue underneath.
@@ -324,7 +366,7 @@ impl Qcow2Queue {
         let result = queue.reap(&mut scratch);
         for completion in scratch.drain(..) {
             if let Some((token, flight)) = self.flights.end(completion.token) {
-                done.push(self.landed(token, flight, completion));
+                done.extend(self.landed(token, flight, completion));
             }
         }
         self.scratch = scratch;
@@ -343,7 +385,7 @@ impl Qcow2Queue {
             return self.hand_over(op);
         }
         let turn = image.epochs.enter(&self.path);
-        self.pass(op, false, OpKind::Flush, turn, Some(stamp), false)
+        self.pass(op, false, OpKind::Flush, turn, Role::Flush(stamp), false)
     }
 }
 
@@ -357,6 +399,7 @@ impl IoQueue for Qcow2Queue {
             OpKind::Read { offset } => (offset, false),
             OpKind::Write { offset, fua: false } => (offset, true),
             OpKind::Flush => return self.flush(op),
+            OpKind::Discard { offset, len } => return self.discard(op, offset, len),
             _ => return self.hand_over(op),
         };
         let image = self.image.clone();
@@ -376,11 +419,11 @@ impl IoQueue for Qcow2Queue {
                         fua: false,
                     },
                 };
-                self.pass(op, false, kind, turn, None, fresh)
+                self.pass(op, false, kind, turn, Role::Plain, fresh)
             }
             Some(Aim::Below) if self.below.is_some() => {
                 let kind = op.kind;
-                self.pass(op, true, kind, turn, None, fresh)
+                self.pass(op, true, kind, turn, Role::Plain, fresh)
             }
             Some(Aim::Zero) if !write => {
                 self.path.leave(turn);
@@ -389,6 +432,10 @@ impl IoQueue for Qcow2Queue {
             }
             _ => {
                 self.path.leave(turn);
+                if write && self.may_gather(offset, len) {
+                    self.fresh.gather(op);
+                    return Submit::Queued;
+                }
                 self.hand_over(op)
             }
         }
@@ -428,6 +475,8 @@ impl IoQueue for Qcow2Queue {
     }
 
     fn flush_batch(&mut self) -> Result<(), DiskError> {
+        self.start_gathered();
+        self.bring_finished();
         self.inner.flush_batch()?;
         self.below
             .as_mut()
@@ -443,10 +492,8 @@ impl IoQueue for Qcow2Queue {
         if self.flights.any(true) {
             result = result.and(self.collect(true, done));
         }
-        if self.slow > 0 {
-            let before = done.len();
-            self.share.0.take(done);
-            self.slow -= done.len() - before;
+        if self.slow > 0 || self.fresh.is_busy() {
+            result = result.and(self.take_slow(done));
         }
         result?;
         Ok(done.len() - before)
