@@ -22,7 +22,7 @@ use super::tools::copy_tools;
 /// Where the tools in the guest come from. Independent of the kernel's suite and of the host.
 const TOOLS_SUITE: &str = "bookworm";
 const KERNEL_META: &str = "linux-image-cloud-amd64";
-const TOOL_PACKAGES: [&str; 14] = [
+const TOOL_PACKAGES: [&str; 16] = [
     "busybox-static",
     "dash",
     "e2fsprogs",
@@ -32,21 +32,27 @@ const TOOL_PACKAGES: [&str; 14] = [
     "kexec-tools",
     "kmod",
     "mount",
+    "open-iscsi",
     "qemu-system-common",
     "qemu-utils",
+    "tgt",
     "util-linux",
     "zlib1g",
     "zstd",
 ];
 /// Loadable modules that scripts may ask for; what these need comes along. One that the kernel doesn't
 /// have as a module (built in, or not built) is passed over.
-const MODULES: [&str; 15] = [
+const MODULES: [&str; 19] = [
     "crc32c_intel",
     "irqbypass",
+    "iscsi_tcp",
     "kvm",
     "kvm_amd",
     "loop",
     "null_blk",
+    "nvme_tcp",
+    "nvmet_tcp",
+    "sd_mod",
     "ublk_drv",
     "vdpa",
     "vduse",
@@ -58,7 +64,7 @@ const MODULES: [&str; 15] = [
     "virtio_vdpa",
 ];
 /// Changes whenever the code here builds something else from the same packages.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 
 /// The built parts.
 pub struct Base {

@@ -12,7 +12,7 @@ use std::process::Command;
 use super::error::{Context, Error, Result};
 use super::process::output;
 
-const PROGRAMS: [&str; 26] = [
+const PROGRAMS: [&str; 30] = [
     "blkdiscard",
     "blkid",
     "blkzone",
@@ -24,6 +24,8 @@ const PROGRAMS: [&str; 26] = [
     "fio",
     "fsck.ext4",
     "fstrim",
+    "iscsiadm",
+    "iscsid",
     "kexec",
     "lsblk",
     "mke2fs",
@@ -35,6 +37,8 @@ const PROGRAMS: [&str; 26] = [
     "resize2fs",
     "setpriv",
     "sfdisk",
+    "tgtadm",
+    "tgtd",
     "umount",
     "unshare",
     "vdpa",
@@ -121,7 +125,12 @@ fn program_file(sysroot: &Path, program: &str) -> Result<PathBuf> {
     PROGRAM_DIRECTORIES
         .iter()
         .map(|directory| Path::new(directory).join(program))
-        .find(|path| sysroot.join(path).symlink_metadata().is_ok())
+        .find(|path| {
+            let file = sysroot.join(path);
+            // An absolute link stands for a file in another of these directories.
+            let elsewhere = fs::read_link(&file).is_ok_and(|target| target.is_absolute());
+            file.symlink_metadata().is_ok() && !elsewhere
+        })
         .ok_or_else(|| missing(program))
 }
 
