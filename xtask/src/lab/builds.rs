@@ -30,7 +30,7 @@ pub struct Needs {
 }
 
 /// A binary: its package and example, target, and whether it is built for speed.
-type Wish = (String, Option<&'static str>, bool);
+type Wish = (String, &'static str, bool);
 
 /// Builds, and remembers what is built.
 pub struct Builds<'a> {
@@ -70,7 +70,8 @@ impl<'a> Builds<'a> {
         let machine = &script.machine;
         let server = match (&machine.disk, self.args.server.as_str()) {
             (None, _) => None,
-            (Some(_), "vblk") => Some(Kind::Vblk(self.binary("vblk", None, false)?)),
+            // The guests' one does here, too.
+            (Some(_), "vblk") => Some(Kind::Vblk(self.binary("vblk", GUEST_TARGET, false)?)),
             (Some(_), "qsd") => Some(Kind::Qsd),
             (Some(_), template) => Some(Kind::Custom(template.to_owned())),
         };
@@ -80,7 +81,7 @@ impl<'a> Builds<'a> {
             (&machine.gnu, GNU_TARGET),
         ] {
             for name in names {
-                binaries.push(self.binary(name, Some(target), machine.release)?);
+                binaries.push(self.binary(name, target, machine.release)?);
             }
         }
         let modules = match machine.built {
@@ -97,12 +98,7 @@ impl<'a> Builds<'a> {
         })
     }
 
-    fn binary(
-        &mut self,
-        name: &str,
-        target: Option<&'static str>,
-        release: bool,
-    ) -> Result<PathBuf> {
+    fn binary(&mut self, name: &str, target: &'static str, release: bool) -> Result<PathBuf> {
         let wish = (name.to_owned(), target, release);
         if let Some(built) = self.binaries.get(&wish) {
             return Ok(built.clone());
@@ -114,7 +110,7 @@ impl<'a> Builds<'a> {
 
     /// Builds the binary of one of the workspace's packages, or an example as `PACKAGE/EXAMPLE`, and returns
     /// its path. Unless the script compares speeds with debug assertions: they catch overflows.
-    fn build(&self, name: &str, target: Option<&str>, release: bool) -> Result<PathBuf> {
+    fn build(&self, name: &str, target: &str, release: bool) -> Result<PathBuf> {
         eprintln!("lab: building {name}");
         let (package, example) = match name.split_once('/') {
             Some((package, example)) => (package, Some(example)),
@@ -126,16 +122,12 @@ impl<'a> Builds<'a> {
             .args(["build", "--quiet", "--package", package])
             .arg("--target-dir")
             .arg(self.target);
-        let mut directory = self.target.to_owned();
-        if let Some(target) = target {
-            need_target(target)?;
-            command.args(["--target", target]);
-            command.env(
-                "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-                "-C target-feature=+crt-static",
-            );
-            directory.push(target);
-        }
+        need_target(target)?;
+        command.args(["--target", target]).env(
+            "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
+            "-C target-feature=+crt-static",
+        );
+        let mut directory = self.target.join(target);
         directory.push(if release { "release" } else { "debug" });
         if release {
             command.arg("--release");

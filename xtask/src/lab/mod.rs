@@ -162,8 +162,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn chosen(all: Vec<Script>, names: &[String]) -> Result<Vec<Script>> {
     if names.is_empty() {
         let mut unnamed: Vec<_> = all.into_iter().filter(|s| !s.machine.named).collect();
-        // These last, when nothing is built any more.
-        unnamed.sort_by_key(|script| script.machine.nests());
+        // First those for which little is built, last those that run alone, when nothing is built any more.
+        unnamed.sort_by_key(|Script { machine, .. }| {
+            let binaries = machine.binaries.len() + 2 * machine.gnu.len();
+            (machine.nests(), machine.built, binaries)
+        });
         return Ok(unnamed);
     }
     let find = |name: &String| {
