@@ -3,6 +3,7 @@
 
 //! The project's chores: `cargo xtask SUBCOMMAND`. One module per subcommand.
 
+mod api;
 mod bench;
 mod cluster;
 mod command;
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Args),
     /// List the files whose code runs for one request, for docs/architecture.md
     RequestPath(request_path::Args),
+    /// Count public types and functions, and lines, of each crate
+    Api(api::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Cluster(args) => cluster::run(&args).map_err(Into::into),
         Command::Bench(args) => bench::run(&args).map_err(Into::into),
         Command::RequestPath(args) => request_path::run(&args).map_err(Into::into),
+        Command::Api(args) => api::run(&args).map_err(Into::into),
     };
     result.unwrap_or_else(|error| {
         eprintln!("xtask: {error}");

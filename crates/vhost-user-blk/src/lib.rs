@@ -17,6 +17,7 @@ mod stops;
 mod told;
 mod vring;
 
-pub use server::{MAX_QUEUES, STOP_TIME, Server, ServerError, ServerHandle, ServerOptions};
+pub use server::{MAX_QUEUES, Server, ServerError, ServerHandle, ServerOptions};
 pub use session::protocol_feature_names;
 pub use stops::LeaveError;
+pub use stops::STOP_TIME;

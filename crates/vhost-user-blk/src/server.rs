@@ -21,18 +21,15 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::config_channel::ConfigChannel;
 use crate::header::Header;
-use crate::session::{Session, SessionContext};
+use crate::session::{MemoryListener, Session, SessionContext};
 use crate::shared_file::Alarm;
 use crate::socket::{Listener, SocketError, SocketOptions};
-use crate::stops::{LeaveError, Stops};
+use crate::stops::{LeaveError, STOP_TIME, Stops};
 use crate::told::Told;
 
 /// The most queues a device can have on this transport: descriptors are handed over with an index of 8
 /// bits.
 pub const MAX_QUEUES: u16 = 256;
-
-/// How long a stop takes at most, unless [`ServerOptions::stop_time`] says otherwise.
-pub const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// Why a server could not be set up, or could not continue.
 #[derive(Debug, thiserror::Error)]
@@ -72,9 +69,6 @@ impl Default for ServerOptions {
         }
     }
 }
-
-/// Told of a client's memory: see [`Server::on_memory`].
-pub(crate) type MemoryListener = Arc<dyn Fn(&[(u64, HostMemory)]) + Send + Sync>;
 
 #[derive(Debug)]
 struct Shared {

@@ -6,7 +6,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::server::STOP_TIME;
+/// How long a stop takes at most, unless [`ServerOptions::stop_time`] says otherwise.
+pub const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// Queues whose disk did not finish in time.
 #[derive(Debug, thiserror::Error)]

@@ -13,10 +13,7 @@ use virtio_blk_driver::request::ArenaConfig;
 use virtio_blk_driver::ring::RingConfig;
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
-use super::{Queue, Result};
-
-/// The memory of a guest.
-pub type GuestMemory = Arc<GuestMemoryMmap<()>>;
+use super::{GuestMemory, Queue, Result};
 
 /// What this client's own addresses differ by from the guest's.
 const USER_OFFSET: u64 = 0x7000_0000_0000;

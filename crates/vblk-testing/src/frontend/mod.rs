@@ -15,6 +15,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
@@ -23,10 +24,14 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
+use vm_memory::GuestMemoryMmap;
 
-pub use guest::{Guest, GuestMemory, memory_file};
+pub use guest::{Guest, memory_file};
 pub use queue::{Queue, event, readable};
 pub use wire::{Wire, header};
+
+/// The memory of a guest.
+pub type GuestMemory = Arc<GuestMemoryMmap<()>>;
 
 /// How long anything may take before it counts as lost.
 pub const PATIENCE: Duration = Duration::from_secs(60);

@@ -380,8 +380,12 @@ mod tests {
         };
         let stack = Stack::fixed(Arc::new(Lost), &[], Groups::default()).unwrap();
         let device = Device::new(stack.disk(), DeviceOptions::default()).unwrap();
-        let served =
-            ExportedDisk::of_device("disk".to_owned(), serve.disk(), Arc::new(stack), device);
+        let served = ExportedDisk::of_device(
+            "disk".to_owned(),
+            &serve.disk().disk.disk,
+            Arc::new(stack),
+            device,
+        );
         let (stats, _) = Stats::of(&served, None);
         let said = stats.flush_error.clone().unwrap();
         assert!(said.contains("Input/output error"), "{said}");

@@ -35,7 +35,6 @@ use virtio_blk_core::disk::Disk;
 use virtio_blk_disks::meter::MeterOptions;
 use virtio_blk_disks::stack::{self, Groups, LayerArg, LayerKinds, Stack, StackArg};
 
-use crate::cli::ServeArgs;
 use crate::journal::Journal;
 use crate::source::{Opened, Source};
 use crate::status::Totals;
@@ -163,11 +162,11 @@ pub struct ExportedDisk {
 }
 
 impl ExportedDisk {
-    /// A disk of these options. Who serves it opens `queues` of it at most and tells the journal what fails, and `totals`
+    /// A disk that is this one with layers. Who serves it opens `queues` of it at most and tells the journal what fails, and `totals`
     /// counts what it did.
     pub fn new(
         name: String,
-        args: &ServeArgs,
+        source: &Source,
         stack: Arc<Stack>,
         queues: u16,
         totals: impl Fn() -> Totals + Send + Sync + 'static,
@@ -177,7 +176,7 @@ impl ExportedDisk {
         stack.listen_events(move |event| policy.note_policy(event));
         Self {
             name,
-            source: args.disk.disk.clone(),
+            source: source.clone(),
             disk: stack.disk(),
             stack,
             totals: Arc::new(totals),
@@ -190,13 +189,13 @@ impl ExportedDisk {
     /// The disk of a device.
     pub fn of_device(
         name: String,
-        args: &ServeArgs,
+        source: &Source,
         stack: Arc<Stack>,
         device: Arc<Device>,
     ) -> Self {
         let counted = device.clone();
         let queues = device.options().queues;
-        let this = Self::new(name, args, stack, queues, move || Totals::of(&counted));
+        let this = Self::new(name, source, stack, queues, move || Totals::of(&counted));
         let queues = this.journal.clone();
         device.on_request_error(move |error| queues.note(error));
         this

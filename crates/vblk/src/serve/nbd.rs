@@ -235,9 +235,13 @@ pub(super) fn prepare(args: &NbdArgs, common: &Common) -> Result<Ready, Box<dyn 
     let export = Export::new(disk, options)?;
     place.exports.add(export.clone())?;
     let counted = export.clone();
-    let served = ExportedDisk::new(args.name(), serve, stack, args.max_connections, move || {
-        totals(&counted)
-    });
+    let served = ExportedDisk::new(
+        args.name(),
+        &serve.disk.disk,
+        stack,
+        args.max_connections,
+        move || totals(&counted),
+    );
     // It is new.
     let _ = told.set(served.journal.clone());
     let at = At {

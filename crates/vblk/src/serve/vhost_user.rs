@@ -121,7 +121,7 @@ pub(super) fn prepare(args: &VhostUserArgs, common: &Common) -> Result<Ready, Bo
         }
     };
     Ok(Ready {
-        served: ExportedDisk::of_device(name, serve, stack, device),
+        served: ExportedDisk::of_device(name, &serve.disk.disk, stack, device),
         announce: Box::new(move || Listening::print(at, &place, arg, &listening, json)),
         connected: Box::new(move || connected.is_connected()),
         stop: Box::new(move || stop.stop()),

@@ -21,11 +21,13 @@ use virtio_blk_core::spec::config::WRITEBACK_OFFSET;
 use crate::config_channel::ConfigChannel;
 use crate::dirty_log::DirtyLog;
 use crate::memory::{Memory, MemoryTable, Table};
-use crate::server::MemoryListener;
 use crate::shared_file::Alarm;
 use crate::stops::{LeaveError, Stops, Stuck};
 use crate::told::Told;
 use crate::vring::{Vring, VringContext};
+
+/// Told of a client's memory: see [`Server::on_memory`](crate::Server::on_memory).
+pub(crate) type MemoryListener = Arc<dyn Fn(&[(u64, HostMemory)]) + Send + Sync>;
 
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();

@@ -30,6 +30,7 @@ mod request;
 mod setup;
 mod slot;
 mod stop;
+mod stopped;
 #[cfg(feature = "event-manager")]
 mod subscriber;
 #[cfg(feature = "thread")]
@@ -54,7 +55,7 @@ pub use report::{ErrorCause, RequestError};
 pub(crate) use report::{ErrorListeners, Reports};
 pub(crate) use setup::QueueParts;
 pub use setup::QueueSetup;
-pub use stop::{Stop, Stopped};
+pub use stopped::{Stop, Stopped};
 #[cfg(feature = "event-manager")]
 pub use subscriber::QueueSubscriber;
 #[cfg(feature = "thread")]

@@ -86,14 +86,14 @@ impl Outstanding {
 
     /// Operations that the disk has: those of the requests in flight that don't wait for room.
     #[inline]
-    pub(super) fn with_disk(&self) -> usize {
+    pub(super) fn submitted(&self) -> usize {
         self.slab.len() - self.stalled.len()
     }
 
     /// Whether a completion may come out of the disk's queue.
     #[inline]
     pub(super) fn may_complete(&self) -> bool {
-        !self.inline || self.with_disk() != 0
+        !self.inline || self.submitted() != 0
     }
 
     /// Whether there is anything in flight, or a disk that wants to be asked. Also with nothing in flight: a
@@ -105,7 +105,7 @@ impl Outstanding {
 
     /// Whether only collecting tells if the disk is done with what it has.
     pub(super) fn must_be_polled(&self) -> bool {
-        !self.inline && self.with_disk() != 0
+        !self.inline && self.submitted() != 0
     }
 
     /// Whether another request may be taken: the disk had room for all before, and what is in flight does not
@@ -215,7 +215,7 @@ impl Outstanding {
     /// Whether operations wait that may be submitted although nothing completed: with nothing at the disk no
     /// completion makes room, and what waited for this pass needs none.
     pub(super) fn may_resubmit(&mut self) -> bool {
-        !self.stalled.is_empty() && (self.pace.take_held() || self.with_disk() == 0)
+        !self.stalled.is_empty() && (self.pace.take_held() || self.submitted() == 0)
     }
 
     /// Whether operations wait.

@@ -122,7 +122,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.publish_now()?;
         if !self.outstanding.has_room() {
             // With nothing at the disk no event would bring us back.
-            let again = self.outstanding.with_disk() == 0 || self.outstanding.is_paced();
+            let again = self.outstanding.submitted() == 0 || self.outstanding.is_paced();
             return Ok(if again { Service::More } else { self.idle() });
         }
         let spent = taken >= budget.max(1);
@@ -263,7 +263,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
             // Starting a batch may take long.
             self.publish_now()?;
             self.outstanding.flush_batch().map_err(QueueError::Disk)?;
-            if self.outstanding.with_disk() != 0 {
+            if self.outstanding.submitted() != 0 {
                 self.reap()?;
             }
         }

@@ -7,32 +7,10 @@ use std::time::Instant;
 
 use super::outstanding::Outstanding;
 use super::queue_runner::{QueueRunner, Service};
-use super::{QueueError, wait};
+use super::stopped::{Stop, Stopped};
+use super::wait;
 use crate::disk::{Completion, DiskError, IoQueue, Op, Submit, Wait};
 use crate::memory::DeviceMemory;
-use crate::ring::QueueState;
-
-/// How to stop a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// Wait until every request taken has been returned to the driver.
-    Drain,
-    /// Return nothing more. Requests are cancelled where the disk can; what was not returned is named in
-    /// [`Stopped::in_flight`], and may have been executed: the next owner executes it again.
-    HandOver,
-}
-
-/// What is left of a queue.
-#[derive(Debug)]
-pub struct Stopped {
-    /// Where to continue. Counts the heads in `in_flight` as taken. Of no use after a broken ring.
-    pub state: QueueState,
-    /// Heads taken and not returned, in the order in which they were taken. Empty after a drain of a
-    /// sound queue; of a broken one, those that the disk still had.
-    pub in_flight: Vec<u16>,
-    /// Why the queue was broken, if it was.
-    pub error: Option<QueueError>,
-}
 
 impl<M: DeviceMemory> QueueRunner<M> {
     /// Ends the queue's work. No guest memory is touched after it returns. The ring of a sound queue is left

@@ -4,10 +4,8 @@
 //! What a bitmap says of changes.
 
 use std::fmt;
-use std::str::FromStr;
 
-use super::bitmap::BITS;
-use super::error::BitmapError;
+use super::words::BITS;
 
 /// Since when a bitmap's marks are: of which start of it, and after how many commits. Two results of one generation
 /// are about changes since the same moment.
@@ -35,21 +33,6 @@ pub struct TakeToken {
 impl fmt::Display for TakeToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}-{}", self.id, self.number)
-    }
-}
-
-impl FromStr for TakeToken {
-    type Err = BitmapError;
-
-    fn from_str(text: &str) -> Result<Self, BitmapError> {
-        let parse = || {
-            let (id, number) = text.split_once('-')?;
-            Some(Self {
-                id: u64::from_str_radix(id, 16).ok()?,
-                number: number.parse().ok()?,
-            })
-        };
-        parse().ok_or_else(|| BitmapError::NoToken(text.to_owned()))
     }
 }
 

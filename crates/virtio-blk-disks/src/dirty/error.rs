@@ -5,8 +5,9 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use super::TakeToken;
+use super::changes::TakeToken;
 
 /// Why a bitmap can't be made, read or committed.
 #[derive(Debug, thiserror::Error)]
@@ -56,4 +57,19 @@ pub enum BitmapError {
         /// Why.
         source: io::Error,
     },
+}
+
+impl FromStr for TakeToken {
+    type Err = BitmapError;
+
+    fn from_str(text: &str) -> Result<Self, BitmapError> {
+        let parse = || {
+            let (id, number) = text.split_once('-')?;
+            Some(Self {
+                id: u64::from_str_radix(id, 16).ok()?,
+                number: number.parse().ok()?,
+            })
+        };
+        parse().ok_or_else(|| BitmapError::NoToken(text.to_owned()))
+    }
 }

@@ -23,9 +23,9 @@
 
 use virtio_blk_core::disk::ContentStamp;
 
-use super::bitmap::{BITS, Unseen, words_for};
 use super::changes::Generation;
 use super::error::BitmapError;
+use super::words::BITS;
 
 /// Bytes of the header, and of the regions.
 pub(super) const PAGE: usize = 4096;
@@ -53,6 +53,19 @@ const SUM_AT: usize = PAGE - 8;
 /// Names a boot of the host. `None`: it is not known.
 pub(super) type Boot = Option<[u8; 16]>;
 
+/// The largest number of blocks of one bitmap: 1 GiB of bits.
+const MAX_BLOCKS: u64 = 1 << 33;
+
+/// Words for a disk of `size` bytes.
+pub(super) fn words_for(size: u64, granularity: u64) -> Result<usize, BitmapError> {
+    if !granularity.is_power_of_two() || granularity < 512 {
+        return Err(BitmapError::Granularity(granularity));
+    }
+    let blocks = size.div_ceil(granularity);
+    let words = usize::try_from(blocks.div_ceil(BITS)).ok();
+    (words.filter(|_| blocks <= MAX_BLOCKS)).ok_or(BitmapError::TooLarge { size, granularity })
+}
+
 /// A bitmap at rest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Marks {
@@ -65,6 +78,10 @@ pub(super) struct Marks {
     pub(super) unseen: Option<Unseen>,
     pub(super) generation: Generation,
 }
+
+/// A time in which others may change the disk. With what names its content at the beginning, if anything does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unseen(pub(super) Option<ContentStamp>);
 
 impl Marks {
     /// Leaves out words and bits of blocks behind the end.

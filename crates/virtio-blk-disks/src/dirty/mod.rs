@@ -32,6 +32,7 @@ mod format;
 mod open;
 mod options;
 mod persist;
+mod words;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -10,11 +10,14 @@ use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::bitmap::{BITS, DirtyBitmap, Unseen, words_for};
+use super::bitmap::DirtyBitmap;
 use super::changes::ranges;
 use super::error::BitmapError;
-use super::format::{self, Boot, Decoded, MAX_BYTES, Marks, PAGE, Use, region_bytes};
+use super::format::{
+    self, Boot, Decoded, MAX_BYTES, Marks, PAGE, Unseen, Use, region_bytes, words_for,
+};
 use super::persist::{Persist, PersistOptions, set_bit};
+use super::words::BITS;
 
 /// Where Linux names the boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

@@ -34,7 +34,8 @@ pub use kind::{DiskKind, DiskKinds, DiskOptions};
 pub(crate) use own::block;
 pub use own::{MemoryOptions, NullOptions, OWN};
 pub(crate) use size::{Size, bytes};
-pub(crate) use text::{checked_name, list, name, names, parsed, read, seconds, split};
+pub(crate) use text::{checked_name, list, name, names, parsed, read, seconds};
+pub(crate) use tree::split;
 pub use tree::{FromTree, Tree, TreeError};
 
 /// A disk by name. `Display` writes what [`DiskKinds::parse`] reads, and `FromStr` if it is of this crate; see the

@@ -15,20 +15,6 @@ use serde::forward_to_deserialize_any;
 use super::ArgError;
 use super::tree::{Entry, Key, TreeError, VALUE_KEY, Value};
 
-/// Splits at single commas; two in a row stand for one that belongs to the text.
-pub(crate) fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut rest = text.chars().peekable();
-    while let Some(char) = rest.next() {
-        if char == ',' && rest.next_if_eq(&',').is_none() {
-            parts.push(String::new());
-        } else if let Some(part) = parts.last_mut() {
-            part.push(char);
-        }
-    }
-    parts
-}
-
 /// Reads `on` or `off`.
 fn on_or_off(value: &str) -> Result<bool, ValueError> {
     match value {

@@ -6,7 +6,6 @@
 use std::fmt;
 
 use super::ArgError;
-use super::text::split;
 
 /// The key of an option's own value, where parts follow it: `iops:5000/burst:20000` is `iops` with the parts `rate` and
 /// `burst`.
@@ -96,6 +95,20 @@ pub trait FromTree: Sized {
     /// # Errors
     /// It is of no kind there is, or not what that kind needs.
     fn from_tree(tree: &Tree) -> Result<Self, TreeError>;
+}
+
+/// Splits at single commas; two in a row stand for one that belongs to the text.
+pub(crate) fn split(text: &str) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut rest = text.chars().peekable();
+    while let Some(char) = rest.next() {
+        if char == ',' && rest.next_if_eq(&',').is_none() {
+            parts.push(String::new());
+        } else if let Some(part) = parts.last_mut() {
+            part.push(char);
+        }
+    }
+    parts
 }
 
 fn doubled(text: &str) -> String {

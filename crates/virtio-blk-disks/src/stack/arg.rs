@@ -6,8 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Groups, LayerArg, LayerKinds, Stack, StackError, parse};
-use crate::disk_arg::FromTree;
+use super::{Groups, LayerArg, LayerKinds, Stack, StackError};
+use crate::disk_arg::{self, FromTree, Tree};
 use crate::{ArgError, DiskArg};
 
 /// A disk with layers, by name. `Display` writes what [`StackArg::parse`] reads; see the [module](super) for the
@@ -50,13 +50,31 @@ impl From<DiskArg> for StackArg {
     }
 }
 
+/// Reads a disk and its layers.
+fn parse<D: FromTree>(text: &str, kinds: LayerKinds<'_>) -> Result<StackArg<D>, ArgError> {
+    let words = disk_arg::split(text);
+    let layers = words.iter().skip(1).position(|word| kinds.has(word));
+    let disk = layers.map_or(words.len(), |index| index + 1);
+    let (disk, layers) = words.split_at_checked(disk).unwrap_or((&words, &[]));
+    let layers = layers.iter().map(|word| kinds.parse(word));
+    let layers = layers.collect::<Result<_, _>>()?;
+    let disk = D::from_tree(&Tree::disk_of(disk)?).map_err(|wrong| match wrong.error {
+        // What is no option was perhaps to be a layer.
+        ArgError::Option { option, .. } if kinds.nearest(&option).is_some() => {
+            kinds.unknown(&option)
+        }
+        error => error,
+    })?;
+    Ok(StackArg { disk, layers })
+}
+
 impl<D: FromTree> StackArg<D> {
     /// Reads a disk with layers of these kinds, by name.
     ///
     /// # Errors
     /// The disk is of no kind that `D` knows, a layer of none of these; or not what its kind needs.
     pub fn parse(text: &str, layers: LayerKinds<'_>) -> Result<Self, ArgError> {
-        parse::stack(text, layers)
+        parse(text, layers)
     }
 }
 

@@ -6,13 +6,20 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::LayerArg;
-use crate::ArgError;
-use crate::throttle::{Limits, ThrottleGroup, ThrottleOptions};
+use crate::throttle::{LimitError, Limits, ThrottleGroup};
 
 /// The throttle groups of a process, by name. Cheap to clone; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Groups(Arc<Mutex<HashMap<String, ThrottleGroup>>>);
+
+/// Why a throttle can't join a group.
+#[derive(Debug)]
+pub(crate) enum JoinError {
+    /// The limits make no sense.
+    Limits(LimitError),
+    /// The group has members, and these limits.
+    Others(Box<Limits>),
+}
 
 impl Groups {
     /// The group of that name.
@@ -25,7 +32,7 @@ impl Groups {
     ///
     /// # Errors
     /// The limits make no sense; or there are members, whose limits are others.
-    pub(crate) fn join(&self, name: &str, limits: Limits) -> Result<ThrottleGroup, ArgError> {
+    pub(crate) fn join(&self, name: &str, limits: Limits) -> Result<ThrottleGroup, JoinError> {
         let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // One that was left by all is made anew.
         if let Some(group) = groups.get(name).filter(|group| group.is_shared()) {
@@ -33,17 +40,9 @@ impl Groups {
             if limits == theirs || limits == Limits::default() {
                 return Ok(group.clone());
             }
-            let written = |limits| {
-                let group = Some(name.to_owned());
-                LayerArg::new(ThrottleOptions { limits, group }).to_string()
-            };
-            return Err(ArgError::GroupLimits {
-                layer: written(limits),
-                group: name.to_owned(),
-                theirs: written(theirs),
-            });
+            return Err(JoinError::Others(Box::new(theirs)));
         }
-        let group = ThrottleGroup::new(limits)?;
+        let group = ThrottleGroup::new(limits).map_err(JoinError::Limits)?;
         groups.insert(name.to_owned(), group.clone());
         Ok(group)
     }

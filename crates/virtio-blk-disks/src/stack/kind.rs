@@ -3,6 +3,8 @@
 
 //! The table of the layers that a program knows.
 
+use std::str::FromStr;
+
 use super::nearest::nearest;
 use super::options::LayerOptions;
 use super::{LayerArg, parse};
@@ -66,6 +68,15 @@ pub struct LayerKinds<'a>(&'a [LayerKind]);
 impl Default for LayerKinds<'_> {
     fn default() -> Self {
         Self(OWN)
+    }
+}
+
+impl FromStr for LayerArg {
+    type Err = ArgError;
+
+    /// Of the layers of this crate.
+    fn from_str(text: &str) -> Result<Self, ArgError> {
+        LayerKinds::default().parse(text)
     }
 }
 

@@ -3,36 +3,14 @@
 
 //! Layers that were made.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use virtio_blk_core::disk::{Disk, DiskError};
 
+use super::any_disk::AnyDisk;
 use super::options::LayerContext;
 use super::{LayerArg, StackError};
 use crate::layer::{Layer, Layered};
-
-/// The disk of a layer whose type is not known.
-#[derive(Clone)]
-pub(super) struct AnyDisk {
-    disk: Arc<dyn Disk>,
-    any: Arc<dyn Any + Send + Sync>,
-}
-
-impl AnyDisk {
-    pub(super) fn new<L: Layer>(disk: Layered<L>) -> Self {
-        let disk = Arc::new(disk);
-        Self {
-            any: disk.clone(),
-            disk,
-        }
-    }
-
-    /// The layer, if it is of that type.
-    pub(super) fn of<L: Layer>(&self) -> Option<Arc<Layered<L>>> {
-        self.any.clone().downcast().ok()
-    }
-}
 
 /// A layer with its options.
 #[derive(Clone)]

@@ -32,6 +32,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod any_disk;
 mod arg;
 mod flush;
 mod groups;
@@ -57,6 +58,7 @@ use crate::{
 
 pub use arg::StackArg;
 pub use groups::Groups;
+pub(crate) use groups::JoinError;
 pub use kind::{LayerKind, LayerKinds, OWN};
 pub use layer::LayerArg;
 use layers::{Built, find_double, merge};

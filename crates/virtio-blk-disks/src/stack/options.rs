@@ -3,15 +3,13 @@
 
 //! Kinds of layers: the types of their options, and what is made of them.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use virtio_blk_core::disk::{Disk, DiskError};
 
-use super::layers::AnyDisk;
-use super::{Groups, LayerArg, StackError};
+use super::{Groups, StackError};
 use crate::disk_arg::ArgError;
 use crate::layer::{Layer, Layered};
 use crate::policy::PolicyListeners;
@@ -159,110 +157,4 @@ pub struct LayerContext<'a> {
     pub(crate) groups: &'a Groups,
     /// Listeners for operations that are kept.
     pub(crate) listeners: &'a Arc<PolicyListeners>,
-}
-
-/// [`LayerOptions`] with their type erased.
-pub(super) trait AnyLayer: fmt::Debug + Send + Sync {
-    fn as_any(&self) -> &dyn Any;
-    fn kind(&self) -> &'static str;
-    fn short(&self) -> &'static [&'static str];
-    fn adapts(&self) -> bool;
-    fn target(&self) -> Option<String>;
-    fn changed(&self) -> Vec<(&'static str, String)>;
-    fn validate(&self) -> Result<(), ArgError>;
-    fn identity(&self) -> Option<String>;
-    fn is_equal(&self, other: &LayerArg) -> bool;
-    fn merged(&self, other: &LayerArg) -> Option<LayerArg>;
-    fn or(&self, old: &LayerArg) -> LayerArg;
-    /// Makes the layer over `inner`, or the one that was there before.
-    fn build(
-        &self,
-        inner: Arc<dyn Disk>,
-        before: Option<&AnyDisk>,
-        context: &LayerContext<'_>,
-    ) -> Result<AnyDisk, StackError>;
-    fn apply(&self, disk: &AnyDisk) -> Result<(), DiskError>;
-    fn leave(&self, disk: &AnyDisk) -> Result<(), DiskError>;
-    fn current(&self, disk: &AnyDisk) -> LayerArg;
-    fn sees_requests(&self, disk: &AnyDisk) -> bool;
-}
-
-impl<O: LayerOptions> AnyLayer for O {
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
-    fn kind(&self) -> &'static str {
-        O::NAME
-    }
-
-    fn short(&self) -> &'static [&'static str] {
-        O::SHORT
-    }
-
-    fn adapts(&self) -> bool {
-        O::ADAPTS
-    }
-
-    fn target(&self) -> Option<String> {
-        LayerOptions::target(self)
-    }
-
-    fn changed(&self) -> Vec<(&'static str, String)> {
-        LayerOptions::changed(self)
-    }
-
-    fn validate(&self) -> Result<(), ArgError> {
-        LayerOptions::validate(self)
-    }
-
-    fn identity(&self) -> Option<String> {
-        LayerOptions::identity(self)
-    }
-
-    fn is_equal(&self, other: &LayerArg) -> bool {
-        other.options() == Some(self)
-    }
-
-    fn merged(&self, other: &LayerArg) -> Option<LayerArg> {
-        LayerOptions::merged(self, other.options()?).map(LayerArg::new)
-    }
-
-    fn or(&self, old: &LayerArg) -> LayerArg {
-        let this = self.clone();
-        LayerArg::new(match old.options() {
-            Some(old) => LayerOptions::or(this, old),
-            None => this,
-        })
-    }
-
-    fn build(
-        &self,
-        inner: Arc<dyn Disk>,
-        before: Option<&AnyDisk>,
-        context: &LayerContext<'_>,
-    ) -> Result<AnyDisk, StackError> {
-        let before = before.and_then(AnyDisk::of::<O::Layer>);
-        Ok(AnyDisk::new(match before {
-            Some(before) => before.over(inner),
-            None => LayerOptions::build(self, inner, context)?,
-        }))
-    }
-
-    fn apply(&self, disk: &AnyDisk) -> Result<(), DiskError> {
-        (disk.of().as_ref()).map_or(Ok(()), |disk| LayerOptions::apply(self, disk))
-    }
-
-    fn leave(&self, disk: &AnyDisk) -> Result<(), DiskError> {
-        disk.of().as_deref().map_or(Ok(()), O::leave)
-    }
-
-    fn current(&self, disk: &AnyDisk) -> LayerArg {
-        let disk = disk.of();
-        LayerArg::new(disk.map_or_else(|| self.clone(), |disk| LayerOptions::current(self, &disk)))
-    }
-
-    fn sees_requests(&self, disk: &AnyDisk) -> bool {
-        disk.of().as_deref().is_none_or(O::sees_requests)
-    }
 }

@@ -1,33 +1,12 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From text to [`Tree`]s of layers, and from these to [`LayerArg`] and [`StackArg`].
+//! From text to [`Tree`]s of layers, and from these to [`LayerArg`].
 
+use super::LayerArg;
 use super::options::{LayerOptions, Parts, Shape};
-use super::{LayerArg, LayerKinds, StackArg};
 use crate::disk_arg::tree::{Entry, Key, VALUE_KEY, Value};
-use crate::disk_arg::{self, ArgError, FromTree, Tree, TreeError};
-
-/// Reads a disk and its layers.
-pub(super) fn stack<D: FromTree>(
-    text: &str,
-    kinds: LayerKinds<'_>,
-) -> Result<StackArg<D>, ArgError> {
-    let words = disk_arg::split(text);
-    let layers = words.iter().skip(1).position(|word| kinds.has(word));
-    let disk = layers.map_or(words.len(), |index| index + 1);
-    let (disk, layers) = words.split_at_checked(disk).unwrap_or((&words, &[]));
-    let layers = layers.iter().map(|word| kinds.parse(word));
-    let layers = layers.collect::<Result<_, _>>()?;
-    let disk = D::from_tree(&Tree::disk_of(disk)?).map_err(|wrong| match wrong.error {
-        // What is no option was perhaps to be a layer.
-        ArgError::Option { option, .. } if kinds.nearest(&option).is_some() => {
-            kinds.unknown(&option)
-        }
-        error => error,
-    })?;
-    Ok(StackArg { disk, layers })
-}
+use crate::disk_arg::{self, ArgError, Tree, TreeError};
 
 fn wrong(option: &str, value: &str, allowed: &'static str) -> ArgError {
     ArgError::Value {

@@ -15,7 +15,7 @@ use virtio_blk_core::disk::{Disk, DiskError};
 use super::{Limits, Rate, Throttle, ThrottleDisk, ThrottleGroup};
 use crate::disk_arg::{ArgError, Size, bytes, name, parsed, seconds};
 use crate::layer::Layered;
-use crate::stack::{LayerContext, LayerOptions, Parts, Shape, StackError};
+use crate::stack::{JoinError, LayerArg, LayerContext, LayerOptions, Parts, Shape, StackError};
 
 /// How long a burst lasts where nothing else is said.
 const BURST_LENGTH: Duration = Duration::from_secs(1);
@@ -169,6 +169,21 @@ const fn named(limits: &Limits) -> [(&'static str, Option<Rate>, bool); 6] {
     ]
 }
 
+impl ThrottleOptions {
+    /// The error for a group that has other limits.
+    fn contradicts(&self, group: &str, theirs: Limits) -> ArgError {
+        let written = |options| LayerArg::new(options).to_string();
+        ArgError::GroupLimits {
+            layer: written(self.clone()),
+            group: group.to_owned(),
+            theirs: written(Self {
+                limits: theirs,
+                group: Some(group.to_owned()),
+            }),
+        }
+    }
+}
+
 impl LayerOptions for ThrottleOptions {
     type Layer = Throttle;
 
@@ -231,7 +246,12 @@ impl LayerOptions for ThrottleOptions {
         context: &LayerContext<'_>,
     ) -> Result<Layered<Throttle>, StackError> {
         let group = match &self.group {
-            Some(name) => context.groups.join(name, self.limits)?,
+            Some(name) => {
+                (context.groups.join(name, self.limits)).map_err(|error| match error {
+                    JoinError::Limits(error) => ArgError::from(error),
+                    JoinError::Others(theirs) => self.contradicts(name, *theirs),
+                })?
+            }
             None => ThrottleGroup::new(self.limits).map_err(ArgError::from)?,
         };
         Ok(ThrottleDisk::new(inner, group))

@@ -5,18 +5,10 @@
 
 use std::sync::atomic::{Ordering, fence};
 
+use super::split::Armed;
 use super::{RingError, SplitDriver};
 use crate::Memory;
 use crate::wire::{AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY};
-
-/// When the device was asked to interrupt.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Armed {
-    /// The used index at that time.
-    pub(super) from: u16,
-    /// With event index: the entry after which to interrupt.
-    pub(super) event: u16,
-}
 
 impl SplitDriver {
     /// Whether the device wants a kick for what was published since the last call.

@@ -8,10 +8,18 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_queue::QueueState;
 use vm_memory::GuestAddress;
 
-use super::notify::Armed;
 use super::{RingError, SplitLayout, Violation};
 use crate::wire::{DESC_LEN, Descriptor};
 use crate::{Memory, Segment};
+
+/// When the device was asked to interrupt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Armed {
+    /// The used index at that time.
+    pub(super) from: u16,
+    /// With event index: the entry after which to interrupt.
+    pub(super) event: u16,
+}
 
 /// What driver and device agreed on for a ring, and where it starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

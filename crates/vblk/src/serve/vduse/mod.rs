@@ -122,7 +122,7 @@ pub(super) fn prepare(args: &VduseArgs, common: &Common) -> Result<Ready, Box<dy
     let stop = move || stop(&handle, attached.as_ref());
     let (name, counted) = (args.name.clone(), device.clone());
     Ok(Ready {
-        served: ExportedDisk::of_device(args.name.to_string(), serve, stack, device),
+        served: ExportedDisk::of_device(args.name.to_string(), &serve.disk.disk, stack, device),
         announce: Box::new(move || Listening::print(at, &place, arg, &listening, json)),
         connected: Box::new(move || connected.is_live()),
         stop: Box::new(stop),

@@ -5,8 +5,9 @@
 
 use virtio_blk_core::disk::ContentStamp;
 
-use super::{CHANGED, DirtyBitmap, Unseen};
+use super::{CHANGED, DirtyBitmap};
 use crate::dirty::error::BitmapError;
+use crate::dirty::format::Unseen;
 
 impl DirtyBitmap {
     /// Others may change the disk from now on, so that everything counts as changed until [`DirtyBitmap::look_again`].

@@ -12,19 +12,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
 
-use virtio_blk_core::disk::ContentStamp;
-
 use super::changes::{Changes, Generation, Take, TakeToken, ranges};
 use super::error::BitmapError;
-use super::format::Marks;
+use super::format::{Marks, Unseen, words_for};
 use super::persist::Persist;
-
-/// Bits in a word.
-pub(super) const BITS: u64 = u64::BITS as u64;
+use super::words::{BITS, mask};
 pub use runs::Run;
-
-/// The largest number of blocks of one bitmap: 1 GiB of bits.
-const MAX_BLOCKS: u64 = 1 << 33;
 
 /// A bit for each block of a disk: whether it was written, zeroed or discarded since the marks were last taken for
 /// good. All methods may be called from any thread while writes continue.
@@ -59,10 +52,6 @@ struct State {
     taken: Option<Taken>,
 }
 
-/// A time in which others may change the disk. With what names its content at the beginning, if anything does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Unseen(pub(super) Option<ContentStamp>);
-
 /// Why everything counts as changed in such a time, and after it.
 const UNSEEN: &str = "its disk is not in use, and others may change it";
 const CHANGED: &str = "its disk was not in use for a while, and others may have changed it";
@@ -72,24 +61,6 @@ struct Taken {
     token: TakeToken,
     words: Vec<u64>,
     incomplete: Option<&'static str>,
-}
-
-/// Words for a disk of `size` bytes.
-pub(super) fn words_for(size: u64, granularity: u64) -> Result<usize, BitmapError> {
-    if !granularity.is_power_of_two() || granularity < 512 {
-        return Err(BitmapError::Granularity(granularity));
-    }
-    let blocks = size.div_ceil(granularity);
-    let words = usize::try_from(blocks.div_ceil(BITS)).ok();
-    (words.filter(|_| blocks <= MAX_BLOCKS)).ok_or(BitmapError::TooLarge { size, granularity })
-}
-
-/// The bits from block `first` to `last` in the word `index`, which holds some of them.
-#[inline]
-pub(super) fn mask(index: u64, first: u64, last: u64) -> u64 {
-    let low = first.max(index * BITS) - index * BITS;
-    let high = last.min(index * BITS + BITS - 1) - index * BITS;
-    (u64::MAX >> (BITS - 1 - (high - low))) << low
 }
 
 impl DirtyBitmap {

@@ -6,7 +6,8 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use super::{BITS, DirtyBitmap};
+use super::DirtyBitmap;
+use crate::dirty::words::BITS;
 
 /// Blocks that all are changed, or all not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -20,9 +20,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use virtio_blk_core::disk::DiskError;
 
-use super::bitmap::{BITS, DirtyBitmap, mask};
+use super::bitmap::DirtyBitmap;
 use super::error::BitmapError;
 use super::format::{self, Marks, PAGE, Use, WORDS_AT, region_bytes};
+use super::words::{BITS, mask};
 
 /// Words written with one system call.
 const CHUNK: usize = 8192;
