@@ -1,8 +1,9 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! No circles of files: of two files of a crate, one can be read without the other.
+//! What files are to each other: no circles, and none too long.
 //!
+//! Of two files of a crate, one can be read without the other.
 //! A file uses another one if it names an item of it, by a path from `crate`, `self`, `super` or one of its own modules;
 //! what a module only passes on (`pub use`) counts for the file that has the item. A module and those in its folder
 //! (`x/mod.rs`, `x/y.rs`) are one thing and may use each other. Tests are left out. That no crate depends on one above it
@@ -13,7 +14,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{files, read};
+use common::{all, files, read};
 
 /// Crates with circles that are left, and the most files that one has. An image or an export is one engine around a state
 /// that its parts share, and so is a machine; a bitmap and its file refer to each other.
@@ -311,4 +312,31 @@ fn files_use_each_other_one_way() {
         "files that use each other:\n{}",
         wrong.join("\n")
     );
+}
+
+/// Lines. A source file holds one thing, in 500 lines as a rule; one that grows is split before it is much longer. Tests
+/// are lists of cases.
+const LONGEST: usize = 550;
+const LONGEST_TEST: usize = 700;
+
+/// Files that are longer, with their own bound: to be split by the next who changes them.
+const LONGER: [(&str, usize); 1] = [("crates/nbd-server/src/connection/mod.rs", 660)];
+
+#[test]
+fn files_are_short() {
+    let mut long = Vec::new();
+    for path in all(&[".rs"]) {
+        let lines = read(&path).lines().count();
+        let is_test = path.contains("/tests/") || path.ends_with("/tests.rs");
+        let own = LONGER.iter().find(|(known, _)| *known == path);
+        let most = match own {
+            Some((_, most)) => *most,
+            None if is_test => LONGEST_TEST,
+            None => LONGEST,
+        };
+        if lines > most {
+            long.push(format!("{path}: {lines} lines, of at most {most}"));
+        }
+    }
+    assert!(long.is_empty(), "split by noun:\n{}", long.join("\n"));
 }

@@ -54,7 +54,7 @@ impl Load {
         }
     }
 
-    /// Fills the queues and takes the answers that are there. Kicks only where the device asked for it.
+    /// Fills the queues and takes the completions that are there. Kicks only where the device asked for it.
     fn turn(&mut self, rig: &mut Rig, rng: &mut Rng) {
         for queue in &mut self.queues {
             for place in 0..8 {

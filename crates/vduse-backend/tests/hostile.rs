@@ -43,7 +43,7 @@ fn a_message_of_another_size_ends_this_device_only() {
     let error = rig.ended().unwrap_err();
     assert!(matches!(&error, ServerError::Device(_)), "{error}");
     assert!(error.to_string().contains("7 bytes"), "{error}");
-    // The kernel comes to its senses: the next server answers.
+    // The kernel comes to its senses: the next server replies.
     assert!(rig.serve().unwrap());
     assert_eq!(pending.wait(), Some(Answer::Ok));
     rig.start();

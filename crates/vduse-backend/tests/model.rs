@@ -85,7 +85,7 @@ impl Model {
         }
     }
 
-    /// Takes the answers there are.
+    /// Takes the completions there are.
     fn poll(&mut self) {
         for (queue, open) in self.rig.queues.iter_mut().zip(&mut self.open) {
             while let Some(done) = queue.poll().unwrap() {

@@ -166,7 +166,7 @@ fn refused(error: &SwitchError) {
     assert!(known, "{error}");
 }
 
-/// Waits until the guest has had some answers.
+/// Waits until the guest has seen some requests complete.
 fn progress(total: &AtomicU64) {
     let goal = total.load(Ordering::SeqCst) + u64::from(IN_FLIGHT);
     let deadline = Instant::now() + PATIENCE;
@@ -183,7 +183,7 @@ fn other(path: PathState) -> DataPath {
     }
 }
 
-fn bring_up(machine: &mut Machine) {
+fn set_up_driver(machine: &mut Machine) {
     let fast = machine.look();
     let sectors = u64::from_le_bytes(fast.2[..8].try_into().unwrap());
     let need = disk_bytes(machine.guest.queues.len() as u16, IN_FLIGHT) / 512;
@@ -375,7 +375,7 @@ fn main() {
         panic!("NODE QUEUES SWITCHES RESETS [gently]");
     };
     let mut machine = Machine::new(node, queues.parse().unwrap());
-    bring_up(&mut machine);
+    set_up_driver(&mut machine);
     hot_add(&mut machine, gently);
     resets(&mut machine, rounds.parse().unwrap(), gently);
     if let Ok(command) = std::env::var("GROW") {

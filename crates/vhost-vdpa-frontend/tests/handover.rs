@@ -5,7 +5,7 @@
 //! Every interleaving of guest, device, slow path and switch, in a model of what they share: the indices, the event
 //! indices, the kick eventfd and the interrupt. Each step below is one access to shared memory or one call.
 //!
-//! No request may be executed twice or skipped, and the system may only come to rest when the guest has all answers.
+//! No request may be executed twice or skipped, and the system may only come to rest when all requests of the guest have completed.
 //! The rules that make it so are left out one at a time: each omission must be found.
 
 use std::collections::HashSet;

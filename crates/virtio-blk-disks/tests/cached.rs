@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Reads that the page cache answers see what everybody else did to the file, and so does everybody see what is written
+//! Reads from the page cache see what everybody else did to the file, and so does everybody see what is written
 //! there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

@@ -270,7 +270,7 @@ fn a_queue_without_a_description_of_its_own_still_learns_everything() {
     });
 }
 
-/// io_uring without workers, or whose thread is gone, answers `EAGAIN` or `ECANCELED` for ever.
+/// io_uring without workers, or whose thread is gone, completes with `EAGAIN` or `ECANCELED` for ever.
 #[test]
 fn what_io_uring_can_not_do_is_done_by_the_plain_call() {
     if io_uring_support().is_err() {

@@ -289,7 +289,7 @@ fn two_threads_never_wait_for_each_other() {
             scope.spawn(move || {
                 while kicked.recv().is_ok() {
                     if device.run().1 {
-                        // The driver may be gone, with all its answers.
+                        // The driver may be gone, with all its completions.
                         let _ = interrupt.send(());
                     }
                 }

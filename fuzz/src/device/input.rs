@@ -98,14 +98,14 @@ input! {
             /// Most requests to take.
             budget: u8,
         },
-        /// The driver takes all answers.
+        /// The driver takes all completions.
         Poll {
             /// On this queue.
             queue: u8,
         },
         /// All of that on all queues, until nothing is left to do.
         Settle,
-        /// The driver asks for an interrupt after so many answers; 0: for none.
+        /// The driver asks for an interrupt after so many completions; 0: for none.
         Interrupts {
             /// On this queue.
             queue: u8,

@@ -4,7 +4,7 @@
 //! A whole device, and a driver that follows the rules of the ring and asks for anything.
 //!
 //! A script of what a driver, a transport and a disk may do runs against a device on a memory disk with
-//! faults. A model says what each answer may be: status, used length, data. Overlapping requests in
+//! faults. A model says what each completion may be: status, used length, data. Overlapping requests in
 //! flight may take effect in any order; everything else is exact, and all of it is the same for the
 //! same input.
 

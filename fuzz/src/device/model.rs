@@ -139,7 +139,7 @@ impl Asked {
         }
     }
 
-    /// The answers it may get: status and used length. `lost`: the disk's queue may have broken, and the
+    /// What it may get: status and used length. `lost`: the disk's queue may have broken, and the
     /// data of a read gone with it.
     pub fn answers(&self, rules: &Rules, lost: bool) -> Vec<(u8, u32)> {
         let room = self.writable.saturating_sub(1);

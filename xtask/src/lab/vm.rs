@@ -206,7 +206,7 @@ impl<'a> Vm<'a> {
         }
     }
 
-    /// Does what one line asks and answers `ok [RESULT]` or `error WHY`.
+    /// Does what one line asks and replies `ok [RESULT]` or `error WHY`.
     fn answer(&mut self, line: &str) -> Result<()> {
         let reply = match self.perform(line) {
             Ok(result) => format!("ok {result}\n"),

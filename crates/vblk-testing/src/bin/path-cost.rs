@@ -46,7 +46,7 @@ struct Cli {
     /// The device does not know the guest's memory: data is copied.
     #[arg(long)]
     bounce: bool,
-    /// Look for answers instead of waiting for events.
+    /// Look for completions instead of waiting for events.
     #[arg(long)]
     poll: bool,
     /// Writes instead of reads.

@@ -199,7 +199,7 @@ fn request(write: bool, indirect: bool, place: u64) -> Request<'static> {
     }
 }
 
-/// Submits, has it served, and takes the answers.
+/// Submits, has it served, and takes the completions.
 fn batch<G>(
     driver: &mut Driver<Arc<G>>,
     queue: &mut QueueRunner<Arc<G>>,

@@ -17,7 +17,7 @@ pub struct Queue {
     pub driver: Driver<GuestMemory>,
     /// Tells the device of requests.
     pub kick: EventFd,
-    /// Tells us of answers.
+    /// Signalled for completions.
     pub call: EventFd,
     /// Tells us that the device gave the queue up.
     pub err: EventFd,

@@ -67,7 +67,7 @@ fn hint(error: &ManagementError, command: &VdpaCommand) -> Option<String> {
     }
 }
 
-/// VDUSE answers EINVAL alone, whatever it is.
+/// VDUSE returns EINVAL alone, whatever it is.
 fn vduse(name: &str) -> String {
     let node = Path::new("/dev/vduse").join(name);
     if node.exists() {

@@ -79,7 +79,7 @@ struct FakeDevice {
     suspended: bool,
     /// The size of the next message read, if it is not to be the right one.
     short: Option<usize>,
-    /// `region` answers this first, whatever was asked for.
+    /// `region` returns this first, whatever was asked for.
     wild: Option<FakeRegion>,
 }
 

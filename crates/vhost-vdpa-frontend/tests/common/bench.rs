@@ -171,12 +171,12 @@ impl Bench {
     }
 }
 
-/// Waits until the guest has had some answers: the path works.
+/// Waits until the guest has seen some requests complete: the path works.
 pub fn progress(total: &AtomicU64) {
     advances(|| total.load(Ordering::SeqCst));
 }
 
-/// Waits until `count` is 50 higher. After a move the guest's first answers may be those that
+/// Waits until `count` is 50 higher. After a move the guest's first completions may be those that
 /// the other path gave, so who looks at one path counts there.
 pub fn advances(count: impl Fn() -> u64) {
     let goal = count() + 50;
@@ -195,7 +195,7 @@ pub fn other(path: impl Into<PathState>) -> DataPath {
     }
 }
 
-/// A medium that takes its time and answers in any order.
+/// A medium that takes its time and completes in any order.
 pub fn delays() -> FaultPlan {
     FaultPlan::new(11).delay_reaps(0..=6).reorder()
 }

@@ -3,7 +3,7 @@
 
 //! The system calls of the raw disk, one safe function each where that is possible.
 //!
-//! Results of I/O are in the kernel's own form, a count or a negated `errno`, because io_uring answers
+//! Results of I/O are in the kernel's own form, a count or a negated `errno`, because io_uring returns
 //! in that form too and both go through the same state machine.
 
 use std::fs::File;

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs `qemu-img`, whatever it answers.
+/// Runs `qemu-img`. Returns whatever it printed, also if it failed.
 ///
 /// A lock that was given up outlives that where another test starts a process at this moment, which has a copy of
 /// each descriptor until it runs its program: then it is tried again.

@@ -124,7 +124,7 @@ impl MmioBlock {
     }
 
     fn selected(&self) -> u16 {
-        // A number no device has answers like one that is beyond the last queue.
+        // A number that no device has reads like one beyond the last queue.
         u16::try_from(self.queue_sel).unwrap_or(u16::MAX)
     }
 

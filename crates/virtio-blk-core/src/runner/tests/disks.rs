@@ -132,7 +132,7 @@ fn a_failed_range_ends_its_request_and_no_other() {
     assert_eq!(rig.disk.take_ops().len(), 3 + 2);
 }
 
-/// A synchronous disk answers the ranges of one request without a stack frame for each.
+/// A synchronous disk completes the ranges of one request without a stack frame for each.
 #[test]
 fn many_ranges_take_no_stack() {
     let test = || {

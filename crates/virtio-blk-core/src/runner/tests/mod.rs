@@ -168,12 +168,12 @@ impl<M: GuestMemory + Send + Sync + 'static> Rig<M> {
         panic!("the device does not come to rest");
     }
 
-    /// The answers there are.
+    /// The completions there are.
     fn answers(&mut self) -> Vec<Done> {
         std::iter::from_fn(|| self.driver.poll().unwrap()).collect()
     }
 
-    /// Asks one thing of a device that answers without help.
+    /// One request to a device that completes it without help.
     fn ask(&mut self, request: &Request<'_>) -> Done {
         let token = self.submit(request);
         self.run();

@@ -72,7 +72,7 @@ impl Hotplug {
         }
     }
 
-    /// Takes the region away whose index is given. Answers a handle on it.
+    /// Takes the region away whose index is given. Returns a handle on it.
     fn unplug(&mut self, index: usize) -> Weak<GuestRegionMmap<()>> {
         let gone = Arc::downgrade(&self.regions[index]);
         let rest = self.regions[1 - index].clone();
@@ -286,7 +286,7 @@ fn pages_are_dirty_when_they_were_written_and_not_before() {
         expected.dedup();
         assert_eq!(dirty(), expected);
     }
-    // A disk that answers inside the call marks no more and no less.
+    // A disk that completes inside the call marks no more and no less.
     rig.disk.set_mode(Mode::Inline);
     rig.runner = {
         let disk = rig.disk.clone().with_mode(Mode::Execute, WaitKind::Inline);

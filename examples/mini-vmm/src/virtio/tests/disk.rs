@@ -13,7 +13,7 @@ use virtio_blk_disks::MemoryDisk;
 use super::memory_disk;
 use crate::bus::lock;
 
-/// What a disk was asked, and whether it answers.
+/// What a disk was asked, and whether it completes.
 #[derive(Default)]
 pub struct State {
     /// Requests that were taken.
