@@ -10,6 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use crate::api::{Api, FEATURE_EXCLUSIVE_LOCK, Handle, LOCK_EXCLUSIVE};
+use crate::cache;
 use crate::caps::Shape;
 use crate::claim::{Claim, Client, file_name};
 use crate::cluster::{Cluster, checked, pointer, string, text};
@@ -133,6 +134,13 @@ impl Image {
         };
         let image = opened.handle.image;
         if !options.is_read_only() {
+            let (words, name) = (options.words(), options.name());
+            let hint = format!(
+                "`rbd{words} config image rm {name} rbd_cache`, or `rbd{words} config pool rm {} rbd_cache`",
+                name.pool()
+            );
+            // SAFETY: open, and this call does not end before the library's.
+            unsafe { cache::refuse(api, image, &hint) }?;
             opened.claim = opened.take_over(options)?;
         }
         // SAFETY: open, and this call does not end before the library's.

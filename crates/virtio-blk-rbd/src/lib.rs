@@ -3,6 +3,7 @@
 #![doc = include_str!("../README.md")]
 
 mod api;
+mod cache;
 mod caps;
 mod claim;
 mod cluster;

@@ -41,6 +41,25 @@ pub(crate) type Progress = unsafe extern "C" fn(u64, u64, *mut c_void) -> c_int;
 pub(crate) type WriteZeroes =
     unsafe extern "C" fn(Handle, u64, usize, Handle, c_int, c_int) -> c_int;
 
+/// `rbd_config_option_t`: a setting that counts for an image.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct ConfigOption {
+    pub name: *mut c_char,
+    pub value: *mut c_char,
+    /// `rbd_config_source_t`: who has set it.
+    pub source: c_int,
+}
+
+impl ConfigOption {
+    /// What the library fills in.
+    pub const EMPTY: Self = Self {
+        name: std::ptr::null_mut(),
+        value: std::ptr::null_mut(),
+        source: 0,
+    };
+}
+
 /// The only mode of the exclusive lock: `RBD_LOCK_MODE_EXCLUSIVE`.
 pub(crate) const LOCK_EXCLUSIVE: c_int = 0;
 /// Zeroes are allocated: `RBD_WRITE_ZEROES_FLAG_THICK_PROVISION`.
@@ -121,6 +140,8 @@ symbols! {
     rbd_get_features(Handle, *mut u64) -> c_int;
     rbd_get_stripe_unit(Handle, *mut u64) -> c_int;
     rbd_get_id(Handle, *mut c_char, usize) -> c_int;
+    rbd_config_image_list(Handle, *mut ConfigOption, *mut c_int) -> c_int;
+    rbd_config_image_list_cleanup(*mut ConfigOption, c_int);
     rbd_resize2(Handle, u64, bool, Progress, *mut c_void) -> c_int;
     rbd_list_lockers(
         Handle, *mut c_int, *mut c_char, *mut usize, *mut c_char, *mut usize, *mut c_char, *mut usize,

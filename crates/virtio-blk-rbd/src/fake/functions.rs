@@ -3,12 +3,12 @@
 
 //! The functions of the library.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{COMPLETION, Completion, Fake, IMAGE, OBJECT, POOL, RADOS, WATCH, fake};
-use crate::api::{Api, Callback, DiffCallback, Handle, Progress, UpdateCallback};
+use crate::api::{Api, Callback, ConfigOption, DiffCallback, Handle, Progress, UpdateCallback};
 
 /// The table.
 pub(crate) fn api() -> &'static Api {
@@ -32,6 +32,8 @@ pub(crate) fn api() -> &'static Api {
         rbd_get_features,
         rbd_get_stripe_unit,
         rbd_get_id,
+        rbd_config_image_list,
+        rbd_config_image_list_cleanup,
         rbd_resize2,
         rbd_list_lockers,
         rbd_lock_break,
@@ -224,6 +226,48 @@ unsafe extern "C" fn rbd_get_id(image: Handle, buffer: *mut c_char, len: usize) 
     let fake = unsafe { fake(image) };
     may_fail!(fake, "rbd_get_id");
     unsafe { put(&fake.user, buffer, len) }
+}
+
+unsafe extern "C" fn rbd_config_image_list(
+    image: Handle,
+    options: *mut ConfigOption,
+    count: *mut c_int,
+) -> c_int {
+    // More than anybody expects.
+    const COUNT: c_int = 300;
+    let fake = unsafe { fake(image) };
+    may_fail!(fake, "rbd_config_image_list");
+    let room = unsafe { std::mem::replace(&mut *count, COUNT) };
+    if room < COUNT {
+        return -libc::ERANGE;
+    }
+    let own = fake.settings.lock().unwrap().get("image").cloned();
+    for at in 0..COUNT as usize {
+        let (name, value) = match &own {
+            Some(value) if at == 299 => ("rbd_cache", value.as_str()),
+            _ => ("rbd_cache_size", "true"),
+        };
+        let text = |text: &str| CString::new(text).unwrap().into_raw();
+        let option = ConfigOption {
+            name: text(name),
+            value: text(value),
+            source: 2,
+        };
+        unsafe { options.add(at).write(option) };
+    }
+    0
+}
+
+unsafe extern "C" fn rbd_config_image_list_cleanup(options: *mut ConfigOption, count: c_int) {
+    for at in 0..count as usize {
+        let option = unsafe { *options.add(at) };
+        drop(unsafe {
+            (
+                CString::from_raw(option.name),
+                CString::from_raw(option.value),
+            )
+        });
+    }
 }
 
 unsafe extern "C" fn rbd_resize2(

@@ -22,6 +22,7 @@ fn a_failure_to_open_says_what_to_do_and_leaves_nothing_open() {
         ("rados_ioctx_create", libc::ENOENT, "osd pool ls"),
         ("rbd_open", libc::ENOENT, "create pool/disk --size 8G"),
         ("rbd_open", libc::EPERM, "profile rbd"),
+        ("rbd_config_image_list", libc::EIO, "the image's settings"),
         ("rbd_get_features", libc::EIO, "features"),
         ("rbd_get_id", libc::EIO, "the id of"),
         ("rados_cluster_fsid", libc::EIO, "the cluster's name"),
@@ -44,6 +45,28 @@ fn a_failure_to_open_says_what_to_do_and_leaves_nothing_open() {
         rig.fake.fail(function, 0);
         rig.open();
     }
+}
+
+#[test]
+fn an_image_with_a_cache_of_its_own_is_refused() {
+    let rig = Rig::new();
+    let set = |value: &str| {
+        let mut settings = rig.fake.settings.lock().unwrap();
+        settings.insert("image".to_owned(), value.to_owned());
+    };
+    for value in ["true", "TRUE", "1", "maybe"] {
+        set(value);
+        let error = rig.try_open(&rig.options()).err().unwrap().to_string();
+        assert!(
+            error.contains("config image rm pool/disk rbd_cache"),
+            "{error}"
+        );
+        // Nothing is written, so nothing can be lost.
+        rig.try_open(&rig.options().read_only(true)).unwrap();
+    }
+    set("false");
+    rig.open();
+    assert_eq!(rig.fake.opened(), [0; 5]);
 }
 
 #[test]
