@@ -65,7 +65,9 @@ case $boots in
     dd if=/dev/urandom of=/random bs=64k count=4 2>/dev/null
     for disk in $disks; do
         dd if=/random of=/dev/$disk bs=64k oflag=direct 2>/dev/null
-        for round in 1 2 3; do
+        # Requests are in flight on the slow ones at any moment; the other is tried twice.
+        for round in 1 2; do
+            [ $round = 1 ] || [ $disk = vdc ] || continue
             in_flight $disk
             slot=$(slot_of $disk)
             echo $slot >/sys/bus/pci/drivers/virtio-pci/unbind
