@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # about: a qcow2 image with layers as /dev/vda of the host and in a container: limited, measured, drained, backed up
-# lab: modules=virtio_vdpa,virtio_blk,vduse binaries=vblk timeout=90
+# lab: modules=virtio_vdpa,virtio_blk,vduse binaries=vblk timeout=180
 
 . /lab/lib.sh
 . /lab/vduse.sh

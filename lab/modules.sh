@@ -4,7 +4,7 @@
 #
 # about: the kernel has vDPA, VDUSE, vhost-vdpa and nested KVM, and their control devices appear
 # lab: modules=irqbypass,vhost_iotlb,vhost,vdpa,virtio_vdpa,vhost_vdpa,virtio_blk,vduse,kvm,kvm_amd
-# lab: timeout=60
+# lab: timeout=120
 
 . /lab/lib.sh
 

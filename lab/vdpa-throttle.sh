@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # about: a qcow2 image through vhost-vdpa to a guest: limited to 2,000 operations a second on the slow path, then fast again
-# lab: cpus=2 modules=vhost_iotlb,vhost,vdpa,vhost_vdpa,vduse timeout=90
+# lab: cpus=2 modules=vhost_iotlb,vhost,vdpa,vhost_vdpa,vduse timeout=180
 # lab: binaries=vblk,vhost-vdpa-frontend/vhost-vdpa-throttle
 
 . /lab/lib.sh

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # about: one command makes /dev/vda or /dev/vhost-vdpa-0 of an image, and SIGTERM undoes it all
-# lab: modules=vhost_iotlb,vhost,vdpa,virtio_vdpa,virtio_blk,vduse binaries=vblk timeout=60
+# lab: modules=vhost_iotlb,vhost,vdpa,virtio_vdpa,virtio_blk,vduse binaries=vblk timeout=120
 
 . /lab/lib.sh
 . /lab/vduse.sh

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # about: a process with its own mounts and user namespace, that has only the device node, uses a VDUSE disk
-# lab: modules=virtio_vdpa,virtio_blk,vduse binaries=vblk timeout=60
+# lab: modules=virtio_vdpa,virtio_blk,vduse binaries=vblk timeout=120
 
 . /lab/lib.sh
 . /lab/vduse.sh

@@ -71,7 +71,7 @@ impl Default for Machine {
         Self {
             cpus: 2,
             memory: 1024,
-            timeout: Duration::from_secs(120),
+            timeout: Duration::from_secs(180),
             modules: Vec::new(),
             binaries: Vec::new(),
             gnu: Vec::new(),
