@@ -67,8 +67,9 @@ impl RbdQueue {
         let name = &self.image.target().name;
         match word {
             Word::Waiting(count, time) => log::warn!(
-                "{name}: {count} operations wait for the cluster, the oldest for {} s: `ceph status` shows what is \
-                 wrong with it",
+                "{name}: the cluster does not respond to {count} operation{}, the oldest waits for {} s: `ceph status` \
+                 shows what is wrong with it",
+                if *count == 1 { "" } else { "s" },
                 time.as_secs()
             ),
             Word::Over(time) => {

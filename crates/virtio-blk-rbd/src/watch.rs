@@ -5,6 +5,7 @@
 
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
@@ -22,6 +23,8 @@ pub(crate) struct Watch {
     number: u64,
     /// What the library has the address of.
     ring: Box<SyncSender<()>>,
+    /// The thread must not use the image any more.
+    over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -42,11 +45,15 @@ impl Watch {
         // One ring that was not heard yet stands for all that come meanwhile.
         let (ring, rings) = sync_channel(1);
         let mut ring = Box::new(ring);
-        let text = name.to_owned();
+        let over = Arc::new(AtomicBool::new(false));
+        let (text, ends) = (name.to_owned(), over.clone());
         let thread = std::thread::Builder::new()
             .name("rbd-watch".to_owned())
             .spawn(move || {
                 for () in rings {
+                    if ends.load(Ordering::Acquire) {
+                        return;
+                    }
                     // SAFETY: the image is open until this thread has ended, as the caller of `start` guarantees.
                     match unsafe { ask(api, image) } {
                         Ok(bytes) => size.set(bytes),
@@ -70,6 +77,7 @@ impl Watch {
             image,
             number,
             ring,
+            over,
             thread,
         })
     }
@@ -79,11 +87,13 @@ impl Watch {
         // SAFETY: the image is open; the number is what the library gave.
         let code = unsafe { (self.api.rbd_update_unwatch)(self.image, self.number) };
         if code < 0 {
-            // It may still call.
+            // The library may still ring, but nobody hears it: the image is about to be closed.
+            self.over.store(true, Ordering::Release);
+            wake(&self.ring);
             Box::leak(self.ring);
-            return;
+        } else {
+            drop(self.ring);
         }
-        drop(self.ring);
         // It panicked if this fails, and has said so.
         let _ = self.thread.join();
     }
@@ -93,7 +103,13 @@ impl Watch {
 unsafe extern "C" fn changed(ring: *mut c_void) {
     // SAFETY: the address that `Watch::start` gave; the sender is there until no more calls come.
     let ring = unsafe { &*ring.cast_const().cast::<SyncSender<()>>() };
+    wake(ring);
+}
+
+/// Has the thread look.
+fn wake(ring: &SyncSender<()>) {
     match ring.try_send(()) {
+        // It is about to look in any case, or has ended.
         Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
     }
 }

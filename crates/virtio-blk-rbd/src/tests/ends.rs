@@ -115,6 +115,18 @@ fn closing_has_an_end() {
     }
 }
 
+/// Then the library may still call, with an image that is closed.
+#[test]
+fn a_watch_that_cannot_be_ended_does_nothing_any_more() {
+    let rig = Rig::new();
+    rig.fake.fail("rbd_update_unwatch", -libc::ENOENT);
+    drop(rig.open());
+    assert_eq!(rig.fake.opened(), [0; 5]);
+    rig.fake.take_calls();
+    rig.fake.resize(2 * LEN);
+    assert_eq!(rig.fake.take_calls(), [""; 0]);
+}
+
 #[test]
 fn a_timeout_is_the_librarys() {
     let rig = Rig::new();
