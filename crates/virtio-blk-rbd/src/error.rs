@@ -60,6 +60,19 @@ pub enum RbdError {
         /// The file that it has locked.
         path: PathBuf,
     },
+    /// Somebody has locked the image by a command, and not as the library does.
+    #[error(
+        "{client} at {address} has locked the image by hand (`rbd lock add`): if nobody uses it any more, `{command}` \
+         unlocks it"
+    )]
+    Locked {
+        /// As whom the cluster knows the owner of the lock.
+        client: String,
+        /// Where it was.
+        address: String,
+        /// What ends it.
+        command: String,
+    },
     /// The image can't be used as a disk.
     #[error("the image can't be used: {0}")]
     Image(String),

@@ -248,6 +248,22 @@ impl Opened {
                 options.name()
             );
         }
+        let lockers = self.lockers()?;
+        let by_hand = |locker: &&Locker| !locker.cookie.starts_with(AUTOMATIC);
+        if let Some(locker) = lockers.iter().find(by_hand) {
+            // librbd would wait for its end for ever.
+            return Err(RbdError::Locked {
+                client: locker.client.clone(),
+                address: locker.address.clone(),
+                command: format!(
+                    "rbd{} lock rm {} '{}' {}",
+                    options.words(),
+                    options.name(),
+                    locker.cookie,
+                    locker.client
+                ),
+            });
+        }
         let Some(directory) = options.state_directory() else {
             return Ok(None);
         };
@@ -265,7 +281,7 @@ impl Opened {
         if let Some(before) = before
             && features & FEATURE_EXCLUSIVE_LOCK != 0
         {
-            self.break_lock(&before);
+            self.break_lock(&before, &lockers);
         }
         claim
             .note(&Client::new(self.cluster.instance()))
@@ -278,12 +294,13 @@ impl Opened {
     }
 
     /// Takes the image's lock away from a client that is known to be dead, if it has it.
-    fn break_lock(&self, dead: &Client) {
+    fn break_lock(&self, dead: &Client, lockers: &[Locker]) {
         let OpenHandle { api, image, name } = &self.handle;
-        let Some(address) = self.address_of_locker(dead) else {
+        let Some(locker) = lockers.iter().find(|locker| locker.client == dead.name()) else {
             return;
         };
-        let Ok(owner) = text(&address, "the address") else {
+        let address = &locker.address;
+        let Ok(owner) = text(address, "the address") else {
             return;
         };
         let began = Instant::now();
@@ -309,9 +326,12 @@ impl Opened {
         }
     }
 
-    /// The address of a client, if it has a lock on the image.
-    fn address_of_locker(&self, client: &Client) -> Option<String> {
-        let OpenHandle { api, image, .. } = &self.handle;
+    /// Who has a lock on the image.
+    ///
+    /// # Errors
+    /// The cluster's.
+    fn lockers(&self) -> Result<Vec<Locker>, RbdError> {
+        let OpenHandle { api, image, name } = &self.handle;
         let mut exclusive = 0;
         let mut lists: [Vec<c_char>; 4] = std::array::from_fn(|_| vec![0; LIST]);
         let mut lengths = [LIST; 4];
@@ -332,13 +352,33 @@ impl Opened {
                 addresses_len,
             )
         };
-        let count = usize::try_from(count).ok()?;
-        let at = entries(clients)
-            .take(count)
-            .position(|name| name == client.name())?;
-        entries(addresses).take(count).nth(at)
+        let Ok(count) = usize::try_from(count) else {
+            let what = format!("ask who has a lock on {name}");
+            return Err(RbdError::call(what, count as i64, ""));
+        };
+        let each = entries(clients)
+            .zip(entries(cookies))
+            .zip(entries(addresses));
+        let locker = |((client, cookie), address)| Locker {
+            client,
+            cookie,
+            address,
+        };
+        Ok(each.take(count).map(locker).collect())
     }
 }
+
+/// Who has a lock on an image.
+struct Locker {
+    /// As the cluster writes it.
+    client: String,
+    /// The client's own name for the lock.
+    cookie: String,
+    address: String,
+}
+
+/// What the names of librbd's own locks begin with.
+const AUTOMATIC: &str = "auto ";
 
 /// The texts of a list, each up to its zero byte.
 fn entries(list: &[c_char]) -> impl Iterator<Item = String> {

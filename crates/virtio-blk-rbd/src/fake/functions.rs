@@ -308,7 +308,7 @@ unsafe extern "C" fn rbd_list_lockers(
         put("internal", tag, *tag_len);
         put(&names.join("\0"), clients, *clients_len);
         put(
-            &vec!["auto 1"; names.len()].join("\0"),
+            &vec![fake.cookie.lock().unwrap().as_str(); names.len()].join("\0"),
             cookies,
             *cookies_len,
         );

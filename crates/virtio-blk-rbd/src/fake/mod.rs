@@ -40,6 +40,8 @@ pub(crate) struct Fake {
     pub features: AtomicU64,
     /// Names and addresses of who has a lock.
     pub lockers: Mutex<Vec<(String, String)>>,
+    /// The name of their locks.
+    pub cookie: Mutex<String>,
     pub broken: Mutex<Vec<String>>,
     pub settings: Mutex<HashMap<String, String>>,
     watch: Mutex<Option<(UpdateCallback, usize)>>,
@@ -77,6 +79,7 @@ impl Fake {
             held: Mutex::default(),
             features: AtomicU64::new(0xff),
             lockers: Mutex::default(),
+            cookie: Mutex::new("auto 1".to_owned()),
             broken: Mutex::default(),
             settings: Mutex::default(),
             watch: Mutex::default(),

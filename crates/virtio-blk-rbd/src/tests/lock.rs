@@ -92,6 +92,25 @@ fn the_name_is_noted_before_anything_can_be_locked() {
 }
 
 #[test]
+fn an_image_that_is_locked_by_hand_is_refused() {
+    let rig = Rig::new();
+    rig.killed(17);
+    rig.locked_by(&[("client.17", "10.0.0.1:0/99")]);
+    *rig.fake.cookie.lock().unwrap() = "mine".to_owned();
+    for state in [State::Off, State::In(rig.state.path().to_owned())] {
+        let error = rig.try_open(&rig.options().state(state)).err().unwrap();
+        let text = error.to_string();
+        assert!(
+            text.contains("lock rm pool/disk 'mine' client.17"),
+            "{text}"
+        );
+    }
+    assert_eq!(rig.broken(), [""; 0]);
+    // Nothing is written there.
+    rig.try_open(&rig.options().read_only(true)).unwrap();
+}
+
+#[test]
 fn a_lock_that_cannot_be_broken_is_waited_for() {
     let rig = Rig::new();
     rig.killed(17);
