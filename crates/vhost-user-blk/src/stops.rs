@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a stop takes at most, unless [`ServerOptions::stop_time`] says otherwise.
+/// How long a stop takes at most, unless [`ServerOptions::stop_time`](crate::ServerOptions::stop_time) says otherwise.
 pub const STOP_TIME: Duration = Duration::from_secs(5);
 
 /// Queues whose disk did not finish in time.

@@ -18,11 +18,13 @@ use vmm_sys_util::terminal::Terminal;
 use crate::boot::Linux;
 use crate::builtin::Task;
 use crate::bus::lock;
-use crate::control::{self, Command, Way};
+use crate::config::{Config, Payload, Transport};
+use crate::control;
 use crate::disks::OpenDisk;
 use crate::error::{Error, Result};
+use crate::event::{Command, Event, Way};
 use crate::legacy::{self, Console};
-use crate::machine::{Config, Event, Machine, Payload, Transport};
+use crate::machine::Machine;
 use crate::snapshot::{SavedDisk, Snapshot};
 use crate::vcpu;
 

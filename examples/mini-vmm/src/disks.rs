@@ -21,8 +21,8 @@ use virtio_blk_disks::stack::{Groups, LayerArg, Stack, StackArg};
 use virtio_blk_disks::{MemoryDisk, RawOptions};
 use virtio_blk_qcow2::Qcow2File;
 
+use crate::config::Transport;
 use crate::error::{Error, Result};
-use crate::machine::Transport;
 use crate::virtio::vdpa::VdpaSource;
 
 /// The kinds of disks of our own.

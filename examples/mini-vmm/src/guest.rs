@@ -13,9 +13,11 @@ use vhost_vdpa_frontend::PathSwitch;
 
 use crate::builtin::Task;
 use crate::bus::lock;
+use crate::config::{Config, Payload};
 use crate::disks::OpenDisk;
 use crate::error::{Error, Result};
-use crate::machine::{Config, Event, Machine, Payload};
+use crate::event::Event;
+use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::vcpu;
 

@@ -14,8 +14,8 @@ use vm_superio::{I8042Device, Serial, Trigger};
 
 use crate::bus::{Bus, BusDevice, Shared, lock};
 use crate::error::{Error, Result};
+use crate::event::Event;
 use crate::interrupt::{LineTrigger, Router};
-use crate::machine::Event;
 use crate::memory::{Memory, RESET_VECTOR};
 
 pub const SERIAL_PORT: u16 = 0x3f8;

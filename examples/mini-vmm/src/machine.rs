@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::disk::Disk;
@@ -18,13 +17,14 @@ use virtio_blk_core::spec::feature;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::acpi::{self, MmioDevice};
-use crate::boot::{self, Linux};
-use crate::builtin::{self, Task};
+use crate::boot;
+use crate::builtin;
 use crate::bus::lock;
-use crate::control::Request;
+use crate::config::{Config, Payload, Transport};
 use crate::cpu::{self, CpuState, Entry};
 use crate::disks::{OpenDisk, Source};
 use crate::error::{Context, Error, Result};
+use crate::event::Event;
 use crate::interrupt::Router;
 use crate::legacy::{self, Console, Output};
 use crate::memory::{self, KVM_TSS, MMIO_SLOT, MMIO_WINDOW, Memory, PCI_WINDOW, PCI_WINDOW_SIZE};
@@ -35,45 +35,6 @@ use crate::virtio::mmio::MmioBlock;
 use crate::virtio::pci::{BAR_SIZE, PciBlock};
 use crate::virtio::vdpa::VdpaDisk;
 use crate::virtio::{Block, MachineDisk, OwnDisk};
-
-/// What happens to a machine, told to its owner.
-#[derive(Debug)]
-pub enum Event {
-    /// The guest wants to start again.
-    Reset,
-    /// The guest switched itself off; a status for the shell.
-    PowerOff(u8),
-    /// It can't continue.
-    Failed(Error),
-    /// Somebody asks for something.
-    Control(Request),
-    /// The guest printed a line, and the console's output comes here ([`crate::BuiltinGuest`]).
-    Line(String),
-}
-
-/// How a disk is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Transport {
-    Pci,
-    Mmio,
-}
-
-/// What is run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub enum Payload {
-    Linux(Linux),
-    /// The built-in guest.
-    Builtin(Task),
-}
-
-/// A machine to build.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Config {
-    /// Bytes.
-    pub memory: u64,
-    pub cpus: u8,
-    pub payload: Payload,
-}
 
 /// A disk's registers.
 enum Attached {

@@ -17,10 +17,10 @@ use kvm_ioctls::VmFd;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::config::Config;
 use crate::cpu::CpuState;
 use crate::error::{Context, Error, OnFile, Result};
 use crate::legacy::SavedConsole;
-use crate::machine::Config;
 use crate::memory::Memory;
 use crate::virtio::mmio::SavedMmio;
 use crate::virtio::pci::SavedPci;

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::acpi::{self, MmioDevice};
 use crate::boot::{self, Linux};
 use crate::bus::{Bus, BusDevice, lock};
-use crate::control::{Command, Way};
+use crate::event::{Command, Way};
 use crate::memory::{ACPI_TABLES, COMMAND_LINE, MMIO_WINDOW, ZERO_PAGE, allocate, ranges};
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::{BarWindow, ConfigPorts, HostBridge, PciBus};

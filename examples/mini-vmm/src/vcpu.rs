@@ -20,7 +20,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use crate::bus::{Bus, lock};
 use crate::cpu::{self, CpuState};
 use crate::error::{Context, Error, Result};
-use crate::machine::Event;
+use crate::event::Event;
 
 /// What a vCPU's thread can be told.
 enum Command {

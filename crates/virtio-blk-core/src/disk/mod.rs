@@ -84,7 +84,7 @@ pub trait Disk: Send + Sync {
     /// while it is in use takes it here and reads anew what it knows of the medium (size, tables).
     /// Returns at once if the disk is active already. May wait for another owner's lock, for a bounded
     /// time that the implementer states. A transport that can't wait leaves this and
-    /// [`Disk::deactivate`] to a [`Medium`](crate::runner::Medium) (feature `thread`).
+    /// [`Disk::deactivate`] to a `runner::Medium` (feature `thread`).
     ///
     /// # Errors
     /// Somebody else uses the medium, or it changed in a way the driver was not told of. The disk stays
@@ -237,7 +237,7 @@ pub enum Wait<'a> {
 /// [`IoQueue::release_held`] lets go of that, [`IoQueue::cancel`] ends what can be ended, and neither call
 /// waits. What the medium itself does not finish can't be hurried: dropping the queue then blocks, and the
 /// transport leaves that to a thread it does not wait for
-/// ([`QueueThread::detach`](crate::runner::QueueThread::detach)). The buffers stay mapped until the queue is
+/// (`runner::QueueThread::detach`). The buffers stay mapped until the queue is
 /// dropped, however late.
 ///
 /// **Hostile operations.** Offsets, lengths and alignment come from a guest. The caller has checked

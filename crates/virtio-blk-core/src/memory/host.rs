@@ -32,7 +32,7 @@ impl HostMemory {
     /// # Safety
     /// The range is mapped, readable and writable, from any thread, for as long as `keep` lives, and no
     /// reference into it exists meanwhile. (Memory that is mapped read-only may be given too, if it only
-    /// ever enters an [`super::IotlbMapping`] without write permission.)
+    /// ever enters an `IotlbMapping` without write permission.)
     pub unsafe fn new(base: *mut u8, len: usize, keep: Arc<dyn KeepAlive>) -> Self {
         Self { base, len, keep }
     }

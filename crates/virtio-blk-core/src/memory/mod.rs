@@ -3,7 +3,7 @@
 
 //! Guest memory resolved to host addresses, once per memory map instead of once per field.
 //!
-//! [`GuestMap`] translates ranges over any [`vm_memory::GuestMemory`]: a plain memory map through a table
+//! `GuestMap` translates ranges over any [`vm_memory::GuestMemory`]: a plain memory map through a table
 //! of its regions, I/O virtual memory (`Iotlb`, feature `iotlb`) through a table of its mappings, any other translated one
 //! (vm-memory's `IommuMemory`) through its own lookup, behind checks that keep addresses from wrapping.
 //! `RingArea` is a ring structure resolved for repeated access.

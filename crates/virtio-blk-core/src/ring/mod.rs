@@ -3,7 +3,7 @@
 
 //! The device side of a virtqueue (virtio 1.4, 2.6 to 2.8).
 //!
-//! [`Ring`] is what a queue runner needs of any layout; [`SplitRing`] is the split layout. A ring resolves
+//! `Ring` is what a queue runner needs of any layout; `SplitRing` is the split layout. A ring resolves
 //! its structures once into host memory, reads every descriptor exactly once into private memory, takes
 //! chains of up to [`MAX_CHAIN`] descriptors whatever the queue's size, publishes used entries in batches with one index store, and **latches** the first fatal error: from
 //! then on every call returns it and nothing is read or written any more.

@@ -5,8 +5,8 @@
 //!
 //! A [`QueueRunner`] has no thread and no event loop. Its embedder calls [`QueueRunner::service`] when the
 //! driver kicked, when the disk's [`Wait`] fires, or all the time; and [`QueueRunner::stop`] to get the
-//! queue's state back. [`QueueThread`] (feature `thread`) and [`QueueSubscriber`] (feature
-//! `event-manager`) are ready-made callers; a [`QueueSet`] (feature `thread`) has the threads of a device's queues.
+//! queue's state back. `QueueThread` (feature `thread`) and `QueueSubscriber` (feature
+//! `event-manager`) are ready-made callers; a `QueueSet` (feature `thread`) has the threads of a device's queues.
 //!
 //! Whatever the driver does, each chain taken is added to the used ring exactly once, or named in
 //! [`Stopped::in_flight`]. The exception is a ring that breaks: nothing is written to it any more, so

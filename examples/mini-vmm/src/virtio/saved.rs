@@ -13,7 +13,6 @@ use virtio_blk_core::spec::status;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Block;
-use super::vdpa::Calls;
 use crate::error::{Error, Result};
 
 /// A device, its queues and its driver's progress.
@@ -121,12 +120,12 @@ impl Block {
         }
         let enabled = (0..).zip(&self.queues);
         let enabled = enabled.filter(|(_, queue)| runs && queue.state.ready);
-        let calls = self.calls.as_ref().map_or(&[][..], Calls::events);
+        let calls: Vec<_> = self.calls().collect();
         let queues = enabled.map(|(index, queue)| RestoredQueue {
             index,
             state: queue.state,
             kick: queue.kick.clone(),
-            call: calls.get(usize::from(index)).cloned(),
+            call: calls.get(usize::from(index)).map(|&call| call.clone()),
         });
         self.disk
             .restore(&saved.backend, saved.status, queues.collect())?;

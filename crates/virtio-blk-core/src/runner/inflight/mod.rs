@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use vm_memory::{AtomicInteger, VolatileMemory, VolatileSlice};
 
+#[cfg(any(test, feature = "internals"))]
 use super::InFlightLog;
 use crate::guest_abi::{AbiError, GuestAbi};
 use crate::memory::HostMemory;
