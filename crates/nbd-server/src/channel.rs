@@ -8,13 +8,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::time::Instant;
+#[cfg(feature = "tls")]
+use virtio_blk_nbd::tls_session::{TlsSession, Transfer};
 
 /// A socket that is neither waited for nor a source of signals, plain or under TLS. Descriptors that a client sends along
 /// are not received.
 pub(crate) struct Channel {
     socket: OwnedFd,
     #[cfg(feature = "tls")]
-    tls: Option<Box<crate::tls::Session>>,
+    tls: Option<Box<TlsSession>>,
 }
 
 /// What a transfer came to.
@@ -26,6 +28,17 @@ pub(crate) enum Moved {
     WouldBlock,
     /// The peer sends no more.
     End,
+}
+
+#[cfg(feature = "tls")]
+impl From<Transfer> for Moved {
+    fn from(transfer: Transfer) -> Self {
+        match transfer {
+            Transfer::Bytes(bytes) => Self::Bytes(bytes),
+            Transfer::WouldBlock => Self::WouldBlock,
+            Transfer::End => Self::End,
+        }
+    }
 }
 
 fn outcome(result: libc::ssize_t) -> io::Result<Moved> {
@@ -93,7 +106,7 @@ impl Channel {
 
     /// From here on everything is under TLS.
     #[cfg(feature = "tls")]
-    pub(crate) fn secure(&mut self, session: Box<crate::tls::Session>) {
+    pub(crate) fn secure(&mut self, session: Box<TlsSession>) {
         self.tls = Some(session);
     }
 
@@ -133,7 +146,7 @@ impl Channel {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             // SAFETY: by the caller's word.
-            return unsafe { tls.receive(self.socket.as_fd(), segments) };
+            return unsafe { tls.receive(self.socket.as_fd(), segments) }.map(Moved::from);
         }
         let mut message = message(segments);
         // SAFETY: the descriptor is open, the message refers to segments that are valid by the caller's word.
@@ -154,7 +167,7 @@ impl Channel {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             // SAFETY: by the caller's word.
-            return unsafe { tls.send(self.socket.as_fd(), segments) };
+            return unsafe { tls.send(self.socket.as_fd(), segments) }.map(Moved::from);
         }
         let message = message(segments);
         // SAFETY: the descriptor is open, the message refers to segments that are valid by the caller's word.

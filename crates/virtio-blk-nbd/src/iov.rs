@@ -67,32 +67,6 @@ impl Pieces<'_> {
         covered
     }
 
-    /// Calls `f` with each stretch of `most` bytes from byte `skip` on: bytes before it, its place and its length.
-    /// Returns the bytes of all.
-    #[cfg(feature = "tls")]
-    fn visit(
-        &self,
-        mut skip: usize,
-        most: usize,
-        mut f: impl FnMut(usize, *mut u8, usize),
-    ) -> usize {
-        let mut done = 0;
-        for piece in self.list.iter() {
-            if skip >= piece.iov_len {
-                skip -= piece.iov_len;
-                continue;
-            }
-            let len = (piece.iov_len - skip).min(most - done);
-            if len == 0 {
-                break;
-            }
-            f(done, piece.iov_base.cast::<u8>().wrapping_add(skip), len);
-            done += len;
-            skip = 0;
-        }
-        done
-    }
-
     fn header(&self) -> libc::msghdr {
         // SAFETY: all zeroes is an empty message.
         let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -143,17 +117,10 @@ impl<'a> Outbound<'a> {
         outcome(unsafe { libc::sendmsg(socket.as_raw_fd(), &header, flags) })
     }
 
-    /// Copies bytes from byte `skip` on to `out`. Returns how many.
+    /// The pieces.
     #[cfg(feature = "tls")]
-    pub(crate) fn copy_to(&self, skip: usize, out: &mut [u8]) -> usize {
-        let room = out.len();
-        self.0.visit(skip, room, |done, base, len| {
-            if let Some(out) = out.get_mut(done..done + len) {
-                // SAFETY: `base` is in a piece, valid for reads of `len` bytes as long as `self`; `out` is memory of
-                // our own of that length.
-                unsafe { std::ptr::copy_nonoverlapping(base, out.as_mut_ptr(), len) };
-            }
-        })
+    pub(crate) fn segments(&self) -> &[libc::iovec] {
+        self.0.list
     }
 }
 
@@ -187,15 +154,9 @@ impl<'a> Inbound<'a> {
         outcome(unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_DONTWAIT) })
     }
 
-    /// Copies `data` to where the pieces have byte `skip`. Returns how many bytes there was room for.
+    /// The pieces.
     #[cfg(feature = "tls")]
-    pub(crate) fn copy_from(&mut self, skip: usize, data: &[u8]) -> usize {
-        self.0.visit(skip, data.len(), |done, base, len| {
-            if let Some(data) = data.get(done..done + len) {
-                // SAFETY: `base` is in a piece, valid for writes of `len` bytes as long as `self`; `data` is memory
-                // of our own of that length, which no piece overlaps.
-                unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), base, len) };
-            }
-        })
+    pub(crate) fn segments(&mut self) -> &[libc::iovec] {
+        self.0.list
     }
 }

@@ -22,6 +22,8 @@ mod shared;
 mod socket;
 mod stream;
 mod tls;
+#[cfg(feature = "tls")]
+pub mod tls_session;
 mod waiter;
 
 pub use address::Address;

@@ -29,19 +29,14 @@ mod client {
     use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto};
 
     use super::TlsOptions;
-    use crate::{Address, NbdError};
+    use crate::{Address, NbdError, tls_session};
 
     fn unreadable(path: &Path, error: impl std::fmt::Display) -> NbdError {
         NbdError::Tls(format!("{}: {error}", path.display()))
     }
 
     fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, NbdError> {
-        let found = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-        let found: Vec<_> = found.map_err(|error| unreadable(path, error))?;
-        if found.is_empty() {
-            return Err(unreadable(path, "there is no certificate in it"));
-        }
-        Ok(found)
+        tls_session::certificates(path).map_err(|error| unreadable(path, error))
     }
 
     /// A connection that is about to begin. Files are read each time, as certificates are renewed.

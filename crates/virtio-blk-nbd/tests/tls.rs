@@ -4,87 +4,25 @@
 //! TLS, with nbdkit at the other end.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod certificates;
 #[path = "../../virtio-blk-disks/tests/common/mod.rs"]
 mod common;
 mod fake;
 mod servers;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use certificates::Certificates;
 use common::{Act, BLOCK, Layout, Rig, read, write};
 use fake::{Config, Fake};
 use servers::Server;
 use virtio_blk_core::disk::Disk;
 use virtio_blk_nbd::{NbdDisk, NbdOptions, TlsOptions};
 
-/// A directory with certificates by the names that nbdkit gives them: of an authority, and of a server and a client that it
-/// signed.
-struct Certificates(tempfile::TempDir);
-
-fn openssl(directory: &Path, line: &str) {
-    let status = Command::new("openssl")
-        .args(line.split(' '))
-        .current_dir(directory)
-        .stderr(Stdio::null())
-        .stdout(Stdio::null())
-        .status();
-    assert!(status.unwrap().success(), "openssl {line}");
-}
-
-impl Certificates {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path();
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-        openssl(
-            path,
-            &format!(
-                "req -x509 {key} -keyout ca-key.pem -out ca-cert.pem -days 2 -subj /CN=authority"
-            ),
-        );
-        std::fs::write(
-            path.join("names"),
-            "subjectAltName=DNS:localhost,IP:127.0.0.1",
-        )
-        .unwrap();
-        for who in ["server", "client"] {
-            openssl(
-                path,
-                &format!("req {key} -keyout {who}-key.pem -out {who}.csr -subj /CN={who}"),
-            );
-            openssl(
-                path,
-                &format!(
-                    "x509 -req -in {who}.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -out {who}-cert.pem \
-                     -days 2 -extfile names"
-                ),
-            );
-        }
-        Self(directory)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn options(&self) -> TlsOptions {
-        TlsOptions {
-            ca: self.path("ca-cert.pem"),
-            ..TlsOptions::default()
-        }
-    }
-
-    fn identity(&self) -> Option<(PathBuf, PathBuf)> {
-        Some((self.path("client-cert.pem"), self.path("client-key.pem")))
-    }
-
-    fn server(&self, tcp: bool, more: &[&str]) -> Server {
-        let certificates = format!("--tls-certificates={}", self.0.path().display());
-        let options = [&["--tls=require", certificates.as_str()], more].concat();
-        Server::nbdkit_with(1 << 20, tcp, &options, &[])
-    }
+fn nbdkit(of: &Certificates, tcp: bool, more: &[&str]) -> Server {
+    let certificates = format!("--tls-certificates={}", of.directory().display());
+    let options = [&["--tls=require", certificates.as_str()], more].concat();
+    Server::nbdkit_with(1 << 20, tcp, &options, &[])
 }
 
 /// Why a disk can't be opened.
@@ -99,7 +37,7 @@ fn refusal(options: &NbdOptions) -> String {
 fn data_is_as_without() {
     let certificates = Certificates::new();
     for tcp in [false, true] {
-        let server = certificates.server(tcp, &[]);
+        let server = nbdkit(&certificates, tcp, &[]);
         let disk = NbdDisk::open(&server.options().tls(certificates.options())).unwrap();
         let mut rig = Rig::new(&disk, 16, BLOCK);
         for round in 0..120_u64 {
@@ -125,7 +63,7 @@ fn data_is_as_without() {
 fn who_is_not_known_is_refused() {
     let certificates = Certificates::new();
     let others = Certificates::new();
-    let server = certificates.server(true, &["--tls-verify-peer"]);
+    let server = nbdkit(&certificates, true, &["--tls-verify-peer"]);
     let with = |tls| server.options().tls(tls);
     let good = TlsOptions {
         identity: certificates.identity(),
@@ -184,7 +122,7 @@ fn a_server_without_tls_is_not_used_in_the_clear() {
 #[test]
 fn a_lost_connection_is_made_anew_with_tls() {
     let certificates = Certificates::new();
-    let mut server = certificates.server(false, &[]);
+    let mut server = nbdkit(&certificates, false, &[]);
     let options = server.options().tls(certificates.options()).reconnect(30);
     let disk = NbdDisk::open(&options).unwrap();
     let mut queue = disk.open_queue(1).unwrap();
