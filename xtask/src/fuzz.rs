@@ -22,6 +22,9 @@ pub struct Args {
     /// How long to continue with each target after its seeds; 0: only the seeds
     #[arg(long, default_value_t = 60)]
     seconds: u32,
+    /// So many executions of each target instead, those of its seeds included
+    #[arg(long, conflicts_with = "seconds")]
+    runs: Option<u32>,
 }
 
 /// The sanitizers need it.
@@ -72,7 +75,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     let programs = fuzz.join(PROGRAMS).join(host()?).join("release");
     let lines = targets
         .into_iter()
-        .map(|target| Ok((target, line(&fuzz, &programs, target, args.seconds)?)))
+        .map(|target| Ok((target, line(&fuzz, &programs, target, args)?)))
         .collect::<Result<Vec<_>, Error>>()?;
     side_by_side(lines)?;
     Ok(ExitCode::SUCCESS)
@@ -87,7 +90,7 @@ fn host() -> Result<String, Error> {
 }
 
 /// The command that runs a target, as `cargo fuzz run` does.
-fn line(fuzz: &Path, programs: &Path, target: &str, seconds: u32) -> Result<Command, Error> {
+fn line(fuzz: &Path, programs: &Path, target: &str, args: &Args) -> Result<Command, Error> {
     let seeds = fuzz.join("seeds").join(target);
     let corpus = fuzz.join("corpus").join(target);
     let artifacts = fuzz.join("artifacts").join(target);
@@ -104,12 +107,13 @@ fn line(fuzz: &Path, programs: &Path, target: &str, seconds: u32) -> Result<Comm
     for folder in [&corpus, &artifacts] {
         fs::create_dir_all(folder).map_err(|source| failed(folder, source))?;
     }
-    println!("fuzzing {target}: {count} seeds, then {seconds} s");
     // libFuzzer counts the seeds as runs; 0 runs means the seeds and no more.
-    let limit = match seconds {
-        0 => "-runs=0".into(),
-        seconds => format!("-max_total_time={seconds}"),
+    let (long, limit) = match (args.runs, args.seconds) {
+        (Some(runs), _) => (format!("{runs} runs in all"), format!("-runs={runs}")),
+        (None, 0) => ("nothing".to_owned(), "-runs=0".to_owned()),
+        (None, seconds) => (format!("{seconds} s"), format!("-max_total_time={seconds}")),
     };
+    println!("fuzzing {target}: {count} seeds, then {long}");
     let mut line = command(programs.join(target), [limit.as_str()]);
     line.arg(format!("-artifact_prefix={}/", artifacts.display()))
         .args(["-timeout=30", "-rss_limit_mb=2048", "-print_final_stats=1"])

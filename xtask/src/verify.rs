@@ -5,7 +5,7 @@
 
 use std::process::ExitCode;
 
-use crate::command::{Error, command, run as execute, target_dir};
+use crate::command::{Error, command, need_program, run as execute, target_dir};
 
 /// Options of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -13,6 +13,9 @@ pub struct Args {
     /// A quarter of the requests of each run
     #[arg(long, conflicts_with = "client")]
     quick: bool,
+    /// Through servers of network block devices instead: our own, nbdkit and qemu-nbd
+    #[arg(long, conflicts_with = "client")]
+    nbd: bool,
     /// For the client instead of the usual runs: see `cargo xtask verify -- --help`
     #[arg(last = true)]
     client: Vec<String>,
@@ -25,6 +28,13 @@ const RUNS: &[(u32, &[&str])] = &[
     (250_000, &["--disk=raw", "--seed=2"]),
     (250_000, &["--disk=raw", "--engine=sync", "--seed=3"]),
     (1_000_000, &["--disk=memory", "--seed=4"]),
+];
+
+/// What is run through servers of network block devices.
+const NBD_RUNS: &[(u32, &[&str])] = &[
+    (2_000_000, &["--nbd=vblk", "--dir=/dev/shm", "--seed=5"]),
+    (2_000_000, &["--nbd=nbdkit", "--dir=/dev/shm", "--seed=6"]),
+    (2_000_000, &["--nbd=qemu-nbd", "--dir=/dev/shm", "--seed=7"]),
 ];
 
 /// Builds client and server for speed, and runs the one against the other.
@@ -45,7 +55,12 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         )
     };
     if args.client.is_empty() {
-        for (requests, run) in RUNS {
+        let runs = if args.nbd { NBD_RUNS } else { RUNS };
+        if args.nbd {
+            need_program("nbdkit", "nbdkit")?;
+            need_program("qemu-nbd", "qemu-utils")?;
+        }
+        for (requests, run) in runs {
             let requests = if args.quick { requests / 4 } else { *requests };
             let ops = format!("--ops={requests}");
             let run = [run, &[ops.as_str()][..]].concat();

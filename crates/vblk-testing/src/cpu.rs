@@ -36,6 +36,26 @@ pub fn of_process(pid: u32) -> Result<Duration, Error> {
     ))
 }
 
+/// User and system time of all processes that this one has started and waited for.
+///
+/// # Errors
+/// The kernel's.
+pub fn of_children() -> Result<Duration, Error> {
+    // SAFETY: all zeroes is a value of this plain structure.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is valid.
+    if unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) } != 0 {
+        return Err(Error::io("the CPU time of the children")(
+            io::Error::last_os_error(),
+        ));
+    }
+    let of = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.cast_unsigned())
+            + Duration::from_micros(time.tv_usec.cast_unsigned())
+    };
+    Ok(of(usage.ru_utime) + of(usage.ru_stime))
+}
+
 /// Time that the CPUs of this machine were not idle, in sum, to a hundredth of a second.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ pub mod frontend;
 pub mod kills;
 pub mod load;
 pub mod model;
+pub mod nbd;
 pub mod pattern;
 pub mod server;
 pub mod throttle;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use vblk_testing::client_disk::{self, ClientDisk};
 use vblk_testing::server::{self, Config as ServerConfig, Disk, Program};
-use vblk_testing::{Error, compare, kills, pattern, throttle, verify};
+use vblk_testing::{Error, compare, kills, nbd, pattern, throttle, verify};
 use vduse_backend::{Linux, Server, ServerOptions};
 use virtio_blk_core::device::{Device, DeviceOptions};
 use virtio_blk_core::spec::feature::ACCESS_PLATFORM;
@@ -29,6 +29,8 @@ enum Command {
     Verify(Verify),
     /// I/Os per second and CPU time of vblk and qemu-storage-daemon, in one run.
     Compare(Compare),
+    /// Clients and servers of network block devices, in one run (needs nbdkit, qemu-nbd, qemu-storage-daemon, fio, nbdcopy).
+    CompareNbd(CompareNbd),
     /// How exactly limits are kept; fails if one is off by more than 2 percent. Wants a quiet machine.
     Throttle(Throttle),
     /// Kills vblk with -9 under load, again and again, and looks whether anything was lost or done twice.
@@ -122,6 +124,25 @@ struct Compare {
     parts: Vec<compare::Part>,
 }
 
+#[derive(Debug, Args)]
+struct CompareNbd {
+    /// Where the vblk program is.
+    #[arg(long, default_value = "vblk")]
+    vblk: PathBuf,
+    /// Where to put the image [default: the directory for temporary files].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Seconds of each measurement.
+    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
+    seconds: f64,
+    /// Measurements of each.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only what has this in its words: "client nbdkit vblk", "fio vblk", "nbdcopy qemu-nbd". Can be repeated.
+    #[arg(long)]
+    only: Vec<String>,
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(seconds) if (0.01..=3600.0).contains(&seconds) => Ok(seconds),
@@ -161,6 +182,9 @@ struct Verify {
     /// Where to put the image [default: the directory for temporary files].
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// The raw image lies with this server of network block devices.
+    #[arg(long, value_enum, conflicts_with_all = ["socket", "name", "engine"])]
+    nbd: Option<nbd::Kind>,
     /// Requests.
     #[arg(long, default_value_t = 2_000_000)]
     ops: u64,
@@ -198,6 +222,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Verify(args) => verify(&args),
         Command::Compare(args) => compare(args),
+        Command::CompareNbd(args) => compare_nbd(args),
         Command::Throttle(args) => throttle(args),
         Command::Kills(args) => kills(args),
         Command::Vduse(args) => vduse(&args),
@@ -226,6 +251,21 @@ fn compare(args: Compare) -> Result<(), Error> {
         parts: args.parts,
     };
     for row in compare::run(&config, |step| eprintln!("{step}"))? {
+        println!("{}", json(&row)?);
+    }
+    Ok(())
+}
+
+/// Prints a line of JSON for each program and load.
+fn compare_nbd(args: CompareNbd) -> Result<(), Error> {
+    let config = nbd::compare::Config {
+        vblk: args.vblk,
+        dir: args.dir.unwrap_or_else(std::env::temp_dir),
+        time: Duration::from_secs_f64(args.seconds),
+        rounds: args.rounds,
+        only: args.only,
+    };
+    for row in nbd::compare::run(&config, |step| eprintln!("{step}"))? {
         println!("{}", json(&row)?);
     }
     Ok(())
@@ -328,10 +368,17 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
         .map_or_else(tempfile::tempdir, tempfile::tempdir_in)
         .map_err(io)?;
     let image = dir.path().join("disk.raw");
+    let mut upstream = None;
     let raw = args.name.is_none() && matches!(args.disk, DiskKind::Raw);
-    let disk = match (&args.name, args.disk) {
-        (Some(name), _) => Disk::Named(name.clone()),
-        (None, DiskKind::Raw) => {
+    let disk = match (&args.name, args.disk, args.nbd) {
+        (Some(name), ..) => Disk::Named(name.clone()),
+        (None, DiskKind::Raw, Some(kind)) => {
+            pattern::create_file(&image, LEN)?;
+            config.initial = pattern::Stamp::FILE;
+            let nbd = upstream.insert(kind.serve(&args.vblk, &image)?);
+            Disk::Nbd(nbd.socket())
+        }
+        (None, DiskKind::Raw, None) => {
             pattern::create_file(&image, LEN)?;
             config.initial = pattern::Stamp::FILE;
             Disk::Raw {
@@ -339,7 +386,7 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
                 engine: args.engine.clone(),
             }
         }
-        (None, DiskKind::Memory) => Disk::Memory(LEN),
+        (None, DiskKind::Memory, _) => Disk::Memory(LEN),
     };
     let server = server::Server::start(&ServerConfig {
         program: match args.server {
@@ -354,6 +401,7 @@ fn verify_started(args: &Verify, mut config: verify::Config) -> Result<verify::R
     config.socket = server.socket();
     let (report, model) = verify::run(&config)?;
     server.stop()?;
+    drop(upstream);
     if raw {
         model.check_file(&image)?;
     }

@@ -44,6 +44,8 @@ pub enum Disk {
         /// On the backing file that it names.
         backing: bool,
     },
+    /// The default export of an NBD server on this unix socket.
+    Nbd(PathBuf),
     /// A DISK with layers, as `vblk` writes it. Only `vblk` has it.
     Named(String),
     /// Memory of that many bytes. Only `vblk` has it.
@@ -93,9 +95,19 @@ impl Server {
     /// # Errors
     /// It can't be started, ends at once, or has no socket after a minute.
     pub fn start(config: &Config) -> Result<Self, Error> {
+        Self::spawn(|socket| command(config, socket))
+    }
+
+    /// Starts what `command` makes for a socket, and waits until that is there.
+    ///
+    /// # Errors
+    /// As for [`Server::start`].
+    pub(crate) fn spawn(
+        command: impl FnOnce(&Path) -> Result<Command, Error>,
+    ) -> Result<Self, Error> {
         let dir = tempfile::tempdir().map_err(Error::io("temporary directory"))?;
         let socket = dir.path().join("socket");
-        let mut command = command(config, &socket)?;
+        let mut command = command(&socket)?;
         let child = command
             .stdin(Stdio::null())
             .spawn()
@@ -222,6 +234,10 @@ fn vblk(program: &Path, config: &Config, socket: &Path) -> Command {
                 disk.push(",backing=allow");
             }
         }
+        Disk::Nbd(socket) => {
+            disk.push("nbd:unix:");
+            disk.push(socket);
+        }
         Disk::Named(name) => disk.push(name),
         Disk::Memory(len) => disk.push(format!("memory:{len}")),
         Disk::Null { len, zero } => disk.push(format!("null:{len},zero={}", on_off(*zero))),
@@ -268,6 +284,10 @@ fn qemu_storage_daemon(config: &Config, socket: &Path) -> Result<Command, Error>
                 blockdev.push(",file.aio=");
                 blockdev.push(engine);
             }
+        }
+        Disk::Nbd(socket) => {
+            blockdev.push("driver=nbd,server.type=unix,server.path=");
+            blockdev.push(socket);
         }
         Disk::Memory(_) | Disk::Named(_) => {
             return Err(Error::Config(

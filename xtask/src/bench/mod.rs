@@ -8,6 +8,7 @@ mod cost;
 mod document;
 mod layers;
 mod machine;
+mod nbd;
 mod paths;
 mod servers;
 mod vdpa;
@@ -40,6 +41,9 @@ pub struct Args {
     /// Only measure the paths of a vDPA device, and moves between them (needs valgrind)
     #[arg(long, conflicts_with_all = ["cost", "servers", "vdpa"])]
     paths: bool,
+    /// Only compare clients and servers of network block devices (needs nbdkit, qemu-nbd, qemu-storage-daemon, nbdcopy, fio)
+    #[arg(long, conflicts_with_all = ["cost", "servers", "vdpa", "paths"])]
+    nbd: bool,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -72,6 +76,8 @@ struct Report {
     vdpa: Option<vdpa::Report>,
     #[serde(skip_serializing_if = "Option::is_none")]
     paths: Option<paths::Report>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nbd: Option<Vec<nbd::Row>>,
 }
 
 /// Measures, prints, and writes it down if asked to.
@@ -87,7 +93,7 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         _ => &["-p", "vblk"],
     });
     execute(&mut build)?;
-    let all = !(args.cost || args.servers || args.vdpa || args.paths);
+    let all = !(args.cost || args.servers || args.vdpa || args.paths || args.nbd);
     let wants = |part: bool| all || part;
     let report = Report {
         instructions: wants(args.cost).then(cost::measure).transpose()?,
@@ -97,6 +103,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
             .transpose()?,
         vdpa: wants(args.vdpa).then(vdpa::measure).transpose()?,
         paths: wants(args.paths).then(paths::measure).transpose()?,
+        nbd: wants(args.nbd)
+            .then(|| nbd::measure(args.seconds, args.rounds, args.dir.as_deref()))
+            .transpose()?,
         machine: machine::Machine::look()?,
     };
     let mut sections = Vec::new();
@@ -114,6 +123,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
     }
     if let Some(report) = &report.paths {
         sections.push(("paths", paths::tables(report)));
+    }
+    if let Some(rows) = &report.nbd {
+        sections.push(("nbd", nbd::tables(rows)));
     }
     if args.json {
         let json = serde_json::to_string_pretty(&report).map_err(|source| Error::Format {
@@ -143,6 +155,9 @@ pub fn run(args: &Args) -> Result<ExitCode, Error> {
         }
         if args.paths {
             line += " --paths";
+        }
+        if args.nbd {
+            line += " --nbd";
         }
         if !args.cost && !args.paths {
             line += &format!(" --seconds {} --rounds {}", args.seconds, args.rounds);

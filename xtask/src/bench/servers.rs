@@ -87,7 +87,7 @@ const PEER: &str = "qemu-storage-daemon";
 const OVERLAY: &str = "overlay";
 
 /// Others' work from which on figures are doubtful, in CPUs.
-const DISTURBED: f64 = 0.2;
+pub(super) const DISTURBED: f64 = 0.2;
 
 /// Runs the comparison.
 ///

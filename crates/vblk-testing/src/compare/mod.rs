@@ -171,7 +171,7 @@ pub fn run(config: &Config, mut tell: impl FnMut(&str)) -> Result<Vec<Row>, Erro
 }
 
 /// The middle one, or the mean of the two in the middle; 0 of none.
-fn median(mut of: Vec<f64>) -> f64 {
+pub(crate) fn median(mut of: Vec<f64>) -> f64 {
     of.sort_by(f64::total_cmp);
     let middle = of.len() / 2;
     match of.get(middle) {
