@@ -253,6 +253,36 @@ impl Qcow2Disk {
         self.shared.image()
     }
 
+    /// A queue whose changes are marked in no bitmap, and its image.
+    ///
+    /// # Errors
+    /// The disk is not active; the host has no more threads or descriptors; the disks'.
+    pub(crate) fn queue(&self, depth: u16) -> Result<(Qcow2Queue, Arc<Image>), DiskError> {
+        let mut state = self.shared.state();
+        let open = state.open.as_mut().filter(|open| !open.leaving);
+        let open = open.ok_or_else(|| self.shared.inactive())?;
+        open.queues += 1;
+        let (image, current) = (open.image.clone(), open.pool.clone());
+        drop(state);
+        // First, so that it is dropped last whatever fails.
+        let leave = Leave(self.shared.clone());
+        // The threads before may still have to end.
+        let mut current = lock(&current);
+        let pool = match current.upgrade() {
+            Some(pool) => pool,
+            None => Arc::new(Pool::new(&image)?),
+        };
+        *current = Arc::downgrade(&pool);
+        drop(current);
+        let queue = Qcow2Queue::new(leave, image.clone(), pool, depth)?;
+        Ok((queue, image))
+    }
+
+    /// Tells everybody who listens.
+    pub(crate) fn tell(&self, event: DiskEvent) {
+        self.shared.opening.listeners.tell(event);
+    }
+
     /// Opens the image anew. Only its size may differ from what a driver was told.
     fn reopen(&self) -> Result<Open, DiskError> {
         let shared = &self.shared;
@@ -311,25 +341,9 @@ impl Disk for Qcow2Disk {
     }
 
     fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        let mut state = self.shared.state();
-        let open = state.open.as_mut().filter(|open| !open.leaving);
-        let open = open.ok_or_else(|| self.shared.inactive())?;
-        open.queues += 1;
-        let (image, current) = (open.image.clone(), open.pool.clone());
-        drop(state);
-        // First, so that it is dropped last whatever fails.
-        let leave = Leave(self.shared.clone());
-        // The threads before may still have to end.
-        let mut current = lock(&current);
-        let pool = match current.upgrade() {
-            Some(pool) => pool,
-            None => Arc::new(Pool::new(&image)?),
-        };
-        *current = Arc::downgrade(&pool);
-        drop(current);
+        let (queue, image) = self.queue(depth)?;
         let bitmaps = image.base.bitmaps.get();
         let marked = bitmaps.map_or_else(Vec::new, |bitmaps| bitmaps.enabled());
-        let queue = Qcow2Queue::new(leave, image, pool, depth)?;
         Ok(match &marked[..] {
             [] => Box::new(queue),
             _ => Box::new(MarkingQueue::new(queue, marked)),
@@ -424,15 +438,7 @@ impl Disk for Qcow2Disk {
     /// Refused, too, for a size that the image can't have.
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         let _turn = lock(&self.shared.turn);
-        let image = self.shared.image()?;
-        let before = image.size();
-        image.resize_with_bitmaps(|| image.resize(bytes))?;
-        if bytes != before {
-            let capacity = bytes / SECTOR_SIZE;
-            let event = DiskEvent::Resized { capacity };
-            self.shared.opening.listeners.tell(event);
-        }
-        Ok(())
+        self.grow(bytes)
     }
 
     fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<disk::Extent>, DiskError> {

@@ -50,6 +50,8 @@ pub struct Image {
     pub discard: bool,
     /// Nothing may be changed.
     pub read_only: bool,
+    /// The external data file is the guest's disk byte for byte.
+    pub raw_external: bool,
     /// Persistent bitmaps that are up to date, and can't be kept so.
     bitmaps: u32,
     /// What the disk can do. The capacity in it is not kept up to date.
@@ -106,6 +108,7 @@ impl Image {
             },
             discard,
             read_only,
+            raw_external: header.raw_external,
             caps,
             size: AtomicU64::new(size),
             running: Mutex::default(),

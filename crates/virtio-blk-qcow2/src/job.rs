@@ -140,6 +140,16 @@ impl Home {
         }
     }
 
+    /// Waits until the threads hold nothing of this queue any more, and moves what is done to the end of `into`.
+    pub fn wait(&self, into: &mut Vec<Completion>) {
+        let mut state = lock(&self.state);
+        while state.pending > 0 {
+            state = wait(&self.idle, state);
+        }
+        drop(state);
+        self.take(into);
+    }
+
     /// Waits until the threads hold nothing of this queue any more.
     pub fn close(&self) {
         let mut state = lock(&self.state);

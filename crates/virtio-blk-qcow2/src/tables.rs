@@ -274,10 +274,10 @@ impl Tables {
     }
 
     /// Makes the L1 table large enough for `entries`, and the image `size` bytes. What the old table's clusters were, if
-    /// the table has moved.
+    /// the table has moved: the file refers to them until the next barrier.
     ///
     /// # Errors
-    /// Out of space; the disk's. Table and size are as before.
+    /// Out of space; the disk's. Table and size are as before, in memory and in the file; or the image is frozen.
     pub fn grow(
         &self,
         lane: &mut Lane,
@@ -290,14 +290,13 @@ impl Tables {
         // Nobody changes it meanwhile, and everybody may look at it.
         let l1 = self.l1();
         let (old, len) = (l1.entries.len() as u64 * 8, entries * 8);
-        let room = geometry.clusters(old) * geometry.cluster();
-        let moved = (len > room).then_some(());
-        if len > old && moved.is_none() {
-            lane.write(l1.at + old, &vec![0; (len - old) as usize])?;
+        let moves = len > geometry.clusters(old) * geometry.cluster();
+        if len > old && !moves {
+            self.clear_tail(lane, &l1, len)?;
             base.barrier(lane)?;
         }
         let mut at = l1.at;
-        if moved.is_some() {
+        if moves {
             let count = geometry.clusters(len);
             let run = lock(refcounts).reserve_all(lane, count)?;
             at = run.first << geometry.cluster_bits;
@@ -325,12 +324,31 @@ impl Tables {
             l1.entries.push(AtomicU64::new(0));
         }
         let old_at = std::mem::replace(&mut l1.at, at);
-        drop(l1);
-        base.barrier(lane)?;
-        Ok(moved.map(|()| Run {
+        Ok(moves.then(|| Run {
             first: old_at >> geometry.cluster_bits,
             count: geometry.clusters(old),
         }))
+    }
+
+    /// Makes what follows the entries in the L1 table's last cluster zero, up to byte `len` of the table.
+    ///
+    /// It is written as entries are, in whole blocks as they should be: a part of a block would be read before, and might be
+    /// what a failed write left, while somebody else writes it as it should be.
+    fn clear_tail(&self, lane: &mut Lane, l1: &L1, len: u64) -> Result<(), DiskError> {
+        let (base, geometry) = (&self.base, self.base.geometry);
+        let old = l1.entries.len() * 8;
+        let total = (geometry.clusters(old as u64) * geometry.cluster()) as usize;
+        let part = window(old..len as usize, base.medium.block(), total);
+        let entries = l1.entries.get(part.start / 8..).unwrap_or_default();
+        let mut bytes: Vec<u8> = (entries.iter())
+            .flat_map(|entry| entry.load(Ordering::Acquire).to_be_bytes())
+            .collect();
+        bytes.resize(part.len(), 0);
+        match base.write_meta(lane, l1.at + part.start as u64, &bytes, &bytes) {
+            Put::Done => Ok(()),
+            Put::Failed(error) => Err(error),
+            Put::Later => Err(crate::image::broken()),
+        }
     }
 
     fn set_l1(&self, io: &mut dyn MetaIo, index: u64, value: u64) -> Put {

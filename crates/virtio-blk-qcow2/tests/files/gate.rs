@@ -18,6 +18,8 @@ pub enum Fate {
     Hold,
     /// It is executed, and then said to have failed with EIO.
     Fail,
+    /// It is not executed, and fails with EIO.
+    Refuse,
 }
 
 type Judge = Box<dyn FnMut(&OpKind, usize) -> Fate + Send>;
@@ -27,12 +29,19 @@ struct State {
     judge: Mutex<Option<Judge>>,
     held: AtomicUsize,
     fail_reap: AtomicBool,
+    /// What is held is executed, and no more is held.
+    let_go: AtomicBool,
+    resizes: AtomicUsize,
 }
 
 impl State {
     fn fate(&self, op: &Op) -> Fate {
         let mut judge = self.judge.lock().unwrap();
-        (judge.as_mut()).map_or(Fate::Pass, |judge| judge(&op.kind, op.buf.len()))
+        let fate = (judge.as_mut()).map_or(Fate::Pass, |judge| judge(&op.kind, op.buf.len()));
+        match fate {
+            Fate::Hold if self.let_go.load(Ordering::SeqCst) => Fate::Pass,
+            fate => fate,
+        }
     }
 }
 
@@ -61,6 +70,16 @@ impl Gate {
     /// Lets everything pass.
     pub fn open(&self) {
         *self.state.judge.lock().unwrap() = None;
+    }
+
+    /// Lets go of what is held; the judge stays.
+    pub fn let_go(&self) {
+        self.state.let_go.store(true, Ordering::SeqCst);
+    }
+
+    /// How often somebody tried to make it larger.
+    pub fn resizes(&self) -> usize {
+        self.state.resizes.load(Ordering::SeqCst)
     }
 
     /// Waits until an operation is held.
@@ -95,6 +114,11 @@ impl Disk for Gate {
             held: Vec::new(),
         }))
     }
+
+    fn resize(&self, _: u64) -> Result<(), DiskError> {
+        self.state.resizes.fetch_add(1, Ordering::SeqCst);
+        Err(DiskError::Unsupported)
+    }
 }
 
 struct GateQueue {
@@ -126,6 +150,7 @@ impl IoQueue for GateQueue {
                 completion.result = Err(DiskError::from_errno(libc::EIO));
                 Submit::Done(completion)
             }
+            Fate::Refuse => Submit::Done(op.complete(Err(DiskError::from_errno(libc::EIO)))),
         }
     }
 
@@ -134,7 +159,8 @@ impl IoQueue for GateQueue {
             return Err(DiskError::from_errno(libc::EIO));
         }
         let before = done.len();
-        if self.state.judge.lock().unwrap().is_none() {
+        let is_open = self.state.judge.lock().unwrap().is_none();
+        if is_open || self.state.let_go.load(Ordering::SeqCst) {
             for op in std::mem::take(&mut self.held) {
                 done.push(self.execute(op));
                 self.state.held.fetch_sub(1, Ordering::SeqCst);
