@@ -164,6 +164,7 @@ impl Image {
             if (first..first + count).any(|cluster| base.is_table(cluster)) {
                 return Err(base.damaged("compressed data is in one of the tables"));
             }
+            self.meet_data(first, count);
             return Ok(entry);
         }
         let Some(host) = entry.host(base.external) else {
@@ -172,10 +173,19 @@ impl Image {
         if base.external {
             return Ok(entry);
         }
-        if base.is_table(host >> base.geometry.cluster_bits) {
+        let cluster = host >> base.geometry.cluster_bits;
+        if base.is_table(cluster) {
             return Err(base.damaged("a cluster of data is one of the tables"));
         }
+        self.meet_data(cluster, 1);
         Ok(entry)
+    }
+
+    /// Data is in these clusters of the file.
+    fn meet_data(&self, first: u64, count: u64) {
+        if let Some(bitmaps) = self.base.bitmaps.get() {
+            bitmaps.meet_data(first, count);
+        }
     }
 
     /// Where unit `unit` of the guest's cluster `cluster` is, by its entry. What the backing file does not have is zero.

@@ -85,6 +85,10 @@ pub struct Bitmaps {
     turn: Mutex<()>,
     /// Others may have the image now: nothing is stored any more.
     is_left: AtomicBool,
+    /// Clusters that those which are kept up to date are in, as in the file; sorted.
+    claims: Mutex<Vec<Run>>,
+    /// Data is in one of them: nothing is stored any more, so that the data stays.
+    is_spoiled: AtomicBool,
 }
 
 impl std::fmt::Debug for Bitmaps {
@@ -126,6 +130,13 @@ impl Bitmaps {
                 Err(error) => return Ok(Err(error)),
             }
         }
+        let claims = claims(base, &kept);
+        let shared =
+            |pair: &[Run]| matches!(pair, [one, next] if one.first + one.count > next.first);
+        if claims.windows(2).any(shared) {
+            let what = "two parts of its bitmaps share a cluster";
+            return Ok(Err(FormatError::damaged(what)));
+        }
         Ok(Ok(Some(Self {
             entries,
             state: Mutex::new(State {
@@ -135,11 +146,37 @@ impl Bitmaps {
             }),
             turn: Mutex::default(),
             is_left: AtomicBool::new(false),
+            claims: Mutex::new(claims),
+            is_spoiled: AtomicBool::new(false),
         })))
+    }
+
+    /// Says that `count` clusters from `first` on are the guest's data. If a bitmap has one of them too, its bits are what
+    /// the guest writes there, and what it gives up would be the guest's: none is stored any more, and all stay in use.
+    pub fn meet_data(&self, first: u64, count: u64) {
+        let claims = lock(&self.claims);
+        let next = claims.partition_point(|run| run.first + run.count <= first);
+        let is_hit = claims
+            .get(next)
+            .is_some_and(|run| run.first < first + count);
+        drop(claims);
+        if is_hit && !self.is_spoiled.swap(true, Ordering::AcqRel) {
+            log::error!(
+                "a qcow2 image is damaged: data is in a cluster of a dirty bitmap. The data stays; its bitmaps are out of \
+                 date after the first change, and can only be removed"
+            );
+        }
+    }
+
+    fn is_spoiled(&self) -> bool {
+        self.is_spoiled.load(Ordering::Acquire)
     }
 
     /// Bitmaps in which changes of the disk are marked.
     pub fn enabled(&self) -> Vec<Arc<PersistentBitmap>> {
+        if self.is_spoiled() {
+            return Vec::new();
+        }
         let state = lock(&self.state);
         let kept = state.kept.iter().map(|kept| &kept.bitmap);
         kept.filter(|bitmap| bitmap.is_enabled()).cloned().collect()
@@ -166,7 +203,7 @@ impl Bitmaps {
 
     /// Whether there is something to store.
     fn is_waiting(&self) -> bool {
-        if self.is_left.load(Ordering::Acquire) {
+        if self.is_left.load(Ordering::Acquire) || self.is_spoiled() {
             return false;
         }
         let state = lock(&self.state);
@@ -224,12 +261,21 @@ impl Bitmaps {
                     release(lane, refcounts, clusters(base, old_at, &old));
                 }
             }
+            *lock(&self.claims) = claims(base, kept);
         }
         directory.set_closed(lane, base, kept.iter().map(|kept| &kept.entry))?;
         base.barrier(lane)?;
         *in_use = false;
         Ok(())
     }
+}
+
+/// The clusters that bitmaps are in, as in the file; sorted.
+fn claims(base: &Base, kept: &[Kept]) -> Vec<Run> {
+    let own = |kept: &Kept| clusters(base, kept.place.0, &kept.place.1);
+    let mut claims: Vec<Run> = kept.iter().flat_map(own).collect();
+    claims.sort_unstable_by_key(|run| run.first);
+    claims
 }
 
 /// Counts clusters once less to which nothing refers.
@@ -427,6 +473,9 @@ impl Qcow2Disk {
         let Some(bitmaps) = image.base.bitmaps.get() else {
             return Ok(None);
         };
+        if bitmaps.is_spoiled() {
+            return Ok(None);
+        }
         let state = lock(&bitmaps.state);
         let found = state.kept.iter().find(|kept| kept.bitmap.name() == name);
         if let Some(kept) = found {
