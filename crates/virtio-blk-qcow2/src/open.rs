@@ -112,8 +112,8 @@ pub fn header(disk: &Arc<dyn Disk>, opening: &Opening) -> Result<(Header, Vec<u8
     let mut lane = medium.lane().map_err(failed)?;
     let len = medium.len();
     let (header, first) = head::read(&mut lane, len, path)?;
-    let mends = opening.options.repair && opening.options.is_writable();
-    if header.dirty && !opening.options.inspect && !mends {
+    // Its tables are in order, only the counts may not be: nobody who only reads looks at them.
+    if header.dirty && opening.options.is_writable() && !opening.options.repair {
         return Err(OpenError::Marked {
             path: path.to_owned(),
             mark: "dirty: it was not closed, and its refcounts may be out of date (repair=on mends them)",

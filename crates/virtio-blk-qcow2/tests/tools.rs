@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::{directory, run, write};
+use common::{directory, read, run, write};
 use files::{RawFiles, SIZE, Setup, open, path};
 use virtio_blk_core::disk::{Allocation, Disk, IoBuf, OpKind};
 use virtio_blk_qcow2::{
@@ -127,7 +127,22 @@ fn an_image_that_was_not_closed_is_mended() {
     let copy = path(&directory, "copy.qcow2");
     std::fs::copy(&image, &copy).unwrap();
     let refused = Setup::new(&copy).open().unwrap_err().to_string();
-    assert!(refused.contains("dirty"), "{refused}");
+    for word in ["copy.qcow2", "dirty", "qemu-img check -r all"] {
+        assert!(refused.contains(word), "{refused}");
+    }
+    // Nobody who only reads looks at the counts: also as a backing file.
+    let before = std::fs::read(&copy).unwrap();
+    let over = path(&directory, "over.qcow2");
+    qemu::create(&over, "backing_file=copy.qcow2,backing_fmt=qcow2", SIZE);
+    for setup in [
+        Setup::new(&copy).read_only(true),
+        Setup::new(&over).backing(true),
+    ] {
+        let disk = setup.open().unwrap();
+        let found = read(&mut *disk.open_queue(1).unwrap(), 0, 400 << 10).unwrap();
+        assert!(found == vec![7; 400 << 10], "{setup:?}");
+    }
+    assert!(std::fs::read(&copy).unwrap() == before);
     drop(Setup::new(&copy).repair(true).open().unwrap());
     qemu::check(&copy);
     let found = checked(&image, Repair::Nothing);

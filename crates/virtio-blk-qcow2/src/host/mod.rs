@@ -205,7 +205,7 @@ impl DiskOptions for Qcow2File {
                           file and external data file; for trusted images
                           only (deny)
       repair=on|off       mend the counts of an image that is marked as dirty
-                          (off: it is refused)";
+                          (off: it is refused, but for readonly=on)";
 
     fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         self.path = target.into();
