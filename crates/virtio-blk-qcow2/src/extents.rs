@@ -10,6 +10,7 @@ use std::sync::Arc;
 use virtio_blk_core::disk::{self, DiskError};
 
 use crate::disk::Qcow2Disk;
+use crate::epoch::Path;
 use crate::format::Place;
 use crate::image::{Image, broken};
 use crate::lane::Lane;
@@ -118,8 +119,8 @@ pub struct NamedFiles {
 struct Extents {
     list: Vec<Extent>,
     most: usize,
-    /// A path to the tables of each image of the chain.
-    lanes: Vec<Lane>,
+    /// A path to the tables of each image of the chain, and its counter of operations there.
+    lanes: Vec<(Lane, Arc<Path>)>,
 }
 
 impl Extents {
@@ -132,11 +133,13 @@ impl Extents {
     }
 
     /// The path to the tables of the image at this depth; those above it have theirs.
-    fn lane(&mut self, image: &Image, depth: usize) -> Result<&mut Lane, DiskError> {
+    fn lane(&mut self, image: &Image, depth: usize) -> Result<(&mut Lane, &Path), DiskError> {
         if self.lanes.len() == depth {
-            self.lanes.push(image.base.medium.lane()?);
+            let path = image.epochs.path();
+            self.lanes.push((image.base.medium.lane()?, path));
         }
-        self.lanes.get_mut(depth).ok_or_else(broken)
+        let (lane, path) = self.lanes.get_mut(depth).ok_or_else(broken)?;
+        Ok((lane, path))
     }
 
     /// Adds what follows. Whether there was room for it.
@@ -154,7 +157,8 @@ impl Extents {
 }
 
 impl Image {
-    /// The extents of a slice within a part of the guest's disk, by the image's own tables.
+    /// The extents of a slice within a part of the guest's disk, by the image's own tables. The caller has entered an epoch:
+    /// the table may be given up meanwhile.
     fn extents(
         &self,
         lane: &mut Lane,
@@ -205,8 +209,11 @@ impl Image {
     ) -> Result<bool, DiskError> {
         let mut at = range.start;
         while at < range.end {
-            let lane = into.lane(self, depth)?;
-            for extent in self.extents(lane, at..range.end, depth)? {
+            let (lane, path) = into.lane(self, depth)?;
+            let turn = self.epochs.enter(path);
+            let found = self.extents(lane, at..range.end, depth);
+            path.leave(turn);
+            for extent in found? {
                 at = extent.end();
                 let has_room = match (extent.place, &self.backing) {
                     (Where::Backing, Some((_, len))) if deep => {

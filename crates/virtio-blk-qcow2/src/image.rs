@@ -272,6 +272,12 @@ impl Image {
         is_there.then_some(host)
     }
 
+    /// Whether a copy-up leaves a cluster where it is, by its entry: in an external data file, and where subclusters are added
+    /// to a cluster that is this image's own. Else it takes a new one.
+    pub fn is_copied_in_place(&self, entry: Entry) -> bool {
+        self.base.external || (self.base.geometry.extended && self.own(entry).is_some())
+    }
+
     /// The units of a cluster that `len` bytes at byte `inside` of it touch.
     pub fn units(&self, inside: u64, len: u64) -> u32 {
         let bits = self.base.geometry.unit_bits();
@@ -299,19 +305,6 @@ impl Image {
             self.desk.refill();
         }
         (!taken.runs.is_empty()).then_some(taken.runs)
-    }
-
-    /// Takes a cluster that is ready for use, and waits for one if need be.
-    ///
-    /// # Errors
-    /// There is none to be had.
-    pub fn take_one(&self) -> Result<u64, DiskError> {
-        loop {
-            if let Some(run) = self.take(1).and_then(|runs| runs.first().copied()) {
-                return Ok(run.first);
-            }
-            self.await_clusters(1)?;
-        }
     }
 
     /// Waits for clusters that are ready for use.

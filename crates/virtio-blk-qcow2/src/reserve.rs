@@ -99,10 +99,15 @@ impl Reserve {
     /// There are none to be had: why.
     pub fn wait(&self, want: u64, ask: &dyn Fn()) -> Result<(), DiskError> {
         let mut state = lock(&self.state);
-        let failures = state.failures;
+        let mut failures = state.failures;
+        // What somebody was asked for before may not find what has become free since.
+        let mut is_earlier = state.asked;
         loop {
             if state.clusters >= want {
                 return Ok(());
+            }
+            if is_earlier && state.failures != failures {
+                (failures, is_earlier) = (state.failures, false);
             }
             if state.closed || state.failures != failures {
                 let errno = if state.errno != 0 {
@@ -231,6 +236,18 @@ mod tests {
             assert_eq!(all.join().unwrap(), [run(7, 1), run(1, 4)]);
         });
         assert!(reserve.recall().is_empty(), "nobody was asked since");
+    }
+
+    #[test]
+    fn the_failure_of_an_earlier_refill_is_not_the_last_word() {
+        let reserve = Reserve::new(16);
+        assert!(reserve.take(1).ask);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| reserve.wait(1, &|| reserve.fill([run(1, 1)])));
+            // It may wait or not come that far: it gets its cluster either way.
+            reserve.fail(&DiskError::from_errno(ENOSPC));
+            waiter.join().unwrap().unwrap();
+        });
     }
 
     #[test]

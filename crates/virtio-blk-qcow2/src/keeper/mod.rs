@@ -12,6 +12,7 @@ mod desk;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use virtio_blk_core::disk::{DiskError, OpKind};
 
@@ -29,6 +30,8 @@ use crate::sync::lock;
 
 /// Retired clusters that have a barrier made for them.
 const MAX_RETIRED: u64 = 4096;
+/// How long operations may take that use retired clusters while nothing else is free: then there is no space.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The thread's own state.
 pub struct Keeper {
@@ -43,6 +46,10 @@ pub struct Keeper {
     fresh: Vec<Retired>,
     /// Nobody uses them any more.
     idle: VecDeque<Retired>,
+    /// Since when the reserve is to be refilled and there is nothing for it.
+    starved: Option<Instant>,
+    /// That took too long, and no operation that was waited for has ended since.
+    is_tired: bool,
 }
 
 impl Keeper {
@@ -57,14 +64,15 @@ impl Keeper {
             turning: None,
             fresh: Vec::new(),
             idle: VecDeque::new(),
+            starved: None,
+            is_tired: false,
         })
     }
 
     /// What the thread does until the desk is closed.
     pub fn run(mut self) {
         loop {
-            let waits = self.turning.is_some() || !self.fresh.is_empty();
-            let mut work = self.image.desk.take(waits);
+            let mut work = self.image.desk.take(self.waits_for_others());
             self.fresh.append(&mut work.retired);
             self.advance();
             let closed = work.closed && work.commits.is_empty();
@@ -74,7 +82,7 @@ impl Keeper {
                 .map(|retired| retired.run.count)
                 .sum::<u64>()
                 > MAX_RETIRED;
-            let (filled, short) = if work.refill {
+            let (filled, short) = if work.refill || self.starved.is_some() {
                 self.refill()
             } else {
                 (Vec::new(), None)
@@ -96,15 +104,33 @@ impl Keeper {
                     self.barrier(Vec::new(), filled);
                 }
                 if let Some(error) = short {
-                    self.image.reserve.fail(&error);
+                    self.fall_short(&error, well && !closed);
                 }
             }
-            let left = self.turning.is_some() || !self.fresh.is_empty() || !self.idle.is_empty();
+            let left = self.waits_for_others() || !self.idle.is_empty();
             if closed && (!left || !well || self.image.base.changes.check().is_err()) {
                 self.give_back();
                 return;
             }
         }
+    }
+
+    /// Whether clusters are retired that operations may still use.
+    fn waits_for_others(&self) -> bool {
+        self.turning.is_some() || !self.fresh.is_empty()
+    }
+
+    /// There is no cluster to be had. What is retired may become one soon: if so, and if it may be waited for, that is
+    /// tried again at each look, for a while.
+    fn fall_short(&mut self, error: &DiskError, may_wait: bool) {
+        let since = *self.starved.get_or_insert_with(Instant::now);
+        let may_wait = may_wait && self.waits_for_others() && !self.is_tired;
+        if may_wait && since.elapsed() < PATIENCE {
+            return;
+        }
+        self.is_tired |= may_wait;
+        self.starved = None;
+        self.image.reserve.fail(error);
     }
 
     /// Moves on what is retired.
@@ -113,6 +139,7 @@ impl Keeper {
         if let Some((turn, retired)) = self.turning.take() {
             if epochs.is_over(turn) {
                 self.idle.extend(retired);
+                self.is_tired = false;
             } else {
                 self.turning = Some((turn, retired));
             }
@@ -143,10 +170,14 @@ impl Keeper {
                 }
                 Err(error) => {
                     let short = filled.is_empty().then_some(error);
+                    if short.is_none() {
+                        self.starved = None;
+                    }
                     return (filled, short);
                 }
             }
         }
+        self.starved = None;
         (filled, None)
     }
 

@@ -21,14 +21,16 @@ use crate::slice::Slice;
 const SHORT: u64 = 16 << 10;
 
 impl Worker {
-    /// Writes to the first cluster of `target`, which is in transit, in a new place. The entry's update, and how many
-    /// bytes of the write it brings.
+    /// Writes to the first cluster of `target`, which is in transit, in `place`, a cluster that is ready for use, or in its
+    /// own place if there is none ([`Image::is_copied_in_place`](crate::image::Image::is_copied_in_place)). The entry's
+    /// update, and how many bytes of the write it brings.
     pub(super) fn copy_up(
         &mut self,
         slice: &Arc<Slice>,
         target: Target,
         entry: Entry,
         source: Source<'_>,
+        place: Option<Run>,
     ) -> Result<(Update, u64), DiskError> {
         let image = self.image.clone();
         let (base, geometry) = (&image.base, image.base.geometry);
@@ -64,45 +66,51 @@ impl Worker {
         // Kept if all goes well: after a failed wait somebody may still use it.
         let room = self.room();
         let data = room.part(0, total);
-        // What is left of the cluster before and behind what is written.
-        let (before, behind) = (inside - range.start, range.end - end);
-        if before > 0 && behind > 0 && len <= SHORT {
-            self.read_old(entry, cluster, range.start, &data)?;
-        } else {
-            let tail = (before + len) as usize;
-            self.read_old(entry, cluster, range.start, &data.part(0, before as usize))?;
-            self.read_old(entry, cluster, end, &data.part(tail, behind as usize))?;
-        }
-        match source {
-            Source::Buffer(buf, at) => {
-                let mut piece = [0; 4096];
-                for done in (0..len as usize).step_by(piece.len()) {
-                    let count = piece.len().min(len as usize - done);
-                    let piece = piece.get_mut(..count).unwrap_or_default();
-                    buf.copy_out(at + done, piece);
-                    data.copy_in(before as usize + done, piece);
-                }
-                if !buf.is_intact() {
-                    return Err(DiskError::from_errno(EFAULT));
-                }
+        let mut fill = || {
+            // What is left of the cluster before and behind what is written.
+            let (before, behind) = (inside - range.start, range.end - end);
+            if before > 0 && behind > 0 && len <= SHORT {
+                self.read_old(entry, cluster, range.start, &data)?;
+            } else {
+                let tail = (before + len) as usize;
+                self.read_old(entry, cluster, range.start, &data.part(0, before as usize))?;
+                self.read_old(entry, cluster, end, &data.part(tail, behind as usize))?;
             }
-            Source::Zeroes => drop(data.fill(before as usize, len as usize, 0)),
+            match source {
+                Source::Buffer(buf, at) => {
+                    let mut piece = [0; 4096];
+                    for done in (0..len as usize).step_by(piece.len()) {
+                        let count = piece.len().min(len as usize - done);
+                        let piece = piece.get_mut(..count).unwrap_or_default();
+                        buf.copy_out(at + done, piece);
+                        data.copy_in(before as usize + done, piece);
+                    }
+                    if !buf.is_intact() {
+                        return Err(DiskError::from_errno(EFAULT));
+                    }
+                }
+                Source::Zeroes => drop(data.fill(before as usize, len as usize, 0)),
+            }
+            Ok(())
+        };
+        if let Err(error) = fill() {
+            // Nothing was written there.
+            place
+                .into_iter()
+                .for_each(|run| image.reserve.put_back(run));
+            return Err(error);
         }
-        let (host, new) = if base.external {
-            (cluster << geometry.cluster_bits, None)
-        } else if let Some(host) = own.filter(|_| by_units) {
-            (host, None)
-        } else {
-            let first = image.take_one()?;
-            let run = Run { first, count: 1 };
-            (first << geometry.cluster_bits, Some(run))
+        let host = match (place, own) {
+            (Some(run), _) => run.first << geometry.cluster_bits,
+            (None, Some(host)) if !base.external => host,
+            (None, _) => cluster << geometry.cluster_bits,
         };
         // A data file may end within its last cluster.
         let left = image.data.len().saturating_sub(host + range.start);
         let total = usize::try_from(left).unwrap_or(usize::MAX).min(total);
         if let Err(error) = (self.data()).write_from(host + range.start, &data, 0, total) {
             // Nothing refers to it.
-            image.retire(new);
+            image.retire(place);
             return Err(error);
         }
         self.room = room;
@@ -118,7 +126,7 @@ impl Worker {
             cluster,
             entry: changed,
             old: image.clusters_of(entry).filter(|_| !kept),
-            new,
+            new: place,
         };
         Ok((update, len))
     }

@@ -29,6 +29,20 @@ pub(super) enum How {
     },
 }
 
+/// What became of subclusters that are made zero.
+enum Zeroed {
+    /// They are.
+    Done,
+    /// Their cluster is being copied.
+    Transit,
+    /// Their cluster is compressed.
+    Compressed,
+    /// Their table is shared with a snapshot.
+    Shared,
+    /// There is no table, and no cluster for one.
+    Want,
+}
+
 impl Worker {
     /// Erases what is left of a job's range.
     pub(super) fn erase(
@@ -52,6 +66,7 @@ impl Worker {
                 Ok(Progress::Transit(slice, index)) => {
                     return self.wait_for(job, &slice, index, updates);
                 }
+                Ok(Progress::Short) => return Ok(Some(job)),
                 Err(error) => return Err((job, error)),
             }
         }
@@ -105,15 +120,18 @@ impl Worker {
         let erased = self.erase_clusters(&slice, clusters, how);
         self.path.leave(turn);
         // What takes a while comes before another look: the last cluster may be no more the last one then.
-        match erased? {
+        let goes_on = match erased? {
             Erased::Clusters(count) => return Ok(Progress::Wrote((count * cluster).min(left))),
             Erased::Transit => return Ok(Progress::Transit(slice, index)),
-            Erased::Shared => self.unshare(number)?,
-            Erased::Want => image.await_clusters(1)?,
+            Erased::Shared => self.unshare(number, updates)?,
+            Erased::Want => self.await_clusters(1, updates)?,
             // A lane waits.
             Erased::Later => return Err(broken()),
-        }
-        Ok(Progress::Wrote(0))
+        };
+        Ok(match goes_on {
+            true => Progress::Wrote(0),
+            false => Progress::Short,
+        })
     }
 
     /// Makes a part of a cluster zero.
@@ -128,19 +146,28 @@ impl Worker {
         let cluster = at >> geometry.cluster_bits;
         let (number, index) = image.tables.place(cluster);
         let slice = image.tables.slice(number);
-        {
-            let mut state = lock(&slice.state);
-            image.tables.load(&mut self.lane, &slice, &mut state)?;
-            if state.in_transit(index) {
-                return Ok(Progress::Transit(slice.clone(), index));
-            }
-            let entry = image.entry(&state, index)?;
-            let mask = image.units(at & (geometry.cluster() - 1), len);
-            if image.is_zero(entry, cluster, mask) {
-                return Ok(Progress::Wrote(len));
-            }
+        let turn = image.epochs.enter(&self.path);
+        let looked = self.look(&slice, index);
+        self.path.leave(turn);
+        let Some(entry) = looked? else {
+            return Ok(Progress::Transit(slice, index));
+        };
+        let mask = image.units(at & (geometry.cluster() - 1), len);
+        if image.is_zero(entry, cluster, mask) {
+            return Ok(Progress::Wrote(len));
         }
         self.write_some(Source::Zeroes, at, len, updates)
+    }
+
+    /// An entry of a slice; `None` while its cluster is being copied. It has entered an epoch.
+    fn look(&mut self, slice: &Slice, index: usize) -> Result<Option<Entry>, DiskError> {
+        let image = &self.image;
+        let mut state = lock(&slice.state);
+        image.tables.load(&mut self.lane, slice, &mut state)?;
+        match state.in_transit(index) {
+            true => Ok(None),
+            false => image.entry(&state, index).map(Some),
+        }
     }
 
     /// Makes whole subclusters of a cluster zero. Their space, if they have any, stays with the others.
@@ -157,44 +184,57 @@ impl Worker {
         let mask = image.units(at & (geometry.cluster() - 1), len);
         let slice = image.tables.slice(number);
         loop {
-            let mut state = lock(&slice.state);
-            image.tables.load(&mut self.lane, &slice, &mut state)?;
-            if state.in_transit(index) {
-                drop(state);
-                return Ok(Progress::Transit(slice, index));
-            }
-            let entry = image.entry(&state, index)?;
-            if entry.is_compressed() {
-                drop(state);
-                return self.write_some(Source::Zeroes, at, len, updates);
-            }
-            let new = entry.with_zeroes(mask);
-            if image.is_zero(entry, cluster, mask) {
-                return Ok(Progress::Wrote(len));
-            }
-            match image.table(&mut self.lane, &slice, &mut state)? {
-                None => {}
-                Some(Granted::Shared) => {
-                    drop(state);
-                    self.unshare(number)?;
-                    continue;
-                }
-                Some(Granted::Want(want)) => {
-                    drop(state);
-                    image.await_clusters(want)?;
-                    continue;
-                }
-                Some(_) => return Err(broken()),
-            }
-            let put = (image.tables).store(&mut self.lane, &slice, &mut state, &[(index, new)]);
-            return match put {
-                Put::Done => {
-                    image.learn(new, cluster);
-                    Ok(Progress::Wrote(len))
-                }
-                Put::Failed(error) => Err(error),
-                Put::Later => Err(broken()),
+            let turn = image.epochs.enter(&self.path);
+            let zeroed = self.zero_in(&slice, index, cluster, mask);
+            self.path.leave(turn);
+            let goes_on = match zeroed? {
+                Zeroed::Done => return Ok(Progress::Wrote(len)),
+                Zeroed::Transit => return Ok(Progress::Transit(slice, index)),
+                Zeroed::Compressed => return self.write_some(Source::Zeroes, at, len, updates),
+                Zeroed::Shared => self.unshare(number, updates)?,
+                Zeroed::Want => self.await_clusters(1, updates)?,
             };
+            if !goes_on {
+                return Ok(Progress::Short);
+            }
+        }
+    }
+
+    /// Makes the subclusters `mask` of a cluster zero by its entry. It has entered an epoch.
+    fn zero_in(
+        &mut self,
+        slice: &Slice,
+        index: usize,
+        cluster: u64,
+        mask: u32,
+    ) -> Result<Zeroed, DiskError> {
+        let image = self.image.clone();
+        let mut state = lock(&slice.state);
+        image.tables.load(&mut self.lane, slice, &mut state)?;
+        if state.in_transit(index) {
+            return Ok(Zeroed::Transit);
+        }
+        let entry = image.entry(&state, index)?;
+        if entry.is_compressed() {
+            return Ok(Zeroed::Compressed);
+        }
+        if image.is_zero(entry, cluster, mask) {
+            return Ok(Zeroed::Done);
+        }
+        match image.table(&mut self.lane, slice, &mut state)? {
+            None => {}
+            Some(Granted::Shared) => return Ok(Zeroed::Shared),
+            Some(Granted::Want(_)) => return Ok(Zeroed::Want),
+            Some(_) => return Err(broken()),
+        }
+        let new = entry.with_zeroes(mask);
+        match (image.tables).store(&mut self.lane, slice, &mut state, &[(index, new)]) {
+            Put::Done => {
+                image.learn(new, cluster);
+                Ok(Zeroed::Done)
+            }
+            Put::Failed(error) => Err(error),
+            Put::Later => Err(broken()),
         }
     }
 

@@ -23,6 +23,8 @@ pub(super) enum Progress {
     Wrote(u64),
     /// Its first cluster is being copied, by somebody else or for an earlier part of the same operation.
     Transit(Arc<Slice>, usize),
+    /// Clusters are missing. What the updates so far give up comes first: it may be what is missing.
+    Short,
 }
 
 /// What has to be done outside of everything before a write continues.
@@ -50,6 +52,7 @@ impl Worker {
                 Ok(Progress::Transit(slice, index)) => {
                     return self.wait_for(job, &slice, index, updates);
                 }
+                Ok(Progress::Short) => return Ok(Some(job)),
                 Err(error) => return Err((job, error)),
             }
         }
@@ -97,12 +100,27 @@ impl Worker {
             let turn = image.epochs.enter(&self.path);
             let next = self.write_in(&slice, target, source, updates);
             self.path.leave(turn);
-            match next? {
+            let goes_on = match next? {
                 Next::Is(progress) => return Ok(progress),
-                Next::Wait(want) => image.await_clusters(want)?,
-                Next::Unshare => self.unshare(number)?,
+                Next::Wait(want) => self.await_clusters(want, updates)?,
+                Next::Unshare => self.unshare(number, updates)?,
+            };
+            if !goes_on {
+                return Ok(Progress::Short);
             }
         }
+    }
+
+    /// Waits for clusters that are ready for use, unless the operation has updates that may give some up. Whether it waited.
+    /// It must not have entered an epoch: what is retired may wait for the end of that.
+    ///
+    /// # Errors
+    /// There are none to be had.
+    pub(super) fn await_clusters(&self, want: u64, updates: &Updates) -> Result<bool, DiskError> {
+        if updates.is_empty() {
+            self.image.await_clusters(want)?;
+        }
+        Ok(updates.is_empty())
     }
 
     /// Writes a part of what is to be written in a slice.
@@ -134,9 +152,17 @@ impl Worker {
             }
             Granted::Copy => {
                 let entry = image.entry(&state, target.index)?;
+                // Not waited for here, in an epoch.
+                let place = match image.is_copied_in_place(entry) {
+                    true => None,
+                    false => match image.take(1).and_then(|runs| runs.first().copied()) {
+                        Some(run) => Some(run),
+                        None => return Ok(Next::Wait(1)),
+                    },
+                };
                 state.begin_transit(target.index);
                 drop(state);
-                match self.copy_up(slice, target, entry, source) {
+                match self.copy_up(slice, target, entry, source, place) {
                     Ok((update, len)) => {
                         updates.push(update);
                         Next::Is(Progress::Wrote(len))
@@ -189,13 +215,13 @@ impl Worker {
         }
     }
 
-    /// Gives a slice whose table is shared with a snapshot a table of its own.
-    pub(super) fn unshare(&mut self, slice: u64) -> Result<(), DiskError> {
+    /// Gives a slice whose table is shared with a snapshot a table of its own, or waits for a cluster for it. Whether the
+    /// operation continues: else it has updates that may give one up.
+    pub(super) fn unshare(&mut self, slice: u64, updates: &Updates) -> Result<bool, DiskError> {
         let image = self.image.clone();
         let bits = image.base.geometry.cluster_bits;
-        let mine = Run {
-            first: image.take_one()?,
-            count: 1,
+        let Some(mine) = image.take(1).and_then(|runs| runs.first().copied()) else {
+            return self.await_clusters(1, updates);
         };
         match image
             .tables
@@ -204,12 +230,12 @@ impl Worker {
             Ok(Some(old)) => {
                 let first = old >> bits;
                 image.retire([Run { first, count: 1 }]);
-                Ok(())
+                Ok(true)
             }
             // Somebody else was quicker.
             Ok(None) => {
                 image.reserve.put_back(mine);
-                Ok(())
+                Ok(true)
             }
             Err(error) => {
                 image.retire([mine]);
