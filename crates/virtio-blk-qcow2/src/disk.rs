@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use virtio_blk_core::disk::{
-    self, Caps, Disk, DiskError, DiskEvent, DiskListener, Handover, IoQueue, SECTOR_SIZE,
+    self, Caps, Disk, DiskError, DiskEvent, DiskListener, FoundBitmap, Handover, IoQueue,
+    SECTOR_SIZE,
 };
 
 use crate::bitmaps::MarkingQueue;
@@ -253,6 +254,17 @@ impl Qcow2Disk {
         self.shared.image()
     }
 
+    /// Whether the image is in use only between [`Disk::activate`] and [`Disk::deactivate`].
+    pub(crate) fn hands_over(&self) -> bool {
+        self.shared.hands_over
+    }
+
+    /// Whether a queue is open.
+    pub(crate) fn is_used(&self) -> bool {
+        let state = self.shared.state();
+        state.open.as_ref().is_some_and(|open| open.queues > 0)
+    }
+
     /// A queue whose changes are marked in no bitmap, and its image.
     ///
     /// # Errors
@@ -439,6 +451,12 @@ impl Disk for Qcow2Disk {
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
         let _turn = lock(&self.shared.turn);
         self.grow(bytes)
+    }
+
+    /// Without [`Qcow2Options::handover`], and if the image promises that its bitmaps are up to date. One that was not closed
+    /// is begun anew with everything marked, which is true, and so becomes one that can be used.
+    fn stored_bitmap(&self, name: &str) -> Result<Option<FoundBitmap>, DiskError> {
+        self.find_bitmap(name)
     }
 
     fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<disk::Extent>, DiskError> {

@@ -19,9 +19,11 @@ use common::{directory, read, run, write};
 use fastrand::Rng;
 use files::{RawFiles, Setup, open, path};
 use virtio_blk_core::disk::{Disk, DiskError, IoBuf, IoQueue, OpKind};
-use virtio_blk_disks::MemoryDisk;
+use virtio_blk_disks::dirty::{BitmapError, GRANULARITY};
 use virtio_blk_disks::fault::{FaultDisk, FaultPlan, Kind, Rule};
 use virtio_blk_disks::power_cut::{Content, PowerCutDisk};
+use virtio_blk_disks::stack::{Groups, LayerArg};
+use virtio_blk_disks::{DirtyDisk, MemoryDisk, Stack};
 use virtio_blk_qcow2::{Access, Files, Qcow2Disk, Repair, check};
 
 const SIZE: usize = 4 << 20;
@@ -532,4 +534,206 @@ fn a_bitmap_on_top_of_data_harms_the_data_in_no_way() {
         drop((queue, disk));
         std::fs::remove_file(&image_path).unwrap();
     }
+}
+
+/// The image with a layer on it that has the dirty bitmap of this name.
+fn layered(setup: &Setup, name: &str, granularity: u64) -> Result<DirtyDisk, BitmapError> {
+    let disk: Arc<dyn Disk> = Arc::new(setup.open().unwrap());
+    DirtyDisk::open(disk, name, granularity, None)
+}
+
+fn changes(disk: &DirtyDisk, name: &str) -> Vec<(u64, u64)> {
+    disk.bitmap(name).unwrap().changes().ranges
+}
+
+/// A layer's bitmap with the name of one of the image's is that one: what we leave QEMU finds, and the other way round.
+#[test]
+fn a_layer_continues_with_a_bitmap_of_the_image() {
+    let directory = directory();
+    let image_path = path(&directory, "disk.qcow2");
+    image(&image_path, "cluster_size=64k", SIZE);
+    let name = image_path.to_str().unwrap();
+    let setup = Setup::new(&image_path);
+    let mut rng = Rng::with_seed(11);
+    let (mut changed, mut ever) = (vec![false; SIZE], vec![false; SIZE]);
+    for round in 0..5 {
+        let disk = layered(&setup, "fine", GRANULARITY).unwrap();
+        let bitmap = disk.bitmap("fine").unwrap();
+        assert_eq!((bitmap.granularity(), bitmap.is_incomplete()), (4096, None));
+        assert_eq!(changes(&disk, "fine"), blocks(&changed, 4096), "{round}");
+        let mut queue = disk.open_queue(2).unwrap();
+        let mut work = |queue: &mut dyn IoQueue, changed: &mut [bool]| {
+            for _ in 0..6 {
+                change(queue, &mut rng, changed, 40);
+            }
+            for (ever, changed) in ever.iter_mut().zip(changed) {
+                *ever |= *changed;
+            }
+        };
+        work(&mut *queue, &mut changed);
+        assert_eq!(changes(&disk, "fine"), blocks(&changed, 4096));
+        let take = (round > 0).then(|| bitmap.take().token);
+        if round % 2 == 1 {
+            // A copy was made meanwhile; what changes now is for the next one.
+            changed.fill(false);
+        }
+        work(&mut *queue, &mut changed);
+        match round {
+            1 => drop(bitmap.commit(take.unwrap()).unwrap()),
+            2 => bitmap.abort(take.unwrap()).unwrap(),
+            // It is given back, as nobody has committed it when the disk is opened again.
+            _ => {}
+        }
+        drop(queue);
+        if round == 3 {
+            // After the last queue, and before the image is closed.
+            bitmap.commit(take.unwrap()).unwrap();
+        }
+        assert_eq!(changes(&disk, "fine"), blocks(&changed, 4096), "{round}");
+        drop((disk, bitmap));
+        qemu::check(&image_path);
+        assert_eq!(flags(&image_path, "fine"), Some(vec!["auto".to_owned()]));
+        assert_eq!(
+            marked(&image_path, "fine"),
+            blocks(&changed, 4096),
+            "{round}"
+        );
+        assert_eq!(marked(&image_path, "coarse"), blocks(&ever, 65536));
+        // A reader shows what it has.
+        let look = layered(&setup.clone().read_only(true), "fine", 4096).unwrap();
+        assert_eq!(changes(&look, "fine"), blocks(&changed, 4096));
+        drop(look);
+        if round == 2 {
+            qemu::ok(&["bitmap", "--clear", name, "fine"]);
+            changed.fill(false);
+        }
+    }
+}
+
+/// Writes that end while marks are taken and forgotten are marked in the image's bitmap as in the layer's.
+#[test]
+fn what_is_forgotten_takes_no_later_mark_along() {
+    let directory = directory();
+    let image_path = path(&directory, "disk.qcow2");
+    // It ends within a block.
+    let size = SIZE + 512;
+    image(&image_path, "cluster_size=64k", size);
+    let inner = Arc::new(open(&image_path));
+    let disk: DirtyDisk =
+        DirtyDisk::open(inner.clone() as Arc<dyn Disk>, "fine", 4096, None).unwrap();
+    let bitmap = disk.bitmap("fine").unwrap();
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut queue = disk.open_queue(2).unwrap();
+            let mut rng = Rng::with_seed(5);
+            for _ in 0..2000 {
+                write(&mut *queue, rng.u64(..64) * 4096, vec![1; 4096]).unwrap();
+            }
+            write(&mut *queue, SIZE as u64, vec![1; 512]).unwrap();
+        });
+        while !writer.is_finished() {
+            bitmap.commit(bitmap.take().token).unwrap();
+        }
+        writer.join().unwrap();
+    });
+    let kept = own(&inner, "fine");
+    let has = |at: u64| {
+        kept.iter()
+            .any(|(first, len)| (*first..first + len).contains(&at))
+    };
+    for (first, len) in changes(&disk, "fine") {
+        assert!((first..first + len).step_by(4096).all(has), "{first}");
+    }
+    bitmap.commit(bitmap.take().token).unwrap();
+    assert_eq!(own(&inner, "fine"), []);
+}
+
+/// One that was not closed knows nothing: everything counts as changed, and with that it can be used again.
+#[test]
+fn a_layer_begins_a_bitmap_anew_that_was_not_closed() {
+    let directory = directory();
+    let (image_path, copy) = (
+        path(&directory, "disk.qcow2"),
+        path(&directory, "copy.qcow2"),
+    );
+    image(&image_path, "cluster_size=4k", SIZE);
+    let disk = open(&image_path);
+    let mut queue = disk.open_queue(1).unwrap();
+    write(&mut *queue, 0, vec![7; 4096]).unwrap();
+    std::fs::copy(&image_path, &copy).unwrap();
+    drop((queue, disk));
+    let all = vec![(0, SIZE as u64)];
+    for is_copied in [false, true] {
+        let killed = path(&directory, "killed.qcow2");
+        std::fs::copy(&copy, &killed).unwrap();
+        let disk = layered(&Setup::new(&killed), "fine", GRANULARITY).unwrap();
+        let bitmap = disk.bitmap("fine").unwrap();
+        assert!(bitmap.is_incomplete().unwrap().contains("not closed"));
+        assert_eq!(changes(&disk, "fine"), all);
+        let mut queue = disk.open_queue(1).unwrap();
+        let take = bitmap.take();
+        assert_eq!(take.changes.ranges, all);
+        write(&mut *queue, 8192, vec![7; 4096]).unwrap();
+        if is_copied {
+            bitmap.commit(take.token).unwrap();
+        }
+        drop((queue, disk, bitmap));
+        let left = match is_copied {
+            true => vec![(8192, 4096)],
+            false => all.clone(),
+        };
+        assert_eq!(marked(&killed, "fine"), left);
+        assert_eq!(flags(&killed, "fine"), Some(vec!["auto".to_owned()]));
+        // The others stay as they are.
+        assert!(
+            flags(&killed, "coarse")
+                .unwrap()
+                .contains(&"in-use".to_owned())
+        );
+        qemu::check_after_crash(&killed);
+        let disk = layered(&Setup::new(&killed), "fine", GRANULARITY).unwrap();
+        assert_eq!(disk.bitmap("fine").unwrap().is_incomplete(), None);
+        assert_eq!(changes(&disk, "fine"), left);
+    }
+}
+
+#[test]
+fn bitmaps_that_a_layer_can_not_continue_with_are_named() {
+    let directory = directory();
+    let image_path = path(&directory, "disk.qcow2");
+    image(&image_path, "cluster_size=64k", SIZE);
+    let setup = Setup::new(&image_path);
+    let why = |name, granularity| {
+        let error = layered(&setup, name, granularity).err().unwrap();
+        error.to_string()
+    };
+    let text = why("fine", 8192);
+    assert!(text.contains("blocks of 4096 bytes"), "{text}");
+    let text = why("off", GRANULARITY);
+    assert!(text.contains("qemu-img bitmap --enable"), "{text}");
+    // None of the image's: it begins with the server, as on every disk.
+    let disk = layered(&setup, "other", 8192).unwrap();
+    let bitmap = disk.bitmap("other").unwrap();
+    assert!(bitmap.is_incomplete().unwrap().contains("new"));
+    drop((disk, bitmap));
+    assert_eq!(flags(&image_path, "other"), None);
+    // While a queue is open whose changes the layer does not see.
+    let stack = |layers: &[LayerArg]| {
+        let disk = Arc::new(setup.open().unwrap());
+        Stack::live(disk, layers, Groups::default()).unwrap()
+    };
+    let is_known = |stack: &Stack| {
+        let bitmap = stack.dirty("fine").unwrap().bitmap("fine").unwrap();
+        bitmap.is_incomplete()
+    };
+    let layers: Vec<LayerArg> = ["meter", "dirty=fine"]
+        .map(|layer| layer.parse().unwrap())
+        .into();
+    let served = stack(&layers[..1]);
+    let queue = served.disk().open_queue(1).unwrap();
+    served.change(&layers).unwrap();
+    assert!(is_known(&served).unwrap().contains("in use"));
+    drop((queue, served));
+    let served = stack(&layers);
+    assert_eq!(is_known(&served), None);
 }

@@ -221,7 +221,7 @@ fn growth_writes_no_entry_that_failed() {
     first(Fate::Fail, Fate::Refuse);
     assert!(write(&mut *queue, 32 * KIB as u64, vec![2; CLUSTER]).is_err());
     assert!(entries(&gate) != before, "it left something");
-    // Whoever writes it a second time does not get that far.
+    // Who writes it a second time does not get that far.
     first(Fate::Pass, Fate::Refuse);
     let _ = disk.resize(256 * KIB as u64);
     assert!(entries(&gate) == before, "the table is not as it should be");

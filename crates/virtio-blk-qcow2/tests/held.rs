@@ -208,7 +208,7 @@ fn a_write_that_copies_goes_on_with_what_it_gives_up() {
     assert!(found[..512] == model[..512] && found[512 + len..] == model[512 + len..]);
 }
 
-/// A table that is being read is nobody's data meanwhile, whoever reads it.
+/// A table that is being read is nobody's data meanwhile, no matter who reads it.
 #[test]
 fn a_table_that_is_read_is_not_used_again() {
     const TABLE: u64 = 64 << 10;

@@ -11,6 +11,7 @@
 //! Nothing here knows rings, requests or transports. Offsets and lengths are in **bytes** everywhere in
 //! this module; [`Caps`] counts sectors of 512 bytes where the virtio specification does.
 
+mod bitmap;
 mod buf;
 mod caps;
 mod error;
@@ -23,6 +24,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use bitmap::{FoundBitmap, StoredBitmap};
 pub use buf::IoBuf;
 pub use caps::{Alignments, Caps, EraseLimits, SECTOR_SIZE, Topology, ZeroLimits};
 pub use error::DiskError;
@@ -151,6 +153,16 @@ pub trait Disk: Send + Sync {
             len: range.end.saturating_sub(range.start),
             allocation: Allocation::Data,
         }])
+    }
+
+    /// The dirty bitmap of this name that the medium keeps itself. Every change through this disk is marked in it. `None`:
+    /// there is none that can be used (the default). A layer passes the call on. May do I/O.
+    ///
+    /// # Errors
+    /// [`DiskError::Config`]: there is one, in which nothing is marked; or the host's error.
+    fn stored_bitmap(&self, name: &str) -> Result<Option<FoundBitmap>, DiskError> {
+        let _ = name;
+        Ok(None)
     }
 
     /// Adds a listener for changes. It stays for the life of the disk; hold a `Weak` in it where that

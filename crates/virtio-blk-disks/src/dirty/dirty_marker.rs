@@ -13,7 +13,7 @@ use super::persist::Persist;
 use crate::observe::Observer;
 
 /// First byte and length of what an operation changes.
-type ByteRange = Option<(u64, u64)>;
+pub(super) type ByteRange = Option<(u64, u64)>;
 
 /// Marks what operations of a [`super::DirtyDisk`] changed.
 pub(super) struct DirtyMarker {
@@ -21,14 +21,14 @@ pub(super) struct DirtyMarker {
 }
 
 #[inline]
-fn changed(kind: &OpKind, data_len: usize) -> ByteRange {
+pub(super) fn changed(kind: &OpKind, data_len: usize) -> ByteRange {
     kind.range(data_len as u64).filter(|_| kind.is_write())
 }
 
 impl DirtyMarker {
     /// Marks what an operation changed that has ended.
     #[inline]
-    fn mark(&self, range: ByteRange) {
+    pub(super) fn mark(&self, range: ByteRange) {
         if let Some((offset, len)) = range {
             for (_, bitmap) in self.bitmaps.load().iter() {
                 bitmap.mark(offset, len);

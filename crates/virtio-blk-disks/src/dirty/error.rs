@@ -7,6 +7,8 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use virtio_blk_core::disk::DiskError;
+
 use super::changes::TakeToken;
 
 /// Why a bitmap can't be made, read or committed.
@@ -41,6 +43,19 @@ pub enum BitmapError {
     /// No name of something that was taken.
     #[error("`{0}` is no token of a `take`")]
     NoToken(String),
+    /// The disk's own bitmap can't be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The disk's own bitmap has other blocks.
+    #[error(
+        "the disk has a dirty bitmap {name:?} itself, with blocks of {granularity} bytes: give that granularity, or none"
+    )]
+    Stored {
+        /// Its name.
+        name: String,
+        /// Bytes of a block.
+        granularity: u64,
+    },
     /// The file of a persistent bitmap belongs to something else.
     #[error("{}: {why}", path.display())]
     File {

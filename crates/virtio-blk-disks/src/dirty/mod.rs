@@ -32,12 +32,15 @@ mod format;
 mod open;
 mod options;
 mod persist;
+mod stored;
 mod words;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE};
+use virtio_blk_core::disk::{
+    Caps, Disk, DiskError, DiskEvent, Handover, IoQueue, SECTOR_SIZE, StoredBitmap,
+};
 
 pub use bitmap::{DirtyBitmap, Run};
 pub use changes::{Changes, Generation, Take, TakeToken};
@@ -46,6 +49,7 @@ pub use error::BitmapError;
 pub use options::{DirtyOptions, GRANULARITY};
 use persist::Persist;
 pub use persist::PersistOptions;
+use stored::StoredMarker;
 
 use crate::layer::{Layer, Layered};
 use crate::observe::ObservedQueue;
@@ -75,6 +79,8 @@ pub struct Dirty {
     changing: Arc<Mutex<()>>,
     /// The file of one of them.
     file: Option<Arc<Persist>>,
+    /// The disk's own bitmap, which goes along with one of them.
+    stored: Option<Arc<dyn StoredBitmap>>,
 }
 
 impl Dirty {
@@ -120,16 +126,19 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
             bitmaps,
             changing,
             file: None,
+            stored: None,
         };
         Self::with(layer, inner)
     }
 
     /// The layer with one bitmap that knows nothing of what changed before it was started, so that everything counts
-    /// as changed; unless `persist` names a file in which it was kept until now. If the disk was changed in
-    /// between without this layer, that file must be removed.
+    /// as changed; unless `persist` names a file in which it was kept until now, or, without `persist`, the disk has a
+    /// bitmap of that name itself ([`Disk::stored_bitmap`]): then it continues with that, in blocks of its size, and what
+    /// is committed is forgotten there, too. If the disk was changed in between without this layer, the file must be
+    /// removed; the disk's own bitmap knows.
     ///
     /// # Errors
-    /// [`BitmapError`]: the granularity does not fit, or the file can't be used.
+    /// [`BitmapError`]: the granularity does not fit, or the file or the disk's own bitmap can't be used.
     pub fn open(
         inner: Arc<D>,
         name: &str,
@@ -139,7 +148,21 @@ impl<D: Disk + ?Sized> DirtyDisk<D> {
         let plain = Self::new(inner);
         let (size, mut layer) = (plain.size(), plain.layer().clone());
         let bitmap = match persist {
-            None => Arc::new(DirtyBitmap::incomplete(size, granularity, NEW)?),
+            None => match plain.inner().stored_bitmap(name)? {
+                None => Arc::new(DirtyBitmap::incomplete(size, granularity, NEW)?),
+                Some(found) => {
+                    let own = found.bitmap.granularity();
+                    if granularity != own && granularity != GRANULARITY {
+                        return Err(BitmapError::Stored {
+                            name: name.to_owned(),
+                            granularity: own,
+                        });
+                    }
+                    let bitmap = stored::open(size, &found)?;
+                    layer.stored = Some(found.bitmap);
+                    bitmap
+                }
+            },
             Some(options) => {
                 let file = open::New {
                     name,
@@ -243,9 +266,14 @@ impl Layer for Dirty {
         let marker = DirtyMarker {
             bitmaps: self.bitmaps.clone(),
         };
-        Ok(match &self.file {
-            None => Box::new(ObservedQueue::new(marker, inner, depth)),
-            Some(file) => {
+        Ok(match (&self.file, &self.stored) {
+            (None, None) => Box::new(ObservedQueue::new(marker, inner, depth)),
+            (None, Some(stored)) => {
+                let stored = stored.clone();
+                let marker = StoredMarker { marker, stored };
+                Box::new(ObservedQueue::new(marker, inner, depth))
+            }
+            (Some(file), _) => {
                 let file = file.clone();
                 let marker = PersistentMarker { marker, file };
                 Box::new(ObservedQueue::new(marker, inner, depth))

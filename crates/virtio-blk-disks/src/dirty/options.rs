@@ -23,7 +23,7 @@ pub const GRANULARITY: u64 = 64 << 10;
 pub struct DirtyOptions {
     /// The bitmap's name.
     pub name: String,
-    /// Bytes of a block, see [`super::DirtyBitmap::new`].
+    /// Bytes of a block, see [`super::DirtyBitmap::new`]. Of the disk's own bitmap, it is that of the bitmap.
     pub granularity: u64,
     /// Where it is kept over restarts.
     pub persist: Option<PersistOptions>,
@@ -109,7 +109,9 @@ impl LayerOptions for DirtyOptions {
     const MANUAL: &'static str = "  \
   dirty=NAME[/granularity:SIZE][/persist:FILE[/sync:on]]
                           mark changed blocks (64K); kept in a file they
-                          outlive kill -9, with sync:on a power cut";
+                          outlive kill -9, with sync:on a power cut. Without
+                          a file, the bitmap NAME of a qcow2 image is used
+                          if it has one";
     const PATH: Option<&'static str> = Some("persist");
 
     fn set_target(&mut self, target: &str) -> Result<(), ArgError> {

@@ -23,7 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Extent, Handover, IoQueue};
+use virtio_blk_core::disk::{
+    Caps, Disk, DiskError, DiskListener, Extent, FoundBitmap, Handover, IoQueue,
+};
 
 use queue::SwitchQueue;
 
@@ -310,6 +312,10 @@ impl Disk for SwitchDisk {
 
     fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
         self.shared.current().0.extents(range, most)
+    }
+
+    fn stored_bitmap(&self, name: &str) -> Result<Option<FoundBitmap>, DiskError> {
+        self.shared.current().0.stored_bitmap(name)
     }
 
     fn listen(&self, listener: DiskListener) {

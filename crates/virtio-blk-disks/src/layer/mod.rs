@@ -9,7 +9,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use virtio_blk_core::disk::{Caps, Disk, DiskError, DiskListener, Extent, Handover, IoQueue};
+use virtio_blk_core::disk::{
+    Caps, Disk, DiskError, DiskListener, Extent, FoundBitmap, Handover, IoQueue,
+};
 
 /// What a layer does to operations. A clone is the same layer, with its state, for another view of the disk.
 pub trait Layer: Clone + Send + Sync + 'static {
@@ -115,6 +117,10 @@ impl<L: Layer, D: Disk + ?Sized> Disk for Layered<L, D> {
 
     fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {
         self.inner.extents(range, most)
+    }
+
+    fn stored_bitmap(&self, name: &str) -> Result<Option<FoundBitmap>, DiskError> {
+        self.inner.stored_bitmap(name)
     }
 
     fn listen(&self, listener: DiskListener) {

@@ -12,6 +12,7 @@
 
 mod bits;
 mod directory;
+mod found;
 mod queue;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,9 +132,7 @@ impl Bitmaps {
             }
         }
         let claims = claims(base, &kept);
-        let shared =
-            |pair: &[Run]| matches!(pair, [one, next] if one.first + one.count > next.first);
-        if claims.windows(2).any(shared) {
+        if is_shared(&claims) {
             let what = "two parts of its bitmaps share a cluster";
             return Ok(Err(FormatError::damaged(what)));
         }
@@ -276,6 +275,12 @@ fn claims(base: &Base, kept: &[Kept]) -> Vec<Run> {
     let mut claims: Vec<Run> = kept.iter().flat_map(own).collect();
     claims.sort_unstable_by_key(|run| run.first);
     claims
+}
+
+/// Whether a cluster is claimed twice.
+fn is_shared(claims: &[Run]) -> bool {
+    let shared = |pair: &[Run]| matches!(pair, [one, next] if one.first + one.count > next.first);
+    claims.windows(2).any(shared)
 }
 
 /// Counts clusters once less to which nothing refers.

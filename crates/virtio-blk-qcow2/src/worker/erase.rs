@@ -10,6 +10,7 @@ use virtio_blk_core::disk::DiskError;
 use super::write::Progress;
 use super::{Source, Step, Updates, Worker};
 use crate::erase::{Clusters, Erased};
+use crate::format::Entry;
 use crate::grant::Granted;
 use crate::image::broken;
 use crate::job::Job;

@@ -6,11 +6,14 @@
 mod content;
 mod runs;
 mod saved;
+mod stored;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, Weak};
+
+use virtio_blk_core::disk::StoredBitmap;
 
 use super::changes::{Changes, Generation, Take, TakeToken, ranges};
 use super::error::BitmapError;
@@ -37,6 +40,8 @@ pub struct DirtyBitmap {
     state: Mutex<State>,
     /// The file that goes along with it.
     file: OnceLock<Weak<Persist>>,
+    /// The disk's own bitmap that goes along with it.
+    stored: OnceLock<Arc<dyn StoredBitmap>>,
 }
 
 struct State {
@@ -89,6 +94,7 @@ impl DirtyBitmap {
                 taken: None,
             }),
             file: OnceLock::new(),
+            stored: OnceLock::new(),
         })
     }
 
@@ -124,8 +130,18 @@ impl DirtyBitmap {
         let _ = self.file.set(Arc::downgrade(file));
     }
 
-    /// Has the file follow. The lock of the state is not held.
+    /// From now on the disk's own bitmap has no more marks than this one, in flight ones apart. It has the same blocks.
+    pub(super) fn go_with(&self, stored: Arc<dyn StoredBitmap>) {
+        let _ = self.stored.set(stored);
+    }
+
+    /// Has the file and the disk's own bitmap follow. The lock of the state is not held.
     fn settle(&self) -> Result<(), BitmapError> {
+        if let Some(stored) = self.stored.get()
+            && self.is_incomplete().is_none()
+        {
+            self.follow(&**stored);
+        }
         self.file().map_or(Ok(()), |file| file.settle())
     }
 
@@ -411,6 +427,9 @@ impl DirtyBitmap {
     /// The bitmap's file could not be told.
     pub fn doubt(&self, why: &'static str) -> Result<(), BitmapError> {
         self.state().incomplete = Some(why);
+        if let Some(stored) = self.stored.get() {
+            stored.mark(0, u64::MAX);
+        }
         self.settle()
     }
 
