@@ -245,6 +245,12 @@ impl Tables {
         Some((self.set_l1(io, index, host | COPIED), true))
     }
 
+    /// Whether the table of a slice is shared with a snapshot.
+    pub fn is_shared(&self, slice: u64) -> bool {
+        let l1 = self.l1_entry(self.l1_of(slice));
+        l1 & OFFSET != 0 && l1 & COPIED == 0
+    }
+
     /// Gives a slice whose table is shared with a snapshot a table of its own, in `host`. What was its table before, if
     /// it was shared.
     ///

@@ -144,6 +144,7 @@ fn clusters_that_become_free_soon_are_waited_for() {
         buf: IoBuf::from_vec(vec![7; CLUSTER]),
     };
     assert!(matches!(quick.submit(op), Submit::Queued));
+    quick.flush_batch().unwrap();
     let (before, mut done) = (gate.resizes(), Vec::new());
     while gate.resizes() < before + 5 {
         quick.reap(&mut done).unwrap();

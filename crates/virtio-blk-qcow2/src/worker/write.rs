@@ -220,6 +220,10 @@ impl Worker {
     pub(super) fn unshare(&mut self, slice: u64, updates: &Updates) -> Result<bool, DiskError> {
         let image = self.image.clone();
         let bits = image.base.geometry.cluster_bits;
+        if !image.tables.is_shared(slice) {
+            // Somebody else was quicker, before this needs a cluster.
+            return Ok(true);
+        }
         let Some(mine) = image.take(1).and_then(|runs| runs.first().copied()) else {
             return self.await_clusters(1, updates);
         };
