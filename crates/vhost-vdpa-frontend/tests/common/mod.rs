@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod bench;
+pub mod budgeted;
 pub mod device;
 pub mod flaky;
 pub mod guest;
