@@ -117,6 +117,30 @@ fn an_index_too_far_ahead_does_not_keep_a_guest_unseen() {
     }
 }
 
+/// DRIVER_OK can't be taken back but by a reset: the rings would still be the device's.
+#[test]
+fn a_status_that_is_taken_back_does_not_keep_a_guest_unseen() {
+    for byte in [3, 1, 11, 4, 128] {
+        let mut bench = bench(Setup {
+            options: options(true),
+            ..Setup::default()
+        });
+        bench.run(|switch, _, total| {
+            progress(total);
+            switch.set_status(byte).unwrap();
+            assert_eq!(switch.status(), 15 | byte);
+            let _need = switch.intercept("throttle").unwrap();
+            assert_eq!(switch.path(), PathState::Slow);
+            progress(total);
+        });
+    }
+    // One that has to be stopped is told so.
+    let bench = rings_nowhere(true);
+    bench.switch.set_status(3).unwrap();
+    let _need = bench.switch.intercept("throttle").unwrap();
+    is_stopped(&bench);
+}
+
 /// Requests that never end, as of a device that swallows malformed ones.
 #[test]
 fn requests_that_never_end_do_not_keep_a_guest_unseen() {

@@ -30,11 +30,11 @@ impl GuestStatus {
         self.byte.store(byte, Ordering::Release);
     }
 
-    /// The driver writes the byte, not 0. DEVICE_NEEDS_RESET is the device's: it stays as it is.
+    /// The driver writes the byte, not 0. DEVICE_NEEDS_RESET is the device's: it stays as it is. A driver must not clear
+    /// bits but by a reset (virtio 1.4, 2.1.1): the rings would still be the device's, and nobody would look at them.
     pub(crate) fn set_by_driver(&self, byte: u8) {
         let driver = byte & !DEVICE_NEEDS_RESET;
-        let update = |old: u8| Some(driver | old & DEVICE_NEEDS_RESET);
-        let _ = (self.byte).fetch_update(Ordering::AcqRel, Ordering::Acquire, update);
+        self.byte.fetch_or(driver, Ordering::AcqRel);
     }
 
     /// Whether the driver runs.
