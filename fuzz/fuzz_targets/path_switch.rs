@@ -5,6 +5,6 @@
 #![allow(missing_docs)]
 
 use libfuzzer_sys::fuzz_target;
-use vblk_fuzz::path_switch::{Input, run};
+use vblk_fuzz::path_switch::{Input, run_alone};
 
-fuzz_target!(|input: Input| run(&input));
+fuzz_target!(|input: Input| run_alone(&input));

@@ -18,6 +18,7 @@ pub mod ring;
 pub mod ring_vs_queue;
 pub mod seeds;
 pub mod slow_path;
+mod threads;
 pub mod vduse;
 pub mod vhost_user;
 

@@ -119,7 +119,7 @@ fn switches_of_an_eventfd_device_without_event_idx() {
 }
 
 /// A VMM that serves the queues from loops of its own, with a few requests at a time: what a pass leaves undone, and whether
-/// kicks are asked for at that moment, must not matter to whoever has the ring next.
+/// kicks are asked for at that moment, must not matter to the next owner of the ring.
 #[test]
 fn switches_with_budgets_from_1_to_256() {
     const BUDGETS: [usize; 8] = [1, 2, 3, 4, 7, 16, 64, 256];

@@ -12,8 +12,8 @@ input! {
         pub resolved: bool,
         /// What the kernel says, whatever it is asked.
         pub datagrams: Vec<Datagram>,
-        /// The last datagram comes again and again, and as large as datagrams are.
-        pub endless: bool,
+        /// So often the last datagram comes again.
+        pub again: u8,
     }
 }
 

@@ -10,7 +10,7 @@ fn input(question: u8, messages: Vec<Message>) -> Input {
         question,
         resolved: true,
         datagrams: vec![Datagram { messages, cut: 0 }],
-        endless: false,
+        again: 0,
     }
 }
 
@@ -80,7 +80,7 @@ pub fn all() -> Vec<(&'static str, Input)> {
     let mut unresolved = input(0, vec![device(2), Message::End]);
     unresolved.resolved = false;
     let mut endless = input(0, vec![device(2)]);
-    endless.endless = true;
+    endless.again = 200;
     let mut address = input(7, vec![device(1), Message::End]);
     address.datagrams.extend([
         Datagram {

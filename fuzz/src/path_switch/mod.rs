@@ -35,6 +35,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::drivers::{self, Drivers, Memory};
+use crate::threads;
 
 /// Steps, at most.
 const STEPS: usize = 30;
@@ -356,4 +357,12 @@ pub fn run(input: &Input) {
     world.settle();
     world.needs.clear();
     world.assert_serves();
+}
+
+/// Runs an input where nothing else runs: no thread stays, either.
+///
+/// # Panics
+/// As for [`run`].
+pub fn run_alone(input: &Input) {
+    threads::outlive(|| run(input));
 }

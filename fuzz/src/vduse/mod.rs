@@ -33,6 +33,7 @@ use virtio_blk_core::testdisk::{Mode, TestDisk, WaitKind};
 use vm_memory::{FileOffset, GuestAddress};
 
 use crate::drivers::{self, Drivers, Memory};
+use crate::threads;
 
 /// Steps, at most.
 const STEPS: usize = 40;
@@ -576,4 +577,12 @@ pub fn run(input: &Input) {
         guard.iter().all(|byte| *byte == GUARD),
         "memory that the device never had was written"
     );
+}
+
+/// Runs an input where nothing else runs: no thread stays, either.
+///
+/// # Panics
+/// As for [`run`].
+pub fn run_alone(input: &Input) {
+    threads::outlive(|| run(input));
 }
