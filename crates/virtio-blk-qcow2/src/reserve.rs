@@ -30,6 +30,8 @@ struct State {
     errno: i32,
     /// Clusters of the next refill; 0: the least.
     target: u64,
+    /// There were too few since the last refill began.
+    dry: bool,
     /// Nobody refills it any more.
     closed: bool,
 }
@@ -87,6 +89,7 @@ impl Reserve {
         let low = state.clusters <= state.target / 2 || runs.is_empty();
         let ask = low && !state.asked && !state.closed;
         state.asked |= ask;
+        state.dry |= runs.is_empty();
         if runs.is_empty() && want > state.target {
             state.target = want.min(self.max);
         }
@@ -128,11 +131,13 @@ impl Reserve {
         }
     }
 
-    /// Clusters that a refill should bring. It grows with each one.
+    /// Clusters that a refill should bring. It grows with each one, and faster if there were too few: each refill takes a
+    /// barrier, which takes the longer the more the guest has written.
     pub fn target(&self) -> u64 {
         let mut state = lock(&self.state);
         let now = state.target.clamp(self.min, self.max);
-        state.target = (now * 2).min(self.max);
+        let growth = if std::mem::take(&mut state.dry) { 4 } else { 2 };
+        state.target = (now * growth).min(self.max);
         now
     }
 
@@ -184,6 +189,7 @@ impl Reserve {
         state.asked = false;
         state.clusters = 0;
         state.target = 0;
+        state.dry = false;
         let runs = std::mem::take(&mut state.runs).into();
         drop(state);
         self.changed.notify_all();
@@ -222,6 +228,8 @@ mod tests {
         let reserve = Reserve::new(16);
         reserve.take(100);
         assert_eq!(reserve.target(), 100);
+        // Somebody waited for that one, and nobody for the next.
+        assert_eq!([reserve.target(), reserve.target()], [400, 800]);
     }
 
     #[test]

@@ -61,6 +61,9 @@ fn kind(block: u64, version: u64) -> OpKind {
     }
 }
 
+/// The name of an image that is opened for direct I/O.
+const DIRECT: &str = "direct.qcow2";
+
 /// A sector of a version of a block.
 fn sector(block: u64, version: u64) -> Vec<u8> {
     let stamp = match kind(block, version) {
@@ -112,7 +115,7 @@ fn work(queue: &mut dyn IoQueue, number: u64, round: u64, told: &mut File) {
                 match queue.execute_or_submit(Op { token, kind, buf }) {
                     Submit::Done(completion) => done.push(completion),
                     Submit::Queued => {}
-                    // It is one more than there may be.
+                    // There may be many of them.
                     Submit::Full(_) => {}
                 }
             }
@@ -136,18 +139,19 @@ fn child(image: &Path, round: u64) {
     let disk = open(image);
     std::thread::scope(|scope| {
         for number in 0..QUEUES {
-            let mut queue = disk.open_queue(DEPTH as u16 + 1).unwrap();
+            let mut queue = disk.open_queue(4 * DEPTH as u16).unwrap();
             let told = std::io::stdout().as_fd().try_clone_to_owned().unwrap();
             scope.spawn(move || work(&mut *queue, number, round, &mut told.into()));
         }
     });
 }
 
-/// Opens the image. The lock of who was killed may outlive him for a moment.
+/// Opens the image, past the page cache if its name says so. The lock of who was killed may outlive him for a moment.
 fn open(image: &Path) -> Qcow2Disk {
     let started = Instant::now();
     loop {
-        match Setup::new(image).backing(true).open() {
+        let direct = image.ends_with(DIRECT);
+        match Setup::new(image).backing(true).direct(direct).open() {
             Ok(disk) => return disk,
             Err(OpenError::File { source, .. }) if started.elapsed().as_secs() < 30 => {
                 assert!(source.to_string().contains("use"), "{source}");
@@ -225,9 +229,10 @@ fn judge(image: &Path, repair: Repair) -> u64 {
     found.leaks
 }
 
-fn kills(setup: &str, old: u8, snapshot: bool, rounds: u64) {
+fn kills(setup: &str, old: u8, snapshot: bool, direct: bool, rounds: u64) {
     let directory = directory();
-    let (base, image) = (path(&directory, "base.img"), path(&directory, "disk.qcow2"));
+    let name = if direct { DIRECT } else { "disk.qcow2" };
+    let (base, image) = (path(&directory, "base.img"), path(&directory, name));
     let mut setup = setup.to_owned();
     if old != 0 && !snapshot {
         std::fs::write(&base, vec![old; SIZE]).unwrap();
@@ -273,20 +278,18 @@ fn main() {
         .filter(|arg| !arg.starts_with('-'))
         .collect();
     let rounds = if files::long() { 200 } else { 4 };
-    for (name, setup, old, snapshot) in [
-        ("small_clusters", "cluster_size=4k", 0, false),
-        ("the_smallest_clusters", "cluster_size=512", 0, false),
-        ("over_a_backing_file", "cluster_size=4k", 0xee, false),
-        (
-            "subclusters",
-            "cluster_size=64k,extended_l2=on",
-            0xee,
-            false,
-        ),
-        ("a_snapshot", "cluster_size=4k", 0xee, true),
+    let subclusters = "cluster_size=64k,extended_l2=on";
+    for (name, setup, old, snapshot, direct) in [
+        ("small_clusters", "cluster_size=4k", 0, false, false),
+        ("past_the_page_cache", "cluster_size=4k", 0, false, true),
+        ("copies_past_it", "cluster_size=4k", 0xee, false, true),
+        ("the_smallest_clusters", "cluster_size=512", 0, false, false),
+        ("over_a_backing_file", "cluster_size=4k", 0xee, false, false),
+        ("subclusters", subclusters, 0xee, false, false),
+        ("a_snapshot", "cluster_size=4k", 0xee, true, false),
     ] {
         if wanted.is_empty() || wanted.iter().any(|word| name.contains(word.as_str())) {
-            kills(setup, old, snapshot, rounds);
+            kills(setup, old, snapshot, direct, rounds);
         }
     }
 }

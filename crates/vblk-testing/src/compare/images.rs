@@ -69,7 +69,11 @@ impl Images {
     pub fn make_anew(&self, how: Anew) -> Result<(), Error> {
         match how {
             Anew::Empty => qemu_img(&["create", "-f", "qcow2"], &[&self.anew, Path::new(EMPTY)]),
-            Anew::Full => copy(&self.disk, &self.anew),
+            Anew::Full => {
+                copy(&self.disk, &self.anew)?;
+                // The first barrier is to find what the load has written alone.
+                sync(&self.anew)
+            }
             Anew::Overlay => overlay(&self.backing, "raw", &self.anew),
         }
     }
