@@ -55,8 +55,12 @@ pub fn overlay(
         copy(&base.kernel, "lab/vmlinuz")?;
     }
     for binary in binaries {
-        let name = binary.file_name().unwrap_or_default().to_string_lossy();
-        copy(binary, &format!("usr/bin/{name}"))?;
+        // Without what debuggers need, most of it: the kernel copies all that is in its memory at each start.
+        let to = tree
+            .join("usr/bin")
+            .join(binary.file_name().unwrap_or_default());
+        let mut strip = Command::new("strip");
+        output(strip.arg("--strip-debug").arg("-o").arg(to).arg(binary))?;
     }
     let machine = &script.machine;
     let disk = machine.disk.as_ref();

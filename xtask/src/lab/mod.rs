@@ -313,6 +313,9 @@ impl Bench<'_> {
             server.as_mut(),
         )?;
         let verdict = vm.finish()?;
+        // They are large, and made anew by the next run.
+        fs::remove_file(&initramfs).on("remove", &initramfs)?;
+        fs::remove_dir_all(&overlay).on("remove", &overlay)?;
         if let Some(server) = server {
             server.stop()?;
         }
