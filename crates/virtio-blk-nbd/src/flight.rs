@@ -302,9 +302,14 @@ impl Flights {
         slots.filter_map(|(place, slot)| Some((place, slot.as_mut()?)))
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
-        self.slots.len() == self.free.len()
+        self.len() == 0
     }
 
     /// All operations.

@@ -51,6 +51,9 @@ struct State {
     finished: Vec<usize>,
     /// Operations that wait for a write that is in doubt.
     held: usize,
+    /// The server had nothing to reply to before the last call sent something: a look at the socket can wait for the
+    /// next call.
+    is_quiet: bool,
     members: Vec<Option<Member>>,
     /// The member that makes the call, which needs no bell.
     caller: Option<usize>,
@@ -93,6 +96,7 @@ impl Link {
                 backlog: VecDeque::new(),
                 finished: Vec::new(),
                 held: 0,
+                is_quiet: false,
                 members: Vec::new(),
                 caller: None,
                 watch: Watch::new(),
@@ -199,8 +203,10 @@ impl Link {
             phase,
             flights,
             backlog,
+            is_quiet,
             ..
         } = &mut *state;
+        *is_quiet = !backlog.is_empty() && flights.len() == backlog.len();
         if let Phase::Up(session) = phase
             && let Err(error) = session.send(flights, backlog)
         {
@@ -212,7 +218,10 @@ impl Link {
     /// Does what there is to do, and hands out what is finished of the member's.
     pub(crate) fn reap(&self, who: usize, done: &mut Vec<Completion>) -> usize {
         let mut state = self.lock_as(Some(who));
-        self.pump(&mut state);
+        // The owner calls again once there is something, or if it polls.
+        if !std::mem::take(&mut state.is_quiet) || state.held != 0 {
+            self.pump(&mut state);
+        }
         state.want_room(who);
         match state.member(who) {
             Some(member) => {
