@@ -150,7 +150,7 @@ impl TranslationReader {
         &self.translation
     }
 
-    #[inline]
+    #[inline(always)]
     fn renew(&mut self) {
         if self.in_flight == 0 && self.older.is_empty() {
             // Stored before the load: a thread that publishes another translation either sees this, and waits for us, or

@@ -114,16 +114,13 @@ impl<M: DeviceMemory> QueueRunner<M> {
                 return false;
             }
         };
-        match self.outstanding.execute(&kind, &self.data) {
-            Execute::Done(Ok(())) => {}
-            Execute::Taken => {
-                self.taken(simple.head, simple.data, status, request, &kind);
-                return false;
+        let result = self.outstanding.execute(&kind, &self.data);
+        if !matches!(result, Execute::Done(Ok(()))) {
+            match result {
+                Execute::Taken => self.taken(simple.head, simple.data, status, request, &kind),
+                result => self.not_done(simple, status, request, kind, result),
             }
-            result => {
-                self.not_done(simple, status, request, kind, result);
-                return false;
-            }
+            return false;
         }
         let read_len = if request == RequestKind::Read { len } else { 0 };
         let finished = Finished {

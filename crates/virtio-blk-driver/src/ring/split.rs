@@ -409,7 +409,7 @@ impl SplitDriver {
     }
 
     /// Makes the first free descriptor one that points to a table.
-    #[inline]
+    #[inline(always)]
     fn point_to<M: Memory + ?Sized>(
         &mut self,
         mem: &M,

@@ -157,7 +157,7 @@ impl SlowQueue {
     }
 
     /// Gives waiting operations to the device, as far as there is room, and kicks it for everything new.
-    #[inline]
+    #[inline(always)]
     fn push(&mut self) -> Result<(), RingError> {
         if !self.waiting.is_empty() {
             self.issue_waiting()?;
