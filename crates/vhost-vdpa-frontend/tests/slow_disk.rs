@@ -7,8 +7,10 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use common::bench::{Bench, Setup, bench, delays, progress};
@@ -40,6 +42,8 @@ struct State {
     panics: bool,
     active: bool,
     queues: usize,
+    /// Who served the guest.
+    threads: HashSet<ThreadId>,
     /// How often it was released with what it kept written to the device.
     written: u64,
 }
@@ -136,7 +140,11 @@ struct KeptQueue(Box<dyn IoQueue>, Handle);
 
 impl IoQueue for KeptQueue {
     fn submit(&mut self, op: Op) -> Submit {
-        if self.1.with(|state| std::mem::take(&mut state.panics)) {
+        let served = |state: &mut State| {
+            state.threads.insert(std::thread::current().id());
+            std::mem::take(&mut state.panics)
+        };
+        if self.1.with(served) {
             panic!("a bug of a layer");
         }
         self.0.submit(op)
@@ -205,6 +213,28 @@ fn the_disk_is_in_use_while_the_path_is_slow() {
         }
     });
     assert!(!disk.is_active());
+}
+
+/// A guest that is moved to and fro is served by the threads that there were before it ran.
+#[test]
+fn no_thread_is_made_to_move_a_guest() {
+    let mut executor = ThreadExecutor::new(Duration::ZERO);
+    executor.prepare(4).unwrap();
+    let (mut bench, disk) = kept(Setup {
+        executor: Some(Box::new(executor)),
+        ..Setup::default()
+    });
+    bench.run(|switch, _, total| {
+        for _ in 0..5 {
+            switch.switch_to(DataPath::Slow).unwrap().unwrap();
+            progress(total);
+            switch.switch_to(DataPath::Fast).unwrap().unwrap();
+            progress(total);
+        }
+    });
+    let threads = disk.with(|state| state.threads.clone());
+    // The one that reads as the disk is released has no part in it.
+    assert!((1..=4).contains(&threads.len()), "{threads:?}");
 }
 
 /// What a layer keeps is written as the guest reboots, or its VMM ends, unless there are requests to be cancelled.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_blk_core::memory::DeviceMemory;
-use virtio_blk_core::runner::{QueueRunner, QueueThread, Stop, Stopped, ThreadOptions};
+use virtio_blk_core::runner::{
+    QueueRunner, QueueThread, StandbyThread, Stop, Stopped, ThreadOptions,
+};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Serves queues: with threads ([`ThreadExecutor`]), or from a VMM's own event loop. The methods are called with the
@@ -42,9 +44,13 @@ pub trait QueueExecutor<M: DeviceMemory>: Send {
     fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped>;
 }
 
-/// Serves each queue on a thread of its own. There are no threads while the guest is on the fast path.
+/// Serves each queue on a thread of its own, which is made when the queue is first served, or before by
+/// [`ThreadExecutor::prepare`]. It stays, and sleeps while the guest is on the fast path: woken, it runs sooner than a thread
+/// that would have to be made for each move.
 pub struct ThreadExecutor<M: DeviceMemory> {
+    /// Of the queues that are served. Stopped before their threads end.
     threads: Vec<(u16, QueueThread<M>)>,
+    standby: Vec<(u16, StandbyThread)>,
     poll: Duration,
 }
 
@@ -53,8 +59,32 @@ impl<M: DeviceMemory> ThreadExecutor<M> {
     pub const fn new(poll: Duration) -> Self {
         Self {
             threads: Vec::new(),
+            standby: Vec::new(),
             poll,
         }
+    }
+
+    /// Makes the threads of the first `queues` queues now, so that none is made later, on the thread that moves the guest:
+    /// for a VMM whose threads may make none once the guest runs.
+    ///
+    /// # Errors
+    /// A thread could not be had.
+    pub fn prepare(&mut self, queues: u16) -> io::Result<()> {
+        (0..queues).try_for_each(|index| self.standby(index).map(drop))
+    }
+
+    /// The thread of a queue.
+    fn standby(&mut self, index: u16) -> io::Result<&StandbyThread> {
+        let known = self.standby.iter().position(|(found, _)| *found == index);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let thread = StandbyThread::spawn(format!("vdpa-slow{index}"))?;
+                self.standby.push((index, thread));
+                self.standby.len() - 1
+            }
+        };
+        Ok(&self.standby[at].1)
     }
 
     fn find(&self, index: u16) -> Option<&QueueThread<M>> {
@@ -66,12 +96,13 @@ impl<M: DeviceMemory> ThreadExecutor<M> {
 impl<M: DeviceMemory> QueueExecutor<M> for ThreadExecutor<M> {
     fn start(&mut self, index: u16, runner: QueueRunner<M>, kick: Arc<EventFd>) -> io::Result<()> {
         let options = ThreadOptions {
-            name: format!("vdpa-slow{index}"),
+            name: String::new(),
             poll: self.poll,
             // The guest is told by the switch, which the device model tells.
             on_fatal: Box::new(move |error| log::error!("queue {index}: {error}")),
         };
-        let thread = QueueThread::spawn(runner, kick.try_clone()?, options)?;
+        let thread = self.standby(index)?;
+        let thread = QueueThread::serve_on(thread, runner, kick.try_clone()?, options)?;
         self.threads.push((index, thread));
         Ok(())
     }

@@ -59,7 +59,7 @@ pub use stopped::{Stop, Stopped};
 #[cfg(feature = "event-manager")]
 pub use subscriber::QueueSubscriber;
 #[cfg(feature = "thread")]
-pub use thread::{QueueThread, ThreadOptions};
+pub use thread::{QueueThread, StandbyThread, ThreadOptions};
 
 #[cfg(doc)]
 use crate::disk::Wait;

@@ -127,6 +127,50 @@ fn a_thread_that_panicked_is_gone() {
     assert!(told.recv().is_err(), "once");
 }
 
+/// One queue after another, also after one whose disk panicked.
+#[test]
+fn a_thread_that_stands_by_serves_again() {
+    let standby = StandbyThread::spawn("standby".to_owned()).unwrap();
+    let mut ids = Vec::new();
+    for panics in [false, true, false] {
+        let (mut apart, runner) = Apart::new(disk(Mode::Inline, WaitKind::Inline), true);
+        let options = ThreadOptions {
+            name: String::new(),
+            poll: Duration::ZERO,
+            on_fatal: Box::new(|_| {}),
+        };
+        let kick = apart.kick.try_clone().unwrap();
+        let thread = QueueThread::serve_on(&standby, runner, kick, options).unwrap();
+        apart.submit(&Request::read(0, 512));
+        assert_eq!(apart.answer().status, S_OK);
+        ids.push(thread.with(|_| std::thread::current().id()).unwrap());
+        if panics {
+            apart.disk.set_panic();
+            apart.submit(&Request::read(0, 512));
+            assert!(thread.wait_stopped(Instant::now() + Duration::from_secs(60)));
+            assert!(thread.stop(Stop::Drain).is_none());
+        } else {
+            assert!(thread.stop(Stop::Drain).unwrap().error.is_none());
+        }
+    }
+    ids.dedup();
+    assert_eq!(ids.len(), 1);
+    // Of a queue that is dropped before it was served nothing is left.
+    let (apart, runner) = Apart::new(disk(Mode::Inline, WaitKind::Inline), true);
+    let kick = apart.kick.try_clone().unwrap();
+    let options = ThreadOptions {
+        name: String::new(),
+        poll: Duration::ZERO,
+        on_fatal: Box::new(|_| {}),
+    };
+    drop(QueueThread::serve_on(&standby, runner, kick, options).unwrap());
+    drop(standby);
+    assert!(matches!(
+        apart.disk.take_log().last(),
+        Some(Event::Dropped(0))
+    ));
+}
+
 /// Nothing asks the thread for anything: that it panicked must be told nevertheless, and the disk not waited for.
 #[test]
 fn a_panic_is_told_at_once() {

@@ -3,10 +3,13 @@
 
 //! A thread that serves one queue.
 
+mod standby;
+
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,6 +21,8 @@ use super::wait::poll_timeout;
 use super::{ErrorCause, OnFatal, QueueError, QueueRunner, Service, Stop, Stopped};
 use crate::disk::Wait;
 use crate::memory::DeviceMemory;
+
+pub use standby::StandbyThread;
 
 /// How long a thread that is let go of may take to say that it writes nothing any more. One that is not inside a
 /// call of the disk says so at once.
@@ -78,8 +83,16 @@ impl<M: DeviceMemory> Control<M> {
 /// A queue on a thread of its own. Dropping it stops the queue with [`Stop::HandOver`].
 pub struct QueueThread<M: DeviceMemory> {
     control: Arc<Control<M>>,
-    /// `None`: the thread panicked.
-    thread: Option<JoinHandle<Option<Stopped>>>,
+    /// `None`: the thread was let go of, or has ended.
+    thread: Option<Serving>,
+}
+
+/// A thread's work on a queue.
+struct Serving {
+    /// What is left of the queue at the end, unless the thread panicked.
+    outcome: Receiver<Option<Stopped>>,
+    /// The thread, if it is the queue's own.
+    own: Option<JoinHandle<()>>,
 }
 
 impl<M: DeviceMemory> QueueThread<M> {
@@ -95,46 +108,39 @@ impl<M: DeviceMemory> QueueThread<M> {
         kick: EventFd,
         options: ThreadOptions,
     ) -> io::Result<Self> {
-        let control = Arc::new(Control {
-            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
-            pending: AtomicBool::new(false),
-            calls: Mutex::new(Some(Vec::new())),
-            stop: Mutex::new(None),
-            detached: AtomicBool::new(false),
-            left: Mutex::new(Left {
-                gone: false,
-                quiet: false,
-                tell: None,
-            }),
-            leaving: Condvar::new(),
-        });
-        let epoll = Epoll::new()?;
-        watch(&epoll, control.wake.as_raw_fd(), EventSet::EDGE_TRIGGERED)?;
-        watch(&epoll, kick.as_raw_fd(), EventSet::EDGE_TRIGGERED)?;
-        let disk = match runner.wait() {
-            Wait::Fd(fd) => Some(fd.as_raw_fd()),
-            Wait::Poll | Wait::Inline => None,
-        };
-        if let Some(disk) = disk {
-            watch(&epoll, disk, EventSet::empty())?;
-        }
-        let worker = Worker {
-            runner,
-            kick,
-            disk,
-            epoll,
-            control: control.clone(),
-            poll: options.poll,
-            on_fatal: Some(options.on_fatal),
-            activity: (0, 0),
-            quiet_since: Instant::now(),
-        };
-        let thread = std::thread::Builder::new()
-            .name(options.name)
-            .spawn(move || run(worker))?;
+        let name = options.name.clone();
+        let (worker, control) = Worker::new(runner, kick, options)?;
+        let (ended, outcome) = channel();
+        let own = std::thread::Builder::new().name(name).spawn(move || {
+            // Nobody waits for a queue that was let go of.
+            let _ = ended.send(run(worker));
+        })?;
+        let own = Some(own);
         Ok(Self {
             control,
-            thread: Some(thread),
+            thread: Some(Serving { outcome, own }),
+        })
+    }
+
+    /// As [`QueueThread::spawn`], on a thread that is there already, which keeps its name. While that serves another
+    /// queue, this one waits: also for one that was let go of ([`QueueThread::detach`]) and has not ended.
+    ///
+    /// # Errors
+    /// No eventfd or epoll could be had, or it does not take `kick` or the disk's descriptor; the queue was dropped.
+    pub fn serve_on(
+        thread: &StandbyThread,
+        runner: QueueRunner<M>,
+        kick: EventFd,
+        options: ThreadOptions,
+    ) -> io::Result<Self> {
+        let (worker, control) = Worker::new(runner, kick, options)?;
+        let (ended, outcome) = channel();
+        thread.give(move || {
+            let _ = ended.send(run(worker));
+        });
+        Ok(Self {
+            control,
+            thread: Some(Serving { outcome, own: None }),
         })
     }
 
@@ -234,7 +240,12 @@ impl<M: DeviceMemory> QueueThread<M> {
     fn end(&mut self, mode: Stop) -> Option<Stopped> {
         *lock(&self.control.stop) = Some(mode);
         self.control.signal();
-        self.thread.take()?.join().ok().flatten()
+        let Serving { outcome, own } = self.thread.take()?;
+        let stopped = outcome.recv().ok().flatten();
+        if let Some(own) = own {
+            let _ = own.join();
+        }
+        stopped
     }
 }
 
@@ -318,6 +329,52 @@ fn run<M: DeviceMemory>(mut worker: Worker<M>) -> Option<Stopped> {
 }
 
 impl<M: DeviceMemory> Worker<M> {
+    /// What serves `runner`, and the control side's end of it.
+    ///
+    /// # Errors
+    /// As for [`QueueThread::serve_on`].
+    fn new(
+        runner: QueueRunner<M>,
+        kick: EventFd,
+        options: ThreadOptions,
+    ) -> io::Result<(Self, Arc<Control<M>>)> {
+        let control = Arc::new(Control {
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            pending: AtomicBool::new(false),
+            calls: Mutex::new(Some(Vec::new())),
+            stop: Mutex::new(None),
+            detached: AtomicBool::new(false),
+            left: Mutex::new(Left {
+                gone: false,
+                quiet: false,
+                tell: None,
+            }),
+            leaving: Condvar::new(),
+        });
+        let epoll = Epoll::new()?;
+        watch(&epoll, control.wake.as_raw_fd(), EventSet::EDGE_TRIGGERED)?;
+        watch(&epoll, kick.as_raw_fd(), EventSet::EDGE_TRIGGERED)?;
+        let disk = match runner.wait() {
+            Wait::Fd(fd) => Some(fd.as_raw_fd()),
+            Wait::Poll | Wait::Inline => None,
+        };
+        if let Some(disk) = disk {
+            watch(&epoll, disk, EventSet::empty())?;
+        }
+        let worker = Self {
+            runner,
+            kick,
+            disk,
+            epoll,
+            control: control.clone(),
+            poll: options.poll,
+            on_fatal: Some(options.on_fatal),
+            activity: (0, 0),
+            quiet_since: Instant::now(),
+        };
+        Ok((worker, control))
+    }
+
     /// Serves the queue until it is to stop. Returns how: of a drain, every request was returned to the driver already
     /// or can't be.
     fn serve(&mut self) -> Stop {
