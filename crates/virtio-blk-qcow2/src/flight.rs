@@ -21,7 +21,7 @@ pub struct Flight {
 pub enum Role {
     /// Its own completion, and nothing else.
     Plain,
-    /// A flush: what it makes stable, see [`Desk::before_flush`](crate::keeper::Desk::before_flush).
+    /// A flush: what it makes stable, see [`Desk::before_flush`](crate::desk::Desk::before_flush).
     Flush(u64),
     /// A write to a cluster whose entry may still have to be written: the number of the grant.
     Granted(usize),

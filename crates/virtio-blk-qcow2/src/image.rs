@@ -9,10 +9,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use virtio_blk_core::disk::{Caps, DiskError, SECTOR_SIZE};
 
 use crate::base::{Base, EIO};
+use crate::desk::Desk;
 use crate::epoch::Epochs;
 use crate::extents::NamedFiles;
 use crate::format::{Compression, Entry, Header, Place};
-use crate::keeper::Desk;
 use crate::lane::Lane;
 use crate::map::Map;
 use crate::medium::Medium;

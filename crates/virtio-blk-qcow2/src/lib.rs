@@ -7,6 +7,7 @@ mod base;
 mod bitmaps;
 mod check;
 mod create;
+mod desk;
 mod disk;
 mod epoch;
 mod erase;

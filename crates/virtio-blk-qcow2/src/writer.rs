@@ -144,7 +144,7 @@ impl Writer {
         }
         self.line.put_all(waiting);
         for entries in group {
-            let result = result.as_ref().map(|()| ()).map_err(again);
+            let result = result.as_ref().copied().map_err(again);
             entries.home.wrote(entries.grant, result);
         }
     }

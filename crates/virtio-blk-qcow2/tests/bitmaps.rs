@@ -486,56 +486,6 @@ fn nothing_is_written_after_the_image_was_let_go_of() {
     );
 }
 
-/// A bitmap whose bits are said to be where data is: the data stays, and nobody takes the bitmap for true.
-#[test]
-fn a_bitmap_on_top_of_data_harms_the_data_in_no_way() {
-    let directory = directory();
-    let image_path = path(&directory, "disk.qcow2");
-    for is_shared in [false, true] {
-        image(&image_path, "cluster_size=64k", SIZE);
-        let disk = open(&image_path);
-        write(&mut *disk.open_queue(1).unwrap(), 0, vec![7; 64 << 10]).unwrap();
-        drop(disk);
-        let mut bytes = std::fs::read(&image_path).unwrap();
-        let be64 = |bytes: &[u8], at: u64| {
-            u64::from_be_bytes(bytes[at as usize..][..8].try_into().unwrap())
-        };
-        let offset = |word: u64| word & 0x00ff_ffff_ffff_fe00;
-        let data = offset(be64(&bytes, offset(be64(&bytes, be64(&bytes, 40)))));
-        assert!(bytes[data as usize..][..64 << 10] == [7; 64 << 10]);
-        let magic = (bytes.windows(4)).position(|word| word == [0x23, 0x85, 0x28, 0x75]);
-        let fine = be64(&bytes, magic.unwrap() as u64 + 24);
-        let second = (fine + 24 + 4).next_multiple_of(8);
-        let (table, other) = (be64(&bytes, fine), be64(&bytes, second));
-        let place = if is_shared { be64(&bytes, other) } else { data };
-        bytes[table as usize..][..8].copy_from_slice(&place.to_be_bytes());
-        std::fs::write(&image_path, bytes).unwrap();
-        let disk = open(&image_path);
-        assert_eq!(disk.bitmaps().unwrap().is_empty(), is_shared);
-        let mut queue = disk.open_queue(1).unwrap();
-        for at in [0, 320 << 10] {
-            write(&mut *queue, at, vec![8; 512]).unwrap();
-        }
-        drop(queue);
-        assert!(disk.bitmap("fine").unwrap().is_none());
-        drop(disk);
-        if !is_shared {
-            let found = flags(&image_path, "fine").unwrap();
-            assert!(found.contains(&"in-use".to_owned()), "{found:?}");
-        }
-        // What was given up would be used now.
-        let disk = open(&image_path);
-        let mut queue = disk.open_queue(1).unwrap();
-        for at in (1 << 20..4 << 20).step_by(64 << 10) {
-            write(&mut *queue, at, vec![9; 64 << 10]).unwrap();
-        }
-        let found = read(&mut *queue, 0, 64 << 10).unwrap();
-        assert!(found[..512] == [8; 512] && found[512..] == vec![7; (64 << 10) - 512]);
-        drop((queue, disk));
-        std::fs::remove_file(&image_path).unwrap();
-    }
-}
-
 /// The image with a layer on it that has the dirty bitmap of this name.
 fn layered(setup: &Setup, name: &str, granularity: u64) -> Result<DirtyDisk, BitmapError> {
     let disk: Arc<dyn Disk> = Arc::new(setup.open().unwrap());

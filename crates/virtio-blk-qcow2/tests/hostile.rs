@@ -14,8 +14,8 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use common::{directory, read, run};
-use files::Setup;
+use common::{directory, read, run, write};
+use files::{Setup, open};
 use proptest::prelude::*;
 use virtio_blk_core::disk::{Disk, IoBuf, OpKind};
 
@@ -431,5 +431,59 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+/// A bitmap whose bits are said to be where data is: the data stays, and nobody takes the bitmap for true.
+#[test]
+fn a_bitmap_on_top_of_data_harms_the_data_in_no_way() {
+    let directory = directory();
+    let image_path = directory.path().join("disk.qcow2");
+    for is_shared in [false, true] {
+        qemu::create(&image_path, "cluster_size=64k", 4 << 20);
+        let name = image_path.to_str().unwrap();
+        qemu::ok(&["bitmap", "--add", "-g", "4k", name, "fine"]);
+        qemu::ok(&["bitmap", "--add", "-g", "64k", name, "more"]);
+        let disk = open(&image_path);
+        write(&mut *disk.open_queue(1).unwrap(), 0, vec![7; 64 << 10]).unwrap();
+        drop(disk);
+        let mut bytes = std::fs::read(&image_path).unwrap();
+        let be64 = |bytes: &[u8], at: u64| {
+            u64::from_be_bytes(bytes[at as usize..][..8].try_into().unwrap())
+        };
+        let offset = |word: u64| word & 0x00ff_ffff_ffff_fe00;
+        let data = offset(be64(&bytes, offset(be64(&bytes, be64(&bytes, 40)))));
+        assert!(bytes[data as usize..][..64 << 10] == [7; 64 << 10]);
+        let magic = (bytes.windows(4)).position(|word| word == [0x23, 0x85, 0x28, 0x75]);
+        let fine = be64(&bytes, magic.unwrap() as u64 + 24);
+        let second = (fine + 24 + 4).next_multiple_of(8);
+        let (table, other) = (be64(&bytes, fine), be64(&bytes, second));
+        let place = if is_shared { be64(&bytes, other) } else { data };
+        bytes[table as usize..][..8].copy_from_slice(&place.to_be_bytes());
+        std::fs::write(&image_path, bytes).unwrap();
+        let disk = open(&image_path);
+        assert_eq!(disk.bitmaps().unwrap().is_empty(), is_shared);
+        let mut queue = disk.open_queue(1).unwrap();
+        for at in [0, 320 << 10] {
+            write(&mut *queue, at, vec![8; 512]).unwrap();
+        }
+        drop(queue);
+        assert!(disk.bitmap("fine").unwrap().is_none());
+        drop(disk);
+        if !is_shared {
+            let info = qemu::run(&["info", "--output=json", name]).stdout;
+            let info = String::from_utf8(info).unwrap();
+            assert_eq!(info.matches("in-use").count(), 2, "{info}");
+        }
+        // What was given up would be used now.
+        let disk = open(&image_path);
+        let mut queue = disk.open_queue(1).unwrap();
+        for at in (1 << 20..4 << 20).step_by(64 << 10) {
+            write(&mut *queue, at, vec![9; 64 << 10]).unwrap();
+        }
+        let found = read(&mut *queue, 0, 64 << 10).unwrap();
+        assert!(found[..512] == [8; 512] && found[512..] == vec![7; (64 << 10) - 512]);
+        drop((queue, disk));
+        std::fs::remove_file(&image_path).unwrap();
     }
 }

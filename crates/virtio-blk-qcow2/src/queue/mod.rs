@@ -3,6 +3,7 @@
 
 //! One data path of an image.
 
+mod clear;
 mod discard;
 mod fresh;
 
@@ -19,7 +20,7 @@ use crate::disk::Leave;
 use crate::epoch::{Path, Turn};
 use crate::flight::{Flight, Flights, Role};
 use crate::grant::{Granted, Target};
-use crate::image::{Image, broken};
+use crate::image::Image;
 use crate::job::{Home, Job};
 use crate::lane::aligned;
 use crate::map::Found;
@@ -354,30 +355,6 @@ impl Qcow2Queue {
     fn give(&mut self, op: Op) {
         self.slow += 1;
         self.pool.put(Job::new(op, &self.share.0));
-    }
-
-    /// Has bytes that lie behind the end of the disk, within its last cluster, read as zeroes, stably so. Waits for that; no
-    /// other operation was given to the queue.
-    ///
-    /// # Errors
-    /// The disk's; a damaged image.
-    pub fn clear(&mut self, offset: u64, len: u64) -> Result<(), DiskError> {
-        let kind = OpKind::WriteZeroes {
-            offset,
-            len,
-            unmap: false,
-            fua: true,
-        };
-        let op = Op {
-            token: Token(0),
-            kind,
-            buf: IoBuf::new(),
-        };
-        self.pool.put(Job::new(op, &self.share.0));
-        let mut done = Vec::new();
-        self.share.0.wait(&mut done);
-        done.pop()
-            .map_or_else(|| Err(broken()), |completion| completion.result)
     }
 
     /// Takes finished operations from a queue underneath.

@@ -9,10 +9,10 @@ use virtio_blk_core::disk::{DiskError, IoBuf};
 
 use super::{Source, Worker};
 use crate::base::EFAULT;
+use crate::desk::Update;
 use crate::format::{Entry, Place};
 use crate::grant::Target;
 use crate::image::broken;
-use crate::keeper::Update;
 use crate::lane::aligned;
 use crate::refcounts::Run;
 use crate::slice::Slice;

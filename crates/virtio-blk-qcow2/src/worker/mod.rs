@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::{DiskError, IoBuf, Op, OpKind};
 
+use crate::desk::{Commit, Then, Update};
 use crate::epoch::Path;
 use crate::image::Image;
 use crate::inflate::Inflater;
 use crate::job::Job;
-use crate::keeper::{Commit, Then, Update, is_fua};
+use crate::keeper::is_fua;
 use crate::lane::Lane;
 use crate::pool::Line;
 

@@ -57,21 +57,21 @@ pub struct Commit {
 
 /// A cluster that nothing refers to any more.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Retired {
-    pub(super) run: Run,
+pub struct Retired {
+    pub run: Run,
     /// A flush that began when the counter was here makes it stable that nothing refers to it.
-    pub(super) stamp: u64,
+    pub stamp: u64,
 }
 
 /// What there is to do.
 #[derive(Default)]
-pub(super) struct Work {
-    pub(super) commits: Vec<Commit>,
-    pub(super) refill: bool,
-    pub(super) retired: Vec<Retired>,
+pub struct Work {
+    pub commits: Vec<Commit>,
+    pub refill: bool,
+    pub retired: Vec<Retired>,
     /// What is retired may have become stable.
     look: bool,
-    pub(super) closed: bool,
+    pub closed: bool,
     /// Pieces that are retired, here and with the thread.
     pieces: usize,
     /// Barriers that failed, and the last error's number.
@@ -89,7 +89,7 @@ pub struct Desk {
     /// Counts what was retired.
     stamp: AtomicU64,
     /// Up to here, a flush of the guest has made it stable.
-    pub(super) stable: AtomicU64,
+    pub stable: AtomicU64,
 }
 
 impl Desk {
@@ -147,7 +147,7 @@ impl Desk {
     }
 
     /// So many pieces are not retired any more.
-    pub(super) fn released(&self, pieces: usize) {
+    pub fn released(&self, pieces: usize) {
         let mut work = lock(&self.work);
         work.pieces = work.pieces.saturating_sub(pieces);
         drop(work);
@@ -155,7 +155,7 @@ impl Desk {
     }
 
     /// A barrier failed.
-    pub(super) fn failed(&self, error: &DiskError) {
+    pub fn failed(&self, error: &DiskError) {
         let mut work = lock(&self.work);
         work.failures += 1;
         work.errno = error.errno().unwrap_or(EIO);
@@ -194,7 +194,7 @@ impl Desk {
     }
 
     /// Takes what there is to do; waits for something, but not longer than a glance if `soon`.
-    pub(super) fn take(&self, soon: bool) -> Work {
+    pub fn take(&self, soon: bool) -> Work {
         let mut work = lock(&self.work);
         while work.commits.is_empty()
             && work.retired.len() < BUNCH

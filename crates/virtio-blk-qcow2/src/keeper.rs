@@ -7,8 +7,6 @@
 //! - New counts are made stable ahead of use, for the [`Reserve`](crate::reserve::Reserve).
 //! - What nothing refers to any more is counted once less when that is stable, and when nobody uses it any more.
 
-mod desk;
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,10 +14,8 @@ use std::time::{Duration, Instant};
 
 use virtio_blk_core::disk::{DiskError, OpKind};
 
-use desk::Retired;
-pub use desk::{Commit, Desk, Then, Update};
-
 use crate::base::EIO;
+use crate::desk::{Commit, Retired, Then, Update};
 use crate::format::Entry;
 use crate::image::Image;
 use crate::lane::Lane;
