@@ -204,7 +204,7 @@ fn long_and_short_writes_past_the_page_cache() {
         queue.flush_batch().unwrap();
         while done.len() < taken.len() {
             if queue.reap(&mut done).unwrap() == 0 {
-                wait(&mut *queue);
+                wait(&*queue);
             }
         }
         for completion in done {
