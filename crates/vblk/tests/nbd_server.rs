@@ -185,7 +185,9 @@ fn the_tools_of_others_copy_compare_and_map() {
             "qemu-img",
             &["compare", "-f", "raw", "-F", "raw", &uri, &copy],
         );
-        std::fs::copy(&copy, &raw).unwrap();
+        // Not cut short in between, which the server would notice.
+        let served = File::options().write(true).open(&raw).unwrap();
+        served.write_all_at(&read(&copy).unwrap(), 0).unwrap();
         let io = "-c|write -P 7 1M 64k|-c|write -z 5M 64k|-c|write -zu 6M 1M|-c|write -f -P 8 4M 4k|-c|discard 40M 1M|\
                   -c|flush|-c|read -P 7 1M 64k|-c|read -P 0 5M 64k|-c|read -P 0 6M 1M|-c|read -P 8 4M 4k";
         let io: Vec<_> = io.split('|').chain(["-f", "raw", &uri]).collect();
