@@ -25,10 +25,13 @@ expect "node" "$(node)" /dev/vda
 verify /dev/vda --rw=randrw --size=1M --iodepth=8
 step "killed, and started again the same way"
 kill_server disk0
-serve disk0 raw:/tmp/disk.img --attach virtio
+serve disk0 raw:/tmp/disk.img --attach virtio -vv
 eventually 20 grep -q attached /tmp/disk0.out
 expect "node" "$(node)" /dev/vda
 verify /dev/vda --rw=randrw --size=1M --iodepth=8
+# What the kernel tells of its version and of the address space.
+grep -q 'VDUSE version [01], features' /tmp/disk0.log || fail "no version"
+grep -q 'memory from 0x0 to 0x[0-9a-f]*: the bounce buffer' /tmp/disk0.log || fail "no bounce buffer is told"
 end_server disk0
 gone
 
