@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Whether librbd keeps what has completed in memory.
+//! Whether librbd keeps what has completed on this host, in memory or on an SSD.
 
 use std::ffi::CStr;
 
@@ -9,18 +9,31 @@ use crate::RbdError;
 use crate::api::{Api, ConfigOption, Handle};
 use crate::cluster::checked;
 
+/// The setting that switches on the cache in memory.
+pub(crate) const MEMORY_CACHE: &CStr = c"rbd_cache";
+/// The setting that says where the persistent write-log cache is (of librbd's plugin `pwl_cache`).
+pub(crate) const PERSISTENT_CACHE: &CStr = c"rbd_persistent_cache_mode";
+
+/// What the settings of an image that is written must be.
+pub(crate) const OFF: &[(&CStr, &CStr)] =
+    &[(MEMORY_CACHE, c"false"), (PERSISTENT_CACHE, c"disabled")];
+
 /// The most settings that are looked at; librbd 16 has some eighty.
 const MOST: i32 = 4096;
 
-/// Refuses an image or a pool with a setting of its own that switches the cache on: it is stronger than the one that was
-/// made for the connection.
+/// Returns the first of these settings that an image or its pool has with another value: such a setting is stronger than
+/// the one that was made for the connection. What the library does not know is not there.
 ///
 /// # Safety
 /// The image is open until this has returned.
 ///
 /// # Errors
-/// [`RbdError::Image`] if there is such a setting, or the cluster's.
-pub(crate) unsafe fn refuse(api: &Api, image: Handle, hint: &str) -> Result<(), RbdError> {
+/// The cluster's.
+pub(crate) unsafe fn overridden(
+    api: &Api,
+    image: Handle,
+    wanted: &[(&'static CStr, &CStr)],
+) -> Result<Option<&'static CStr>, RbdError> {
     let mut count = 128;
     let mut options;
     let code = loop {
@@ -38,20 +51,19 @@ pub(crate) unsafe fn refuse(api: &Api, image: Handle, hint: &str) -> Result<(), 
         || "ask for the image's settings".to_owned(),
         String::new,
     )?;
-    let on = options
-        .iter()
-        .take(usize::try_from(count).unwrap_or_default())
+    let given = || {
+        options
+            .iter()
+            .take(usize::try_from(count).unwrap_or_default())
+    };
+    let found = wanted.iter().find(|(name, value)| {
         // SAFETY: both are texts of the library that end in zero.
-        .any(|option| unsafe { is(option.name, c"rbd_cache") && !is(option.value, c"false") });
+        given().any(|option| unsafe { is(option.name, name) && !is(option.value, value) })
+    });
+    let found = found.map(|(name, _)| *name);
     // SAFETY: what the library has filled in, once.
     unsafe { (api.rbd_config_image_list_cleanup)(options.as_mut_ptr(), count) };
-    if on {
-        return Err(RbdError::Image(format!(
-            "it has rbd_cache=true as a setting of its own or of its pool, and writes that have completed would be lost \
-             with this process: {hint}"
-        )));
-    }
-    Ok(())
+    Ok(found)
 }
 
 /// Whether a text of the library's is this one.

@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::api::{Api, Handle};
+use crate::cache::{MEMORY_CACHE, PERSISTENT_CACHE};
 use crate::{RbdError, RbdOptions};
 
 /// Seconds that connecting takes at most: after that the library gives up.
@@ -73,7 +74,9 @@ impl Cluster {
             .transpose()?;
         let mut settings = vec![
             // A cache here would be lost with this process, of which the guest does not learn.
-            (c"rbd_cache", c"false"),
+            (MEMORY_CACHE, c"false"),
+            // One on an SSD of this host would be lost with the host, and other hosts would read what is older.
+            (PERSISTENT_CACHE, c"disabled"),
             // The guest may change its memory while a write is on its way.
             (c"rbd_disable_zero_copy_writes", c"true"),
             (c"client_mount_timeout", CONNECT_PATIENCE),
@@ -86,6 +89,10 @@ impl Cluster {
             // SAFETY: the handle is live, both strings end in zero.
             let code =
                 unsafe { (self.api.rados_conf_set)(self.rados, name.as_ptr(), value.as_ptr()) };
+            // Before Ceph 15 there was no such cache.
+            if code == -libc::ENOENT && name == PERSISTENT_CACHE {
+                continue;
+            }
             checked(
                 code,
                 || format!("set {}", name.to_string_lossy()),

@@ -134,13 +134,10 @@ impl Image {
         };
         let image = opened.handle.image;
         if !options.is_read_only() {
-            let (words, name) = (options.words(), options.name());
-            let hint = format!(
-                "`rbd{words} config image rm {name} rbd_cache`, or `rbd{words} config pool rm {} rbd_cache`",
-                name.pool()
-            );
             // SAFETY: open, and this call does not end before the library's.
-            unsafe { cache::refuse(api, image, &hint) }?;
+            if let Some(setting) = unsafe { cache::overridden(api, image, cache::OFF) }? {
+                return Err(has_cache(&setting.to_string_lossy(), options));
+            }
             opened.claim = opened.take_over(options)?;
         }
         // SAFETY: open, and this call does not end before the library's.
@@ -436,6 +433,17 @@ fn open_handle(
         image: handle,
         name: format!("rbd:{name}"),
     })
+}
+
+/// An image that is to be written has a cache by a setting of its own or of its pool.
+fn has_cache(setting: &str, options: &RbdOptions) -> RbdError {
+    let (words, name) = (options.words(), options.name());
+    RbdError::Image(format!(
+        "it has {setting} as a setting of its own or of its pool, and writes that have completed would be lost with \
+         this process or this host: `rbd{words} config image rm {name} {setting}`, or `rbd{words} config pool rm {} \
+         {setting}`",
+        name.pool()
+    ))
 }
 
 /// Bytes of the image that lie together in one object.

@@ -106,6 +106,9 @@ unsafe extern "C" fn rados_conf_set(
     let fake = unsafe { fake(rados) };
     may_fail!(fake, "rados_conf_set");
     let (name, value) = unsafe { (word(name), word(value)) };
+    if name == "rbd_persistent_cache_mode" {
+        may_fail!(fake, "rados_conf_set persistent");
+    }
     fake.settings.lock().unwrap().insert(name, value);
     0
 }
@@ -241,11 +244,11 @@ unsafe extern "C" fn rbd_config_image_list(
     if room < COUNT {
         return -libc::ERANGE;
     }
-    let own = fake.settings.lock().unwrap().get("image").cloned();
+    let own = fake.image_settings.lock().unwrap();
     for at in 0..COUNT as usize {
-        let (name, value) = match &own {
-            Some(value) if at == 299 => ("rbd_cache", value.as_str()),
-            _ => ("rbd_cache_size", "true"),
+        let (name, value) = match own.get(COUNT as usize - 1 - at) {
+            Some((name, value)) => (*name, value.as_str()),
+            None => ("rbd_cache_size", "true"),
         };
         let text = |text: &str| CString::new(text).unwrap().into_raw();
         let option = ConfigOption {
@@ -353,18 +356,33 @@ unsafe extern "C" fn rbd_diff_iterate2(
     offset: u64,
     len: u64,
     _: u8,
-    _: u8,
+    whole: u8,
     callback: DiffCallback,
     argument: *mut c_void,
 ) -> c_int {
     let fake = unsafe { fake(image) };
     may_fail!(fake, "rbd_diff_iterate2");
+    if let Some(ranges) = &*fake.ranges.lock().unwrap() {
+        for (offset, len) in ranges {
+            let code = unsafe { callback(*offset, *len, 1, argument) };
+            if code < 0 {
+                return code;
+            }
+        }
+        return 0;
+    }
     let data = fake.content();
     let (mut at, end) = (offset as usize, (offset + len) as usize);
     while at < end {
         let until = ((at / OBJECT + 1) * OBJECT).min(end);
         if data[at..until].iter().any(|byte| *byte != 0) {
-            let code = unsafe { callback(at as u64, until - at, 1, argument) };
+            // As librbd 16.2.7: whole objects are named as if the start lay at an object's.
+            let wrong = if whole != 0 {
+                offset as usize % OBJECT
+            } else {
+                0
+            };
+            let code = unsafe { callback((at - wrong) as u64, until - at, 1, argument) };
             if code < 0 {
                 return code;
             }

@@ -44,6 +44,10 @@ pub(crate) struct Fake {
     pub cookie: Mutex<String>,
     pub broken: Mutex<Vec<String>>,
     pub settings: Mutex<HashMap<String, String>>,
+    /// What the library says that the image holds, if it is not what it does hold.
+    pub ranges: Mutex<Option<Vec<(u64, usize)>>>,
+    /// Of the image, stronger than those.
+    pub image_settings: Mutex<Vec<(&'static str, String)>>,
     watch: Mutex<Option<(UpdateCallback, usize)>>,
     /// What is open: connections, pools, images, watches, completions.
     pub open: [AtomicI64; 5],
@@ -82,6 +86,8 @@ impl Fake {
             cookie: Mutex::new("auto 1".to_owned()),
             broken: Mutex::default(),
             settings: Mutex::default(),
+            ranges: Mutex::default(),
+            image_settings: Mutex::default(),
             watch: Mutex::default(),
             open: Default::default(),
             shut: Mutex::default(),

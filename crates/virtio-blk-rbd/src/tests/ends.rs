@@ -135,7 +135,12 @@ fn a_timeout_is_the_librarys() {
     for name in ["rados_osd_op_timeout", "rados_mon_op_timeout"] {
         assert_eq!(settings.get(name).map(String::as_str), Some("7"));
     }
-    assert_eq!(settings.get("rbd_cache").map(String::as_str), Some("false"));
+    for (name, value) in [
+        ("rbd_cache", "false"),
+        ("rbd_persistent_cache_mode", "disabled"),
+    ] {
+        assert_eq!(settings.get(name).map(String::as_str), Some(value));
+    }
 }
 
 /// Somebody looks at a queue again while something is in flight, so that there are words about what takes long.

@@ -51,23 +51,48 @@ fn a_failure_to_open_says_what_to_do_and_leaves_nothing_open() {
 #[test]
 fn an_image_with_a_cache_of_its_own_is_refused() {
     let rig = Rig::new();
-    let set = |value: &str| {
-        let mut settings = rig.fake.settings.lock().unwrap();
-        settings.insert("image".to_owned(), value.to_owned());
+    let set = |name, value: &str| {
+        *rig.fake.image_settings.lock().unwrap() = vec![(name, value.to_owned())];
     };
-    for value in ["true", "TRUE", "1", "maybe"] {
-        set(value);
+    let (memory, persistent) = ("rbd_cache", "rbd_persistent_cache_mode");
+    for (name, value) in [
+        (memory, "true"),
+        (memory, "TRUE"),
+        (memory, "1"),
+        (memory, "maybe"),
+        (persistent, "ssd"),
+        (persistent, "rwl"),
+        (persistent, ""),
+    ] {
+        set(name, value);
         let error = rig.try_open(&rig.options()).err().unwrap().to_string();
         assert!(
-            error.contains("config image rm pool/disk rbd_cache"),
+            error.contains(&format!("config image rm pool/disk {name}`")),
             "{error}"
         );
         // Nothing is written, so nothing can be lost.
         rig.try_open(&rig.options().read_only(true)).unwrap();
     }
-    set("false");
-    rig.open();
+    for (name, value) in [(memory, "false"), (persistent, "disabled")] {
+        set(name, value);
+        rig.open();
+    }
     assert_eq!(rig.fake.opened(), [0; 5]);
+}
+
+#[test]
+fn a_library_without_a_persistent_cache_needs_no_setting_for_it() {
+    let rig = Rig::new();
+    let set = "rados_conf_set persistent";
+    rig.fake.fail(set, -libc::ENOENT);
+    rig.open();
+    rig.fake.fail(set, -libc::EINVAL);
+    let error = rig.try_open(&rig.options()).err().unwrap().to_string();
+    assert!(error.contains("set rbd_persistent_cache_mode"), "{error}");
+    // It says so for no other setting.
+    rig.fake.fail(set, 0);
+    rig.fake.fail("rados_conf_set", -libc::ENOENT);
+    rig.try_open(&rig.options()).err().unwrap();
 }
 
 #[test]
