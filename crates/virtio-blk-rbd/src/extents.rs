@@ -21,12 +21,13 @@ struct Found {
     /// Where the last extent ends.
     at: u64,
     end: u64,
+    /// The library has named a range that can't be: nothing that it said counts.
+    confused: bool,
 }
 
 impl Found {
     /// Adds what lies between the last extent and `until`.
     fn add(&mut self, until: u64, allocation: Allocation) {
-        let until = until.min(self.end);
         let len = until.saturating_sub(self.at);
         if len == 0 {
             return;
@@ -44,7 +45,8 @@ impl Found {
     }
 }
 
-/// What lies in a range of an image: whole objects are data where the library does not know better.
+/// What lies in a range of an image. All of it counts as data if the library does not name ranges in their order: those
+/// of an image whose stripes are not whole objects come by objects.
 ///
 /// # Safety
 /// The image is open until this has returned.
@@ -61,10 +63,12 @@ pub(crate) unsafe fn extents(
         most,
         at: range.start,
         end: range.end,
+        confused: false,
     };
-    // From no snapshot: all that was ever written. With the parent's data, as what is read comes from there, too; by
-    // whole objects, which the library knows without asking each of them if the image has an object map.
-    let (with_parent, whole_objects) = (1, 1);
+    // From no snapshot: all that was ever written. With the parent's data, as what is read comes from there, too. Not by
+    // whole objects, though the library then knows them from the object map without asking each: before 16.2.8 it named
+    // wrong ranges for a start inside an object, and left out the parent's.
+    let (with_parent, whole_objects) = (1, 0);
     // SAFETY: the image is open, as the caller guarantees; `note` is given what it is called for, and not after the call.
     let code = unsafe {
         (target.api.rbd_diff_iterate2)(
@@ -78,6 +82,12 @@ pub(crate) unsafe fn extents(
             (&raw mut found).cast::<c_void>(),
         )
     };
+    if found.confused {
+        return Ok(vec![Extent {
+            len: range.end.saturating_sub(range.start),
+            allocation: Allocation::Data,
+        }]);
+    }
     if code < 0 && !found.is_full() {
         return Err(DiskError::from_errno(errno(code.into())));
     }
@@ -92,12 +102,17 @@ pub(crate) unsafe fn extents(
 unsafe extern "C" fn note(offset: u64, len: usize, exists: c_int, found: *mut c_void) -> c_int {
     // SAFETY: the address that `extents` gave, inside its call.
     let found = unsafe { &mut *found.cast::<Found>() };
+    let until = offset.checked_add(len as u64);
+    let Some(until) = until.filter(|until| offset >= found.at && *until <= found.end) else {
+        found.confused = true;
+        return ENOUGH;
+    };
     found.add(offset, Allocation::Hole);
     let allocation = if exists == 0 {
         Allocation::Hole
     } else {
         Allocation::Data
     };
-    found.add(offset.saturating_add(len as u64), allocation);
+    found.add(until, allocation);
     if found.is_full() { ENOUGH } else { 0 }
 }

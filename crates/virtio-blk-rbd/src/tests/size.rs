@@ -5,7 +5,7 @@
 
 use std::sync::mpsc::channel;
 
-use virtio_blk_core::disk::{Allocation, DiskError, DiskEvent};
+use virtio_blk_core::disk::{Allocation, DiskError, DiskEvent, Extent};
 
 use super::*;
 use crate::fake::OBJECT;
@@ -77,8 +77,40 @@ fn holes_are_where_nothing_was_written() {
     assert_eq!(found(0..LEN as u64, 1), all[..1]);
     assert_eq!(found(2 * object + 512..3 * object, 9), [(127, true)]);
     assert_eq!(found(0..512, 9), [(1, false)]);
+    // From inside an object: each extent is where it is.
+    assert_eq!(
+        found(object + 512..4 * object, 9),
+        [(127, false), (256, true)]
+    );
     for range in [0..0, 512..LEN as u64 + 512] {
         let error = disk.extents(range, 1).unwrap_err();
         assert!(matches!(error, DiskError::OutOfRange), "{error}");
     }
+}
+
+/// An extent that is left out would be a hole for who copies the image.
+#[test]
+fn ranges_that_cannot_be_make_all_of_it_data() {
+    let rig = Rig::new();
+    let disk = rig.open();
+    let ask = |ranges: &[(u64, usize)]| {
+        *rig.fake.ranges.lock().unwrap() = Some(ranges.to_vec());
+        disk.extents(4096..65536, 9).unwrap()
+    };
+    let all = [Extent {
+        len: 61440,
+        allocation: Allocation::Data,
+    }];
+    for ranges in [
+        &[(8192, 4096), (4096, 4096)][..],
+        &[(8192, 4096), (12000, 4096)],
+        &[(0, 8192)],
+        &[(61440, 8192)],
+        &[(65536, 512)],
+        &[(u64::MAX, 4096)],
+    ] {
+        assert_eq!(ask(ranges), all, "{ranges:?}");
+    }
+    assert_eq!(ask(&[(4096, 4096), (8192, 512)]).len(), 2);
+    assert_eq!(ask(&[]).len(), 1);
 }
