@@ -18,6 +18,13 @@ pub(crate) const PERSISTENT_CACHE: &CStr = c"rbd_persistent_cache_mode";
 pub(crate) const OFF: &[(&CStr, &CStr)] =
     &[(MEMORY_CACHE, c"false"), (PERSISTENT_CACHE, c"disabled")];
 
+/// The setting by which a read copies from the parent, which changes the image.
+pub(crate) const COPY_ON_READ: &CStr = c"rbd_clone_copy_on_read";
+
+/// What the settings of an image must be so that the library reads without the image's lock.
+pub(crate) const NO_LOCK_OF_READS: &[(&CStr, &CStr)] =
+    &[(COPY_ON_READ, c"false"), (PERSISTENT_CACHE, c"disabled")];
+
 /// The most settings that are looked at; librbd 16 has some eighty.
 const MOST: i32 = 4096;
 

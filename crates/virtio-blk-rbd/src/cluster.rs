@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString, c_char};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::api::{Api, Handle};
-use crate::cache::{MEMORY_CACHE, PERSISTENT_CACHE};
+use crate::cache::{COPY_ON_READ, MEMORY_CACHE, PERSISTENT_CACHE};
 use crate::{RbdError, RbdOptions};
 
 /// Seconds that connecting takes at most: after that the library gives up.
@@ -81,6 +81,9 @@ impl Cluster {
             (c"rbd_disable_zero_copy_writes", c"true"),
             (c"client_mount_timeout", CONNECT_PATIENCE),
         ];
+        if options.is_read_only() {
+            settings.push((COPY_ON_READ, c"false"));
+        }
         if let Some(patience) = &patience {
             settings.push((c"rados_osd_op_timeout", patience));
             settings.push((c"rados_mon_op_timeout", patience));

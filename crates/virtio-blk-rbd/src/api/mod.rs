@@ -28,6 +28,9 @@ unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
 
+/// `rbd_open` and `rbd_open_read_only`: pool, image, where the handle is written, snapshot or null.
+pub(crate) type Open =
+    unsafe extern "C" fn(Handle, *const c_char, *mut Handle, *const c_char) -> c_int;
 /// Called by librbd when an operation has ended, on a thread of its own.
 pub(crate) type Callback = unsafe extern "C" fn(Handle, *mut c_void);
 /// Called by librbd when the image's header has changed.
@@ -66,6 +69,8 @@ pub(crate) const LOCK_EXCLUSIVE: c_int = 0;
 pub(crate) const ZEROES_ALLOCATED: c_int = 1;
 /// The image has an exclusive lock: `RBD_FEATURE_EXCLUSIVE_LOCK`.
 pub(crate) const FEATURE_EXCLUSIVE_LOCK: u64 = 1 << 2;
+/// What is written goes through a journal: `RBD_FEATURE_JOURNALING`.
+pub(crate) const FEATURE_JOURNALING: u64 = 1 << 6;
 
 /// Declares the table.
 macro_rules! symbols {

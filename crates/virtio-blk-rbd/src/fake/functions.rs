@@ -178,6 +178,7 @@ unsafe extern "C" fn rbd_open(
     let fake = unsafe { fake(pool) };
     may_fail!(fake, "rbd_open");
     fake.count(IMAGE, 1);
+    fake.blind.store(false, Ordering::SeqCst);
     unsafe { *out = pool };
     0
 }
@@ -191,6 +192,7 @@ unsafe extern "C" fn rbd_open_read_only(
     let fake = unsafe { fake(pool) };
     may_fail!(fake, "rbd_open_read_only");
     fake.count(IMAGE, 1);
+    fake.blind.store(true, Ordering::SeqCst);
     unsafe { *out = pool };
     0
 }

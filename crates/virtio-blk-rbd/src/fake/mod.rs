@@ -8,7 +8,7 @@ mod functions;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::api::{Callback, Handle, UpdateCallback};
@@ -48,6 +48,8 @@ pub(crate) struct Fake {
     pub ranges: Mutex<Option<Vec<(u64, usize)>>>,
     /// Of the image, stronger than those.
     pub image_settings: Mutex<Vec<(&'static str, String)>>,
+    /// The image was opened read-only the last time: the library watches nothing.
+    blind: AtomicBool,
     watch: Mutex<Option<(UpdateCallback, usize)>>,
     /// What is open: connections, pools, images, watches, completions.
     pub open: [AtomicI64; 5],
@@ -81,11 +83,12 @@ impl Fake {
             data: Mutex::new(vec![0; len]),
             hold: Mutex::new(false),
             held: Mutex::default(),
-            features: AtomicU64::new(0xff),
+            features: AtomicU64::new(0x3f),
             lockers: Mutex::default(),
             cookie: Mutex::new("auto 1".to_owned()),
             broken: Mutex::default(),
             settings: Mutex::default(),
+            blind: AtomicBool::new(false),
             ranges: Mutex::default(),
             image_settings: Mutex::default(),
             watch: Mutex::default(),
@@ -184,6 +187,9 @@ impl Fake {
     }
 
     fn tell(&self) {
+        if self.blind.load(Ordering::SeqCst) {
+            return;
+        }
         if let Some((callback, argument)) = *self.watch.lock().unwrap() {
             // SAFETY: what was registered, and not taken back.
             unsafe { callback(argument as *mut c_void) };

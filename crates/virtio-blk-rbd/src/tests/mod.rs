@@ -7,6 +7,7 @@ mod data;
 mod ends;
 mod failures;
 mod lock;
+mod readers;
 mod size;
 
 use std::sync::Arc;
