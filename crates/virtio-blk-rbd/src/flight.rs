@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use virtio_blk_core::disk::{Completion, DiskError, Op, OpKind};
 
-use crate::api::{Handle, ZEROES_ALLOCATED};
+use crate::api::{Api, Handle, ZEROES_ALLOCATED};
 use crate::error::errno;
 use crate::image::Target;
 use crate::inbox::{Ended, Inbox};
@@ -68,8 +68,11 @@ impl Flight {
         let code = if code < 0 {
             code
         } else {
-            // SAFETY: the flight is not dropped before librbd has called `ended`, and nothing of it is changed.
-            unsafe { submit(&*this, completion) }
+            // SAFETY: nobody else has the flight yet; the reference ends before librbd is told of it.
+            let due = unsafe { (*this).due() };
+            // SAFETY: the flight, with the segments, is not dropped before librbd has called `ended`, or refused. There is
+            // no reference to it, as `ended` may drop it before this returns.
+            unsafe { submit(&due, completion) }
         };
         if code >= 0 {
             return Ok(());
@@ -81,6 +84,18 @@ impl Flight {
         // SAFETY: from `into_raw` above; librbd did not take it, so `ended` is never called.
         let flight = unsafe { Box::from_raw(this) };
         Err((flight, DiskError::from_errno(errno(code.into()))))
+    }
+
+    /// What librbd is to be given now.
+    fn due(&self) -> Due {
+        let segments = self.op.buf.segments();
+        Due {
+            api: self.image.api,
+            image: self.image.handle,
+            kind: (!self.flushing).then_some(self.op.kind),
+            segments: segments.as_ptr(),
+            count: segments.len(),
+        }
     }
 
     /// The end of what was in flight, with librbd's result.
@@ -128,34 +143,47 @@ impl Flight {
     }
 }
 
+/// What librbd is given, without a reference to the flight that it is of.
+struct Due {
+    api: &'static Api,
+    image: Handle,
+    /// `None`: a flush, whatever it was.
+    kind: Option<OpKind>,
+    segments: *const libc::iovec,
+    count: usize,
+}
+
 /// Gives librbd what is due.
 ///
 /// # Safety
-/// The flight stays as it is until librbd has called back, or this has returned a negative code.
-unsafe fn submit(flight: &Flight, completion: Handle) -> c_int {
-    let (api, image) = (flight.image.api, flight.image.handle);
-    let segments = flight.op.buf.segments();
-    let Ok(count) = c_int::try_from(segments.len()) else {
+/// The image is open, and the segments stay with the memory that they name, valid for the direction of the operation,
+/// until librbd has called back, or this has returned a negative code.
+unsafe fn submit(due: &Due, completion: Handle) -> c_int {
+    let Due {
+        api,
+        image,
+        segments,
+        ..
+    } = *due;
+    let Ok(count) = c_int::try_from(due.count) else {
         return -libc::EINVAL;
     };
-    // SAFETY: the image is open until the end has come (contract of `start`). Segments and memory stay until the completion, as the
-    // caller guarantees, and are valid for the direction of the operation (contract of `IoBuf`).
+    // SAFETY: as the caller guarantees.
     unsafe {
-        match flight.op.kind {
-            _ if flight.flushing => (api.rbd_aio_flush)(image, completion),
-            OpKind::Read { offset } => {
-                (api.rbd_aio_readv)(image, segments.as_ptr(), count, offset, completion)
+        match due.kind {
+            None | Some(OpKind::Flush) => (api.rbd_aio_flush)(image, completion),
+            Some(OpKind::Read { offset }) => {
+                (api.rbd_aio_readv)(image, segments, count, offset, completion)
             }
-            OpKind::Write { offset, .. } => {
-                (api.rbd_aio_writev)(image, segments.as_ptr(), count, offset, completion)
+            Some(OpKind::Write { offset, .. }) => {
+                (api.rbd_aio_writev)(image, segments, count, offset, completion)
             }
-            OpKind::Flush => (api.rbd_aio_flush)(image, completion),
-            OpKind::Discard { offset, len } => {
+            Some(OpKind::Discard { offset, len }) => {
                 (api.rbd_aio_discard)(image, offset, len, completion)
             }
-            OpKind::WriteZeroes {
+            Some(OpKind::WriteZeroes {
                 offset, len, unmap, ..
-            } => {
+            }) => {
                 let flags = if unmap { 0 } else { ZEROES_ALLOCATED };
                 match (api.rbd_aio_write_zeroes, usize::try_from(len)) {
                     (Some(write_zeroes), Ok(len)) => {
@@ -164,7 +192,7 @@ unsafe fn submit(flight: &Flight, completion: Handle) -> c_int {
                     _ => -libc::EOPNOTSUPP,
                 }
             }
-            _ => -libc::EOPNOTSUPP,
+            Some(_) => -libc::EOPNOTSUPP,
         }
     }
 }
