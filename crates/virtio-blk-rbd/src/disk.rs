@@ -15,8 +15,10 @@ use crate::error::errno;
 use crate::extents::extents;
 use crate::image::{Image, OPEN_PATIENCE};
 use crate::queue::RbdQueue;
-use crate::watch::ask;
 use crate::{RbdError, RbdOptions};
+
+/// How long a look at the size waits for the cluster. It has nothing to wait for if nothing has changed.
+const REFRESH_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 1000 });
 
 /// An image of a Ceph cluster, or a snapshot of one, as a disk.
 ///
@@ -69,11 +71,7 @@ impl Disk for RbdDisk {
     }
 
     fn refresh(&self) -> Result<(), DiskError> {
-        let target = self.image.target();
-        // SAFETY: this disk keeps the image open.
-        let bytes = unsafe { ask(target.api, target.handle) }?;
-        self.image.size().set(bytes);
-        Ok(())
+        Ok(self.image.look(REFRESH_PATIENCE)?)
     }
 
     fn resize(&self, bytes: u64) -> Result<(), DiskError> {
@@ -94,7 +92,7 @@ impl Disk for RbdDisk {
         if code < 0 {
             return Err(DiskError::from_errno(errno(code.into())));
         }
-        self.refresh()
+        Ok(self.image.look(OPEN_PATIENCE)?)
     }
 
     fn extents(&self, range: Range<u64>, most: usize) -> Result<Vec<Extent>, DiskError> {

@@ -15,7 +15,7 @@ use crate::caps::Shape;
 use crate::claim::{Claim, Client, file_name};
 use crate::cluster::{Cluster, checked, pointer, string, text};
 use crate::size::Size;
-use crate::watch::{Watch, ask};
+use crate::watch::{Bell, Watch, ask, unknown};
 use crate::{RbdError, RbdOptions};
 
 /// How long opening an image waits for the cluster.
@@ -53,12 +53,14 @@ impl Target {
 pub(crate) struct Image {
     target: Arc<Target>,
     size: Arc<Size>,
+    /// `None`: it is a snapshot, whose size stays.
+    bell: Option<Arc<Bell>>,
     shape: Shape,
     /// Until it is closed.
     opened: Option<Opened>,
 }
 
-/// What has to be closed, from the first to the last.
+/// What has to be closed, from the first to the last: also by dropping it.
 struct Opened {
     watch: Option<Watch>,
     handle: OpenHandle,
@@ -71,9 +73,27 @@ struct OpenHandle {
     api: &'static Api,
     image: Handle,
     name: String,
+    closed: bool,
 }
 
 impl OpenHandle {
+    /// Closes it. Returns whether that succeeded: if not, a lock of ours may still be there.
+    fn close(mut self) -> bool {
+        self.end()
+    }
+
+    fn end(&mut self) -> bool {
+        self.closed = true;
+        // SAFETY: open, and closed once; no operation is in flight, as each queue waits for its own and keeps the image
+        // meanwhile.
+        let code = unsafe { (self.api.rbd_close)(self.image) };
+        if code < 0 {
+            let error = RbdError::call("close the image", code.into(), "");
+            log::warn!("{}: {error}", self.name);
+        }
+        code >= 0
+    }
+
     /// What kind of image it is, as a set of `RBD_FEATURE_*`.
     ///
     /// # Errors
@@ -93,12 +113,8 @@ impl OpenHandle {
 
 impl Drop for OpenHandle {
     fn drop(&mut self) {
-        // SAFETY: open, and closed once; no operation is in flight, as each queue waits for its own and keeps the image
-        // meanwhile.
-        let code = unsafe { (self.api.rbd_close)(self.image) };
-        if code < 0 {
-            let error = RbdError::call("close the image", code.into(), "");
-            log::warn!("{}: {error}", self.name);
+        if !self.closed {
+            self.end();
         }
     }
 }
@@ -163,11 +179,13 @@ impl Image {
             opened.claim = opened.take_over(options)?;
         }
         // SAFETY: open, and this call does not end before the library's.
-        let bytes = unsafe { ask(api, image) }?;
+        let bytes = unsafe { ask(api, image) }.map_err(unknown)?;
         let size = Arc::new(Size::new(name.clone(), bytes));
         if options.name().snapshot().is_none() {
-            // SAFETY: the image is closed after the watch has ended, see `Opened::close`.
+            // SAFETY: the image is closed after the watch has ended, see `Opened`.
             let watch = unsafe { Watch::start(api, image, &name, size.clone()) }?;
+            // What has changed before it was watched.
+            watch.bell().look(OPEN_PATIENCE)?;
             opened.watch = Some(watch);
         }
         let shape = Shape {
@@ -184,6 +202,7 @@ impl Image {
                 fenced: AtomicBool::new(false),
             }),
             size,
+            bell: opened.watch.as_ref().map(|watch| watch.bell().clone()),
             shape,
             opened: Some(opened),
         })
@@ -195,6 +214,16 @@ impl Image {
 
     pub(crate) const fn size(&self) -> &Arc<Size> {
         &self.size
+    }
+
+    /// Looks at the size again, for so long at most. Listeners are told before this returns.
+    ///
+    /// # Errors
+    /// The cluster's, or it does not respond. The size is taken over when it does.
+    pub(crate) fn look(&self, patience: Duration) -> Result<(), RbdError> {
+        self.bell
+            .as_ref()
+            .map_or(Ok(()), |bell| bell.look(patience))
     }
 
     pub(crate) const fn shape(&self) -> &Shape {
@@ -234,12 +263,10 @@ impl Opened {
             cluster,
             claim,
         } = self;
-        if let Some(watch) = watch {
-            watch.end();
-        }
-        drop(handle);
+        drop(watch);
+        let closed = handle.close();
         drop(cluster);
-        if let Some(mut claim) = claim {
+        if closed && let Some(mut claim) = claim {
             // What stands there names nobody who has a lock, so it does no harm if it stays.
             let _ = claim.clear();
         }
@@ -250,7 +277,9 @@ impl Opened {
     /// # Errors
     /// Another process has the image, or the directory can't be used.
     fn take_over(&self, options: &RbdOptions) -> Result<Option<Claim>, RbdError> {
-        let OpenHandle { api, image, name } = &self.handle;
+        let OpenHandle {
+            api, image, name, ..
+        } = &self.handle;
         let features = self.handle.features()?;
         if features & FEATURE_EXCLUSIVE_LOCK == 0 {
             log::warn!(
@@ -307,7 +336,9 @@ impl Opened {
 
     /// Takes the image's lock away from a client that is known to be dead, if it has it.
     fn break_lock(&self, dead: &Client, lockers: &[Locker]) {
-        let OpenHandle { api, image, name } = &self.handle;
+        let OpenHandle {
+            api, image, name, ..
+        } = &self.handle;
         let Some(locker) = lockers.iter().find(|locker| locker.client == dead.name()) else {
             return;
         };
@@ -343,7 +374,9 @@ impl Opened {
     /// # Errors
     /// The cluster's.
     fn lockers(&self) -> Result<Vec<Locker>, RbdError> {
-        let OpenHandle { api, image, name } = &self.handle;
+        let OpenHandle {
+            api, image, name, ..
+        } = &self.handle;
         let mut exclusive = 0;
         let mut lists: [Vec<c_char>; 4] = std::array::from_fn(|_| vec![0; LIST]);
         let mut lengths = [LIST; 4];
@@ -508,6 +541,7 @@ fn open_handle(
         api,
         image: handle,
         name: format!("rbd:{name}"),
+        closed: false,
     })
 }
 

@@ -39,7 +39,8 @@ impl Size {
         listeners.push(listener);
     }
 
-    /// The image has so many bytes now. Listeners are told if that is new; the caller holds no lock.
+    /// The image has so many bytes now. Listeners are told if that is new; the caller holds no lock, and is the only one
+    /// that has asked since it did.
     pub(crate) fn set(&self, bytes: u64) {
         let capacity = bytes / SECTOR_SIZE;
         let before = self.capacity.swap(capacity, Ordering::AcqRel);

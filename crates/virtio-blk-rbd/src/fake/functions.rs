@@ -338,6 +338,9 @@ unsafe extern "C" fn rbd_update_watch(
     let fake = unsafe { fake(image) };
     may_fail!(fake, "rbd_update_watch");
     fake.count(WATCH, 1);
+    if let Some(len) = fake.resized_first.lock().unwrap().take() {
+        fake.content().resize(len, 0);
+    }
     *fake.watch.lock().unwrap() = Some((callback, argument as usize));
     unsafe { *number = 7 };
     0

@@ -48,6 +48,8 @@ pub(crate) struct Fake {
     pub ranges: Mutex<Option<Vec<(u64, usize)>>>,
     /// Of the image, stronger than those.
     pub image_settings: Mutex<Vec<(&'static str, String)>>,
+    /// What another client makes the size just before somebody watches.
+    pub resized_first: Mutex<Option<usize>>,
     /// The image was opened read-only the last time: the library watches nothing.
     blind: AtomicBool,
     watch: Mutex<Option<(UpdateCallback, usize)>>,
@@ -88,6 +90,7 @@ impl Fake {
             cookie: Mutex::new("auto 1".to_owned()),
             broken: Mutex::default(),
             settings: Mutex::default(),
+            resized_first: Mutex::default(),
             blind: AtomicBool::new(false),
             ranges: Mutex::default(),
             image_settings: Mutex::default(),

@@ -4,7 +4,10 @@
 //! Ends, while the cluster does not respond.
 
 use super::*;
-use crate::fake::{IMAGE, RADOS};
+use crate::api::Handle;
+use crate::fake::{IMAGE, RADOS, WATCH};
+use crate::size::Size;
+use crate::watch::Watch;
 
 /// Waits for something that another thread does.
 fn until(what: &str, is: impl Fn() -> bool) {
@@ -125,6 +128,22 @@ fn a_watch_that_cannot_be_ended_does_nothing_any_more() {
     rig.fake.take_calls();
     rig.fake.resize(2 * LEN);
     assert_eq!(rig.fake.take_calls(), [""; 0]);
+}
+
+/// As where no thread is left to close the image: what it consists of is dropped in its order.
+#[test]
+fn a_watch_that_is_dropped_has_ended() {
+    let rig = Rig::new();
+    let image = Handle(Arc::as_ptr(&rig.fake).cast_mut().cast());
+    let size = Arc::new(Size::new("x".to_owned(), 0));
+    // SAFETY: the tests' library keeps its clusters, which its images are, for good.
+    let watch = unsafe { Watch::start(fake::api(), image, "x", size.clone()) }.unwrap();
+    assert_eq!(rig.fake.opened()[WATCH], 1);
+    drop(watch);
+    assert_eq!(rig.fake.opened(), [0; 5]);
+    rig.fake.resize(2 * LEN);
+    assert_eq!(Arc::strong_count(&size), 1, "its thread has ended");
+    assert_eq!(size.capacity(), 0);
 }
 
 #[test]

@@ -70,6 +70,18 @@ fn a_process_that_ended_in_an_orderly_way_leaves_nothing_to_break() {
     assert_eq!(rig.broken(), [""; 0]);
 }
 
+/// Then the cluster may still have its lock.
+#[test]
+fn a_close_that_failed_leaves_the_name() {
+    let rig = Rig::new();
+    rig.fake.fail("rbd_close", -libc::ETIMEDOUT);
+    drop(rig.open());
+    rig.fake.fail("rbd_close", 0);
+    rig.locked_by(&[("client.4242", "10.0.0.1:0/99")]);
+    let _disk = rig.open();
+    assert_eq!(rig.broken(), ["10.0.0.1:0/99"]);
+}
+
 #[test]
 fn the_name_is_noted_before_anything_can_be_locked() {
     let rig = Rig::new();

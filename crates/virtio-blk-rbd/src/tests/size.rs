@@ -47,6 +47,48 @@ fn a_resize_of_ours_is_told_before_it_returns() {
 }
 
 #[test]
+fn a_resize_before_the_image_is_watched_is_seen() {
+    let rig = Rig::new();
+    *rig.fake.resized_first.lock().unwrap() = Some(2 * LEN);
+    assert_eq!(rig.open().caps().capacity_bytes(), 2 * LEN as u64);
+}
+
+/// One thread asks for the sizes of all disks of a server.
+#[test]
+fn a_look_at_the_size_does_not_wait_for_a_silent_cluster() {
+    let rig = Rig::new();
+    let disk = rig.open();
+    rig.fake.shut_gate("rbd_get_size");
+    let error = disk.refresh().unwrap_err().to_string();
+    assert!(error.contains("`ceph status`"), "{error}");
+    // The next ones know.
+    let since = Instant::now();
+    for _ in 0..1000 {
+        disk.refresh().unwrap_err();
+    }
+    assert!(since.elapsed() < PATIENCE);
+    rig.fake.take_calls();
+    rig.fake.data.lock().unwrap().resize(2 * LEN, 0);
+    rig.fake.open_gate();
+    while disk.refresh().is_err() {}
+    assert_eq!(disk.caps().capacity_bytes(), 2 * LEN as u64);
+    // One look stood for all of them.
+    let calls = rig.fake.take_calls();
+    assert!(calls.len() < 10, "{}", calls.len());
+}
+
+#[test]
+fn a_snapshot_stays_what_it_is() {
+    let rig = Rig::new();
+    let snapshot: ImageName = "pool/disk@one".parse().unwrap();
+    let options = RbdOptions::new(snapshot).id(rig.fake.user.as_str());
+    let disk = rig.try_open(&options).unwrap();
+    rig.fake.take_calls();
+    disk.refresh().unwrap();
+    assert_eq!(rig.fake.take_calls(), [""; 0]);
+}
+
+#[test]
 fn holes_are_where_nothing_was_written() {
     let rig = Rig::new();
     let disk = rig.open();
