@@ -75,12 +75,12 @@ impl FromStr for ImageName {
             Some((image, snapshot)) => (image, Some(snapshot)),
             None => (last, None),
         };
-        let all = [Some(pool), namespace, Some(image), snapshot];
-        // Neither can be said to the library, or be in a name that it made.
-        let wrong = |part: &str| {
-            part.is_empty() || part.len() > MOST || part.contains(['@', '\0']) && part != pool
-        };
-        if all.into_iter().flatten().any(wrong) || pool.contains('\0') {
+        // Cannot be said to the library.
+        let wrong = |part: &str| part.is_empty() || part.len() > MOST || part.contains('\0');
+        // Nor can this be in a name that it made, but for a pool's.
+        let wrong_inside = |part: &str| wrong(part) || part.contains('@');
+        let inside = [namespace, Some(image), snapshot];
+        if wrong(pool) || inside.into_iter().flatten().any(wrong_inside) {
             return Err(BadName);
         }
         Ok(Self {
@@ -119,8 +119,22 @@ mod tests {
     #[test]
     fn what_is_no_name_is_refused() {
         for text in [
-            "", "p", "/", "p/", "/i", "p//i", "p/n/", "a/b/c/d", "p/i@", "p/@s", "p/i@s@t",
-            "p/n@s/i", "p/i\0", "p\0/i",
+            "",
+            "p",
+            "/",
+            "p/",
+            "/i",
+            "p//i",
+            "p/n/",
+            "a/b/c/d",
+            "p/i@",
+            "p/@s",
+            "p/i@s@t",
+            "p/n@s/i",
+            "p/i\0",
+            "p\0/i",
+            "p@q/p@q/i",
+            "p@q/i@p@q",
         ] {
             assert_eq!(text.parse::<ImageName>(), Err(BadName), "{text:?}");
         }
