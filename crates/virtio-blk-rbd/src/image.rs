@@ -14,6 +14,7 @@ use crate::cache;
 use crate::caps::Shape;
 use crate::claim::{Claim, Client, file_name};
 use crate::cluster::{Cluster, checked, pointer, string, text};
+use crate::shell::{printable, shell_word};
 use crate::size::Size;
 use crate::watch::{Bell, Watch, ask, unknown};
 use crate::{RbdError, RbdOptions};
@@ -281,36 +282,53 @@ impl Opened {
             api, image, name, ..
         } = &self.handle;
         let features = self.handle.features()?;
-        if features & FEATURE_EXCLUSIVE_LOCK == 0 {
+        let has_lock = features & FEATURE_EXCLUSIVE_LOCK != 0;
+        if !has_lock {
             log::warn!(
-                "{name}: the image has no exclusive lock, so nothing fences off other writers: `rbd{} feature enable {} \
+                "{name}: the image has no exclusive lock, so nothing fences off other writers, nor what a process that was killed \
+                 has under way: `rbd{} feature enable {} \
                  exclusive-lock` gives it one",
                 options.words(),
                 options.name()
             );
         }
         let lockers = self.lockers()?;
-        let by_hand = |locker: &&Locker| !locker.cookie.starts_with(AUTOMATIC);
+        let by_hand = |locker: &&Locker| !locker.is_the_librarys();
         if let Some(locker) = lockers.iter().find(by_hand) {
             // librbd would wait for its end for ever.
             return Err(RbdError::Locked {
-                client: locker.client.clone(),
-                address: locker.address.clone(),
+                client: printable(&locker.client),
+                address: printable(&locker.address),
                 command: format!(
-                    "rbd{} lock rm {} '{}' {}",
+                    "rbd{} lock rm {} {} {}",
                     options.words(),
-                    options.name(),
-                    locker.cookie,
-                    locker.client
+                    shell_word(&options.name().to_string()),
+                    shell_word(&locker.cookie),
+                    shell_word(&locker.client)
                 ),
             });
         }
         let Some(directory) = options.state_directory() else {
+            if options.lacks_state() {
+                log::warn!(
+                    "{name}: XDG_RUNTIME_DIR names no directory for the state, so other processes on this host are not kept \
+                     from writing the image, and if this one is killed its lock stays for half a minute: name one with \
+                     state=DIR, or say state=off"
+                );
+            }
             return Ok(None);
         };
         let mut id: [c_char; 128] = [0; 128];
         // SAFETY: open; the buffer has that length.
         let code = unsafe { (api.rbd_get_id)(*image, id.as_mut_ptr(), id.len()) };
+        if code == -libc::EINVAL {
+            log::warn!(
+                "{name}: an image of the first format has no id, so other processes on this host are not kept from \
+                 writing it: `rbd{} migration prepare` makes one of the second format of it",
+                options.words()
+            );
+            return Ok(None);
+        }
         checked(code, || format!("ask for the id of {name}"), String::new)?;
         let file = file_name(
             &self.cluster.fsid()?,
@@ -318,14 +336,13 @@ impl Opened {
             options.name().namespace(),
             &string(&id),
         );
-        let (mut claim, before) = Claim::take(&directory, &file)?;
-        if let Some(before) = before
-            && features & FEATURE_EXCLUSIVE_LOCK != 0
-        {
-            self.break_lock(&before, &lockers);
-        }
+        let (mut claim, mut dead) = Claim::take(&directory, &file)?;
+        dead.retain(|client| {
+            let locker = lockers.iter().find(|locker| locker.client == client.name());
+            locker.is_some_and(|locker| !(has_lock && self.break_lock(locker)))
+        });
         claim
-            .note(&Client::new(self.cluster.instance()))
+            .note(&Client::new(self.cluster.instance()), dead)
             .map_err(|source| RbdError::Call {
                 what: format!("write to {}", directory.display()),
                 source,
@@ -334,27 +351,23 @@ impl Opened {
         Ok(Some(claim))
     }
 
-    /// Takes the image's lock away from a client that is known to be dead, if it has it.
-    fn break_lock(&self, dead: &Client, lockers: &[Locker]) {
+    /// Takes the image's lock away from a client that is known to be dead. Returns whether it has it no more.
+    fn break_lock(&self, dead: &Locker) -> bool {
         let OpenHandle {
             api, image, name, ..
         } = &self.handle;
-        let Some(locker) = lockers.iter().find(|locker| locker.client == dead.name()) else {
-            return;
-        };
-        let address = &locker.address;
+        let Locker {
+            client, address, ..
+        } = dead;
         let Ok(owner) = text(address, "the address") else {
-            return;
+            return false;
         };
         let began = Instant::now();
         // SAFETY: open; the address ends in zero. The library looks again whether it is that client's lock.
         let code = unsafe { (api.rbd_lock_break)(*image, LOCK_EXCLUSIVE, owner.as_ptr()) };
         if code < 0 {
             let error = RbdError::call(
-                format!(
-                    "break the lock of {} ({address}), which was killed",
-                    dead.name()
-                ),
+                format!("break the lock of {client} ({address}), which was killed"),
                 code.into(),
                 "the first write waits until the cluster gives it up, half a minute. The user needs `profile rbd` to \
                  break it",
@@ -362,11 +375,11 @@ impl Opened {
             log::warn!("{name}: {error}");
         } else {
             log::warn!(
-                "{name}: broke the lock of {} ({address}), which was killed: {} ms",
-                dead.name(),
+                "{name}: broke the lock of {client} ({address}), which was killed: {} ms",
                 began.elapsed().as_millis()
             );
         }
+        code >= 0
     }
 
     /// Who has a lock on the image.
@@ -401,11 +414,13 @@ impl Opened {
             let what = format!("ask who has a lock on {name}");
             return Err(RbdError::call(what, count as i64, ""));
         };
+        let tag = string(tag);
         let each = entries(clients)
             .zip(entries(cookies))
             .zip(entries(addresses));
         let locker = |((client, cookie), address)| Locker {
             client,
+            tag: tag.clone(),
             cookie,
             address,
         };
@@ -417,10 +432,23 @@ impl Opened {
 struct Locker {
     /// As the cluster writes it.
     client: String,
+    /// What all who have the lock call it.
+    tag: String,
     /// The client's own name for the lock.
     cookie: String,
     address: String,
 }
+
+impl Locker {
+    /// Whether the library took it, which gives it up when another client asks. Who locks by hand may choose either name,
+    /// but no exclusive lock of a command has a tag.
+    fn is_the_librarys(&self) -> bool {
+        self.tag == TAG && self.cookie.starts_with(AUTOMATIC)
+    }
+}
+
+/// The tag of librbd's own locks.
+const TAG: &str = "internal";
 
 /// What the names of librbd's own locks begin with.
 const AUTOMATIC: &str = "auto ";

@@ -18,6 +18,7 @@ mod inbox;
 mod name;
 mod options;
 mod queue;
+mod shell;
 mod size;
 mod stall;
 #[cfg(test)]

@@ -12,13 +12,15 @@ use virtio_blk_core::disk::{Disk, DiskError};
 use virtio_blk_disks::disk_arg::{ArgError, DiskOptions};
 
 use crate::name::FORMS;
+use crate::shell::shell_word;
 use crate::{ImageName, RbdDisk};
 
 /// Where a disk notes under which name the cluster knows it, for its successor if it is killed: see
 /// [`RbdOptions::state`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State {
-    /// `/run/vblk` for root, else `vblk` in the directory that `XDG_RUNTIME_DIR` names; nowhere if there is none.
+    /// `/run/vblk` for root, else `vblk` in the directory that `XDG_RUNTIME_DIR` names; nowhere if there is none, of which
+    /// the log warns.
     #[default]
     Usual,
     /// In this directory.
@@ -160,13 +162,19 @@ impl RbdOptions {
         self.state.directory()
     }
 
+    /// Whether there should be a directory for the state, and there is none.
+    pub(crate) fn lacks_state(&self) -> bool {
+        self.state == State::Usual && self.state_directory().is_none()
+    }
+
     /// The options of Ceph's programs that lead to the same cluster.
     pub(crate) fn words(&self) -> String {
         let conf = self.conf.as_ref();
-        let mut words = conf.map_or_else(String::new, |path| format!(" --conf {}", path.display()));
+        let conf = conf.map(|path| shell_word(&path.to_string_lossy()));
+        let mut words = conf.map_or_else(String::new, |path| format!(" --conf {path}"));
         if let Some(id) = &self.id {
             words.push_str(" --id ");
-            words.push_str(id);
+            words.push_str(&shell_word(id));
         }
         words
     }
@@ -187,7 +195,8 @@ impl DiskOptions for RbdOptions {
       timeout=SECONDS     how long operations wait for the cluster before they
                           fail (0: for ever)
       state=DIR|off       where the next process finds whose lock on the image
-                          it may break if this one is killed (/run/vblk)";
+                          it may break if this one is killed (/run/vblk for
+                          root, else $XDG_RUNTIME_DIR/vblk if there is one)";
 
     fn set_target(&mut self, target: String) -> Result<(), ArgError> {
         let Ok(name) = target.parse() else {

@@ -310,7 +310,7 @@ unsafe extern "C" fn rbd_list_lockers(
     let places: Vec<&str> = lockers.iter().map(|locker| locker.1.as_str()).collect();
     unsafe {
         *exclusive = 1;
-        put("internal", tag, *tag_len);
+        put(&fake.tag.lock().unwrap(), tag, *tag_len);
         put(&names.join("\0"), clients, *clients_len);
         put(
             &vec![fake.cookie.lock().unwrap().as_str(); names.len()].join("\0"),
@@ -325,7 +325,9 @@ unsafe extern "C" fn rbd_list_lockers(
 unsafe extern "C" fn rbd_lock_break(image: Handle, _: c_int, owner: *const c_char) -> c_int {
     let fake = unsafe { fake(image) };
     may_fail!(fake, "rbd_lock_break");
-    fake.broken.lock().unwrap().push(unsafe { word(owner) });
+    let owner = unsafe { word(owner) };
+    fake.lockers.lock().unwrap().retain(|(_, at)| *at != owner);
+    fake.broken.lock().unwrap().push(owner);
     0
 }
 

@@ -42,6 +42,7 @@ pub(crate) struct Fake {
     pub lockers: Mutex<Vec<(String, String)>>,
     /// The name of their locks.
     pub cookie: Mutex<String>,
+    pub tag: Mutex<String>,
     pub broken: Mutex<Vec<String>>,
     pub settings: Mutex<HashMap<String, String>>,
     /// What the library says that the image holds, if it is not what it does hold.
@@ -88,6 +89,7 @@ impl Fake {
             features: AtomicU64::new(0x3f),
             lockers: Mutex::default(),
             cookie: Mutex::new("auto 1".to_owned()),
+            tag: Mutex::new("internal".to_owned()),
             broken: Mutex::default(),
             settings: Mutex::default(),
             resized_first: Mutex::default(),

@@ -112,10 +112,7 @@ fn an_image_that_is_locked_by_hand_is_refused() {
     for state in [State::Off, State::In(rig.state.path().to_owned())] {
         let error = rig.try_open(&rig.options().state(state)).err().unwrap();
         let text = error.to_string();
-        assert!(
-            text.contains("lock rm pool/disk 'mine' client.17"),
-            "{text}"
-        );
+        assert!(text.contains("lock rm pool/disk mine client.17`"), "{text}");
     }
     assert_eq!(rig.broken(), [""; 0]);
     // Nothing is written there.
@@ -131,6 +128,57 @@ fn a_lock_that_cannot_be_broken_is_waited_for() {
     rig.open();
     rig.fake.fail("rbd_lock_break", 0);
     assert_eq!(rig.broken(), [""; 0]);
+    // The next one has it still to break, though the one between ended in an orderly way, and the one after it nothing.
+    rig.open();
+    assert_eq!(rig.broken(), ["10.0.0.1:0/99"]);
+    rig.open();
+    assert_eq!(rig.broken().len(), 1);
+    assert_eq!(std::fs::read_to_string(rig.file()).unwrap(), "");
+}
+
+#[test]
+fn a_lock_that_could_not_be_broken_is_known_to_who_follows_a_second_kill() {
+    let rig = Rig::new();
+    rig.killed(17);
+    rig.locked_by(&[("client.17", "10.0.0.1:0/99")]);
+    rig.fake.fail("rbd_lock_break", -libc::EPERM);
+    let disk = rig.open();
+    let names = std::fs::read_to_string(rig.file()).unwrap();
+    assert_eq!(names, "client.4242\nclient.17\n");
+    drop(disk);
+}
+
+#[test]
+fn a_lock_by_hand_under_the_librarys_name_is_refused() {
+    let rig = Rig::new();
+    rig.locked_by(&[("client.17", "10.0.0.1:0/99")]);
+    for tag in ["", "mine"] {
+        *rig.fake.tag.lock().unwrap() = tag.to_owned();
+        let error = rig.try_open(&rig.options()).err().unwrap();
+        assert!(matches!(error, RbdError::Locked { .. }), "{error}");
+    }
+    *rig.fake.tag.lock().unwrap() = "internal".to_owned();
+    rig.open();
+}
+
+#[test]
+fn names_of_locks_do_no_harm_in_a_message() {
+    let rig = Rig::new();
+    rig.locked_by(&[("client.17; reboot", "\x1b[2J")]);
+    *rig.fake.cookie.lock().unwrap() = "it's $(reboot)\n".to_owned();
+    let text = rig.try_open(&rig.options()).err().unwrap().to_string();
+    assert!(!text.contains(char::is_control), "{text:?}");
+    let command = r"lock rm pool/disk $'it\'s $(reboot)\x0a' 'client.17; reboot'`";
+    assert!(text.contains(command), "{text}");
+}
+
+#[test]
+fn an_image_of_the_first_format_is_not_claimed() {
+    let rig = Rig::new();
+    rig.fake.features.store(0, Ordering::Relaxed);
+    rig.fake.fail("rbd_get_id", -libc::EINVAL);
+    let _disk = rig.open();
+    assert_eq!(std::fs::read_dir(rig.state.path()).unwrap().count(), 0);
 }
 
 #[test]
