@@ -13,6 +13,7 @@ mod extents;
 #[cfg(test)]
 mod fake;
 mod flight;
+mod handle;
 mod image;
 mod inbox;
 mod name;
