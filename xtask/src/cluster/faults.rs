@@ -1,7 +1,7 @@
 // Copyright 2026 The vblk Authors.
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What happens to an image while it is used.
+//! What happens to an image while it is written.
 
 use std::time::{Duration, Instant};
 
@@ -104,31 +104,4 @@ pub fn resize(lab: &Lab, ceph: &Ceph) -> Result<(), Error> {
         )));
     }
     server.stop()
-}
-
-/// Snapshots can be read; a user without a key, and an image that is not there, are refused.
-pub fn readers(lab: &Lab, ceph: &Ceph) -> Result<(), Error> {
-    ceph.create("snapped", LEN)?;
-    execute(&mut ceph.rbd(&["snap", "create", "--no-progress", "rbd/snapped@one"]))?;
-    let info = |disk: &str| output(command(lab.vblk(), ["disk", "info"]).arg(disk));
-    let text = info(&ceph.disk("snapped@one"))?;
-    if !text
-        .lines()
-        .any(|line| line.starts_with("read only") && line.ends_with("yes"))
-    {
-        return Err(Error::Other(format!(
-            "a snapshot is not read-only:\n{text}"
-        )));
-    }
-    let conf = ceph.dir().join("ceph.conf");
-    for wrong in [
-        ceph.disk("snapped@two"),
-        ceph.disk("not-there"),
-        format!("rbd:rbd/snapped,conf={},id=nobody", conf.display()),
-    ] {
-        if info(&wrong).is_ok() {
-            return Err(Error::Other(format!("{wrong} was opened")));
-        }
-    }
-    Ok(())
 }

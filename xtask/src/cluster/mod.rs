@@ -10,6 +10,7 @@ mod ceph;
 mod faults;
 mod nbd;
 mod process;
+mod readers;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -58,6 +59,7 @@ const RBD: &[(&str, &str)] = &[
     ("ceph-mon", "ceph-mon ceph-osd ceph-common librbd1"),
     ("ceph-osd", "ceph-osd"),
     ("rbd", "ceph-common"),
+    ("qemu-img", "qemu-utils"),
 ];
 
 /// Runs everything.
@@ -165,7 +167,7 @@ impl Lab {
             faults::osd(self, &mut ceph)
         })?;
         self.part("rbd: resized both ways", || faults::resize(self, &ceph))?;
-        self.part("rbd: snapshots and users", || faults::readers(self, &ceph))?;
+        self.part("rbd: what is only read", || readers::readers(self, &ceph))?;
         if full {
             self.part("rbd: the monitor is started anew", || {
                 faults::monitor(self, &mut ceph)
