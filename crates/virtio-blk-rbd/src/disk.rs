@@ -30,6 +30,9 @@ const REFRESH_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 100 } e
 /// A process that is killed keeps it for half a minute, unless its successor finds out that it has ended:
 /// [`RbdOptions::state`].
 ///
+/// **Other clients** may write while the lock is theirs, also while this disk is in use; [`Disk::handover`] does not tell
+/// of that, as the disk never lets go of the image. A layer that remembers what changed sees its own writes only.
+///
 /// **Stops.** An operation that the cluster does not finish can't be cancelled, so dropping a queue waits for it; with
 /// [`RbdOptions::timeout`] that has an end. Its buffer stays mapped until then, whatever becomes of the queue.
 pub struct RbdDisk {
