@@ -67,11 +67,6 @@ impl Puppet {
     }
 
     fn start(&self, queue: &mut dyn IoQueue, token: u64) {
-        let mut buf = IoBuf::new();
-        buf.set_keep(self.memory.keep().clone());
-        let offset = LEN * (token % u64::from(SIZE)) as usize;
-        // SAFETY: inside the memory that `keep` owns.
-        unsafe { buf.push(self.memory.as_ptr().wrapping_add(offset), LEN) };
         let kind = match token % 2 {
             0 => OpKind::Read { offset: 0 },
             _ => OpKind::Write {
@@ -79,6 +74,19 @@ impl Puppet {
                 fua: false,
             },
         };
+        self.start_as(queue, token, kind, 1);
+    }
+
+    /// An operation on a buffer of so many segments.
+    fn start_as(&self, queue: &mut dyn IoQueue, token: u64, kind: OpKind, segments: usize) {
+        let mut buf = IoBuf::new();
+        buf.set_keep(self.memory.keep().clone());
+        for segment in 0..segments {
+            // Neighbours would be one segment.
+            let offset = LEN * ((token as usize + 2 * segment) % usize::from(SIZE));
+            // SAFETY: inside the memory that `keep` owns.
+            unsafe { buf.push(self.memory.as_ptr().wrapping_add(offset), LEN) };
+        }
         let op = Op {
             token: Token(token),
             kind,
@@ -255,6 +263,51 @@ fn commit(&(what, is_given_up, deed): &Deed, way: Way, features: u64) {
         "a head twice" => assert_eq!((well, failed(libc::ENODEV)), (1, usize::from(REQUESTS) - 1)),
         _ => assert_eq!(failed(libc::ENODEV), usize::from(REQUESTS), "{what}"),
     }
+}
+
+/// An operation of more than one request waits for room between two of them when the device is given up: it holds
+/// nothing of the request that ended.
+#[test]
+fn an_operation_that_waits_in_the_middle_ends_once_with_the_device() {
+    let write = |fua| OpKind::Write { offset: 0, fua };
+    let read = OpKind::Read { offset: 0 };
+    for features in [u64::MAX, !feature::RING_INDIRECT_DESC] {
+        // What is left is the flush, or the second segment of a device that takes one.
+        give_up_in_the_middle(features, write(true), 1);
+        give_up_in_the_middle(features & !feature::SEG_MAX, write(false), 2);
+        give_up_in_the_middle(features & !feature::SEG_MAX, read, 2);
+    }
+}
+
+fn give_up_in_the_middle(features: u64, first: OpKind, segments: usize) {
+    on_both_ways(|way| {
+        let mut puppet = Puppet::new(features);
+        // More than the ring has room for.
+        let count = u64::from(SIZE) + 1;
+        let mut queue = way.open(&puppet.path, 2 * SIZE);
+        let queue = queue.as_mut();
+        puppet.start_as(queue, 0, first, segments);
+        (1..count).for_each(|token| puppet.start(queue, token));
+        queue.flush_batch().unwrap();
+        let heads = puppet.heads();
+        assert!(heads.len() < count as usize, "none waits");
+        puppet.set_status(heads[0], S_OK);
+        let len = if first.is_write() { 1 } else { LEN as u32 + 1 };
+        puppet.put(heads[0].into(), len);
+        puppet.show(puppet.used);
+        let mut done = Vec::new();
+        let ended = queue.reap(&mut done).unwrap();
+        let given = puppet.heads().len();
+        puppet.device.vanish();
+        let _ = virtio_blk_core::disk::Disk::refresh(&puppet.path);
+        assert!(puppet.path.is_broken());
+        assert_eq!(ended, 0, "there is more of {first:?}: {done:?}");
+        assert_eq!(given, heads.len() + 1, "another has its place");
+        collect(queue, &mut done, count as usize);
+        let mut tokens: Vec<u64> = done.iter().map(|done| done.token.0).collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, (0..count).collect::<Vec<_>>());
+    });
 }
 
 /// A device that writes anything, while the driver continues: no request ends twice, and none is forgotten.

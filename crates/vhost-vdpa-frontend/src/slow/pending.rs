@@ -11,8 +11,8 @@ use vm_memory::GuestAddress;
 use super::limits::Limits;
 use super::translate::Translation;
 
-/// One request to the device: all or a part of an operation.
-#[derive(Clone, Copy, Debug, Default)]
+/// One request to the device: all or a part of an operation. There is one of each, as what it holds is released once.
+#[derive(Debug, Default)]
 pub(super) struct SubRequest {
     /// The head of its chain, which says where its header and status are.
     pub(super) head: u16,

@@ -236,7 +236,8 @@ impl SlowQueue {
         let Some(entry) = slot else {
             return Ok(());
         };
-        let sub_request = entry.sub_request;
+        // What it held is released below, once: the operation may have to wait before it has another.
+        let sub_request = std::mem::take(&mut entry.sub_request);
         let window = &self.shared.window;
         let place = shadow.slot(sub_request.head);
         let result = result_of(shadow.status(window, place));
@@ -344,10 +345,10 @@ impl SlowQueue {
         }
         for (index, slot) in (0..).zip(&mut self.pending) {
             if let Some(entry) = slot.take() {
+                self.free.push(index);
                 if let Some(generation) = entry.sub_request.generation {
                     self.view.release(generation);
                 }
-                self.free.push(index);
                 done.push(entry.op.complete(Err(gone())));
             }
         }
