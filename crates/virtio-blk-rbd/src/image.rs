@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use crate::api::{Api, FEATURE_EXCLUSIVE_LOCK, Handle, LOCK_EXCLUSIVE};
+use crate::api::{Api, FEATURE_DIRTY_CACHE, FEATURE_EXCLUSIVE_LOCK, Handle, LOCK_EXCLUSIVE};
 use crate::cache;
 use crate::caps::Shape;
 use crate::claim::{Claim, Client, file_name};
@@ -232,6 +232,13 @@ impl Opened {
             api, image, name, ..
         } = &self.handle;
         let features = self.handle.features()?;
+        if features & FEATURE_DIRTY_CACHE != 0 {
+            let (words, name) = (options.words(), options.name());
+            return Err(RbdError::Image(format!(
+                "a persistent cache of another client holds writes of it: end that client, or on its host have `rbd{words} \
+                 persistent-cache flush {name}` write them. `rbd{words} persistent-cache invalidate {name}` gives them up"
+            )));
+        }
         let has_lock = features & FEATURE_EXCLUSIVE_LOCK != 0;
         if !has_lock {
             log::warn!(

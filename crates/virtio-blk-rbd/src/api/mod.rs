@@ -69,6 +69,8 @@ pub(crate) const LOCK_EXCLUSIVE: c_int = 0;
 pub(crate) const ZEROES_ALLOCATED: c_int = 1;
 /// The image has an exclusive lock: `RBD_FEATURE_EXCLUSIVE_LOCK`.
 pub(crate) const FEATURE_EXCLUSIVE_LOCK: u64 = 1 << 2;
+/// Somewhere a persistent cache holds writes that the image lacks: `RBD_FEATURE_DIRTY_CACHE`.
+pub(crate) const FEATURE_DIRTY_CACHE: u64 = 1 << 11;
 /// What is written goes through a journal: `RBD_FEATURE_JOURNALING`.
 pub(crate) const FEATURE_JOURNALING: u64 = 1 << 6;
 

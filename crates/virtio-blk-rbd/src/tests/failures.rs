@@ -4,6 +4,7 @@
 //! Each call fails in turn.
 
 use std::error::Error;
+use std::sync::atomic::Ordering;
 
 use virtio_blk_core::disk::DiskError;
 
@@ -77,6 +78,19 @@ fn an_image_with_a_cache_of_its_own_is_refused() {
         set(name, value);
         rig.open();
     }
+    assert_eq!(rig.fake.opened(), [0; 5]);
+}
+
+#[test]
+fn an_image_that_lacks_the_writes_in_a_cache_elsewhere_is_refused() {
+    let rig = Rig::new();
+    rig.fake.features.store(0x3f | 1 << 11, Ordering::Relaxed);
+    let error = rig.try_open(&rig.options()).err().unwrap().to_string();
+    assert!(
+        error.contains("persistent-cache flush pool/disk`"),
+        "{error}"
+    );
+    rig.try_open(&rig.options().read_only(true)).unwrap();
     assert_eq!(rig.fake.opened(), [0; 5]);
 }
 
