@@ -162,7 +162,7 @@ fn features_lists_every_disk() {
     let disks = &json(&["features"])["disks"];
     assert_eq!(
         *disks,
-        serde_json::json!(["raw", "qcow2", "memory", "null", "nbd", "vdpa"])
+        serde_json::json!(["raw", "qcow2", "memory", "null", "nbd", "rbd", "vdpa"])
     );
     // Each of them is known to `disk info`, whose errors are about something else.
     for format in disks.as_array().unwrap() {

@@ -19,7 +19,7 @@ Examples:
   vblk vdpa list
   vblk vdpa bind disk0 vhost
   vblk vdpa del disk0
-  vblk vdpa add net0 --mgmtdev pci/0000:01:00.2 --mac 02:00:00:00:00:01 --mtu 9000
+  vblk vdpa add net0 --mgmtdev pci/0000:01:00.2 --mac 02:00:00:00:00:01
   vblk vdpa stats net0 --queue 0
 
 Adding and binding a device wait for its driver; deleting and binding it wait

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use virtio_blk_core::disk::{
     Caps, Completion, ContentStamp, Disk, DiskError, DiskEvent, DiskListener, Execute, Extent,
-    Handover, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
+    FoundBitmap, Handover, IoBuf, IoQueue, Op, OpKind, Submit, Token, Wait,
 };
 
 use crate::policy::ErrorPolicy;
@@ -26,13 +26,14 @@ use crate::{
 const ENDS: [&str; 3] = ["MemoryDisk", "NullDisk", "RawDisk"];
 
 /// The methods of the contract that no layer may answer by itself.
-const PASSED_ON: [&str; 8] = [
+const PASSED_ON: [&str; 9] = [
     "flush_error",
     "activate",
     "deactivate",
     "refresh",
     "resize",
     "extents",
+    "stored_bitmap",
     "listen",
     "release_held",
 ];
@@ -117,6 +118,15 @@ impl Disk for Probe {
         self.note("extents");
         assert_eq!((range, most), (512..1024, 7));
         Err(DiskError::Config("extents".to_owned()))
+    }
+
+    /// There is one that can't be used. Layers that ask for their own when they are made find none.
+    fn stored_bitmap(&self, name: &str) -> Result<Option<FoundBitmap>, DiskError> {
+        if name != "stored" {
+            return Ok(None);
+        }
+        self.note("stored_bitmap");
+        Err(DiskError::Config("stored_bitmap".to_owned()))
     }
 
     fn listen(&self, listener: DiskListener) {
@@ -321,6 +331,7 @@ fn the_control_side_reaches_the_disk() {
             ("refresh", disk.refresh()),
             ("resize", disk.resize(4096)),
             ("extents", disk.extents(512..1024, 7).map(drop)),
+            ("stored_bitmap", disk.stored_bitmap("stored").map(drop)),
         ] {
             let error = result.unwrap_err().to_string();
             assert_eq!(error, what, "{name}");
