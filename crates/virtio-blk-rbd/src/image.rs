@@ -23,7 +23,7 @@ use crate::{RbdError, RbdOptions};
 /// How long opening an image waits for the cluster.
 pub(crate) const OPEN_PATIENCE: Duration = Duration::from_secs(30);
 /// How long closing an image is waited for: then nothing waits for it any more.
-const CLOSE_PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 2000 });
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of each list of lockers. There is one locker at most with the kind of lock that counts.
 const LIST: usize = 4096;
 

@@ -105,7 +105,7 @@ fn opening_has_an_end_and_what_comes_later_is_undone() {
 
 #[test]
 fn closing_has_an_end() {
-    for function in ["rbd_close", "rbd_update_unwatch"] {
+    let close = |function| {
         let rig = Rig::new();
         let disk = rig.open();
         rig.fake.shut_gate(function);
@@ -115,7 +115,13 @@ fn closing_has_an_end() {
         assert_eq!(rig.fake.opened()[RADOS], 1);
         rig.fake.open_gate();
         until(function, || rig.fake.opened() == [0; 5]);
-    }
+    };
+    // At the same time, as each takes two seconds.
+    std::thread::scope(|scope| {
+        for function in ["rbd_close", "rbd_update_unwatch"] {
+            scope.spawn(move || close(function));
+        }
+    });
 }
 
 /// Then the library may still call, with an image that is closed.
