@@ -165,7 +165,11 @@ fn bad_command_lines() {
     assert_refused(&["serve", "vhost-user"], 2, &["--disk", "--socket"]);
     assert_refused(&["disk", "info"], 2, &["<DISK>"]);
     assert_refused(&["--jsn", "features"], 2, &["--jsn", "--json"]);
-    refused(serve("disk.img", &[]), 2, &["raw:disk.img", "another format"]);
+    refused(
+        serve("disk.img", &[]),
+        2,
+        &["raw:disk.img", "another format"],
+    );
     refused(serve("qcow:disk.img", &[]), 2, &["qcow", "qcow2"]);
     refused(serve("raw:", &[]), 2, &["raw:PATH"]);
     refused(serve("raw:x,direct=perhaps", &[]), 2, &["direct", "on"]);
