@@ -9,6 +9,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use common::device::{Profile, TestDevice};
 use common::ways::{Way, on_both_ways};
@@ -40,6 +41,10 @@ struct Puppet {
 
 impl Puppet {
     fn new(features: u64) -> Self {
+        Self::with_timeout(features, None)
+    }
+
+    fn with_timeout(features: u64, timeout: Option<Duration>) -> Self {
         let profile = Profile {
             stepped: true,
             features,
@@ -49,6 +54,7 @@ impl Puppet {
         let device = TestDevice::new(disk, profile);
         let options = SlowOptions {
             queue_size: SIZE,
+            timeout,
             ..SlowOptions::default()
         };
         let path = SlowPath::new(device.clone(), options).unwrap();
@@ -307,6 +313,66 @@ fn give_up_in_the_middle(features: u64, first: OpKind, segments: usize) {
         let mut tokens: Vec<u64> = done.iter().map(|done| done.token.0).collect();
         tokens.sort_unstable();
         assert_eq!(tokens, (0..count).collect::<Vec<_>>());
+    });
+}
+
+/// How long a device may take in the tests that look at that.
+const TIMEOUT: Duration = Duration::from_millis(20);
+
+/// A device that takes all its time for each request of an operation works, however long the operation takes.
+#[test]
+fn a_device_that_finishes_parts_of_an_operation_works() {
+    const PARTS: usize = 4;
+    let mut puppet = Puppet::with_timeout(!feature::SEG_MAX, Some(TIMEOUT));
+    let mut queue = Way::Submitted.open(&puppet.path, 1);
+    let queue = queue.as_mut();
+    let write = OpKind::Write {
+        offset: 0,
+        fua: false,
+    };
+    puppet.start_as(queue, 0, write, PARTS);
+    queue.flush_batch().unwrap();
+    let mut done = Vec::new();
+    // The second looks at the clock; the device had no time before the first.
+    queue.reap(&mut done).unwrap();
+    queue.reap(&mut done).unwrap();
+    for part in 0..PARTS {
+        std::thread::sleep(TIMEOUT);
+        let Some(head) = puppet.heads().get(part).copied() else {
+            break;
+        };
+        puppet.set_status(head, S_OK);
+        puppet.put(head.into(), 1);
+        puppet.show(puppet.used);
+        queue.reap(&mut done).unwrap();
+    }
+    assert!(!puppet.path.is_broken(), "given up in the middle");
+    assert_eq!(done.len(), 1);
+    done.remove(0).result.unwrap();
+}
+
+/// Operations that are cancelled before the device has them say nothing of it.
+#[test]
+fn what_is_cancelled_is_no_work_of_the_device() {
+    const CANCELLED: u64 = 4;
+    on_both_ways(|way| {
+        let puppet = Puppet::with_timeout(u64::MAX, Some(TIMEOUT));
+        let mut queue = way.open(&puppet.path, 2 * SIZE);
+        let queue = queue.as_mut();
+        let room = u64::from(SIZE);
+        (0..room + CANCELLED).for_each(|token| puppet.start(queue, token));
+        queue.flush_batch().unwrap();
+        let mut done = Vec::new();
+        for token in room..room + CANCELLED {
+            queue.cancel(Token(token));
+            std::thread::sleep(TIMEOUT);
+            queue.reap(&mut done).unwrap();
+        }
+        let given_up = puppet.path.is_broken();
+        puppet.device.vanish();
+        let _ = virtio_blk_core::disk::Disk::refresh(&puppet.path);
+        assert!(given_up, "it finished nothing");
+        collect(queue, &mut done, (room + CANCELLED) as usize);
     });
 }
 

@@ -13,7 +13,7 @@ const HEALTH_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// When the device last made progress, as far as the clock was looked at: it is only where nothing was finished, which is
 /// rare on a busy queue.
 pub(super) struct Health {
-    /// The device finished something since the clock was looked at, or had nothing.
+    /// The device finished a request since the clock was looked at, or had nothing.
     moved: bool,
     progress: Instant,
     checked: Instant,
@@ -29,7 +29,7 @@ impl Health {
         }
     }
 
-    /// The device finished something.
+    /// The device finished a request, be it all of an operation or a part.
     #[inline]
     pub(super) const fn note_progress(&mut self) {
         self.moved = true;

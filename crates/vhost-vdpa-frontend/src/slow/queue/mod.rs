@@ -236,6 +236,8 @@ impl SlowQueue {
         let Some(entry) = slot else {
             return Ok(());
         };
+        // Of an operation that has more to do, nothing else tells that the device works.
+        self.health.note_progress();
         // What it held is released below, once: the operation may have to wait before it has another.
         let sub_request = std::mem::take(&mut entry.sub_request);
         let window = &self.shared.window;
@@ -310,9 +312,6 @@ impl SlowQueue {
                 break;
             }
         }
-        if !self.ended.is_empty() {
-            done.append(&mut self.ended);
-        }
         Ok(())
     }
 
@@ -327,6 +326,10 @@ impl SlowQueue {
                 Ok(()) => self.check_health(),
             }
         }
+        // Not the device's work: one that does nothing else is looked at above.
+        if !self.ended.is_empty() {
+            done.append(&mut self.ended);
+        }
         if self.is_failed() {
             self.fail_all(done);
         }
@@ -337,7 +340,6 @@ impl SlowQueue {
     fn fail_all(&mut self, done: &mut Vec<Completion>) {
         self.event.clear();
         self.waiting.clear();
-        done.append(&mut self.ended);
         let gone = || DiskError::from_errno(libc::ENODEV);
         for taken in self.taken.drain() {
             self.view.release(taken.generation);
