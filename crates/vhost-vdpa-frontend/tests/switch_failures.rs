@@ -6,13 +6,23 @@
 
 mod common;
 
+use std::io;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use common::bench::{Setup, bench, delays, other, progress};
 use common::device::Profile;
-use vhost_vdpa_frontend::{DataPath, OnFailure, PathError, PathState, SwitchOptions, SwitchStep};
+use common::guest::Memory;
+use vhost_vdpa_frontend::{
+    DataPath, OnFailure, PathError, PathState, QueueExecutor, SwitchOptions, SwitchStep,
+    ThreadExecutor,
+};
+use virtio_blk_core::runner::{QueueRunner, Stop, Stopped};
 use virtio_blk_core::spec::feature;
+use virtio_blk_disks::fault::FaultPlan;
+use vm_memory::GuestMemoryAtomic;
+use vmm_sys_util::eventfd::EventFd;
 
 #[test]
 fn an_undrained_device_is_resumed_and_tried_again() {
@@ -241,4 +251,69 @@ fn a_device_that_is_stuck_asks_for_a_reset() {
         switch.switch_to(DataPath::Slow).unwrap().unwrap();
         progress(total);
     });
+}
+
+/// An executor that serves the first queue only, and says so of the others once that has something in flight.
+struct OneQueue(ThreadExecutor<GuestMemoryAtomic<Memory>>, mpsc::Sender<()>);
+
+impl QueueExecutor<GuestMemoryAtomic<Memory>> for OneQueue {
+    fn start(
+        &mut self,
+        index: u16,
+        runner: QueueRunner<GuestMemoryAtomic<Memory>>,
+        kick: Arc<EventFd>,
+    ) -> io::Result<()> {
+        if index == 0 {
+            self.0.start(index, runner, kick)?;
+            self.1.send(()).unwrap();
+            return Ok(());
+        }
+        while self.0.in_flight(0) == 0 {
+            std::thread::yield_now();
+        }
+        Err(io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn set_intake(&mut self, index: u16, open: bool) {
+        self.0.set_intake(index, open);
+    }
+
+    fn in_flight(&mut self, index: u16) -> usize {
+        self.0.in_flight(index)
+    }
+
+    fn stop(&mut self, index: u16, mode: Stop) -> Option<Stopped> {
+        self.0.stop(index, mode)
+    }
+}
+
+/// A queue can't be served while another one has requests at a device that swallows them: the move fails in time.
+#[test]
+fn a_device_that_swallows_requests_does_not_keep_the_switch() {
+    const LONG: Duration = Duration::from_secs(3600);
+    let (served, begun) = mpsc::channel();
+    let mut bench = bench(Setup {
+        plan: Some(FaultPlan::new(1).delay_time(LONG..=LONG)),
+        options: SwitchOptions {
+            drain_timeout: Duration::from_millis(50),
+            ..SwitchOptions::default()
+        },
+        executor: Some(Box::new(OneQueue(
+            ThreadExecutor::new(Duration::ZERO),
+            served,
+        ))),
+        ..Setup::default()
+    });
+    let (told, ended) = mpsc::channel();
+    let switch = bench.switch.clone();
+    std::thread::spawn(move || told.send(switch.switch_to(DataPath::Slow)));
+    begun.recv().unwrap();
+    bench.guest.queues[0].start_some();
+    let moved = ended.recv_timeout(Duration::from_secs(20));
+    let error = moved.expect("the switch waits for the device").unwrap_err();
+    assert_eq!(
+        (error.step, error.path),
+        (SwitchStep::TakeOver, PathState::Fast),
+        "{error}"
+    );
 }

@@ -171,7 +171,10 @@ impl<M: DeviceMemory + Clone> PathSwitch<M> {
             }
             if let Err(source) = started {
                 // Those that run already may have moved on.
-                self.close_intakes(inner);
+                if !self.close_intakes(inner) {
+                    // Nobody may wait longer, with the switch locked: what is in flight fails.
+                    self.slow.cancel_all();
+                }
                 for (found, state) in self.stop_each(inner, Stop::Drain) {
                     positions.retain(|(index, _)| *index != found);
                     match state {
