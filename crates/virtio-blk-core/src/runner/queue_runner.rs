@@ -368,6 +368,11 @@ impl<M: DeviceMemory> QueueRunner<M> {
         self.outstanding.wait()
     }
 
+    /// When the disk wants to be asked although nothing tells so.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.outstanding.deadline()
+    }
+
     /// Whether a call of [`QueueRunner::service`] may find something: for callers that poll. Always true
     /// while the disk has something, as only collecting tells whether it is done. Cheap, and without an
     /// effect the driver could see.

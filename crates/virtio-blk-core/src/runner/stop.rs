@@ -61,7 +61,7 @@ impl<M: DeviceMemory> QueueRunner<M> {
         while !self.is_drained() {
             match self.service(usize::from(u16::MAX)) {
                 Service::Fatal if self.in_flight() == 0 => break,
-                Service::Fatal => self.wait_for_disk(None),
+                Service::Fatal => self.wait_for_disk(self.deadline()),
                 Service::More => {}
                 Service::WaitUntil(at) => self.wait_for_disk(Some(at)),
                 // The call may have returned the last request.

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -62,6 +63,16 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
         Some(self.runner.take()?.stop(mode))
     }
 
+    /// Brings the loop back at `at`.
+    fn wake_at(&mut self, at: Instant) {
+        let left = at.saturating_duration_since(Instant::now());
+        // Zero would disarm it.
+        let left = left.max(Duration::from_micros(1));
+        if self.timer.reset(left, None).is_err() {
+            let _ = self.again.write(1);
+        }
+    }
+
     /// Serves the queue. `false` once that has no sense any more.
     fn serve(&mut self) -> bool {
         let Some(runner) = &mut self.runner else {
@@ -77,14 +88,7 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
             Service::WaitUntil(_) if polled => {
                 let _ = self.again.write(1);
             }
-            Service::WaitUntil(at) => {
-                let left = at.saturating_duration_since(std::time::Instant::now());
-                // Zero would disarm it.
-                let left = left.max(std::time::Duration::from_micros(1));
-                if self.timer.reset(left, None).is_err() {
-                    let _ = self.again.write(1);
-                }
-            }
+            Service::WaitUntil(at) => self.wake_at(at),
             Service::Fatal => {
                 if let (Some(tell), Some(error)) = (self.on_fatal.take(), runner.error()) {
                     tell(error);
@@ -95,6 +99,8 @@ impl<M: DeviceMemory> QueueSubscriber<M> {
                 // What the disk still has is collected.
                 if polled {
                     let _ = self.again.write(1);
+                } else if let Some(at) = runner.deadline() {
+                    self.wake_at(at);
                 }
             }
         }

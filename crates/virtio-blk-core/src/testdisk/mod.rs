@@ -127,6 +127,11 @@ impl TestDisk {
         self.lock().deadline = deadline;
     }
 
+    /// From now on operations that are cancelled stay as they are, as at a disk that can't call them back.
+    pub fn set_keeps(&self) {
+        self.lock().keeps = true;
+    }
+
     /// What the disk says of its wear, as it goes to the wire.
     pub fn set_lifetime(&self, bytes: [u8; Lifetime::SIZE]) {
         self.lock().lifetime = bytes;

@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) wait: WaitKind,
     pub(super) room: usize,
     pub(super) deadline: Option<Instant>,
+    /// Nothing is cancelled.
+    pub(super) keeps: bool,
     pub(super) lifetime: [u8; Lifetime::SIZE],
     pub(super) fault: Option<Fault>,
     pub(super) broken: Option<Break>,
@@ -67,6 +69,7 @@ impl State {
             wait: WaitKind::Inline,
             room: usize::MAX,
             deadline: None,
+            keeps: false,
             lifetime: [0; Lifetime::SIZE],
             fault: None,
             broken: None,
@@ -230,6 +233,9 @@ impl State {
 
     pub(super) fn cancel(&mut self, id: usize, token: Token) {
         self.log.push(Event::Cancelled);
+        if self.keeps {
+            return;
+        }
         let place = |held: &HeldOp| held.queue == id && held.accepted.op.token == token;
         if let Some(held) = self
             .held

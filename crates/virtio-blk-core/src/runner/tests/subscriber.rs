@@ -239,3 +239,35 @@ fn no_wake_up_is_lost_in_a_loop() {
         }
     }
 }
+
+/// A disk that can't call back what it has, and tells nothing when that ends, is asked when it wants to be.
+#[test]
+fn a_deadline_brings_the_loop_back_to_a_broken_ring() {
+    let mut serving = serve(Mode::Held, WaitKind::Fd);
+    serving.apart.submit(&Request::read(0, 512));
+    serving.settle();
+    let disk = serving.apart.disk.clone();
+    disk.set_keeps();
+    disk.set_deadline(Some(Instant::now()));
+    let idx = vm_memory::GuestAddress(serving.apart.driver.state().avail_ring + 2);
+    serving.apart.driver.memory().write_obj(0u16, idx).unwrap();
+    serving.apart.kick.write(1).unwrap();
+    let goal = disk.reaps() + 20;
+    while disk.reaps() < goal {
+        assert_ne!(serving.manager.run_with_timeout(5_000).unwrap(), 0);
+    }
+    assert_eq!((serving.fatal().len(), disk.held()), (1, 1));
+    serving.manager.remove_subscriber(serving.id).unwrap();
+    // Nor is it forgotten in a stop.
+    let subscriber = serving.subscriber.clone();
+    let goal = disk.reaps() + 20;
+    let stop = std::thread::spawn(move || subscriber.lock().unwrap().stop(Stop::Drain));
+    let late = Instant::now() + Duration::from_secs(5);
+    while disk.reaps() < goal && Instant::now() < late {
+        std::thread::yield_now();
+    }
+    let reaps = disk.reaps();
+    disk.release(1);
+    assert!(stop.join().unwrap().unwrap().in_flight.is_empty());
+    assert!(reaps >= goal, "the stop waits");
+}

@@ -387,3 +387,27 @@ fn a_posted_call_is_not_waited_for() {
     go.send(()).unwrap();
     assert_eq!(done.recv(), Ok(0));
 }
+
+#[test]
+fn a_deadline_brings_the_thread_back_to_a_broken_ring() {
+    let (mut apart, thread, told) = spawn(Mode::Held, WaitKind::Fd, Duration::ZERO);
+    apart.submit(&Request::read(0, 512));
+    while apart.disk.held() == 0 {
+        std::thread::yield_now();
+    }
+    apart.disk.set_keeps();
+    apart.disk.set_deadline(Some(Instant::now()));
+    let idx = vm_memory::GuestAddress(apart.driver.state().avail_ring + 2);
+    apart.driver.memory().write_obj(0u16, idx).unwrap();
+    apart.kick.write(1).unwrap();
+    told.recv().unwrap();
+    let goal = apart.disk.reaps() + 20;
+    let late = Instant::now() + Duration::from_secs(5);
+    while apart.disk.reaps() < goal && Instant::now() < late {
+        std::thread::yield_now();
+    }
+    let reaps = apart.disk.reaps();
+    apart.disk.release(1);
+    thread.stop(Stop::HandOver).unwrap();
+    assert!(reaps >= goal, "the thread sleeps");
+}

@@ -450,7 +450,11 @@ impl<M: DeviceMemory> Worker<M> {
             self.wait(None);
         } else {
             let polled = matches!(self.runner.wait(), Wait::Poll);
-            self.wait(polled.then(Instant::now));
+            self.wait(if polled {
+                Some(Instant::now())
+            } else {
+                self.runner.deadline()
+            });
         }
     }
 
