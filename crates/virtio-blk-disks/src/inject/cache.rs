@@ -47,8 +47,9 @@ pub(super) struct Cache {
     file: File,
     identity: u64,
     stable: Vec<u8>,
-    /// When each sector was written, for those that a sync would make stable.
-    dirty: BTreeMap<u64, u64>,
+    /// When each sector was written, and what, for those that a sync would make stable. A later write may be on its way to
+    /// the file when the sync ends.
+    dirty: BTreeMap<u64, (u64, Vec<u8>)>,
     clock: u64,
 }
 
@@ -81,55 +82,65 @@ impl Cache {
     pub fn wrote(&mut self, offset: u64, len: u64) {
         self.clock += 1;
         for sector in Self::sectors(offset, len) {
-            self.dirty.insert(sector, self.clock);
+            let written = (self.clock, self.content(sector));
+            self.dirty.insert(sector, written);
         }
     }
 
-    /// A sector is stable as it is now.
-    fn store(&mut self, sector: u64) {
+    /// What the file has now, less at its end.
+    fn content(&self, sector: u64) -> Vec<u8> {
+        let mut data = vec![0; SECTOR as usize];
+        let got = self.file.read_at(&mut data, sector * SECTOR).unwrap_or(0);
+        data.truncate(got);
+        data
+    }
+
+    /// A sector is stable.
+    fn store(&mut self, sector: u64, data: &[u8]) {
         let at = (sector * SECTOR) as usize;
-        let mut data = [0; SECTOR as usize];
-        let got = self.file.read_at(&mut data, at as u64).unwrap_or(0);
-        if self.stable.len() < at + got {
-            self.stable.resize(at + got, 0);
+        if self.stable.len() < at + data.len() {
+            self.stable.resize(at + data.len(), 0);
         }
-        if let Some(stable) = self.stable.get_mut(at..at + got) {
-            stable.copy_from_slice(&data[..got]);
+        if let Some(stable) = self.stable.get_mut(at..at + data.len()) {
+            stable.copy_from_slice(data);
         }
     }
 
     /// What was written up to a moment is stable.
     pub fn settle(&mut self, until: u64) {
         let dirty = std::mem::take(&mut self.dirty);
-        for (sector, written) in dirty {
+        for (sector, (written, data)) in dirty {
             if written <= until {
-                self.store(sector);
+                self.store(sector, &data);
             } else {
-                self.dirty.insert(sector, written);
+                self.dirty.insert(sector, (written, data));
             }
         }
     }
 
-    /// A range is stable.
+    /// A range that was just written is stable.
     pub fn settle_range(&mut self, offset: u64, len: u64) {
         for sector in Self::sectors(offset, len) {
-            self.dirty.remove(&sector);
-            self.store(sector);
+            let data = match self.dirty.remove(&sector) {
+                Some((_, data)) => data,
+                None => self.content(sector),
+            };
+            self.store(sector, &data);
         }
     }
 
     /// What was written up to a moment never becomes stable.
     pub fn lose(&mut self, until: u64) {
-        self.dirty.retain(|_, written| *written > until);
+        self.dirty.retain(|_, (written, _)| *written > until);
     }
 
     /// Makes the file what is left.
     pub fn cut(&mut self, keep: Keep) -> io::Result<()> {
-        let kept: Vec<u64> = self.dirty.keys().copied().collect();
-        for sector in kept.into_iter().filter(|sector| keep.keeps(*sector)) {
-            self.store(sector);
+        for (sector, (_, data)) in std::mem::take(&mut self.dirty) {
+            if keep.keeps(sector) {
+                self.store(sector, &data);
+            }
         }
-        self.dirty.clear();
         let len = self.file.metadata()?.len();
         self.stable.resize(usize::try_from(len).unwrap_or(0), 0);
         self.file.set_len(0)?;

@@ -287,8 +287,9 @@ impl Hook {
             clock = cache.clock();
             let sync = made.kind == Call::Sync && cache.is(self.file);
             pretended = sync;
-            if sync && errno.is_some() {
+            if let Some(errno) = errno.filter(|_| sync) {
                 cache.lose(clock);
+                self.told_here(&mut state, errno);
             }
         }
         Ticket {
@@ -312,7 +313,10 @@ impl Hook {
                     _ if ticket.errno.is_some() => {}
                     Call::Write if outcome > 0 => cache.wrote(made.offset, outcome as u64),
                     Call::Allocate | Call::Erase => cache.wrote(made.offset, made.len),
-                    _ if lost => cache.lose(ticket.clock),
+                    _ if lost => {
+                        cache.lose(ticket.clock);
+                        self.told_here(&mut state, errno);
+                    }
                     _ => {}
                 }
             }
@@ -354,6 +358,12 @@ impl Hook {
             return -errno;
         }
         outcome
+    }
+
+    /// What a failed sync of this description lost is told to every other one as well, at its next sync.
+    fn told_here(&self, state: &mut State, errno: i32) {
+        state.write_back = (state.write_back.0 + 1, errno);
+        self.reported.store(state.write_back.0, Ordering::Release);
     }
 
     /// A call that is waited for.
