@@ -8,8 +8,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use virtio_blk_core::disk::{
-    Caps, Completion, Disk, DiskError, DiskListener, Execute, IoBuf, IoQueue, Op, Submit, Token,
-    Wait,
+    Completion, Disk, DiskError, Execute, IoBuf, IoQueue, Op, Submit, Token, Wait,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,54 +83,5 @@ impl IoQueue for Offering {
 
     fn cancel(&mut self, token: Token) {
         self.inner.cancel(token);
-    }
-}
-
-/// A layer that offers nothing to the disk underneath: everything takes the general path.
-pub struct General(pub std::sync::Arc<dyn Disk>);
-
-impl Disk for General {
-    fn caps(&self) -> Caps {
-        self.0.caps()
-    }
-
-    fn open_queue(&self, depth: u16) -> Result<Box<dyn IoQueue>, DiskError> {
-        Ok(Box::new(GeneralQueue(self.0.open_queue(depth)?)))
-    }
-
-    fn refresh(&self) -> Result<(), DiskError> {
-        self.0.refresh()
-    }
-
-    fn listen(&self, listener: DiskListener) {
-        self.0.listen(listener);
-    }
-}
-
-struct GeneralQueue(Box<dyn IoQueue>);
-
-impl IoQueue for GeneralQueue {
-    fn submit(&mut self, op: Op) -> Submit {
-        self.0.submit(op)
-    }
-
-    fn flush_batch(&mut self) -> Result<(), DiskError> {
-        self.0.flush_batch()
-    }
-
-    fn reap(&mut self, done: &mut Vec<Completion>) -> Result<usize, DiskError> {
-        self.0.reap(done)
-    }
-
-    fn wait(&self) -> Wait<'_> {
-        self.0.wait()
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        self.0.deadline()
-    }
-
-    fn cancel(&mut self, token: Token) {
-        self.0.cancel(token);
     }
 }
