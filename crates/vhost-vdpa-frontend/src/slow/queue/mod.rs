@@ -126,6 +126,8 @@ impl SlowQueue {
         self.ended.is_empty()
             && (self.in_flight() == 0 || submitted && self.waiting.is_empty())
             && (!self.events || self.event.is_clear())
+            // Without an event nothing else tells of a device that was given up.
+            && !self.is_failed()
     }
 
     /// The checks every disk makes, and whether the device was told of this kind of operation.
