@@ -156,16 +156,30 @@ impl TlsSession {
     /// Sends what is encrypted already, as far as there is room.
     ///
     /// # Errors
-    /// The socket's.
+    /// The socket's; [`io::ErrorKind::InvalidData`] if the peer said why it went.
     pub fn flush(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut Socket(socket)) {
                 Ok(_) => {}
                 Err(error) if is_later(&error) => break,
-                Err(error) => return Err(error),
+                Err(error) => return Err(self.alert(socket).unwrap_or(error)),
             }
         }
         Ok(())
+    }
+
+    /// What a peer that went has said last. A server that wants a certificate says so after the client believes that the
+    /// handshake is complete.
+    fn alert(&mut self, socket: BorrowedFd<'_>) -> Option<io::Error> {
+        for _ in 0..LOOKS {
+            if !matches!(self.tls.read_tls(&mut Socket(socket)), Ok(1..)) {
+                break;
+            }
+            if let Err(error) = self.tls.process_new_packets() {
+                return Some(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+        None
     }
 
     /// Takes over what the socket has.
