@@ -52,11 +52,15 @@ fn a_queue_without_threads_is_an_error() {
     let (ask, asked) = channel::<()>();
     let (answer, answered) = channel();
     let opener = disk.clone();
+    let (started, start) = channel();
     std::thread::spawn(move || {
+        started.send(()).unwrap();
         for () in asked {
             answer.send(opener.open_queue(1).map(drop)).unwrap();
         }
     });
+    // What a thread needs to start, std takes before it runs; without memory for it the process would end.
+    start.recv().unwrap();
     // Less than the stack of a thread.
     let before = limit(address_space() + (1 << 20));
     ask.send(()).unwrap();

@@ -5,6 +5,8 @@
 
 #[allow(clippy::undocumented_unsafe_blocks)] // One argument for all of them stands at their head.
 mod functions;
+#[allow(clippy::undocumented_unsafe_blocks)] // As there.
+mod operations;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
