@@ -21,14 +21,18 @@ pub(super) struct DirtyMarker {
 }
 
 #[inline]
-pub(super) fn changed(kind: &OpKind, data_len: usize) -> ByteRange {
+fn changed(kind: &OpKind, data_len: usize) -> ByteRange {
     kind.range(data_len as u64).filter(|_| kind.is_write())
 }
 
-impl DirtyMarker {
-    /// Marks what an operation changed that has ended.
+/// Marks what an operation changed when it has ended, and needs to know nothing of it before.
+pub(super) trait EndMarker: Send {
+    fn mark(&self, range: ByteRange);
+}
+
+impl EndMarker for DirtyMarker {
     #[inline]
-    pub(super) fn mark(&self, range: ByteRange) {
+    fn mark(&self, range: ByteRange) {
         if let Some((offset, len)) = range {
             for (_, bitmap) in self.bitmaps.load().iter() {
                 bitmap.mark(offset, len);
@@ -37,7 +41,7 @@ impl DirtyMarker {
     }
 }
 
-impl Observer for DirtyMarker {
+impl<M: EndMarker> Observer for M {
     type Noted = ByteRange;
 
     fn begin(&mut self, op: &Op) -> ByteRange {

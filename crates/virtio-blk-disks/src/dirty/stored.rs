@@ -10,14 +10,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_blk_core::disk::{
-    Completion, Execute, FoundBitmap, IoBuf, IoQueue, Op, OpKind, StoredBitmap,
-};
+use virtio_blk_core::disk::{FoundBitmap, StoredBitmap};
 
 use super::bitmap::DirtyBitmap;
-use super::dirty_marker::{ByteRange, DirtyMarker, changed};
+use super::dirty_marker::{ByteRange, DirtyMarker, EndMarker};
 use super::error::BitmapError;
-use crate::observe::Observer;
 
 /// A bitmap in memory that continues with the medium's own, of a disk of `size` bytes.
 ///
@@ -42,7 +39,7 @@ pub(super) struct StoredMarker {
     pub(super) stored: Arc<dyn StoredBitmap>,
 }
 
-impl StoredMarker {
+impl EndMarker for StoredMarker {
     fn mark(&self, range: ByteRange) {
         self.marker.mark(range);
         if let Some((offset, len)) = range {
@@ -50,31 +47,5 @@ impl StoredMarker {
             fence(Ordering::SeqCst);
             self.stored.mark(offset, len);
         }
-    }
-}
-
-impl Observer for StoredMarker {
-    type Noted = ByteRange;
-
-    fn begin(&mut self, op: &Op) -> ByteRange {
-        changed(&op.kind, op.buf.len())
-    }
-
-    fn end(&mut self, range: ByteRange, _: &mut Completion) {
-        self.mark(range);
-    }
-
-    fn dropped(&mut self, range: ByteRange) {
-        self.mark(range);
-    }
-
-    const EXECUTES: bool = true;
-
-    fn execute(&mut self, inner: &mut dyn IoQueue, kind: &OpKind, buf: &IoBuf) -> Execute {
-        let executed = inner.execute(kind, buf, None);
-        if let Execute::Done(_) = executed {
-            self.mark(changed(kind, buf.len()));
-        }
-        executed
     }
 }
