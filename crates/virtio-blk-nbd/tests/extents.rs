@@ -142,7 +142,7 @@ fn status(request: &Request, mode: ReplyMode, context: u32, list: &[(u64, u64)])
     chunk(request, mode, kind, true, &status.encode(kind))
 }
 
-/// No answers to a question.
+/// No replies to a request.
 type Reply = fn(&Request, ReplyMode) -> Vec<u8>;
 
 const BAD: &[(&str, Reply)] = &[

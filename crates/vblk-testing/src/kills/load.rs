@@ -120,7 +120,7 @@ impl Load {
         self.queue.publish()
     }
 
-    /// Takes and checks answers that are there.
+    /// Takes and checks the completions that are there.
     pub(super) fn collect(&mut self) -> Result<()> {
         while let Some(done) = self.queue.driver.poll()? {
             let job = self.busy.remove(&done.token);
